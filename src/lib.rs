@@ -1,0 +1,22 @@
+//! mimid: a MIMI provider. It hosts MLS groups (Delivery Service), holds its users' clients' queues and
+//! KeyPackages (Queueing Service) and speaks to its clients over HTTPS.
+//!
+//! Imports go downward only; `tests/behaviour/layers.rs` scans for it:
+//!
+//! ```text
+//! wire        types and codec of PROTOCOL.md; no I/O, no clock
+//! crypto      hashing, signatures, AEAD; the openmls crypto provider        wire
+//! policy      what a change of a group may do: one piece for server and client  wire, crypto
+//! group, queue, key_package, account
+//!             the rules: pure, synchronous, time is an argument             wire, crypto, policy
+//! store       trait, batch, keys; sled, memory                              wire, records of the rules
+//! actors      groups, queues, admission: thin                               the above
+//! http        client and ops listeners                                      wire, actor handles
+//! server      composition root: config, clock, metrics, telemetry
+//! client      the client library                                            wire, crypto, policy
+//! cli         the subcommands                                               client, server
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod wire;
+pub mod store;

@@ -1,0 +1,203 @@
+//! What survives: one trait of domain verbs over an atomic, durable, conditional [`Batch`].
+//!
+//! Here: the trait, the batch and its conditions. The records are in [`records`], how they become keys and
+//! values in [`keys`], the engines in [`sled`] and [`memory`]. Deliberately absent: any rule of the protocol.
+//!
+//! **Contract of every backend** (the conformance suite checks it):
+//! - A batch is applied whole or not at all, and it is durable (power loss included) before `write` answers `Ok`.
+//! - Its conditions are checked against everything that was applied before it; where one does not hold nothing
+//!   is applied and the answer is [`StoreError::Conflict`]. Conditions fence: of two writers that believe that they
+//!   own one group, the second to write loses.
+//! - Batches of one caller are applied in the order in which `write` was called (not polled).
+//! - A read sees every batch that was answered before it started.
+//! - [`StoreError::Unavailable`] from `write` means that the outcome is unknown; from then on every write is refused
+//!   with [`StoreError::ReadOnly`] until the process starts anew.
+
+pub mod records;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use crate::wire::ids::{ClientUri, Epoch, GroupId, KeyPackageRef, Sequence, UserUri};
+use records::{
+    Account, ConsentHash, Device, FeedEntry, GroupHead, InboxItem, InboxKey, LogRecord, OwnEntry, OwnSequence,
+    QueueHead, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+};
+
+/// A handle on the node's store, shared by all actors.
+pub type SharedStore = Arc<dyn Store>;
+
+/// The answer of a store, later.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// A condition of the batch did not hold; nothing was applied. `condition` is its index.
+    #[error("condition {condition} of the batch does not hold")]
+    Conflict { condition: usize },
+    /// The outcome of a write is unknown, or a read failed.
+    #[error("the store failed: {0}")]
+    Unavailable(String),
+    /// An earlier write failed: the node answers reads only.
+    #[error("the store is read-only since an earlier failure: {0}")]
+    ReadOnly(String),
+    /// A record is not what was written. `what` names it for the operator.
+    #[error("a stored record cannot be read: {what}")]
+    Corrupt { what: String },
+}
+
+/// How much a range read may return: it ends at whichever is reached first, but returns at least one item
+/// where there is one.
+#[derive(Debug, Clone, Copy)]
+pub struct Page {
+    pub items_max: usize,
+    pub bytes_max: usize,
+}
+
+/// What must hold for a batch to be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// No group of this id was ever here.
+    GroupUnknown(GroupId),
+    /// The group's head is here with this `next_sequence` and this `revision`.
+    GroupAt { group: GroupId, next_sequence: Sequence, revision: u64 },
+    AccountAbsent(UserUri),
+    DeviceAbsent(ClientUri),
+    /// The account is here with this `revision` (it goes up by one at each change).
+    AccountAt { user: UserUri, revision: u64 },
+    /// The client holds this KeyPackage: it was published and neither claimed nor removed.
+    KeyPackageHeld { client: ClientUri, key_package: KeyPackageRef },
+    /// The client's queue head has this `revision`; 0 where there is none.
+    QueueAt { client: ClientUri, revision: u64 },
+    /// The token record has this `revision`; 0 where there is none.
+    TokenAt { token: TokenId, revision: u64 },
+}
+
+/// One change of one record.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// The group's head: always the last word on where its log, snapshots and feed stand.
+    GroupHead(GroupHead),
+    /// Appends to the group's log. There is one record per accepted message, whatever the group's size.
+    Log { group: GroupId, record: LogRecord },
+    /// A whole snapshot of the group's state, chunked by the backend. Low priority: see [`Batch::snapshot`].
+    Snapshot { group: GroupId, at: Sequence, bytes: Vec<u8> },
+    DropSnapshot { group: GroupId, at: Sequence },
+    /// GroupInfo and tree of one epoch, for joiners who come later than every snapshot that holds it.
+    JoinerInfo { group: GroupId, epoch: Epoch, bytes: Vec<u8> },
+    DropJoinerInfo { group: GroupId, epoch: Epoch },
+    /// Drops the log in `from..until`.
+    TrimLog { group: GroupId, from: Sequence, until: Sequence },
+    /// Drops everything of a group but its head.
+    DropGroup(GroupId),
+
+    /// Leaves something for a client's queue; its owner takes it from there with [`Store::inbox`].
+    Inbox { client: ClientUri, key: InboxKey, item: InboxItem },
+    InboxTaken { client: ClientUri, key: InboxKey },
+    QueueHead { client: ClientUri, head: QueueHead },
+    /// Appends to the client's own feed (feed 0).
+    Own { client: ClientUri, entry: OwnEntry },
+    /// Drops the client's own feed up to and including `until`.
+    TrimOwn { client: ClientUri, until: OwnSequence },
+    Subscription { client: ClientUri, subscription: Subscription },
+    DropSubscription { client: ClientUri, feed: crate::wire::ids::FeedId },
+    /// Drops everything of a client's queue, KeyPackages and inbox.
+    DropQueue(ClientUri),
+
+    Account { user: UserUri, account: Account },
+    Device { client: ClientUri, device: Device },
+    KeyPackage { client: ClientUri, key_package: StoredKeyPackage },
+    DropKeyPackage { client: ClientUri, key_package: KeyPackageRef },
+    Token { token: TokenId, record: TokenRecord },
+    Consent { user: UserUri, token: ConsentHash },
+    DropConsent { user: UserUri, token: ConsentHash },
+    /// A small named record of the node itself (keys' generations, the creation time); see `server`.
+    Node { name: &'static str, bytes: Vec<u8> },
+}
+
+/// Changes that become visible and durable together.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub conditions: Vec<Condition>,
+    pub writes: Vec<Write>,
+    /// Snapshots go in a lane of their own, so that a large group never stands before everyone's commits.
+    pub low_priority: bool,
+}
+
+impl Batch {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A batch for the low-priority lane.
+    #[must_use]
+    pub fn low_priority() -> Self {
+        Self { low_priority: true, ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn when(mut self, condition: Condition) -> Self {
+        self.conditions.push(condition);
+        self
+    }
+
+    #[must_use]
+    pub fn and(mut self, write: Write) -> Self {
+        self.writes.push(write);
+        self
+    }
+
+    pub fn push(&mut self, write: Write) {
+        self.writes.push(write);
+    }
+}
+
+/// The store of one node.
+pub trait Store: Send + Sync + 'static {
+    /// Queues `batch` behind all earlier ones **at the call**; the answer comes when it is durable.
+    fn write(&self, batch: Batch) -> Answer<'static, ()>;
+
+    fn group_head(&self, group: &GroupId) -> Answer<'_, Option<GroupHead>>;
+    /// Heads of all groups in key order, behind `after`.
+    fn group_heads(&self, after: Option<&GroupId>, items_max: usize) -> Answer<'_, Vec<GroupHead>>;
+    /// Log records from `from` on, with what replay needs.
+    fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>>;
+    /// The same records as a queue sees them.
+    fn feed(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<FeedEntry>>;
+    fn snapshot(&self, group: &GroupId, at: Sequence) -> Answer<'_, Option<Vec<u8>>>;
+    fn joiner_info(&self, group: &GroupId, epoch: Epoch) -> Answer<'_, Option<Vec<u8>>>;
+
+    fn inbox(&self, client: &ClientUri, items_max: usize) -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
+    fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
+    fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
+    fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;
+
+    fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>>;
+    fn device(&self, client: &ClientUri) -> Answer<'_, Option<Device>>;
+    /// All KeyPackages of a client, oldest first, at most `items_max`.
+    fn key_packages(&self, client: &ClientUri, items_max: usize) -> Answer<'_, Vec<StoredKeyPackage>>;
+    fn token(&self, token: &TokenId) -> Answer<'_, Option<TokenRecord>>;
+    fn has_consent(&self, user: &UserUri, token: &ConsentHash) -> Answer<'_, bool>;
+    fn consent_count(&self, user: &UserUri, items_max: usize) -> Answer<'_, usize>;
+    fn node(&self, name: &'static str) -> Answer<'_, Option<Vec<u8>>>;
+
+    /// What an operator sees: counters since the process started.
+    fn stats(&self) -> StoreStats;
+    /// Whether writes are taken; the reason where they are not.
+    fn writable(&self) -> Result<(), String>;
+    /// Waits for what is queued, makes it durable and stops. Later writes are refused.
+    fn close(&self) -> Answer<'static, ()>;
+}
+
+/// Counters since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    pub batches: u64,
+    pub flushes: u64,
+    pub flush_us_total: u64,
+    pub writes: u64,
+    pub bytes_written: u64,
+    pub bytes_on_disk: u64,
+}
+

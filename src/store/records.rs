@@ -1,0 +1,194 @@
+//! The records that survive, as the rules see them. Each is stored behind a byte that names its encoding
+//! version; golden files (tests/golden) prove that old data still reads.
+//!
+//! Here: plain data. How it is keyed and chunked is in [`super::keys`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::ids::{
+    ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp,
+};
+
+/// Where a group stands. Rewritten with every accepted message, so it is small whatever the group's size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupHead {
+    pub group: GroupId,
+    pub status: GroupStatus,
+    pub next_sequence: Sequence,
+    /// The oldest sequence that the log still has.
+    pub first_sequence: Sequence,
+    pub epoch: Epoch,
+    /// Goes up by one at every write of this head; fences a second owner.
+    pub revision: u64,
+    /// The newest snapshot and the one before it, each as the sequence of the last record that it holds.
+    pub snapshot: Sequence,
+    pub previous_snapshot: Option<Sequence>,
+    pub created_at: Timestamp,
+    pub last_accepted_at: Timestamp,
+    /// Bytes of the log that is kept, for trimming by size.
+    pub log_bytes: u64,
+    /// When the group has work to do by itself (an inactive member, a proposal to make, a trim); none: never.
+    pub wake_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupStatus {
+    Active,
+    /// Its id is never used again.
+    Deleted,
+}
+
+/// One accepted message: what is delivered and what replay needs, in one record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRecord {
+    pub feed: FeedEntry,
+    /// What the message did to the group's state, encoded by `group` (opaque here).
+    pub change: Vec<u8>,
+}
+
+/// The part of a log record that queues read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FeedEntry {
+    pub sequence: Sequence,
+    pub accepted_at: Timestamp,
+    /// The sending client: it gets no copy.
+    pub except: Option<RecipientId>,
+    /// Whether a `handshake_only` subscription receives it.
+    pub handshake: bool,
+    /// The TLS encoding of the `QueueEvent`; empty where nobody is to receive anything (roster_only).
+    pub event: Vec<u8>,
+}
+
+/// Orders what is left for a client: by group and sequence, so that what one group leaves stays in order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum InboxKey {
+    /// Left by a group at one of its sequences; `index` counts within that.
+    Group { group: GroupId, sequence: Sequence, index: u32 },
+    /// Left by anything else; left twice under one id it is there once.
+    Item([u8; 16]),
+}
+
+/// What is left for a client's queue until its owner takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InboxItem {
+    /// The client is in the group from `from` on. `event` is the encoded `QueueEvent` of its Welcome, if it has one.
+    Open { group: GroupId, recipient: RecipientId, from: Sequence, handshake_only: bool, event: Option<Vec<u8>> },
+    /// The filter changed, from `from` on.
+    Filter { group: GroupId, recipient: RecipientId, from: Sequence, handshake_only: bool },
+    /// `last` is the last sequence that the client receives; `removed` whether a `removed` entry follows it.
+    Close { group: GroupId, recipient: RecipientId, last: Sequence, removed: bool },
+    /// An encoded `QueueEvent` for the client alone.
+    Event { group: Option<GroupId>, event: Vec<u8> },
+}
+
+/// The sequence of a client's own feed (feed 0).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct OwnSequence(pub u64);
+
+/// Where a client's queue stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QueueHead {
+    pub revision: u64,
+    pub next_own: OwnSequence,
+    /// Acknowledged in feed 0, cumulatively.
+    pub acknowledged_own: OwnSequence,
+    pub next_feed: FeedId,
+}
+
+/// An entry of a client's own feed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnEntry {
+    pub sequence: OwnSequence,
+    pub accepted_at: Timestamp,
+    /// Set for Welcomes.
+    pub group: Option<GroupId>,
+    /// The feed that may not be delivered before this entry (its Welcome).
+    pub opens: Option<FeedId>,
+    pub event: Vec<u8>,
+}
+
+/// One membership of a client in a group: an interval of the group's feed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    pub feed: FeedId,
+    pub group: GroupId,
+    pub recipient: RecipientId,
+    pub from: Sequence,
+    /// The last sequence that is delivered, once the membership has ended; `removed` as in [`InboxItem::Close`].
+    pub last: Option<Sequence>,
+    pub removed: bool,
+    /// Filters with the sequence that each holds from; the first holds from `from`.
+    pub filters: Vec<(Sequence, bool)>,
+    /// Acknowledged, cumulatively; `from - 1` at first.
+    pub acknowledged: Sequence,
+    /// The sequence that this client got before `acknowledged` moved on: what `previous` of its next entry names.
+    pub previous: Sequence,
+}
+
+/// A user of this provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    pub revision: u64,
+    pub user_key_scheme: u16,
+    pub user_key: Vec<u8>,
+    pub created_at: Timestamp,
+    /// Deleted accounts stay as a tombstone: their name is not given to anyone else.
+    pub deleted_at: Option<Timestamp>,
+    /// In the order of registration, deleted ones left out.
+    pub devices: Vec<ClientUri>,
+}
+
+/// A client of this provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    pub key_scheme: u16,
+    pub key: Vec<u8>,
+    /// The TLS encoding of its MLS Credential.
+    pub credential: Vec<u8>,
+    pub queue: [u8; 16],
+    pub created_at: Timestamp,
+    pub deleted_at: Option<Timestamp>,
+}
+
+/// A KeyPackage that waits to be handed out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredKeyPackage {
+    pub reference: KeyPackageRef,
+    pub connection: bool,
+    pub last_resort: bool,
+    pub ciphersuite: u16,
+    /// Seconds since the Unix epoch, as in the KeyPackage's lifetime.
+    pub not_after_s: u64,
+    pub published_at: Timestamp,
+    /// The TLS encoding of the KeyPackage.
+    pub bytes: Vec<u8>,
+}
+
+/// The id inside a queue token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TokenId(pub [u8; 16]);
+
+/// What became of a queue token since it was minted. A token that nobody used has no record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    pub revision: u64,
+    pub client: ClientUri,
+    pub revoked: bool,
+    /// (hub, group) pairs that the token is bound to: one, or several for a last-resort token.
+    pub bound_to: Vec<(Domain, GroupId)>,
+}
+
+/// SHA-256 of a consent token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ConsentHash(pub [u8; 32]);
+
+/// Who sent what was accepted: remembered so that a retry is answered and not repeated.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestKey {
+    /// The TLS encoding of the `DSSenderID`.
+    pub sender: Vec<u8>,
+    pub request_id: RequestId,
+}
