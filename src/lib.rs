@@ -18,5 +18,5 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod wire;
 pub mod store;
+pub mod wire;
