@@ -400,6 +400,12 @@ fn write_vector<W: std::io::Write>(writer: &mut W, body: &[u8]) -> Result<usize,
     Ok(written + body.len())
 }
 
+/// Appends `body` to `bytes` as one `opaque<V>`: for what is signed and never decoded.
+pub fn append_vector(bytes: &mut Vec<u8>, body: &[u8]) {
+    #[expect(clippy::expect_used, reason = "a body is at most 64 MiB and a Vec takes every write")]
+    write_vector(bytes, body).expect("below 2^30 bytes");
+}
+
 fn write_length<W: std::io::Write>(writer: &mut W, len: usize) -> Result<usize, Error> {
     let short = u16::try_from(len).map_err(|_| ());
     let long = u32::try_from(len).map_err(|_| Error::InvalidVectorLength)?;
