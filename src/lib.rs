@@ -19,5 +19,6 @@
 #![forbid(unsafe_code)]
 
 pub mod crypto;
+pub mod policy;
 pub mod store;
 pub mod wire;
