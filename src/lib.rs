@@ -19,5 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod crypto;
+pub mod group;
+pub mod policy;
 pub mod store;
 pub mod wire;
