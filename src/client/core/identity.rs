@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     crypto::{self, SigningKey},
+    policy,
     wire::{
         codec::{Raw, encode},
         extensions::{
@@ -98,7 +99,7 @@ impl Identity {
     }
 
     pub(super) fn leaf_key(&self, suite: mls::Ciphersuite) -> Result<&SigningKey, CoreError> {
-        let scheme = scheme_of(suite);
+        let scheme = policy::leaf::scheme_of(suite);
         self.leaf_keys
             .iter()
             .find(|key| key.scheme() == scheme)
@@ -203,18 +204,6 @@ pub const SUITES: [mls::Ciphersuite; 3] = [
 
 pub(super) fn unknown(kind: u16, value: Vec<u8>) -> mls::Extension {
     mls::Extension::Unknown(kind, mls::UnknownExtension(value))
-}
-
-/// The signature scheme of a ciphersuite.
-#[must_use]
-pub fn scheme_of(suite: mls::Ciphersuite) -> SignatureScheme {
-    SignatureScheme(suite.signature_algorithm() as u16)
-}
-
-/// The client that a leaf belongs to, as its basic credential says.
-pub(super) fn client_of(credential: &mls::Credential) -> Option<ClientUri> {
-    let text = std::str::from_utf8(credential.serialized_content()).ok()?;
-    ClientUri::new(text).ok()
 }
 
 /// The client_queue_config of a KeyPackage.

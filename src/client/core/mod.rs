@@ -18,6 +18,9 @@ mod records;
 mod settle;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 use openmls::prelude as mls;
 
 use crate::{
@@ -34,7 +37,7 @@ use crate::{
 
 pub use content::{Body, CONSENT_TOKEN, Content, ContentError, Disposition, Expiration, Part};
 pub use home::Home;
-pub use identity::{Identity, SUITES, scheme_of};
+pub use identity::{Identity, SUITES};
 pub use offer::OfferTarget;
 pub use receive::Handled;
 pub use records::{
@@ -43,7 +46,7 @@ pub use records::{
 pub use settle::Settled;
 pub use view::{GroupView, MemberView};
 
-use home::{Cbor, CborError, Kind};
+use home::{CborError, Kind};
 use identity::StoredKey;
 use records::{FeedRecord, GroupRecord, Pending};
 
@@ -470,6 +473,7 @@ impl Member {
                 queue: None,
                 filter: FanoutFilter::All,
                 joined_at: now,
+                proofs: Vec::new(),
             },
         )
     }

@@ -37,6 +37,8 @@ pub(super) struct GroupRecord {
     pub queue: Option<ClientQueueConfig>,
     pub filter: FanoutFilter,
     pub joined_at: Timestamp,
+    /// The JoinProofs of newcomers' pending proposals, by proposal reference.
+    pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Something to do at a group's hub. It says what is wanted and not how: the messages for it are made anew when

@@ -3,17 +3,12 @@
 use openmls::prelude as mls;
 use serde::Serialize;
 
-use super::{
-    CoreError, GroupState, Kind, Member, epoch_of,
-    identity::client_of,
-    records::GroupRecord,
-};
+use super::{CoreError, GroupState, Kind, Member, epoch_of, records::GroupRecord};
 use crate::{
-    crypto,
+    policy::{self, LeafProblem, roster::Roster},
     wire::{
-        decode,
         ds::FanoutFilter,
-        extensions::{GROUP_POLICY, GroupPolicy, Role, USER_KEY, UserKey},
+        extensions::{GroupPolicy, Role},
         ids::{ClientUri, Domain, Epoch, GroupId, LeafIndex, UserKeyHash, UserUri},
     },
 };
@@ -100,45 +95,35 @@ impl Member {
         };
         view.epoch = Some(epoch_of(&group));
         view.pending = group.pending_proposals().count();
-        view.policy = policy_of(group.extensions());
+        let policy = policy_of(&group)?;
         view.authenticator = group.epoch_authenticator().as_slice().to_vec();
-        view.members = roster(&group, view.policy.as_ref());
+        view.members = roster_of(&group)?
+            .iter()
+            .map(|(leaf, identity)| MemberView {
+                leaf,
+                client: identity.client.clone(),
+                user: identity.client.user(),
+                role: policy::role_of(&policy, &identity.user),
+                user_key_hash: identity.user.clone(),
+            })
+            .collect();
+        view.policy = Some(policy);
         Ok(view)
     }
 }
 
-/// The members of a group whose leaves say who they are, which the hub and every member checked.
-pub(super) fn roster(group: &mls::MlsGroup, policy: Option<&GroupPolicy>) -> Vec<MemberView> {
-    group
-        .members()
-        .filter_map(|member| {
-            let client = client_of(&member.credential)?;
-            let leaf = group.public_group().leaf(member.index)?;
-            let user_key_hash = user_key_hash_of(leaf)?;
-            Some(MemberView {
-                leaf: LeafIndex(member.index.u32()),
-                user: client.user(),
-                client,
-                role: policy.map_or(Role::Member, |policy| role_of(policy, &user_key_hash)),
-                user_key_hash,
-            })
-        })
-        .collect()
+/// Everyone in the group, as the leaves say, which were checked when they came in.
+pub(super) fn roster_of(group: &mls::MlsGroup) -> Result<Roster, CoreError> {
+    let leaves = group
+        .public_group()
+        .treesync()
+        .full_leaves()
+        .map(|(index, leaf)| Ok((LeafIndex(index.u32()), policy::leaf::trusted(leaf)?)))
+        .collect::<Result<Vec<_>, LeafProblem>>()
+        .map_err(CoreError::mls)?;
+    Roster::of(leaves).map_err(CoreError::mls)
 }
 
-pub(super) fn policy_of(extensions: &mls::Extensions<mls::GroupContext>) -> Option<GroupPolicy> {
-    decode(&extensions.unknown(GROUP_POLICY)?.0).ok()
-}
-
-pub(super) fn user_key_hash_of(leaf: &mls::LeafNode) -> Option<UserKeyHash> {
-    let key: UserKey = decode(&leaf.extensions().unknown(USER_KEY)?.0).ok()?;
-    Some(crypto::user_key_hash(key.scheme, &key.user_public_key))
-}
-
-pub(super) fn role_of(policy: &GroupPolicy, user: &UserKeyHash) -> Role {
-    policy
-        .roles
-        .iter()
-        .find(|entry| entry.user_key_hash == *user)
-        .map_or(Role::Member, |entry| entry.role)
+pub(super) fn policy_of(group: &mls::MlsGroup) -> Result<GroupPolicy, CoreError> {
+    policy::change::policy_of(group.extensions()).map_err(CoreError::mls)
 }
