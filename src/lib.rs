@@ -18,5 +18,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod wire;
+pub mod crypto;
 pub mod store;
+pub mod wire;

@@ -37,8 +37,9 @@ use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use crate::wire::ids::{ClientUri, Epoch, GroupId, KeyPackageRef, Sequence, UserUri};
 use records::{
-    Account, ConsentHash, Device, FeedEntry, GroupHead, InboxItem, InboxKey, LogRecord, OwnEntry, OwnSequence,
-    QueueHead, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+    Account, ConsentHash, Device, FeedEntry, GroupHead, GroupNotice, InboxItem, InboxKey,
+    LogRecord, OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId,
+    TokenRecord,
 };
 
 /// A handle on the node's store, shared by all actors.
@@ -81,17 +82,33 @@ pub enum Condition {
     /// No group of this id was ever here.
     GroupUnknown(GroupId),
     /// The group's head is here with this `next_sequence` and this `revision`.
-    GroupAt { group: GroupId, next_sequence: Sequence, revision: u64 },
+    GroupAt {
+        group: GroupId,
+        next_sequence: Sequence,
+        revision: u64,
+    },
     AccountAbsent(UserUri),
     DeviceAbsent(ClientUri),
     /// The account is here with this `revision` (it goes up by one at each change).
-    AccountAt { user: UserUri, revision: u64 },
+    AccountAt {
+        user: UserUri,
+        revision: u64,
+    },
     /// The client holds this KeyPackage: it was published and neither claimed nor removed.
-    KeyPackageHeld { client: ClientUri, key_package: KeyPackageRef },
+    KeyPackageHeld {
+        client: ClientUri,
+        key_package: KeyPackageRef,
+    },
     /// The client's queue head has this `revision`; 0 where there is none.
-    QueueAt { client: ClientUri, revision: u64 },
+    QueueAt {
+        client: ClientUri,
+        revision: u64,
+    },
     /// The token record has this `revision`; 0 where there is none.
-    TokenAt { token: TokenId, revision: u64 },
+    TokenAt {
+        token: TokenId,
+        revision: u64,
+    },
 }
 
 /// One change of one record.
@@ -100,40 +117,117 @@ pub enum Write {
     /// The group's head: always the last word on where its log, snapshots and feed stand.
     GroupHead(GroupHead),
     /// Appends to the group's log. There is one record per accepted message, whatever the group's size.
-    Log { group: GroupId, record: LogRecord },
+    Log {
+        group: GroupId,
+        record: LogRecord,
+    },
     /// A whole snapshot of the group's state, chunked by the backend. Low priority: see [`Batch::snapshot`].
-    Snapshot { group: GroupId, at: Sequence, bytes: Vec<u8> },
-    DropSnapshot { group: GroupId, at: Sequence },
+    Snapshot {
+        group: GroupId,
+        at: Sequence,
+        bytes: Vec<u8>,
+    },
+    DropSnapshot {
+        group: GroupId,
+        at: Sequence,
+    },
     /// GroupInfo and tree of one epoch, for joiners who come later than every snapshot that holds it.
-    JoinerInfo { group: GroupId, epoch: Epoch, bytes: Vec<u8> },
-    DropJoinerInfo { group: GroupId, epoch: Epoch },
+    JoinerInfo {
+        group: GroupId,
+        epoch: Epoch,
+        bytes: Vec<u8>,
+    },
+    DropJoinerInfo {
+        group: GroupId,
+        epoch: Epoch,
+    },
     /// Drops the log in `from..until`.
-    TrimLog { group: GroupId, from: Sequence, until: Sequence },
-    /// Drops everything of a group but its head.
+    TrimLog {
+        group: GroupId,
+        from: Sequence,
+        until: Sequence,
+    },
+    /// Drops everything of a group but its head (its notices too).
     DropGroup(GroupId),
+    /// Leaves something for a group; its actor takes it from there with [`Store::group_notices`].
+    GroupNotice {
+        group: GroupId,
+        key: [u8; 16],
+        notice: GroupNotice,
+    },
+    GroupNoticeTaken {
+        group: GroupId,
+        key: [u8; 16],
+    },
 
     /// Leaves something for a client's queue; its owner takes it from there with [`Store::inbox`].
-    Inbox { client: ClientUri, key: InboxKey, item: InboxItem },
-    InboxTaken { client: ClientUri, key: InboxKey },
-    QueueHead { client: ClientUri, head: QueueHead },
+    Inbox {
+        client: ClientUri,
+        key: InboxKey,
+        item: InboxItem,
+    },
+    InboxTaken {
+        client: ClientUri,
+        key: InboxKey,
+    },
+    QueueHead {
+        client: ClientUri,
+        head: QueueHead,
+    },
     /// Appends to the client's own feed (feed 0).
-    Own { client: ClientUri, entry: OwnEntry },
+    Own {
+        client: ClientUri,
+        entry: OwnEntry,
+    },
     /// Drops the client's own feed up to and including `until`.
-    TrimOwn { client: ClientUri, until: OwnSequence },
-    Subscription { client: ClientUri, subscription: Subscription },
-    DropSubscription { client: ClientUri, feed: crate::wire::ids::FeedId },
+    TrimOwn {
+        client: ClientUri,
+        until: OwnSequence,
+    },
+    Subscription {
+        client: ClientUri,
+        subscription: Subscription,
+    },
+    DropSubscription {
+        client: ClientUri,
+        feed: crate::wire::ids::FeedId,
+    },
     /// Drops everything of a client's queue, KeyPackages and inbox.
     DropQueue(ClientUri),
 
-    Account { user: UserUri, account: Account },
-    Device { client: ClientUri, device: Device },
-    KeyPackage { client: ClientUri, key_package: StoredKeyPackage },
-    DropKeyPackage { client: ClientUri, key_package: KeyPackageRef },
-    Token { token: TokenId, record: TokenRecord },
-    Consent { user: UserUri, token: ConsentHash },
-    DropConsent { user: UserUri, token: ConsentHash },
+    Account {
+        user: UserUri,
+        account: Account,
+    },
+    Device {
+        client: ClientUri,
+        device: Device,
+    },
+    KeyPackage {
+        client: ClientUri,
+        key_package: StoredKeyPackage,
+    },
+    DropKeyPackage {
+        client: ClientUri,
+        key_package: KeyPackageRef,
+    },
+    Token {
+        token: TokenId,
+        record: TokenRecord,
+    },
+    Consent {
+        user: UserUri,
+        token: ConsentHash,
+    },
+    DropConsent {
+        user: UserUri,
+        token: ConsentHash,
+    },
     /// A small named record of the node itself (keys' generations, the creation time); see `server`.
-    Node { name: &'static str, bytes: Vec<u8> },
+    Node {
+        name: &'static str,
+        bytes: Vec<u8>,
+    },
 }
 
 /// Changes that become visible and durable together.
@@ -190,15 +284,35 @@ pub trait Store: Send + Sync + 'static {
     fn snapshot(&self, group: &GroupId, at: Sequence) -> Answer<'_, Option<Vec<u8>>>;
     fn joiner_info(&self, group: &GroupId, epoch: Epoch) -> Answer<'_, Option<Vec<u8>>>;
 
-    fn inbox(&self, client: &ClientUri, items_max: usize) -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
+    /// What is left for `group`, in key order.
+    fn group_notices(
+        &self,
+        group: &GroupId,
+        items_max: usize,
+    ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>>;
+    /// Groups that something is left for, in key order behind `after`: read once at start.
+    fn groups_with_notices(
+        &self,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<GroupId>>;
+
+    fn inbox(&self, client: &ClientUri, items_max: usize)
+    -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;
 
     fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>>;
     fn device(&self, client: &ClientUri) -> Answer<'_, Option<Device>>;
+    /// Whose queue this is: of every device that was ever written, deleted ones included.
+    fn client_of_queue(&self, queue: &[u8; 16]) -> Answer<'_, Option<ClientUri>>;
     /// All KeyPackages of a client, oldest first, at most `items_max`.
-    fn key_packages(&self, client: &ClientUri, items_max: usize) -> Answer<'_, Vec<StoredKeyPackage>>;
+    fn key_packages(
+        &self,
+        client: &ClientUri,
+        items_max: usize,
+    ) -> Answer<'_, Vec<StoredKeyPackage>>;
     fn token(&self, token: &TokenId) -> Answer<'_, Option<TokenRecord>>;
     fn has_consent(&self, user: &UserUri, token: &ConsentHash) -> Answer<'_, bool>;
     fn consent_count(&self, user: &UserUri, items_max: usize) -> Answer<'_, usize>;
@@ -278,4 +392,3 @@ pub fn open(config: &StoreConfig) -> Result<SharedStore, OpenError> {
         _ => Err(OpenError::UnknownEngine(config.engine.clone())),
     }
 }
-

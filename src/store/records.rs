@@ -6,7 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::wire::ids::{
-    ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp,
+    ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence,
+    Timestamp,
 };
 
 /// Where a group stands. Rewritten with every accepted message, so it is small whatever the group's size.
@@ -72,7 +73,13 @@ pub enum InboxKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InboxItem {
     /// The client is in the group from `from` on. `event` is the encoded `QueueEvent` of its Welcome, if it has one.
-    Open { group: GroupId, recipient: RecipientId, from: Sequence, handshake_only: bool, event: Option<Vec<u8>> },
+    Open {
+        group: GroupId,
+        recipient: RecipientId,
+        from: Sequence,
+        handshake_only: bool,
+        event: Option<Vec<u8>>,
+    },
     /// The filter changed, from `from` on.
     Filter { group: GroupId, recipient: RecipientId, from: Sequence, handshake_only: bool },
     /// `last` is the last sequence that the client receives; `removed` whether a `removed` entry follows it.
@@ -81,8 +88,26 @@ pub enum InboxItem {
     Event { group: Option<GroupId>, event: Vec<u8> },
 }
 
+/// What is left for a group until its actor takes it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupNotice {
+    /// The client is to be removed: its device or its whole account was deleted, or its queue is gone.
+    ClientGone { client: ClientUri, reason: GoneReason },
+}
+
+/// Why the hub starts a removal by itself. DS §2.3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GoneReason {
+    DeviceDeleted,
+    AccountDeleted,
+    QueueGone,
+    Inactive,
+}
+
 /// The sequence of a client's own feed (feed 0).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct OwnSequence(pub u64);
 

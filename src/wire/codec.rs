@@ -31,7 +31,10 @@ pub fn decode<T: DeserializeBytes>(bytes: &[u8]) -> Result<T, DecodeError> {
 /// Encodes `value`. The types of this module cannot hold a value that is beyond its limit, so this cannot fail.
 #[must_use]
 pub fn encode<T: TlsSerialize>(value: &T) -> Vec<u8> {
-    #[expect(clippy::expect_used, reason = "writing to a Vec cannot fail and lengths are checked at construction")]
+    #[expect(
+        clippy::expect_used,
+        reason = "writing to a Vec cannot fail and lengths are checked at construction"
+    )]
     value.tls_serialize_detached().expect("bounded values encode")
 }
 
@@ -218,7 +221,8 @@ impl<const MAX: usize> TlsSerialize for Text<MAX> {
 impl<const MAX: usize> DeserializeBytes for Text<MAX> {
     fn tls_deserialize_bytes(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
         let (body, rest) = read_vector(bytes, 0, MAX)?;
-        let text = std::str::from_utf8(body).map_err(|_| Error::DecodingError("text is not UTF-8".into()))?;
+        let text = std::str::from_utf8(body)
+            .map_err(|_| Error::DecodingError("text is not UTF-8".into()))?;
         Ok((Self(text.to_owned()), rest))
     }
 }
@@ -383,7 +387,9 @@ fn read_vector(bytes: &[u8], min: usize, max: usize) -> Result<(&[u8], &[u8]), E
     let (len, rest) = TlsVarInt::tls_deserialize_bytes(bytes)?;
     let len = usize::try_from(len.value()).map_err(|_| Error::InvalidVectorLength)?;
     if !(min..=max).contains(&len) {
-        return Err(Error::DecodingError(format!("a vector of {len} bytes where {min} to {max} are allowed")));
+        return Err(Error::DecodingError(format!(
+            "a vector of {len} bytes where {min} to {max} are allowed"
+        )));
     }
     rest.split_at_checked(len).ok_or(Error::EndOfStream)
 }
@@ -394,9 +400,23 @@ fn write_vector<W: std::io::Write>(writer: &mut W, body: &[u8]) -> Result<usize,
     Ok(written + body.len())
 }
 
+/// Appends `body` to `bytes` as one `opaque<V>`: for what is signed and never decoded.
+pub fn append_vector(bytes: &mut Vec<u8>, body: &[u8]) {
+    #[expect(clippy::expect_used, reason = "a body is at most 64 MiB and a Vec takes every write")]
+    write_vector(bytes, body).expect("below 2^30 bytes");
+}
+
 fn write_length<W: std::io::Write>(writer: &mut W, len: usize) -> Result<usize, Error> {
-    let len = u64::try_from(len).map_err(|_| Error::InvalidVectorLength)?;
-    TlsVarInt::try_new(len)?.tls_serialize(writer)
+    let short = u16::try_from(len).map_err(|_| ());
+    let long = u32::try_from(len).map_err(|_| Error::InvalidVectorLength)?;
+    let prefix: &[u8] = match (len, short) {
+        (0..=0x3f, Ok(short)) => &short.to_be_bytes()[1..],
+        (0x40..=0x3fff, Ok(short)) => &(short | 0x4000).to_be_bytes(),
+        (0x4000..=0x3fff_ffff, _) => &(long | 0x8000_0000).to_be_bytes(),
+        _ => return Err(Error::InvalidVectorLength),
+    };
+    writer.write_all(prefix)?;
+    Ok(prefix.len())
 }
 
 fn vector_len(len: usize) -> usize {

@@ -19,15 +19,21 @@ pub const GROUP_ID_MAX: usize = 255;
 /// Why text is not an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("a domain is lower-case letters, digits, '-' and '.', at most {DOMAIN_MAX} bytes, e.g. a.example")]
+    #[error(
+        "a domain is lower-case letters, digits, '-' and '.', at most {DOMAIN_MAX} bytes, e.g. a.example"
+    )]
     Domain,
     #[error("a user is mimi://<domain>/u/<name>, e.g. mimi://a.example/u/alice")]
     User,
     #[error("a client is mimi://<domain>/d/<user>/<device>, e.g. mimi://a.example/d/alice/phone")]
     Client,
-    #[error("a group id is mimi://<domain>/g/<at least 22 characters>, at most {GROUP_ID_MAX} bytes")]
+    #[error(
+        "a group id is mimi://<domain>/g/<at least 22 characters>, at most {GROUP_ID_MAX} bytes"
+    )]
     Group,
-    #[error("a name is letters, digits, '.', '_', '~' and '-', at least one of them, and not '.' or '..'")]
+    #[error(
+        "a name is letters, digits, '.', '_', '~' and '-', at least one of them, and not '.' or '..'"
+    )]
     Name,
 }
 
@@ -48,7 +54,11 @@ impl Domain {
                 && !label.ends_with('-')
                 && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
-        if text.len() <= DOMAIN_MAX && text.split('.').all(label) { Ok(Self(text)) } else { Err(IdError::Domain) }
+        if text.len() <= DOMAIN_MAX && text.split('.').all(label) {
+            Ok(Self(text))
+        } else {
+            Err(IdError::Domain)
+        }
     }
 
     #[must_use]
@@ -159,7 +169,9 @@ impl GroupId {
         let text = text.into();
         match segments(&text) {
             // 22 characters of the 66 that are allowed hold 128 random bits
-            Some((_, ["g", name, ""])) if is_name(name) && name.len() >= 22 && text.len() <= GROUP_ID_MAX => {
+            Some((_, ["g", name, ""]))
+                if is_name(name) && name.len() >= 22 && text.len() <= GROUP_ID_MAX =>
+            {
                 Ok(Self(text))
             }
             _ => Err(IdError::Group),
@@ -304,8 +316,20 @@ impl Timestamp {
 }
 
 /// 16 random bytes that stay the same when one logical request is sent anew.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-    tls_codec::TlsSize, tls_codec::TlsSerialize, tls_codec::TlsDeserializeBytes)]
+#[derive(
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    tls_codec::TlsSize,
+    tls_codec::TlsSerialize,
+    tls_codec::TlsDeserializeBytes,
+)]
 #[serde(transparent)]
 pub struct RequestId(pub [u8; 16]);
 
@@ -316,14 +340,38 @@ impl fmt::Debug for RequestId {
 }
 
 /// `SHA-256({ scheme, user_public_key })`: what stands for a user inside a group.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug,
-    tls_codec::TlsSize, tls_codec::TlsSerialize, tls_codec::TlsDeserializeBytes)]
+#[derive(
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    Debug,
+    tls_codec::TlsSize,
+    tls_codec::TlsSerialize,
+    tls_codec::TlsDeserializeBytes,
+)]
 #[serde(transparent)]
 pub struct UserKeyHash(pub Opaque<32, 32>);
 
 /// RFC 9420's KeyPackageRef.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug,
-    tls_codec::TlsSize, tls_codec::TlsSerialize, tls_codec::TlsDeserializeBytes)]
+#[derive(
+    Clone,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    Debug,
+    tls_codec::TlsSize,
+    tls_codec::TlsSerialize,
+    tls_codec::TlsDeserializeBytes,
+)]
 #[serde(transparent)]
 pub struct KeyPackageRef(pub Opaque<255, 1>);
 
@@ -344,7 +392,9 @@ fn is_name(segment: &str) -> bool {
     !segment.is_empty()
         && segment != "."
         && segment != ".."
-        && segment.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-'))
+        && segment
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-'))
 }
 
 fn domain_of(uri: &str) -> Domain {
