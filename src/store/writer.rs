@@ -404,6 +404,10 @@ impl Writer {
             large.then(|| (index, key.clone()))
         });
         let Some((step, key)) = large else { return Ok(Err(job)) };
+        let mut others = job.plan.steps.iter().enumerate().filter(|(index, _)| *index != step);
+        if !others.all(|(_, other)| other.spares(&key)) {
+            return Ok(Err(job));
+        }
         let mut stage = Stage::new(&*self.shared.engine, changes);
         // one that replaces a snapshot that can be seen has to be seen as a whole; one whose conditions do not hold
         // is refused before anything is written
