@@ -43,6 +43,7 @@ mod tag {
     pub const LOG: u8 = 0x11;
     pub const SNAPSHOT: u8 = 0x12;
     pub const JOINER_INFO: u8 = 0x13;
+    pub const GROUP_NOTICE: u8 = 0x14;
     pub const INBOX: u8 = 0x20;
     pub const QUEUE_HEAD: u8 = 0x21;
     pub const OWN: u8 = 0x22;
@@ -53,6 +54,7 @@ mod tag {
     pub const KEY_PACKAGE_INDEX: u8 = 0x33;
     pub const TOKEN: u8 = 0x34;
     pub const CONSENT: u8 = 0x35;
+    pub const QUEUE_INDEX: u8 = 0x36;
     pub const PART: u8 = 0xf0;
 }
 
@@ -143,6 +145,19 @@ fn joiner_infos(group: &GroupId) -> Range {
     Range::of(key(tag::JOINER_INFO, &[&hash(group.as_bytes())]))
 }
 
+fn group_notice(group: &GroupId, notice: &[u8; 16]) -> Key {
+    key(tag::GROUP_NOTICE, &[&hash(group.as_bytes()), notice])
+}
+
+pub(super) fn group_notices(group: &GroupId) -> Range {
+    Range::of(key(tag::GROUP_NOTICE, &[&hash(group.as_bytes())]))
+}
+
+/// The notices of all groups.
+pub(super) fn all_group_notices() -> Range {
+    Range::of(key(tag::GROUP_NOTICE, &[]))
+}
+
 fn client_hash(client: &ClientUri) -> [u8; 16] {
     hash(client.as_str().as_bytes())
 }
@@ -198,6 +213,11 @@ pub(super) fn account(user: &UserUri) -> Key {
 
 pub(super) fn device(client: &ClientUri) -> Key {
     key(tag::DEVICE, &[&client_hash(client)])
+}
+
+/// Holds the client whose queue this is.
+pub(super) fn queue_index(queue: &[u8; 16]) -> Key {
+    key(tag::QUEUE_INDEX, &[queue])
 }
 
 /// Ordered by the time of publication.
@@ -383,8 +403,7 @@ pub(super) fn feed_bytes(record: &[u8]) -> Result<usize, StoreError> {
 /// `record` may end behind its delivery part.
 pub(super) fn decode_feed(record: &[u8]) -> Result<FeedEntry, StoreError> {
     let until = feed_bytes(record)?;
-    let body =
-        record.get(LOG_HEAD_BYTES..until).ok_or_else(|| corrupt("log record: cut off"))?;
+    let body = record.get(LOG_HEAD_BYTES..until).ok_or_else(|| corrupt("log record: cut off"))?;
     plain("log record", body)
 }
 
@@ -392,6 +411,13 @@ pub(super) fn decode_log(mut record: Vec<u8>) -> Result<LogRecord, StoreError> {
     let feed = decode_feed(&record)?;
     record.drain(..feed_bytes(&record)?);
     Ok(LogRecord { feed, change: record })
+}
+
+/// What an index holds: the key that it points to.
+pub(super) fn index_record(key: &[u8]) -> Vec<u8> {
+    let mut record = vec![VERSION];
+    record.extend_from_slice(key);
+    record
 }
 
 pub(super) fn encode_commit_sequence(sequence: u64) -> Vec<u8> {
@@ -439,12 +465,24 @@ enum Expect {
 /// One change of keys.
 #[derive(Debug)]
 pub(super) enum Step {
-    Put { key: Key, record: Vec<u8>, owned: bool },
+    Put {
+        key: Key,
+        record: Vec<u8>,
+        owned: bool,
+    },
     /// `record` under `key`, and `key` under `index`; what `index` pointed to before is removed.
-    PutIndexed { index: Key, key: Key, record: Vec<u8> },
-    Remove { key: Key },
+    PutIndexed {
+        index: Key,
+        key: Key,
+        record: Vec<u8>,
+    },
+    Remove {
+        key: Key,
+    },
     /// `index` and what it points to.
-    RemoveIndexed { index: Key },
+    RemoveIndexed {
+        index: Key,
+    },
     RemoveRange(Range),
 }
 
@@ -553,7 +591,14 @@ impl Step {
             Write::DropGroup(group) => {
                 steps.push(Self::RemoveRange(log(&group)));
                 steps.push(Self::RemoveRange(snapshots(&group)));
-                Self::RemoveRange(joiner_infos(&group))
+                steps.push(Self::RemoveRange(joiner_infos(&group)));
+                Self::RemoveRange(group_notices(&group))
+            }
+            Write::GroupNotice { group, key, notice } => {
+                put(group_notice(&group, &key), encode(&(&group, key, &notice))?)
+            }
+            Write::GroupNoticeTaken { group, key } => {
+                Self::Remove { key: group_notice(&group, &key) }
             }
             Write::Inbox { client, key, item } => {
                 put(inbox_item(&client, &key), encode(&(&key, &item))?)
@@ -589,6 +634,7 @@ impl Step {
                 put_owned(account(&user), encode::<(&str, &Account)>(&(user.as_str(), &record))?)
             }
             Write::Device { client, device: record } => {
+                steps.push(put_owned(queue_index(&record.queue), encode(client.as_str())?));
                 put_owned(device(&client), encode::<(&str, &Device)>(&(client.as_str(), &record))?)
             }
             Write::KeyPackage { client, key_package: record } => Self::PutIndexed {

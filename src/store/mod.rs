@@ -358,7 +358,9 @@ pub struct StoreConfig {
 /// Why a store cannot be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("there is no store engine {0:?}: use \"sled\", or \"memory\" for a node that forgets everything")]
+    #[error(
+        "there is no store engine {0:?}: use \"sled\", or \"memory\" for a node that forgets everything"
+    )]
     UnknownEngine(String),
     #[error("cannot {what} {}: {error}. Check that the folder exists on a disk with free space and \
              belongs to the user that mimid runs as", path.display())]

@@ -16,8 +16,9 @@ use super::{
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
-        Account, ConsentHash, Device, FeedEntry, GroupHead, InboxItem, InboxKey, LogRecord,
-        OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+        Account, ConsentHash, Device, FeedEntry, GroupHead, GroupNotice, InboxItem, InboxKey,
+        LogRecord, OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId,
+        TokenRecord,
     },
     stage::{self, Source},
     writer::{self, Shared},
@@ -99,11 +100,9 @@ impl NodeStore {
         F: Fn(Vec<u8>) -> Result<T, StoreError> + Send + 'static,
     {
         Box::pin(self.read(move |reader| {
-            let heads = reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
-            heads
-                .iter()
-                .map(|(key, head)| decode(stage::whole(reader, key, head)?))
-                .collect()
+            let heads =
+                reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
+            heads.iter().map(|(key, head)| decode(stage::whole(reader, key, head)?)).collect()
         }))
     }
 }
@@ -227,8 +226,9 @@ impl Store for NodeStore {
     fn feed(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<FeedEntry>> {
         let range = keys::log_from(group, from);
         Box::pin(self.read(move |reader| {
-            let feed_bytes =
-                |value: &[u8]| keys::split_head(value).and_then(|(_, first)| keys::feed_bytes(first));
+            let feed_bytes = |value: &[u8]| {
+                keys::split_head(value).and_then(|(_, first)| keys::feed_bytes(first))
+            };
             let heads = reader.heads(&range, page, feed_bytes)?;
             heads
                 .iter()
@@ -250,6 +250,44 @@ impl Store for NodeStore {
         self.one(keys::joiner_info(group, epoch), |record| {
             keys::versioned("joiner info", record).map(<[u8]>::to_vec)
         })
+    }
+
+    fn group_notices(
+        &self,
+        group: &GroupId,
+        items_max: usize,
+    ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>> {
+        if items_max == 0 {
+            return none();
+        }
+        self.many(keys::group_notices(group), items(items_max), |record| {
+            let (_, key, notice): (GroupId, _, _) = keys::decode("group notice", &record)?;
+            Ok((key, notice))
+        })
+    }
+
+    fn groups_with_notices(
+        &self,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<GroupId>> {
+        let mut range = keys::all_group_notices();
+        if let Some(after) = after {
+            range.from = keys::group_notices(after).until;
+        }
+        Box::pin(self.read(move |reader| {
+            let mut groups = Vec::new();
+            while groups.len() < items_max {
+                let first = reader.heads(&range, items(1), |_| Ok(0))?;
+                let Some((key, head)) = first.first() else { break };
+                let record = stage::whole(reader, key, head)?;
+                let (group, _, _): (GroupId, [u8; 16], GroupNotice) =
+                    keys::decode("group notice", &record)?;
+                range.from = keys::group_notices(&group).until;
+                groups.push(group);
+            }
+            Ok(groups)
+        }))
     }
 
     fn inbox(
@@ -291,6 +329,10 @@ impl Store for NodeStore {
         let key = keys::device(client);
         let client = client.clone();
         self.one(key, move |record| keys::decode_owned("device", client.as_str(), record))
+    }
+
+    fn client_of_queue(&self, queue: &[u8; 16]) -> Answer<'_, Option<ClientUri>> {
+        self.one(keys::queue_index(queue), |record| keys::decode("queue index", record))
     }
 
     fn key_packages(

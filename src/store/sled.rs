@@ -55,9 +55,7 @@ impl Sled {
     /// # Errors
     /// [`OpenError`]: in use, cannot be read, or behind what it has answered for.
     pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
-        let failed = |what| {
-            move |error| OpenError::Folder { what, path: folder.to_owned(), error }
-        };
+        let failed = |what| move |error| OpenError::Folder { what, path: folder.to_owned(), error };
         make_folder(folder).map_err(failed("make the folder"))?;
         let lock = lock(folder)?;
         let path = folder.join("sled");
@@ -271,8 +269,7 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
 
 /// Opens sled's part. It may panic on what it does not understand.
 fn database(path: &Path, cache_bytes: u64) -> Result<::sled::Db, OpenError> {
-    let config =
-        ::sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
+    let config = ::sled::Config::new().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
     let refused = |reason| OpenError::Engine { path: path.to_owned(), reason };
     let mut tries = 0;
     loop {

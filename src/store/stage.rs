@@ -103,17 +103,16 @@ impl<'a> Stage<'a> {
                 if let Some(old) = self.indexed(&index)?.filter(|old| *old != key) {
                     self.remove(old)?;
                 }
-                self.put(key.clone(), &record, false)?;
-                self.own.insert(index, Some(key));
-                Ok(())
+                let points_to = keys::index_record(&key);
+                self.put(key, &record, false)?;
+                self.put(index, &points_to, false)
             }
             Step::Remove { key } => self.remove(key),
             Step::RemoveIndexed { index } => {
                 if let Some(key) = self.indexed(&index)? {
                     self.remove(key)?;
-                    self.own.insert(index, None);
                 }
-                Ok(())
+                self.remove(index)
             }
             Step::RemoveRange(range) => {
                 self.remove_keys(&range.parts())?;
@@ -198,6 +197,7 @@ impl<'a> Stage<'a> {
 
     /// The key that `index` holds.
     fn indexed(&self, index: &[u8]) -> Result<Option<Key>, StoreError> {
-        Ok(self.value(index)?)
+        let record = record(self, index)?;
+        record.map(|record| keys::versioned("index", &record).map(<[u8]>::to_vec)).transpose()
     }
 }

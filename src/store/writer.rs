@@ -338,8 +338,8 @@ impl Writer {
     fn merge(&mut self, own: Changes, changes: &mut Changes) {
         if let Some(spread) = &mut self.spread {
             let parts = keys::parts(&spread.key);
-            let touched =
-                own.contains_key(&spread.key) || own.range(parts.from..parts.until).next().is_some();
+            let touched = own.contains_key(&spread.key)
+                || own.range(parts.from..parts.until).next().is_some();
             spread.intact &= !touched;
         }
         changes.extend(own);
@@ -460,10 +460,8 @@ impl Writer {
         let shared = &self.shared;
         self.sequence += 1;
         changes.insert(keys::commit_sequence(), Some(keys::encode_commit_sequence(self.sequence)));
-        let bytes: usize = changes
-            .iter()
-            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len))
-            .sum();
+        let bytes: usize =
+            changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         let started = Instant::now();
         {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
@@ -528,8 +526,7 @@ impl Writer {
         let staged = self.answers.into_iter().map(|staged| staged.answer);
         let spread = self.spread.into_iter().map(|spread| spread.job.answer);
         let taken = self.normal.into_iter().chain(self.low).map(|job| job.answer);
-        let queued =
-            lanes.normal.jobs.into_iter().chain(lanes.low.jobs).map(|job| job.answer);
+        let queued = lanes.normal.jobs.into_iter().chain(lanes.low.jobs).map(|job| job.answer);
         for answer in staged.chain(spread).chain(taken).chain(queued).chain(lanes.closing) {
             let _ = answer.send(Err(StoreError::Unavailable(reason.to_owned())));
         }
