@@ -18,6 +18,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod actors;
 pub mod crypto;
+pub mod policy;
+pub mod queue;
 pub mod store;
 pub mod wire;

@@ -26,7 +26,7 @@ impl ArbiterPool {
     /// Where the operating system gives no more threads.
     pub fn start(threads: usize) -> io::Result<(Self, ArbiterThreads)> {
         let arbiters = (0..threads.max(1))
-            .map(|_| Arbiter::try_with_tokio_rt(default_runtime))
+            .map(|_| Arbiter::try_new())
             .collect::<io::Result<Vec<_>>>()?;
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         Ok((Self { handles }, ArbiterThreads(arbiters)))
@@ -78,10 +78,6 @@ impl ArbiterThreads {
             let _ = arbiter.join();
         }
     }
-}
-
-fn default_runtime() -> io::Result<actix_rt::Runtime> {
-    actix_rt::Runtime::new()
 }
 
 #[cfg(test)]

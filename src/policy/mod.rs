@@ -1,0 +1,451 @@
+//! What a change of a group may do, judged alike by the Delivery Service and by every member.
+//!
+//! Here: who a leaf is ([`leaf`]), who is in a group ([`roster`]), what a commit or a proposal does
+//! ([`change`]), and [`judge`], which says whether the policy **before** it allows it. PROTOCOL.md §1 ("Users
+//! inside a group") and §2 ("Policy"). Deliberately absent: what only the hub can see (time, expiry, limits,
+//! uses); that is judged in `group`.
+
+pub mod change;
+pub mod leaf;
+pub mod roster;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::wire::{
+    codec::{List, Opaque, encode},
+    extensions::{GroupPolicy, JoinPolicy, JoinProof, JoinProofTbs, PublicKey, Role, RoleEntry},
+    ids::{GroupId, LeafIndex, UserKeyHash},
+};
+use change::{Act, Author, What};
+use roster::Roster;
+
+pub use leaf::{LeafIdentity, LeafProblem, identify};
+
+/// Members that a group may have by default.
+pub const MEMBERS_MAX_DEFAULT: u32 = 10_000;
+
+/// Why the policy does not allow a change. The texts are for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    #[error("you are banned from this group")]
+    Banned,
+    #[error("{what} takes the role {needed:?} here and yours is {yours:?}; ask one who has it")]
+    Role { what: &'static str, needed: Role, yours: Role },
+    #[error(
+        "leaf {0} belongs to a user of your own role or a higher one: only an admin may remove it"
+    )]
+    Rank(LeafIndex),
+    #[error(
+        "a role above your own cannot be given, nor the role of a user of your own role or a higher one changed"
+    )]
+    GivesRole,
+    #[error("a threshold of the policy can be set only from and to roles up to your own")]
+    Threshold,
+    #[error("the group would be left without an admin: make somebody else an admin first")]
+    NoAdminLeft,
+    #[error("this group takes no one in without being added; ask a member to add you")]
+    Closed,
+    #[error("this group takes in only further clients of its members' users")]
+    NotAMember,
+    #[error("joining takes a code that the group's policy lists, with a valid proof")]
+    BadJoinProof,
+    #[error("a user is banned from this group and cannot be added; an admin can change the role")]
+    AddsBanned,
+    #[error("the group may have {max} members and would have {would_be}")]
+    TooManyMembers { max: u32, would_be: usize },
+    #[error("the policy is not well-formed: {0}")]
+    BadPolicy(&'static str),
+    #[error("a member may propose an Update or a SelfRemove only for itself")]
+    NotItself,
+    #[error("leaf {0} is not in the group")]
+    NoSuchLeaf(LeafIndex),
+    #[error("the Delivery Service may only remove clients and replace its own key")]
+    NotTheHubs,
+}
+
+/// The policy that a creator starts with: itself admin, members add and send, moderators remove, own clients join.
+#[must_use]
+pub fn default_policy(creator: &UserKeyHash) -> GroupPolicy {
+    let admin = RoleEntry { user_key_hash: creator.clone(), role: Role::Admin };
+    GroupPolicy {
+        roles: bounded(vec![admin]),
+        may_add: Role::Member,
+        may_remove: Role::Moderator,
+        may_update: Role::Admin,
+        may_delete: Role::Admin,
+        may_migrate: Role::Admin,
+        may_send: Role::Member,
+        join: JoinPolicy::OwnClients,
+        codes: List::default(),
+        credential_types: bounded(vec![1]),
+        members_max: MEMBERS_MAX_DEFAULT,
+    }
+}
+
+/// Sets the role of `user`, keeping the list sorted; `Member` takes the user off the list.
+///
+/// # Errors
+/// [`Denied::BadPolicy`] where the list would be too long.
+pub fn set_role(policy: &mut GroupPolicy, user: &UserKeyHash, role: Role) -> Result<(), Denied> {
+    let mut roles: Vec<RoleEntry> =
+        policy.roles.iter().filter(|entry| &entry.user_key_hash != user).cloned().collect();
+    if role != Role::Member {
+        roles.push(RoleEntry { user_key_hash: user.clone(), role });
+        roles.sort_by(|a, b| a.user_key_hash.cmp(&b.user_key_hash));
+    }
+    policy.roles = List::new(roles).map_err(|_| Denied::BadPolicy("too many roles"))?;
+    Ok(())
+}
+
+/// The role of `user` under `policy`.
+#[must_use]
+pub fn role_of(policy: &GroupPolicy, user: &UserKeyHash) -> Role {
+    policy
+        .roles
+        .binary_search_by(|entry| entry.user_key_hash.cmp(user))
+        .map_or(Role::Member, |at| policy.roles[at].role)
+}
+
+/// Whether `policy` is one that a group may have, whoever sets it.
+///
+/// # Errors
+/// [`Denied::BadPolicy`]
+pub fn check_form(policy: &GroupPolicy) -> Result<(), Denied> {
+    if policy.roles.windows(2).any(|pair| pair[0].user_key_hash >= pair[1].user_key_hash) {
+        return Err(Denied::BadPolicy("roles must be sorted by user key hash, each user once"));
+    }
+    if thresholds(policy).iter().any(|(_, role)| *role == Role::Banned) {
+        return Err(Denied::BadPolicy("no right can be given to the banned"));
+    }
+    if policy.credential_types.is_empty() {
+        return Err(Denied::BadPolicy("at least one credential type must be accepted"));
+    }
+    if policy.members_max == 0 {
+        return Err(Denied::BadPolicy("members_max must be at least 1"));
+    }
+    Ok(())
+}
+
+/// Whether `user`, with `proof`, may come in without being added.
+///
+/// # Errors
+/// [`Denied`] as the policy has it.
+pub fn may_join(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    group: &GroupId,
+    user: &UserKeyHash,
+    leaf_key: &PublicKey,
+    proof: Option<&JoinProof>,
+) -> Result<(), Denied> {
+    if role_of(policy, user) == Role::Banned {
+        return Err(Denied::Banned);
+    }
+    if policy.join == JoinPolicy::Open {
+        return Ok(());
+    }
+    if policy.join >= JoinPolicy::OwnClients && roster.has_user(user) {
+        return Ok(());
+    }
+    match policy.join {
+        JoinPolicy::Closed => Err(Denied::Closed),
+        JoinPolicy::OwnClients => Err(Denied::NotAMember),
+        JoinPolicy::Code | JoinPolicy::Open => {
+            let proof = proof.ok_or(Denied::BadJoinProof)?;
+            check_proof(policy, group, user, leaf_key, proof)
+        }
+    }
+}
+
+fn check_proof(
+    policy: &GroupPolicy,
+    group: &GroupId,
+    user: &UserKeyHash,
+    leaf_key: &PublicKey,
+    proof: &JoinProof,
+) -> Result<(), Denied> {
+    let code = policy
+        .codes
+        .iter()
+        .find(|code| code.public_key == proof.public_key)
+        .ok_or(Denied::BadJoinProof)?;
+    let content = encode(&JoinProofTbs {
+        group_id: group.clone(),
+        user_key_hash: user.clone(),
+        leaf_key: leaf_key.clone(),
+    });
+    crate::crypto::verify_with_label(
+        code.scheme,
+        code.public_key.as_slice(),
+        "JoinProofTBS",
+        &content,
+        proof.signature.as_slice(),
+    )
+    .map_err(|_| Denied::BadJoinProof)
+}
+
+/// Judges everything that one commit (or one proposal) does, by the policy before it.
+///
+/// `committer` is the leaf whose commit it is (none for an external commit of a newcomer and for a proposal,
+/// whose author stands in its act).
+///
+/// # Errors
+/// The first [`Denied`] in the order of `acts`.
+pub fn judge(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    group: &GroupId,
+    committer: Option<LeafIndex>,
+    acts: &[Act],
+) -> Result<(), Denied> {
+    if let Some(committer) = committer {
+        let user = user_at(roster, committer)?;
+        if role_of(policy, user) == Role::Banned {
+            return Err(Denied::Banned);
+        }
+    }
+    let dissolves = dissolves(policy, roster, committer, acts);
+    for act in acts {
+        if !(dissolves && matches!(act.what, What::Remove(_))) {
+            judge_act(policy, roster, group, act)?;
+        }
+    }
+    let after = After::of(roster, acts);
+    let max = acts
+        .iter()
+        .find_map(|act| match &act.what {
+            What::Policy(new) => Some(new.members_max),
+            What::Add(_)
+            | What::Join(_)
+            | What::Remove(_)
+            | What::Leave(_)
+            | What::Update(_)
+            | What::Resync(_)
+            | What::HubKey => None,
+        })
+        .unwrap_or(policy.members_max);
+    let grows = after.members.len() > roster.len();
+    if grows && after.members.len() > usize::try_from(max).unwrap_or(usize::MAX) {
+        return Err(Denied::TooManyMembers { max, would_be: after.members.len() });
+    }
+    if dissolves { Ok(()) } else { keeps_an_admin(policy, roster, acts, &after) }
+}
+
+fn judge_act(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    group: &GroupId,
+    act: &Act,
+) -> Result<(), Denied> {
+    let leaf = match &act.author {
+        Author::Hub => {
+            return match act.what {
+                What::Remove(_) | What::HubKey => Ok(()),
+                What::Add(_)
+                | What::Join(_)
+                | What::Leave(_)
+                | What::Update(_)
+                | What::Resync(_)
+                | What::Policy(_) => Err(Denied::NotTheHubs),
+            };
+        }
+        Author::Newcomer { proof } => {
+            return match &act.what {
+                What::Add(identity) | What::Join(identity) => {
+                    let key = Opaque::new(identity.signature_key.clone())
+                        .map_err(|_| Denied::BadJoinProof)?;
+                    may_join(policy, roster, group, &identity.user, &key, proof.as_ref())
+                }
+                What::Resync(identity) if role_of(policy, &identity.user) == Role::Banned => {
+                    Err(Denied::Banned)
+                }
+                What::Resync(_) => Ok(()),
+                What::Remove(_)
+                | What::Leave(_)
+                | What::Update(_)
+                | What::Policy(_)
+                | What::HubKey => Err(Denied::NotItself),
+            };
+        }
+        Author::Leaf(leaf) => *leaf,
+    };
+    let user = user_at(roster, leaf)?;
+    let role = role_of(policy, user);
+    let leaves_itself = matches!(&act.what, What::Leave(l) | What::Remove(l) if *l == leaf);
+    if role == Role::Banned && !leaves_itself {
+        return Err(Denied::Banned);
+    }
+    let needs = |needed: Role, what: &'static str| {
+        if role >= needed { Ok(()) } else { Err(Denied::Role { what, needed, yours: role }) }
+    };
+    match &act.what {
+        What::Add(added) if &added.user == user => Ok(()),
+        What::Add(added) => {
+            needs(policy.may_add, "adding users")?;
+            if role_of(policy, &added.user) == Role::Banned {
+                return Err(Denied::AddsBanned);
+            }
+            Ok(())
+        }
+        What::Remove(removed) => {
+            let target = user_at(roster, *removed)?;
+            if target == user {
+                return Ok(());
+            }
+            needs(policy.may_remove, "removing users")?;
+            let outranks = role == Role::Admin || role_of(policy, target) < role;
+            if outranks { Ok(()) } else { Err(Denied::Rank(*removed)) }
+        }
+        What::Leave(left) | What::Update(left) if *left == leaf => Ok(()),
+        What::Leave(_) | What::Update(_) | What::Join(_) | What::Resync(_) => {
+            Err(Denied::NotItself)
+        }
+        What::Policy(new) => {
+            needs(policy.may_update, "changing the group's policy")?;
+            judge_policy(policy, new, role)
+        }
+        What::HubKey => needs(policy.may_migrate, "moving the group"),
+    }
+}
+
+/// What a holder of `role` may make of `old`.
+fn judge_policy(old: &GroupPolicy, new: &GroupPolicy, role: Role) -> Result<(), Denied> {
+    check_form(new)?;
+    let listed = |policy: &GroupPolicy| -> BTreeMap<UserKeyHash, Role> {
+        policy.roles.iter().map(|entry| (entry.user_key_hash.clone(), entry.role)).collect()
+    };
+    let (before, after) = (listed(old), listed(new));
+    let users: BTreeSet<&UserKeyHash> = before.keys().chain(after.keys()).collect();
+    for user in users {
+        let was = before.get(user).copied().unwrap_or(Role::Member);
+        let is = after.get(user).copied().unwrap_or(Role::Member);
+        let outranks = role == Role::Admin || was < role;
+        if was != is && !(outranks && is <= role) {
+            return Err(Denied::GivesRole);
+        }
+    }
+    for ((_, was), (_, is)) in thresholds(old).iter().zip(thresholds(new).iter()) {
+        if was != is && (*was > role || *is > role) {
+            return Err(Denied::Threshold);
+        }
+    }
+    Ok(())
+}
+
+/// The rights of a policy with the least role that has each.
+#[must_use]
+pub fn thresholds(policy: &GroupPolicy) -> [(&'static str, Role); 6] {
+    [
+        ("add", policy.may_add),
+        ("remove", policy.may_remove),
+        ("update", policy.may_update),
+        ("delete", policy.may_delete),
+        ("migrate", policy.may_migrate),
+        ("send", policy.may_send),
+    ]
+}
+
+/// Whether the commit ends the group: everyone but the committer leaves, and the committer may delete.
+fn dissolves(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    committer: Option<LeafIndex>,
+    acts: &[Act],
+) -> bool {
+    let Some(committer) = committer else { return false };
+    let removed: BTreeSet<LeafIndex> = acts
+        .iter()
+        .filter_map(|act| match act.what {
+            What::Remove(leaf) | What::Leave(leaf) => Some(leaf),
+            What::Add(_)
+            | What::Join(_)
+            | What::Update(_)
+            | What::Resync(_)
+            | What::Policy(_)
+            | What::HubKey => None,
+        })
+        .collect();
+    let only_removes = acts.iter().all(|act| matches!(act.what, What::Remove(_) | What::Leave(_)));
+    let everyone_else = roster.leaves().all(|leaf| leaf == committer || removed.contains(&leaf));
+    let may =
+        user_at(roster, committer).is_ok_and(|user| role_of(policy, user) >= policy.may_delete);
+    only_removes && everyone_else && may && !removed.contains(&committer)
+}
+
+/// Who is in the group behind the acts.
+struct After {
+    members: BTreeMap<ClientKey, UserKeyHash>,
+}
+
+/// A leaf that stays, or a newcomer by its place among the acts.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
+enum ClientKey {
+    Leaf(LeafIndex),
+    New(usize),
+}
+
+impl After {
+    fn of(roster: &Roster, acts: &[Act]) -> Self {
+        let mut members: BTreeMap<ClientKey, UserKeyHash> =
+            roster.iter().map(|(leaf, id)| (ClientKey::Leaf(leaf), id.user.clone())).collect();
+        for (index, act) in acts.iter().enumerate() {
+            match &act.what {
+                What::Add(id) | What::Join(id) => {
+                    members.insert(ClientKey::New(index), id.user.clone());
+                }
+                What::Remove(leaf) | What::Leave(leaf) => {
+                    members.remove(&ClientKey::Leaf(*leaf));
+                }
+                What::Update(_) | What::Resync(_) | What::Policy(_) | What::HubKey => {}
+            }
+        }
+        Self { members }
+    }
+
+    fn has_admin(&self, policy: &GroupPolicy) -> bool {
+        self.members.values().any(|user| role_of(policy, user) == Role::Admin)
+    }
+}
+
+/// No one leaves the group without an admin who is in it; what the hub removes is nobody's doing.
+fn keeps_an_admin(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    acts: &[Act],
+    after: &After,
+) -> Result<(), Denied> {
+    let new_policy = acts.iter().rev().find_map(|act| match &act.what {
+        What::Policy(new) => Some(new.as_ref()),
+        What::Add(_)
+        | What::Join(_)
+        | What::Remove(_)
+        | What::Leave(_)
+        | What::Update(_)
+        | What::Resync(_)
+        | What::HubKey => None,
+    });
+    let removes_somebody =
+        acts.iter().any(|act| matches!(act.what, What::Remove(_) | What::Leave(_)));
+    if new_policy.is_none() && !removes_somebody {
+        return Ok(());
+    }
+    let hubs: Vec<Act> =
+        acts.iter().filter(|act| matches!(act.author, Author::Hub)).cloned().collect();
+    let had_one = After::of(roster, &hubs).has_admin(policy);
+    if had_one && !after.has_admin(new_policy.unwrap_or(policy)) {
+        return Err(Denied::NoAdminLeft);
+    }
+    Ok(())
+}
+
+fn user_at(roster: &Roster, leaf: LeafIndex) -> Result<&UserKeyHash, Denied> {
+    roster.get(leaf).map(|identity| &identity.user).ok_or(Denied::NoSuchLeaf(leaf))
+}
+
+fn bounded<T: tls_codec::Size, const MAX: usize>(items: Vec<T>) -> List<T, MAX> {
+    #[expect(clippy::expect_used, reason = "a list of one item of fixed size is within its bound")]
+    List::new(items).expect("one small item")
+}
+
+#[cfg(test)]
+mod tests;
