@@ -19,8 +19,11 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod account;
+pub mod actors;
 pub mod crypto;
 pub mod group;
 pub mod policy;
+pub mod queue;
 pub mod store;
 pub mod wire;

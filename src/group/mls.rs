@@ -9,13 +9,14 @@ use openmls::{
     messages::{external_proposals::ExternalProposal, group_info::VerifiableGroupInfo},
     prelude::{
         Ciphersuite, ConfirmationTag, ExtensionType, Extensions, GroupId as MlsGroupId, LeafNode,
-        LeafNodeIndex, ProcessedMessage, ProposalStore, ProtocolMessage, PublicMessageIn,
-        QueuedProposal, RatchetTreeIn, SenderExtensionIndex,
+        LeafNodeIndex, MlsMessageBodyIn, ProcessedMessage, ProposalStore, ProtocolMessage,
+        PublicMessageIn, QueuedProposal, RatchetTreeIn, SenderExtensionIndex,
     },
 };
 use openmls_traits::public_storage::PublicStorageProvider;
 use openmls_traits::storage::{CURRENT_VERSION, traits};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tls_codec::DeserializeBytes as _;
 
 use crate::{
     crypto::{self, MlsCrypto, SigningKey},
@@ -268,6 +269,27 @@ fn build_group_info(
         signature,
     );
     Ok(Raw::of(&info))
+}
+
+/// What a whole GroupInfo adds to the state that it is of.
+///
+/// # Errors
+/// [`MlsProblem::GroupInfoExtensions`], [`MlsProblem::Invalid`]
+pub fn info_parts(info: &GroupInfo) -> Result<InfoParts, MlsProblem> {
+    let parsed = info.parse().map_err(invalid)?;
+    let head = encode(parsed.group_context()).len();
+    let extensions = encode(parsed.extensions());
+    let tail = &info.as_slice()[head + extensions.len()..];
+    let (_tag, tail) = Opaque::<255>::tls_deserialize_bytes(tail).map_err(invalid)?;
+    let (signer, tail) = LeafIndex::tls_deserialize_bytes(tail).map_err(invalid)?;
+    let signature = decode(tail).map_err(invalid)?;
+    let group_info_extensions = decode(&extensions).map_err(invalid)?;
+    let partial = PartialGroupInfo { group_info_extensions, signature };
+    let external_pub = parsed.extensions().external_pub().is_some();
+    if !external_pub || parsed.extensions().iter().count() != 1 {
+        return Err(MlsProblem::GroupInfoExtensions);
+    }
+    Ok(InfoParts { partial, signer })
 }
 
 /// One Welcome per KeyPackage: each joiner gets its own secrets and nobody else's.

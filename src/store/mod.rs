@@ -8,14 +8,32 @@
 //! - Its conditions are checked against everything that was applied before it; where one does not hold nothing
 //!   is applied and the answer is [`StoreError::Conflict`]. Conditions fence: of two writers that believe that they
 //!   own one group, the second to write loses.
-//! - Batches of one caller are applied in the order in which `write` was called (not polled).
-//! - A read sees every batch that was answered before it started.
+//! - Batches of one lane (see [`Batch::low_priority`]) are applied in the order in which `write` was called (not polled).
+//! - A read sees every batch that was answered before it started, and nothing that is not durable: one that meets
+//!   what is being written waits for it.
 //! - [`StoreError::Unavailable`] from `write` means that the outcome is unknown; from then on every write is refused
 //!   with [`StoreError::ReadOnly`] until the process starts anew.
+//! - **Overflow**: what waits to be written is bounded ([`writer`] has the numbers). Where the bound is reached `write`
+//!   answers [`StoreError::Busy`] and promises that nothing was applied. Batches that the same caller queued behind
+//!   it may still be applied unless their conditions fence them.
+//!
+//! From the top down: [`mod@reader`] answers reads, [`writer`] is the one thread that writes, [`keys`] maps records to
+//! keys and values, [`engine`] is the seam to [`mod@sled`] and [`memory`], [`faults`] breaks an engine on purpose.
 
+mod engine;
+pub mod faults;
+mod keys;
+pub mod memory;
+mod reader;
 pub mod records;
+mod sled;
+mod stage;
+mod writer;
 
-use std::{future::Future, pin::Pin, sync::Arc};
+#[cfg(test)]
+mod conformance;
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use crate::wire::ids::{ClientUri, Epoch, GroupId, KeyPackageRef, Sequence, UserUri};
 use records::{
@@ -31,7 +49,7 @@ pub type SharedStore = Arc<dyn Store>;
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// Why the store did not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// A condition of the batch did not hold; nothing was applied. `condition` is its index.
     #[error("condition {condition} of the batch does not hold")]
@@ -42,6 +60,9 @@ pub enum StoreError {
     /// An earlier write failed: the node answers reads only.
     #[error("the store is read-only since an earlier failure: {0}")]
     ReadOnly(String),
+    /// Too much waits to be written already. Nothing was applied; the caller may try again later.
+    #[error("the store is busy: too much waits to be written")]
+    Busy,
     /// A record is not what was written. `what` names it for the operator.
     #[error("a stored record cannot be read: {what}")]
     Corrupt { what: String },
@@ -214,7 +235,8 @@ pub enum Write {
 pub struct Batch {
     pub conditions: Vec<Condition>,
     pub writes: Vec<Write>,
-    /// Snapshots go in a lane of their own, so that a large group never stands before everyone's commits.
+    /// Snapshots go in a lane of their own, so that a large group never stands before everyone's commits: behind what
+    /// waits in the normal lane, in order among themselves, a large one over several flushes (visible all at once).
     pub low_priority: bool,
 }
 
@@ -304,13 +326,71 @@ pub trait Store: Send + Sync + 'static {
     fn close(&self) -> Answer<'static, ()>;
 }
 
-/// Counters since the process started.
+/// Counters since the store was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StoreStats {
+    /// Batches that were applied and answered.
     pub batches: u64,
+    /// Flushes: each makes one or many batches durable.
     pub flushes: u64,
+    /// Time from handing a group of batches to the engine until they were durable.
     pub flush_us_total: u64,
+    /// The [`Write`]s in those batches.
     pub writes: u64,
+    /// Keys and values handed to the engine.
     pub bytes_written: u64,
     pub bytes_on_disk: u64,
+    /// Batches that wait or are being written.
+    pub batches_waiting: u64,
+}
+
+/// Where a node's store is.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// `sled`, or `memory`, which forgets everything when the process ends.
+    pub engine: String,
+    /// A folder of the store's own, made (0700) where it is missing. Not used by `memory`.
+    pub folder: PathBuf,
+    /// What the engine may keep in memory of what is on disk.
+    pub cache_bytes: u64,
+}
+
+/// Why a store cannot be opened, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "there is no store engine {0:?}: use \"sled\", or \"memory\" for a node that forgets everything"
+    )]
+    UnknownEngine(String),
+    #[error("cannot {what} {}: {error}. Check that the folder exists on a disk with free space and \
+             belongs to the user that mimid runs as", path.display())]
+    Folder { what: &'static str, path: PathBuf, error: std::io::Error },
+    #[error("the store in {} is in use by another process: stop it first, or give this one a data \
+             folder of its own", path.display())]
+    InUse { path: PathBuf },
+    #[error("the database in {} cannot be opened: {reason}. If this stays so, restore the folder from a backup; \
+             nothing in it was changed", path.display())]
+    Engine { path: PathBuf, reason: String },
+    #[error("the database in {folder} has lost what it had answered for: it ends at write {database}, but write \
+             {marked} had been made durable. Restore {folder} from a backup that is whole, or, to go on \
+             without what is lost, remove {mark} and start again", folder = folder.display(), mark = mark.display())]
+    Behind { folder: PathBuf, mark: PathBuf, database: u64, marked: u64 },
+    #[error("{} cannot be read, so it is not known whether the database beside it is whole. Restore the folder from \
+             a backup, or, if you know that it is whole, remove this file and start again", path.display())]
+    MarkDamaged { path: PathBuf },
+    #[error("the record of the last write in {} cannot be read: {reason}. Was it written by a newer mimid?",
+            path.display())]
+    Record { path: PathBuf, reason: String },
+}
+
+/// Opens the store that `config` names, or makes a new one. It blocks while the database recovers.
+///
+/// # Errors
+/// [`OpenError`], whose text tells an operator what to do.
+pub fn open(config: &StoreConfig) -> Result<SharedStore, OpenError> {
+    match config.engine.as_str() {
+        "sled" => Ok(sled::open(&config.folder, config.cache_bytes)?),
+        "memory" => memory::Disk::new().open(),
+        _ => Err(OpenError::UnknownEngine(config.engine.clone())),
+    }
 }

@@ -119,6 +119,8 @@ pub struct QueueHead {
     /// Acknowledged in feed 0, cumulatively.
     pub acknowledged_own: OwnSequence,
     pub next_feed: FeedId,
+    /// Ids of items that were taken lately, with the time: left again within a day they are not taken again.
+    pub recent: Vec<(Timestamp, [u8; 16])>,
 }
 
 /// An entry of a client's own feed.

@@ -1,1 +1,7 @@
+//! What mimid promises, by behaviour: one binary, because linking it is the slow part.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod layers;
+mod samples;
+mod vectors;
+mod wire;

@@ -1,0 +1,106 @@
+//! The threads that actors live on. They are not the HTTP workers: a commit to a large group costs
+//! milliseconds, and must not stand between a socket and its TLS handshake.
+//!
+//! Deliberately absent: who lives where beyond "the same key, the same thread", and any limit on how much a
+//! thread is given (admission is a permit inside each command, see STYLE.md on actix).
+
+use std::io;
+
+use actix::{Actor, Addr, Context};
+use actix_rt::{Arbiter, ArbiterHandle};
+
+/// A fixed set of threads, each with its own event loop. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ArbiterPool {
+    handles: std::sync::Arc<[ArbiterHandle]>,
+}
+
+/// What [`ArbiterPool::start`] gives beside the pool: ends the threads.
+#[derive(Debug)]
+pub struct ArbiterThreads(Vec<Arbiter>);
+
+impl ArbiterPool {
+    /// Starts `threads` threads (at least one). Must be called inside an actix `System`.
+    ///
+    /// # Errors
+    /// Where the operating system gives no more threads.
+    pub fn start(threads: usize) -> io::Result<(Self, ArbiterThreads)> {
+        let arbiters = (0..threads.max(1))
+            .map(|_| Arbiter::try_new())
+            .collect::<io::Result<Vec<_>>>()?;
+        let handles = arbiters.iter().map(Arbiter::handle).collect();
+        Ok((Self { handles }, ArbiterThreads(arbiters)))
+    }
+
+    /// The thread of `hash`: the same for as long as the process lives.
+    #[must_use]
+    pub fn on(&self, hash: u64) -> &ArbiterHandle {
+        let threads = self.handles.len() as u64;
+        // the remainder is below `threads`, which came from a usize
+        &self.handles[usize::try_from(hash % threads).unwrap_or_default()]
+    }
+
+    /// Runs `future` on the thread of `hash`. `false` where that thread has ended: it will never run.
+    pub fn spawn_on(
+        &self,
+        hash: u64,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> bool {
+        self.on(hash).spawn(future)
+    }
+
+    /// Starts an actor on the thread of `hash`. `make` runs there, so the actor need not be `Send`.
+    pub fn start_actor_on<A>(
+        &self,
+        hash: u64,
+        make: impl FnOnce(&mut Context<A>) -> A + Send + 'static,
+    ) -> Addr<A>
+    where
+        A: Actor<Context = Context<A>>,
+    {
+        A::start_in_arbiter(self.on(hash), make)
+    }
+
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.handles.len()
+    }
+}
+
+impl ArbiterThreads {
+    /// Ends every thread; what still runs on them is dropped at its next await. Blocks until they are gone.
+    pub fn stop_and_join(self) {
+        for arbiter in &self.0 {
+            arbiter.stop();
+        }
+        for arbiter in self.0 {
+            // a panic on an actor's thread was logged where it happened
+            let _ = arbiter.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_hash_is_one_thread_and_different_hashes_share_the_pool() {
+        actix_rt::System::new().block_on(async {
+            let (pool, threads) = ArbiterPool::start(2).unwrap();
+            let thread_of = async |hash: u64| {
+                let (tell, told) = tokio::sync::oneshot::channel();
+                assert!(pool.spawn_on(hash, async move {
+                    let _ = tell.send(std::thread::current().id());
+                }));
+                told.await.unwrap()
+            };
+            let (even, odd) = (thread_of(4).await, thread_of(7).await);
+            assert_ne!(even, odd);
+            assert_eq!(thread_of(4).await, even);
+            assert_ne!(even, std::thread::current().id());
+            threads.stop_and_join();
+            assert!(!pool.spawn_on(4, async {}), "a thread that has ended takes nothing");
+        });
+    }
+}

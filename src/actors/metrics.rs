@@ -1,0 +1,112 @@
+//! What operators see of the node, for Prometheus. Names have the prefix `mimid_`; no label is unbounded.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// The node's metrics. Cheap to clone; clones are one registry.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub registry: Registry,
+    pub queue_actors: IntGauge,
+    pub queue_activations: IntCounter,
+    /// `reason`: idle, drain, deleted, failed.
+    pub queue_passivations: IntCounterVec,
+    pub queue_entries_delivered: IntCounter,
+    pub queue_bytes_delivered: IntCounter,
+    /// Delivered and unacknowledged, over all active queues.
+    pub queue_entries_unacknowledged: IntGauge,
+    pub queue_acks: IntCounter,
+    pub queue_acks_refused: IntCounter,
+    pub queue_gaps: IntCounter,
+    /// `kind`: welcome, notice, request.
+    pub queue_overflows: IntCounterVec,
+    pub queue_hints: IntCounter,
+    /// `class`: group, connection; `kind`: single, last_resort, none.
+    pub key_packages_claimed: IntCounterVec,
+    pub key_packages_published: IntCounter,
+    pub key_packages_low: IntCounter,
+    /// `outcome`: ok or a status' name.
+    pub authentications: IntCounterVec,
+}
+
+impl Metrics {
+    /// Metrics in a registry of their own.
+    ///
+    /// # Errors
+    /// Where two metrics have one name.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| -> Result<IntCounter, prometheus::Error> {
+            let metric = IntCounter::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok::<_, prometheus::Error>(metric)
+        };
+        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
+            let metric = IntGauge::new(name, help)?;
+            registry.register(Box::new(metric.clone()))?;
+            Ok(metric)
+        };
+        Ok(Self {
+            queue_actors: gauge("mimid_queue_actors", "Queues that are active now.")?,
+            queue_activations: counter(
+                "mimid_queue_activations_total",
+                "Queues that were loaded from the store.",
+            )?,
+            queue_passivations: counters(
+                "mimid_queue_passivations_total",
+                "Queues that were let go, by reason.",
+                &["reason"],
+            )?,
+            queue_entries_delivered: counter(
+                "mimid_queue_entries_delivered_total",
+                "Entries handed to clients, repeats included.",
+            )?,
+            queue_bytes_delivered: counter(
+                "mimid_queue_delivered_bytes_total",
+                "Bytes of the entries handed to clients, repeats included.",
+            )?,
+            queue_entries_unacknowledged: gauge(
+                "mimid_queue_entries_unacknowledged",
+                "Entries handed to clients that are active now and not acknowledged yet.",
+            )?,
+            queue_acks: counter("mimid_queue_acks_total", "Acknowledgements taken.")?,
+            queue_acks_refused: counter(
+                "mimid_queue_acks_refused_total",
+                "Acknowledgements of what was not delivered.",
+            )?,
+            queue_gaps: counter(
+                "mimid_queue_gaps_total",
+                "Gap entries delivered: a client fell off the end of a feed and must resync.",
+            )?,
+            queue_overflows: counters(
+                "mimid_queue_overflows_total",
+                "Entries that a full queue did not take, by kind.",
+                &["kind"],
+            )?,
+            queue_hints: counter("mimid_queue_hints_total", "Wake hints given to active queues.")?,
+            key_packages_claimed: counters(
+                "mimid_key_packages_claimed_total",
+                "KeyPackages asked for, by class and by what was handed out.",
+                &["class", "kind"],
+            )?,
+            key_packages_published: counter(
+                "mimid_key_packages_published_total",
+                "KeyPackages taken from clients.",
+            )?,
+            key_packages_low: counter(
+                "mimid_key_packages_low_total",
+                "Notices to clients that their KeyPackages run out.",
+            )?,
+            authentications: counters(
+                "mimid_client_authentications_total",
+                "Client messages checked, by outcome.",
+                &["outcome"],
+            )?,
+            registry,
+        })
+    }
+}

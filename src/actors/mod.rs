@@ -1,0 +1,19 @@
+//! The node at work: actors that translate, persist and notify around the rules of the layers below.
+//!
+//! Here: [`node::Node`], all that a listener may ask for; one actor per active queue; the services of accounts
+//! and KeyPackages. Deliberately absent: rules (they are pure, below) and HTTP (above).
+
+pub mod accounts;
+pub mod arbiters;
+pub mod clock;
+pub mod hints;
+pub mod key_packages;
+pub mod limits;
+pub mod metrics;
+pub mod node;
+pub mod queue;
+
+pub use clock::Clock;
+pub use limits::Limits;
+pub use metrics::Metrics;
+pub use node::{Node, NodeParts, ProviderKey};

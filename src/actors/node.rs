@@ -1,0 +1,114 @@
+//! All that a listener may ask for. The methods are in the services' own files, as `impl Node` blocks.
+
+use std::{ops::Deref, sync::Arc};
+
+use super::{
+    accounts::Nonces, arbiters::ArbiterPool, clock::Clock, hints::Hints, key_packages::Fetches,
+    limits::Limits, metrics::Metrics, queue::Queues,
+};
+use crate::{
+    account::Registration,
+    crypto::SigningKey,
+    queue::token::TokenKeys,
+    store::SharedStore,
+    wire::{
+        extensions::SignatureScheme,
+        ids::{Domain, Timestamp},
+    },
+};
+
+/// One provider's node. Clones are the same node.
+#[derive(Clone)]
+pub struct Node(Arc<NodeInner>);
+
+/// What a node is made of.
+pub struct NodeParts {
+    pub domain: Domain,
+    pub store: SharedStore,
+    pub clock: Arc<dyn Clock>,
+    pub limits: Limits,
+    pub registration: Registration,
+    /// Boxes of queue tokens: the first makes new ones, all open.
+    pub token_keys: TokenKeys,
+    /// At most one current key per scheme: the hub's key in `external_senders`.
+    pub external_senders: Vec<ProviderKey>,
+    pub metrics: Metrics,
+    pub arbiters: ArbiterPool,
+}
+
+/// A key of this provider that others verify with, and the time in which they may.
+#[derive(Debug, Clone)]
+pub struct ProviderKey {
+    pub key: SigningKey,
+    pub not_before: Timestamp,
+    pub not_after: Timestamp,
+}
+
+pub struct NodeInner {
+    pub(crate) domain: Domain,
+    pub(crate) store: SharedStore,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// What was signed before this is refused: its nonce may have been seen by the process before.
+    pub(crate) started_at: Timestamp,
+    pub(crate) limits: Limits,
+    pub(crate) registration: Registration,
+    pub(crate) token_keys: TokenKeys,
+    pub(crate) external_senders: Vec<ProviderKey>,
+    pub(crate) metrics: Metrics,
+    pub(crate) arbiters: ArbiterPool,
+    pub(crate) hints: Hints,
+    pub(crate) queues: Queues,
+    pub(crate) nonces: Nonces,
+    pub(crate) fetches: Fetches,
+}
+
+impl Node {
+    #[must_use]
+    pub fn new(parts: NodeParts) -> Self {
+        let hints = Hints::new(parts.metrics.clone());
+        Self(Arc::new(NodeInner {
+            started_at: parts.clock.now(),
+            nonces: Nonces::new(&parts.limits),
+            fetches: Fetches::new(&parts.limits),
+            queues: Queues::new(&parts.limits),
+            hints,
+            domain: parts.domain,
+            store: parts.store,
+            clock: parts.clock,
+            limits: parts.limits,
+            registration: parts.registration,
+            token_keys: parts.token_keys,
+            external_senders: parts.external_senders,
+            metrics: parts.metrics,
+            arbiters: parts.arbiters,
+        }))
+    }
+
+    /// The hub's key for groups of `scheme`: what their `external_senders` hold.
+    #[must_use]
+    pub fn external_sender(&self, scheme: SignatureScheme) -> Option<&SigningKey> {
+        self.external_senders.iter().map(|key| &key.key).find(|key| key.scheme() == scheme)
+    }
+
+    #[must_use]
+    pub fn domain(&self) -> &Domain {
+        &self.0.domain
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    #[must_use]
+    pub fn hints(&self) -> &Hints {
+        &self.0.hints
+    }
+}
+
+impl Deref for Node {
+    type Target = NodeInner;
+    fn deref(&self) -> &NodeInner {
+        &self.0
+    }
+}

@@ -1,0 +1,679 @@
+//! The one mapping of records to keys and values, for every engine.
+//!
+//! **Keys**: a tag, ids as the first 16 bytes of their SHA-256, counters big-endian, so that a range read is in order.
+//! Records that may be asked for by an id alone hold it in full: where two ids share a key the second is refused
+//! ([`StoreError::Corrupt`], a condition that does not hold), never taken for the first.
+//!
+//! **Values**: a byte that names the encoding's version, then postcard, or the bytes themselves for what is opaque
+//! here. A log record has its delivery part in front, with its length, so that a queue can read it alone.
+//!
+//! **Parts**: engines hold values of 4 KB at most. A record is stored as its length (4 bytes) and its first
+//! [`CHUNK_BYTES`] under its key, the rest under [`part`] keys that are written and removed together with it.
+//!
+//! Here: keys, encodings, and a batch as a [`Plan`] of steps on keys. What the steps do is in
+//! [`stage`](super::stage), what reads do in [`reader`](super::reader).
+
+use aws_lc_rs::digest;
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    Batch, Condition, StoreError, Write,
+    records::{
+        Account, ConsentHash, Device, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence,
+        QueueHead, TokenId, TokenRecord,
+    },
+};
+use crate::wire::ids::{
+    ClientUri, Epoch, FeedId, GroupId, KeyPackageRef, Sequence, Timestamp, UserUri,
+};
+
+pub(super) type Key = Vec<u8>;
+
+/// The encoding that is written today. Every one that was ever released must still be read.
+pub(super) const VERSION: u8 = 1;
+
+/// How much of a record one value holds.
+pub(super) const CHUNK_BYTES: usize = 4_000;
+
+/// Where the tags' bytes stand in every key; never given to anything else.
+mod tag {
+    pub const COMMIT_SEQUENCE: u8 = 0x01;
+    pub const NODE: u8 = 0x02;
+    pub const GROUP_HEAD: u8 = 0x10;
+    pub const LOG: u8 = 0x11;
+    pub const SNAPSHOT: u8 = 0x12;
+    pub const JOINER_INFO: u8 = 0x13;
+    pub const GROUP_NOTICE: u8 = 0x14;
+    pub const INBOX: u8 = 0x20;
+    pub const QUEUE_HEAD: u8 = 0x21;
+    pub const OWN: u8 = 0x22;
+    pub const SUBSCRIPTION: u8 = 0x23;
+    pub const ACCOUNT: u8 = 0x30;
+    pub const DEVICE: u8 = 0x31;
+    pub const KEY_PACKAGE: u8 = 0x32;
+    pub const KEY_PACKAGE_INDEX: u8 = 0x33;
+    pub const TOKEN: u8 = 0x34;
+    pub const CONSENT: u8 = 0x35;
+    pub const QUEUE_INDEX: u8 = 0x36;
+    pub const PART: u8 = 0xf0;
+}
+
+/// Keys `from..until`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Range {
+    pub from: Key,
+    pub until: Key,
+}
+
+impl Range {
+    /// All keys that begin with `prefix`. (Every prefix begins with a tag below 0xff.)
+    fn of(prefix: Key) -> Self {
+        let mut until = prefix.clone();
+        while until.last() == Some(&0xff) {
+            until.pop();
+        }
+        if let Some(last) = until.last_mut() {
+            *last += 1;
+        }
+        Self { from: prefix, until }
+    }
+
+    /// The parts of the records in this range.
+    pub fn parts(&self) -> Self {
+        Self { from: part_prefix(&self.from), until: part_prefix(&self.until) }
+    }
+}
+
+fn hash(id: &[u8]) -> [u8; 16] {
+    let mut short = [0; 16];
+    short.copy_from_slice(&digest::digest(&digest::SHA256, id).as_ref()[..16]);
+    short
+}
+
+fn key(tag: u8, pieces: &[&[u8]]) -> Key {
+    let mut key = Vec::with_capacity(64);
+    key.push(tag);
+    for piece in pieces {
+        key.extend_from_slice(piece);
+    }
+    key
+}
+
+/// Counts what was made durable; in every group of changes.
+pub(super) fn commit_sequence() -> Key {
+    key(tag::COMMIT_SEQUENCE, &[])
+}
+
+pub(super) fn node(name: &str) -> Key {
+    key(tag::NODE, &[&hash(name.as_bytes())])
+}
+
+pub(super) fn group_head(group: &GroupId) -> Key {
+    key(tag::GROUP_HEAD, &[&hash(group.as_bytes())])
+}
+
+pub(super) fn group_heads() -> Range {
+    Range::of(key(tag::GROUP_HEAD, &[]))
+}
+
+fn log_record(group: &GroupId, at: Sequence) -> Key {
+    key(tag::LOG, &[&hash(group.as_bytes()), &at.0.to_be_bytes()])
+}
+
+/// The group's log from `from` to its end.
+pub(super) fn log_from(group: &GroupId, from: Sequence) -> Range {
+    Range { from: log_record(group, from), until: log(group).until }
+}
+
+fn log(group: &GroupId) -> Range {
+    Range::of(key(tag::LOG, &[&hash(group.as_bytes())]))
+}
+
+pub(super) fn snapshot(group: &GroupId, at: Sequence) -> Key {
+    key(tag::SNAPSHOT, &[&hash(group.as_bytes()), &at.0.to_be_bytes()])
+}
+
+fn snapshots(group: &GroupId) -> Range {
+    Range::of(key(tag::SNAPSHOT, &[&hash(group.as_bytes())]))
+}
+
+pub(super) fn joiner_info(group: &GroupId, epoch: Epoch) -> Key {
+    key(tag::JOINER_INFO, &[&hash(group.as_bytes()), &epoch.0.to_be_bytes()])
+}
+
+fn joiner_infos(group: &GroupId) -> Range {
+    Range::of(key(tag::JOINER_INFO, &[&hash(group.as_bytes())]))
+}
+
+fn group_notice(group: &GroupId, notice: &[u8; 16]) -> Key {
+    key(tag::GROUP_NOTICE, &[&hash(group.as_bytes()), notice])
+}
+
+pub(super) fn group_notices(group: &GroupId) -> Range {
+    Range::of(key(tag::GROUP_NOTICE, &[&hash(group.as_bytes())]))
+}
+
+/// The notices of all groups.
+pub(super) fn all_group_notices() -> Range {
+    Range::of(key(tag::GROUP_NOTICE, &[]))
+}
+
+fn client_hash(client: &ClientUri) -> [u8; 16] {
+    hash(client.as_str().as_bytes())
+}
+
+fn inbox_item(client: &ClientUri, item: &InboxKey) -> Key {
+    match item {
+        InboxKey::Group { group, sequence, index } => key(
+            tag::INBOX,
+            &[
+                &client_hash(client),
+                &[0],
+                &hash(group.as_bytes()),
+                &sequence.0.to_be_bytes(),
+                &index.to_be_bytes(),
+            ],
+        ),
+        InboxKey::Item(id) => key(tag::INBOX, &[&client_hash(client), &[1], id]),
+    }
+}
+
+pub(super) fn inbox(client: &ClientUri) -> Range {
+    Range::of(key(tag::INBOX, &[&client_hash(client)]))
+}
+
+pub(super) fn queue_head(client: &ClientUri) -> Key {
+    key(tag::QUEUE_HEAD, &[&client_hash(client)])
+}
+
+fn own_entry(client: &ClientUri, at: OwnSequence) -> Key {
+    key(tag::OWN, &[&client_hash(client), &at.0.to_be_bytes()])
+}
+
+fn own(client: &ClientUri) -> Range {
+    Range::of(key(tag::OWN, &[&client_hash(client)]))
+}
+
+/// The client's own feed from `from` to its end.
+pub(super) fn own_from(client: &ClientUri, from: OwnSequence) -> Range {
+    Range { from: own_entry(client, from), until: own(client).until }
+}
+
+fn subscription(client: &ClientUri, feed: FeedId) -> Key {
+    key(tag::SUBSCRIPTION, &[&client_hash(client), &feed.0.to_be_bytes()])
+}
+
+pub(super) fn subscriptions(client: &ClientUri) -> Range {
+    Range::of(key(tag::SUBSCRIPTION, &[&client_hash(client)]))
+}
+
+pub(super) fn account(user: &UserUri) -> Key {
+    key(tag::ACCOUNT, &[&hash(user.as_str().as_bytes())])
+}
+
+pub(super) fn device(client: &ClientUri) -> Key {
+    key(tag::DEVICE, &[&client_hash(client)])
+}
+
+/// Holds the client whose queue this is.
+pub(super) fn queue_index(queue: &[u8; 16]) -> Key {
+    key(tag::QUEUE_INDEX, &[queue])
+}
+
+/// Ordered by the time of publication.
+fn key_package(client: &ClientUri, published_at: Timestamp, reference: &KeyPackageRef) -> Key {
+    key(
+        tag::KEY_PACKAGE,
+        &[&client_hash(client), &published_at.0.to_be_bytes(), &hash(reference.0.as_slice())],
+    )
+}
+
+/// Holds the key of the KeyPackage.
+fn key_package_index(client: &ClientUri, reference: &KeyPackageRef) -> Key {
+    key(tag::KEY_PACKAGE_INDEX, &[&client_hash(client), &hash(reference.0.as_slice())])
+}
+
+pub(super) fn key_packages(client: &ClientUri) -> Range {
+    Range::of(key(tag::KEY_PACKAGE, &[&client_hash(client)]))
+}
+
+fn key_package_indices(client: &ClientUri) -> Range {
+    Range::of(key(tag::KEY_PACKAGE_INDEX, &[&client_hash(client)]))
+}
+
+pub(super) fn token(token: &TokenId) -> Key {
+    key(tag::TOKEN, &[&token.0])
+}
+
+pub(super) fn consent(user: &UserUri, token: &ConsentHash) -> Key {
+    key(tag::CONSENT, &[&hash(user.as_str().as_bytes()), &token.0])
+}
+
+pub(super) fn consents(user: &UserUri) -> Range {
+    Range::of(key(tag::CONSENT, &[&hash(user.as_str().as_bytes())]))
+}
+
+fn part_prefix(of: &[u8]) -> Key {
+    key(tag::PART, &[of])
+}
+
+/// Part `index` (1, 2, …) of the record under `of`.
+pub(super) fn part(of: &[u8], index: u32) -> Key {
+    key(tag::PART, &[of, &index.to_be_bytes()])
+}
+
+/// All parts of the record under `of`, whether it is there or not.
+pub(super) fn parts(of: &[u8]) -> Range {
+    Range::of(part_prefix(of))
+}
+
+/// The key of the record that the key `part` is a part of.
+pub(super) fn record_of_part(part: &[u8]) -> Option<&[u8]> {
+    part.get(1..part.len().checked_sub(4)?)
+}
+
+pub(super) fn is_snapshot(key: &[u8]) -> bool {
+    key.first() == Some(&tag::SNAPSHOT)
+}
+
+/// The parts of all snapshots of the group that `snapshot` (a key) belongs to.
+pub(super) fn snapshot_parts_of_group(snapshot: &[u8]) -> Range {
+    Range::of(part_prefix(&snapshot[..snapshot.len().saturating_sub(8)]))
+}
+
+/// What is stored under a record's own key: its length and its first chunk.
+pub(super) fn head_value(record: &[u8]) -> Result<Vec<u8>, StoreError> {
+    let len = u32::try_from(record.len())
+        .map_err(|_| corrupt("a record of more than 4 GB cannot be written"))?;
+    let first = &record[..record.len().min(CHUNK_BYTES)];
+    let mut value = Vec::with_capacity(4 + first.len());
+    value.extend_from_slice(&len.to_be_bytes());
+    value.extend_from_slice(first);
+    Ok(value)
+}
+
+/// The chunks of a record behind its first, for its parts 1, 2, ….
+pub(super) fn further_chunks(record: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
+    (1..).zip(record.chunks(CHUNK_BYTES).skip(1))
+}
+
+/// How many parts a record of `len` bytes has.
+pub(super) fn part_count(len: usize) -> u32 {
+    u32::try_from(len.div_ceil(CHUNK_BYTES).saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
+/// Splits what is stored under a record's own key into the record's length and its first chunk.
+pub(super) fn split_head(value: &[u8]) -> Result<(usize, &[u8]), StoreError> {
+    let (len, first) =
+        value.split_first_chunk::<4>().ok_or_else(|| corrupt("a record without its length"))?;
+    let len = u32::from_be_bytes(*len) as usize;
+    if first.len() == len.min(CHUNK_BYTES) {
+        Ok((len, first))
+    } else {
+        Err(corrupt("a record whose first part is not as long as it says"))
+    }
+}
+
+pub(super) fn corrupt(what: impl Into<String>) -> StoreError {
+    StoreError::Corrupt { what: what.into() }
+}
+
+fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(value, vec![VERSION])
+        .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
+}
+
+/// `what` names the record for the operator.
+pub(super) fn decode<T: DeserializeOwned>(what: &str, record: &[u8]) -> Result<T, StoreError> {
+    plain(what, versioned(what, record)?)
+}
+
+fn plain<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, StoreError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(corrupt(format!("{what}: more than is read"))),
+        Err(error) => Err(corrupt(format!("{what}: {error}"))),
+    }
+}
+
+/// The bytes behind the version of a record that is opaque here.
+pub(super) fn versioned<'a>(what: &str, record: &'a [u8]) -> Result<&'a [u8], StoreError> {
+    match record.split_first() {
+        Some((&VERSION, body)) => Ok(body),
+        Some((version, _)) => Err(corrupt(format!(
+            "{what}: encoding {version} is not known here; was it written by a newer mimid?"
+        ))),
+        None => Err(corrupt(format!("{what}: empty"))),
+    }
+}
+
+/// A record behind the id in full that its key holds in short.
+pub(super) fn decode_owned<T: DeserializeOwned>(
+    what: &str,
+    id: &str,
+    record: &[u8],
+) -> Result<T, StoreError> {
+    let (found, value): (String, T) = decode(what, record)?;
+    if found == id {
+        Ok(value)
+    } else {
+        Err(corrupt(format!("{what}: {found} is where {id} was looked for")))
+    }
+}
+
+/// As [`decode_owned`]; a head has its id in itself.
+pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupHead, StoreError> {
+    let head: GroupHead = decode("group head", record)?;
+    if head.group == *group {
+        Ok(head)
+    } else {
+        Err(corrupt(format!("group head: {} is where {group} was looked for", head.group)))
+    }
+}
+
+/// The id that a record which holds one begins with.
+pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
+    postcard::take_from_bytes::<&str>(versioned("owner", record)?)
+        .map(|(owner, _)| owner)
+        .map_err(|error| corrupt(format!("a record's owner: {error}")))
+}
+
+/// version, length of the delivery part (4 bytes), delivery part, change.
+fn encode_log(record: &LogRecord) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = vec![VERSION, 0, 0, 0, 0];
+    bytes = postcard::to_extend(&record.feed, bytes)
+        .map_err(|error| corrupt(format!("a log record that cannot be encoded: {error}")))?;
+    let len = u32::try_from(bytes.len() - LOG_HEAD_BYTES)
+        .map_err(|_| corrupt("a log record of more than 4 GB cannot be written"))?;
+    bytes[1..LOG_HEAD_BYTES].copy_from_slice(&len.to_be_bytes());
+    bytes.extend_from_slice(&record.change);
+    Ok(bytes)
+}
+
+const LOG_HEAD_BYTES: usize = 5;
+
+/// How many bytes of a log record, from its beginning, hold its delivery part.
+pub(super) fn feed_bytes(record: &[u8]) -> Result<usize, StoreError> {
+    let (len, _) = versioned("log record", record)?
+        .split_first_chunk::<4>()
+        .ok_or_else(|| corrupt("log record: cut off"))?;
+    Ok(LOG_HEAD_BYTES.saturating_add(u32::from_be_bytes(*len) as usize))
+}
+
+/// `record` may end behind its delivery part.
+pub(super) fn decode_feed(record: &[u8]) -> Result<FeedEntry, StoreError> {
+    let until = feed_bytes(record)?;
+    let body = record.get(LOG_HEAD_BYTES..until).ok_or_else(|| corrupt("log record: cut off"))?;
+    plain("log record", body)
+}
+
+pub(super) fn decode_log(mut record: Vec<u8>) -> Result<LogRecord, StoreError> {
+    let feed = decode_feed(&record)?;
+    record.drain(..feed_bytes(&record)?);
+    Ok(LogRecord { feed, change: record })
+}
+
+/// What an index holds: the key that it points to.
+pub(super) fn index_record(key: &[u8]) -> Vec<u8> {
+    let mut record = vec![VERSION];
+    record.extend_from_slice(key);
+    record
+}
+
+pub(super) fn encode_commit_sequence(sequence: u64) -> Vec<u8> {
+    let mut value = vec![VERSION];
+    value.extend_from_slice(&sequence.to_be_bytes());
+    value
+}
+
+pub(super) fn decode_commit_sequence(value: Option<&[u8]>) -> Result<u64, StoreError> {
+    let Some(value) = value else { return Ok(0) };
+    let body = versioned("commit sequence", value)?;
+    let body = body.try_into().map_err(|_| corrupt("commit sequence: not 8 bytes"))?;
+    Ok(u64::from_be_bytes(body))
+}
+
+/// A batch as checks and steps on keys. It is made on the caller's thread, so that the one that writes does little.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub checks: Vec<Check>,
+    pub steps: Vec<Step>,
+    pub low_priority: bool,
+    /// How many [`Write`]s it was made of.
+    pub writes: u64,
+    /// About what it takes in memory and to write.
+    pub bytes: usize,
+}
+
+/// What must hold for the record under `key`.
+#[derive(Debug)]
+pub(super) struct Check {
+    pub key: Key,
+    expect: Expect,
+}
+
+#[derive(Debug)]
+enum Expect {
+    Absent,
+    Present,
+    Group { group: GroupId, next_sequence: Sequence, revision: u64 },
+    Account { user: UserUri, revision: u64 },
+    Queue { client: ClientUri, revision: u64 },
+    Token { revision: u64 },
+}
+
+/// One change of keys.
+#[derive(Debug)]
+pub(super) enum Step {
+    Put {
+        key: Key,
+        record: Vec<u8>,
+        owned: bool,
+    },
+    /// `record` under `key`, and `key` under `index`; what `index` pointed to before is removed.
+    PutIndexed {
+        index: Key,
+        key: Key,
+        record: Vec<u8>,
+    },
+    Remove {
+        key: Key,
+    },
+    /// `index` and what it points to.
+    RemoveIndexed {
+        index: Key,
+    },
+    RemoveRange(Range),
+}
+
+impl Plan {
+    /// # Errors
+    /// [`StoreError::Corrupt`] for a record that cannot be encoded.
+    pub fn of(batch: Batch) -> Result<Self, StoreError> {
+        let Batch { conditions, writes, low_priority } = batch;
+        let checks: Vec<_> = conditions.into_iter().map(Check::of).collect();
+        let mut steps = Vec::with_capacity(writes.len());
+        let count = writes.len() as u64;
+        for write in writes {
+            Step::of(write, &mut steps)?;
+        }
+        let bytes = checks.len() * 64 + steps.iter().map(Step::bytes).sum::<usize>();
+        Ok(Self { checks, steps, low_priority, writes: count, bytes })
+    }
+}
+
+impl Check {
+    fn of(condition: Condition) -> Self {
+        let (key, expect) = match condition {
+            Condition::GroupUnknown(group) => (group_head(&group), Expect::Absent),
+            Condition::GroupAt { group, next_sequence, revision } => {
+                (group_head(&group), Expect::Group { group, next_sequence, revision })
+            }
+            Condition::AccountAbsent(user) => (account(&user), Expect::Absent),
+            Condition::DeviceAbsent(client) => (device(&client), Expect::Absent),
+            Condition::AccountAt { user, revision } => {
+                (account(&user), Expect::Account { user, revision })
+            }
+            Condition::KeyPackageHeld { client, key_package } => {
+                (key_package_index(&client, &key_package), Expect::Present)
+            }
+            Condition::QueueAt { client, revision } => {
+                (queue_head(&client), Expect::Queue { client, revision })
+            }
+            Condition::TokenAt { token: id, revision } => (token(&id), Expect::Token { revision }),
+        };
+        Self { key, expect }
+    }
+
+    /// Whether it holds for what is stored under its key. Where another id's record is there it does not.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] where the record cannot be read.
+    pub fn holds(&self, record: Option<&[u8]>) -> Result<bool, StoreError> {
+        let Some(record) = record else {
+            return Ok(match self.expect {
+                Expect::Absent => true,
+                Expect::Queue { revision, .. } | Expect::Token { revision } => revision == 0,
+                Expect::Present | Expect::Group { .. } | Expect::Account { .. } => false,
+            });
+        };
+        Ok(match &self.expect {
+            Expect::Absent => false,
+            Expect::Present => true,
+            Expect::Group { group, next_sequence, revision } => {
+                owner(record)? == group.as_str() && {
+                    let head = decode_group_head(group, record)?;
+                    head.next_sequence == *next_sequence && head.revision == *revision
+                }
+            }
+            Expect::Account { user, revision } => {
+                owner(record)? == user.as_str()
+                    && decode_owned::<Account>("account", user.as_str(), record)?.revision
+                        == *revision
+            }
+            Expect::Queue { client, revision } => {
+                owner(record)? == client.as_str()
+                    && decode_owned::<QueueHead>("queue head", client.as_str(), record)?.revision
+                        == *revision
+            }
+            Expect::Token { revision } => {
+                decode::<TokenRecord>("token", record)?.revision == *revision
+            }
+        })
+    }
+}
+
+impl Step {
+    fn of(write: Write, steps: &mut Vec<Self>) -> Result<(), StoreError> {
+        let put = |key, record| Self::Put { key, record, owned: false };
+        let put_owned = |key, record| Self::Put { key, record, owned: true };
+        let opaque = |mut bytes: Vec<u8>| {
+            bytes.insert(0, VERSION);
+            bytes
+        };
+        let last = match write {
+            Write::GroupHead(head) => put_owned(group_head(&head.group), encode(&head)?),
+            Write::Log { group, record } => {
+                put(log_record(&group, record.feed.sequence), encode_log(&record)?)
+            }
+            Write::Snapshot { group, at, bytes } => put(snapshot(&group, at), opaque(bytes)),
+            Write::DropSnapshot { group, at } => Self::Remove { key: snapshot(&group, at) },
+            Write::JoinerInfo { group, epoch, bytes } => {
+                put(joiner_info(&group, epoch), opaque(bytes))
+            }
+            Write::DropJoinerInfo { group, epoch } => {
+                Self::Remove { key: joiner_info(&group, epoch) }
+            }
+            Write::TrimLog { group, from, until } => Self::RemoveRange(Range {
+                from: log_record(&group, from),
+                until: log_record(&group, until),
+            }),
+            Write::DropGroup(group) => {
+                steps.push(Self::RemoveRange(log(&group)));
+                steps.push(Self::RemoveRange(snapshots(&group)));
+                steps.push(Self::RemoveRange(joiner_infos(&group)));
+                Self::RemoveRange(group_notices(&group))
+            }
+            Write::GroupNotice { group, key, notice } => {
+                put(group_notice(&group, &key), encode(&(&group, key, &notice))?)
+            }
+            Write::GroupNoticeTaken { group, key } => {
+                Self::Remove { key: group_notice(&group, &key) }
+            }
+            Write::Inbox { client, key, item } => {
+                put(inbox_item(&client, &key), encode(&(&key, &item))?)
+            }
+            Write::InboxTaken { client, key } => Self::Remove { key: inbox_item(&client, &key) },
+            Write::QueueHead { client, head } => {
+                put_owned(queue_head(&client), encode(&(client.as_str(), &head))?)
+            }
+            Write::Own { client, entry } => {
+                put(own_entry(&client, entry.sequence), encode(&entry)?)
+            }
+            Write::TrimOwn { client, until } => {
+                let Range { from, until: end } = own(&client);
+                let until =
+                    until.0.checked_add(1).map(|next| own_entry(&client, OwnSequence(next)));
+                Self::RemoveRange(Range { from, until: until.unwrap_or(end) })
+            }
+            Write::Subscription { client, subscription: record } => {
+                put(subscription(&client, record.feed), encode(&record)?)
+            }
+            Write::DropSubscription { client, feed } => {
+                Self::Remove { key: subscription(&client, feed) }
+            }
+            Write::DropQueue(client) => {
+                steps.push(Self::RemoveRange(own(&client)));
+                steps.push(Self::RemoveRange(subscriptions(&client)));
+                steps.push(Self::RemoveRange(inbox(&client)));
+                steps.push(Self::RemoveRange(key_packages(&client)));
+                steps.push(Self::RemoveRange(key_package_indices(&client)));
+                Self::Remove { key: queue_head(&client) }
+            }
+            Write::Account { user, account: record } => {
+                put_owned(account(&user), encode::<(&str, &Account)>(&(user.as_str(), &record))?)
+            }
+            Write::Device { client, device: record } => {
+                steps.push(put_owned(queue_index(&record.queue), encode(client.as_str())?));
+                put_owned(device(&client), encode::<(&str, &Device)>(&(client.as_str(), &record))?)
+            }
+            Write::KeyPackage { client, key_package: record } => Self::PutIndexed {
+                index: key_package_index(&client, &record.reference),
+                key: key_package(&client, record.published_at, &record.reference),
+                record: encode(&record)?,
+            },
+            Write::DropKeyPackage { client, key_package } => {
+                Self::RemoveIndexed { index: key_package_index(&client, &key_package) }
+            }
+            Write::Token { token: id, record } => put(token(&id), encode(&record)?),
+            Write::Consent { user, token } => put(consent(&user, &token), vec![VERSION]),
+            Write::DropConsent { user, token } => Self::Remove { key: consent(&user, &token) },
+            Write::Node { name, bytes } => put_owned(node(name), encode(&(name, &bytes))?),
+        };
+        steps.push(last);
+        Ok(())
+    }
+
+    /// Whether it leaves the record under `key` and its parts alone.
+    pub fn spares(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Put { key: at, .. }
+            | Self::PutIndexed { key: at, .. }
+            | Self::Remove { key: at } => at != key,
+            // an index points to nothing that is written in any other way
+            Self::RemoveIndexed { .. } => true,
+            Self::RemoveRange(range) => !(&*range.from..&*range.until).contains(&key),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, record, .. } => key.len() + record.len() + 32,
+            Self::PutIndexed { index, key, record } => {
+                index.len() + 2 * key.len() + record.len() + 64
+            }
+            Self::Remove { key: at } | Self::RemoveIndexed { index: at } => at.len() + 32,
+            Self::RemoveRange(range) => range.from.len() + range.until.len() + 32,
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! A node's store: one engine with the [writer](super::writer) before it, and the reads.
+//!
+//! Here: [`NodeStore`]. A read runs in the future that it returns, as soon as that is polled. It sees the engine between two changes,
+//! never within one; where it meets something that is not durable yet it waits until it is.
+
+use std::{
+    ops::{Bound, ControlFlow},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    sync::{Arc, PoisonError, atomic::Ordering},
+    thread::JoinHandle,
+};
+
+use super::{
+    Answer, Batch, OpenError, Page, Store, StoreError, StoreStats,
+    engine::{Changes, Engine, Failure},
+    keys::{self, Key, Range},
+    records::{
+        Account, ConsentHash, Device, FeedEntry, GroupHead, GroupNotice, InboxItem, InboxKey,
+        LogRecord, OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId,
+        TokenRecord,
+    },
+    stage::{self, Source},
+    writer::{self, Shared},
+};
+use crate::wire::ids::{ClientUri, Epoch, GroupId, Sequence, UserUri};
+
+/// A store on one engine. When it is dropped it writes what is queued before it lets the engine go.
+pub(super) struct NodeStore {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl NodeStore {
+    /// Starts on `engine`; `path` is for errors.
+    ///
+    /// # Errors
+    /// [`OpenError::Record`] where the engine holds something else.
+    pub fn start(engine: Box<dyn Engine>, path: PathBuf) -> Result<Self, OpenError> {
+        let value = engine.read(&keys::commit_sequence());
+        let sequence = value
+            .map_err(StoreError::from)
+            .and_then(|value| keys::decode_commit_sequence(value.as_deref()))
+            .map_err(|error| OpenError::Record { path: path.clone(), reason: error.to_string() })?;
+        let (shared, writer) = writer::start(engine, sequence)
+            .map_err(|error| OpenError::Folder { what: "start the writer of", path, error })?;
+        Ok(Self { shared, writer: Some(writer) })
+    }
+
+    /// Reads with `read`, and waits until what it has seen is durable.
+    async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
+    where
+        F: FnOnce(&Reader<'_>) -> Result<T, StoreError> + Send,
+    {
+        let (result, waits_for) = self.look(read);
+        if let Some(sequence) = waits_for {
+            let mut durable = self.shared.durable.subscribe();
+            let state = durable
+                .wait_for(|durable| durable.failed || durable.sequence >= sequence)
+                .await
+                .map(|state| *state);
+            if !state.is_ok_and(|state| state.sequence >= sequence) {
+                return Err(StoreError::Unavailable(self.shared.failure()));
+            }
+        }
+        result
+    }
+
+    fn look<T>(
+        &self,
+        read: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>,
+    ) -> (Result<T, StoreError>, Option<u64>) {
+        let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+        let reader = Reader {
+            engine: &*self.shared.engine,
+            pending: &view.pending,
+            touched: std::cell::Cell::new(false),
+        };
+        let result = catch_unwind(AssertUnwindSafe(|| read(&reader))).unwrap_or_else(|panic| {
+            Err(StoreError::Unavailable(format!("a panic: {}", writer::text(&*panic))))
+        });
+        (result, reader.touched.get().then_some(view.applied))
+    }
+
+    /// The record under `key`, decoded.
+    fn one<T, F>(&self, key: Key, decode: F) -> Answer<'_, Option<T>>
+    where
+        T: Send + 'static,
+        F: FnOnce(&[u8]) -> Result<T, StoreError> + Send + 'static,
+    {
+        Box::pin(self.read(move |reader| {
+            stage::record(reader, &key)?.map(|record| decode(&record)).transpose()
+        }))
+    }
+
+    /// The records in `range`, decoded.
+    fn many<T, F>(&self, range: Range, page: Page, decode: F) -> Answer<'_, Vec<T>>
+    where
+        T: Send + 'static,
+        F: Fn(Vec<u8>) -> Result<T, StoreError> + Send + 'static,
+    {
+        Box::pin(self.read(move |reader| {
+            let heads =
+                reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
+            heads.iter().map(|(key, head)| decode(stage::whole(reader, key, head)?)).collect()
+        }))
+    }
+}
+
+impl Drop for NodeStore {
+    fn drop(&mut self) {
+        // without one who waits for the answer
+        drop(self.shared.close());
+        self.shared.engine.abandoned();
+        if let Some(writer) = self.writer.take() {
+            // a panic of the writer was told to all that waited
+            let _ = writer.join();
+        }
+    }
+}
+
+/// The engine between two changes.
+struct Reader<'a> {
+    engine: &'a dyn Engine,
+    pending: &'a Changes,
+    /// Whether something was seen that is not durable yet.
+    touched: std::cell::Cell<bool>,
+}
+
+impl Source for Reader<'_> {
+    fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
+        if self.pending.contains_key(key) {
+            self.touched.set(true);
+        }
+        self.engine.read(key)
+    }
+}
+
+impl Reader<'_> {
+    /// Keys and values of the records in `range`, as many as `page` has room for by what `size` tells of each value.
+    fn heads(
+        &self,
+        range: &Range,
+        page: Page,
+        size: impl Fn(&[u8]) -> Result<usize, StoreError>,
+    ) -> Result<Vec<(Key, Vec<u8>)>, StoreError> {
+        let mut heads = Vec::new();
+        let mut bytes = 0_usize;
+        let mut until = Bound::Excluded(range.until.clone());
+        let mut broken = None;
+        if range.from >= range.until {
+            return Ok(heads);
+        }
+        self.engine.scan(&range.from, &range.until, &mut |key, value| {
+            let size = match size(value) {
+                Ok(size) => size,
+                Err(error) => {
+                    broken = Some(error);
+                    until = Bound::Included(key.to_vec());
+                    return ControlFlow::Break(());
+                }
+            };
+            bytes = bytes.saturating_add(size);
+            if !heads.is_empty() && bytes > page.bytes_max {
+                until = Bound::Excluded(key.to_vec());
+                return ControlFlow::Break(());
+            }
+            heads.push((key.to_vec(), value.to_vec()));
+            if heads.len() >= page.items_max {
+                until = Bound::Included(key.to_vec());
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let seen = (Bound::Included(range.from.clone()), until);
+        if self.pending.range(seen).next().is_some() {
+            self.touched.set(true);
+        }
+        match broken {
+            Some(error) => Err(error),
+            None => Ok(heads),
+        }
+    }
+}
+
+/// All that a read may return where only items are counted.
+fn items(items_max: usize) -> Page {
+    Page { items_max, bytes_max: usize::MAX }
+}
+
+fn none<'a, T: Send + 'a>() -> Answer<'a, Vec<T>> {
+    Box::pin(async { Ok(Vec::new()) })
+}
+
+impl Store for NodeStore {
+    fn write(&self, batch: Batch) -> Answer<'static, ()> {
+        let queued = self.shared.queue(batch);
+        Box::pin(async move {
+            queued?.await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable("the store's writer has ended".to_owned()))
+            })
+        })
+    }
+
+    fn group_head(&self, group: &GroupId) -> Answer<'_, Option<GroupHead>> {
+        let group = group.clone();
+        self.one(keys::group_head(&group), move |record| keys::decode_group_head(&group, record))
+    }
+
+    fn group_heads(&self, after: Option<&GroupId>, items_max: usize) -> Answer<'_, Vec<GroupHead>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::group_heads();
+        if let Some(after) = after {
+            range.from = keys::group_head(after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| keys::decode("group head", &record))
+    }
+
+    fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>> {
+        self.many(keys::log_from(group, from), page, keys::decode_log)
+    }
+
+    fn feed(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<FeedEntry>> {
+        let range = keys::log_from(group, from);
+        Box::pin(self.read(move |reader| {
+            let feed_bytes = |value: &[u8]| {
+                keys::split_head(value).and_then(|(_, first)| keys::feed_bytes(first))
+            };
+            let heads = reader.heads(&range, page, feed_bytes)?;
+            heads
+                .iter()
+                .map(|(key, head)| {
+                    let bytes = feed_bytes(head)?;
+                    keys::decode_feed(&stage::beginning(reader, key, head, bytes)?)
+                })
+                .collect()
+        }))
+    }
+
+    fn snapshot(&self, group: &GroupId, at: Sequence) -> Answer<'_, Option<Vec<u8>>> {
+        self.one(keys::snapshot(group, at), |record| {
+            keys::versioned("snapshot", record).map(<[u8]>::to_vec)
+        })
+    }
+
+    fn joiner_info(&self, group: &GroupId, epoch: Epoch) -> Answer<'_, Option<Vec<u8>>> {
+        self.one(keys::joiner_info(group, epoch), |record| {
+            keys::versioned("joiner info", record).map(<[u8]>::to_vec)
+        })
+    }
+
+    fn group_notices(
+        &self,
+        group: &GroupId,
+        items_max: usize,
+    ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>> {
+        if items_max == 0 {
+            return none();
+        }
+        self.many(keys::group_notices(group), items(items_max), |record| {
+            let (_, key, notice): (GroupId, _, _) = keys::decode("group notice", &record)?;
+            Ok((key, notice))
+        })
+    }
+
+    fn groups_with_notices(
+        &self,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<GroupId>> {
+        let mut range = keys::all_group_notices();
+        if let Some(after) = after {
+            range.from = keys::group_notices(after).until;
+        }
+        Box::pin(self.read(move |reader| {
+            let mut groups = Vec::new();
+            while groups.len() < items_max {
+                let first = reader.heads(&range, items(1), |_| Ok(0))?;
+                let Some((key, head)) = first.first() else { break };
+                let record = stage::whole(reader, key, head)?;
+                let (group, _, _): (GroupId, [u8; 16], GroupNotice) =
+                    keys::decode("group notice", &record)?;
+                range.from = keys::group_notices(&group).until;
+                groups.push(group);
+            }
+            Ok(groups)
+        }))
+    }
+
+    fn inbox(
+        &self,
+        client: &ClientUri,
+        items_max: usize,
+    ) -> Answer<'_, Vec<(InboxKey, InboxItem)>> {
+        if items_max == 0 {
+            return none();
+        }
+        self.many(keys::inbox(client), items(items_max), |record| {
+            keys::decode("inbox item", &record)
+        })
+    }
+
+    fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>> {
+        let key = keys::queue_head(client);
+        let client = client.clone();
+        self.one(key, move |record| keys::decode_owned("queue head", client.as_str(), record))
+    }
+
+    fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>> {
+        self.many(keys::own_from(client, from), page, |record| keys::decode("own entry", &record))
+    }
+
+    fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>> {
+        self.many(keys::subscriptions(client), items(usize::MAX), |record| {
+            keys::decode("subscription", &record)
+        })
+    }
+
+    fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>> {
+        let key = keys::account(user);
+        let user = user.clone();
+        self.one(key, move |record| keys::decode_owned("account", user.as_str(), record))
+    }
+
+    fn device(&self, client: &ClientUri) -> Answer<'_, Option<Device>> {
+        let key = keys::device(client);
+        let client = client.clone();
+        self.one(key, move |record| keys::decode_owned("device", client.as_str(), record))
+    }
+
+    fn client_of_queue(&self, queue: &[u8; 16]) -> Answer<'_, Option<ClientUri>> {
+        self.one(keys::queue_index(queue), |record| keys::decode("queue index", record))
+    }
+
+    fn key_packages(
+        &self,
+        client: &ClientUri,
+        items_max: usize,
+    ) -> Answer<'_, Vec<StoredKeyPackage>> {
+        if items_max == 0 {
+            return none();
+        }
+        self.many(keys::key_packages(client), items(items_max), |record| {
+            keys::decode("KeyPackage", &record)
+        })
+    }
+
+    fn token(&self, token: &TokenId) -> Answer<'_, Option<TokenRecord>> {
+        self.one(keys::token(token), |record| keys::decode("token", record))
+    }
+
+    fn has_consent(&self, user: &UserUri, token: &ConsentHash) -> Answer<'_, bool> {
+        let key = keys::consent(user, token);
+        Box::pin(self.read(move |reader| Ok(reader.value(&key)?.is_some())))
+    }
+
+    fn consent_count(&self, user: &UserUri, items_max: usize) -> Answer<'_, usize> {
+        let range = keys::consents(user);
+        Box::pin(self.read(move |reader| {
+            if items_max == 0 {
+                return Ok(0);
+            }
+            Ok(reader.heads(&range, items(items_max), |_| Ok(0))?.len())
+        }))
+    }
+
+    fn node(&self, name: &'static str) -> Answer<'_, Option<Vec<u8>>> {
+        self.one(keys::node(name), move |record| keys::decode_owned("node record", name, record))
+    }
+
+    fn stats(&self) -> StoreStats {
+        let counters = &self.shared.counters;
+        StoreStats {
+            batches: counters.batches.load(Ordering::Relaxed),
+            flushes: counters.flushes.load(Ordering::Relaxed),
+            flush_us_total: counters.flush_us_total.load(Ordering::Relaxed),
+            writes: counters.writes.load(Ordering::Relaxed),
+            bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            bytes_on_disk: self.shared.engine.bytes_on_disk(),
+            batches_waiting: self.shared.batches_waiting(),
+        }
+    }
+
+    fn writable(&self) -> Result<(), String> {
+        self.shared.writable()
+    }
+
+    fn close(&self) -> Answer<'static, ()> {
+        let closed = self.shared.close();
+        Box::pin(async move {
+            closed.await.unwrap_or_else(|_| {
+                Err(StoreError::Unavailable("the store's writer has ended".to_owned()))
+            })
+        })
+    }
+}

@@ -1,0 +1,580 @@
+//! The one thread of a store that writes. It gathers the batches that wait into one change of the engine and **one
+//! flush**, so that many actors share it, and answers them when it is durable.
+//!
+//! Here: the two lanes, their bounds, group commit, and what a failure does. What a batch means in keys is in
+//! [`stage`](super::stage); reads are in [`reader`](super::reader).
+//!
+//! **Bounds.** What waits or is being written is at most [`QUEUE_BATCHES_MAX`] batches and [`QUEUE_BYTES_MAX`] bytes a lane;
+//! beyond it a batch is refused with [`StoreError::Busy`] (a single batch of any size is taken when its lane is
+//! empty). One flush takes at most [`FLUSH_OPERATIONS_MAX`] keys and [`FLUSH_BYTES_MAX`] bytes of the normal lane, and behind
+//! them [`LOW_BYTES_PER_FLUSH`] of the low-priority lane. A batch is never split, save for a large snapshot: its parts, which nobody sees, go ahead
+//! over several flushes, and one flush at the end makes it visible with the rest of its batch.
+//!
+//! **Failure.** After an error or a panic of the engine it is not known what is on the disk, and a flush that is
+//! repeated may succeed without having written anything. So there is no second try: all that wait are
+//! answered [`StoreError::Unavailable`], the thread ends, and every later write is [`StoreError::ReadOnly`].
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{
+    Batch, StoreError,
+    engine::{Changes, Engine, Failure},
+    keys::{self, Key, Plan, Step},
+    stage::{Source, Stage},
+};
+
+/// Keys in one flush.
+const FLUSH_OPERATIONS_MAX: usize = 8_000;
+/// Bytes of the normal lane in one flush.
+const FLUSH_BYTES_MAX: usize = 4 << 20;
+/// Bytes of the low-priority lane in one flush.
+const LOW_BYTES_PER_FLUSH: usize = 256 << 10;
+/// Batches that wait in one lane.
+pub(super) const QUEUE_BATCHES_MAX: usize = 32_768;
+/// Bytes that wait in one lane.
+const QUEUE_BYTES_MAX: usize = 256 << 20;
+/// How long nothing is written until the engine is told that it has time.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What the writer's thread shares with those who write and read.
+pub(super) struct Shared {
+    pub engine: Box<dyn Engine>,
+    /// Held for reading during every read of the engine, for writing while it is changed.
+    pub view: RwLock<View>,
+    pub durable: watch::Sender<Durable>,
+    lanes: Mutex<Lanes>,
+    wake: Condvar,
+    pub counters: Counters,
+}
+
+/// What is visible in the engine, but not known to be durable.
+#[derive(Default)]
+pub(super) struct View {
+    /// The sequence of `pending`, or of the last that is durable.
+    pub applied: u64,
+    /// Empty when everything is durable. After a failure it stays: what it touches is in doubt.
+    pub pending: Changes,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Durable {
+    pub sequence: u64,
+    pub failed: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub batches: AtomicU64,
+    pub flushes: AtomicU64,
+    pub flush_us_total: AtomicU64,
+    pub writes: AtomicU64,
+    pub bytes_written: AtomicU64,
+}
+
+#[derive(Default)]
+struct Lanes {
+    normal: Lane,
+    low: Lane,
+    phase: Phase,
+    /// Those who wait for the end.
+    closing: Vec<oneshot::Sender<Result<(), StoreError>>>,
+}
+
+#[derive(Default)]
+struct Lane {
+    jobs: VecDeque<Job>,
+    /// Counts what is being written too.
+    batches: usize,
+    bytes: usize,
+}
+
+#[derive(Default)]
+enum Phase {
+    #[default]
+    Open,
+    Closing,
+    Closed,
+    Failed(String),
+}
+
+struct Job {
+    plan: Plan,
+    answer: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Shared {
+    /// Queues `batch`; the answer comes through the receiver.
+    pub fn queue(
+        &self,
+        batch: Batch,
+    ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+        let plan = Plan::of(batch)?;
+        let (answer, answered) = oneshot::channel();
+        {
+            let mut lanes = locked(&self.lanes);
+            lanes.writable().map_err(StoreError::ReadOnly)?;
+            let lane = lanes.lane(plan.low_priority);
+            let fits = lane.batches < QUEUE_BATCHES_MAX
+                && lane.bytes.saturating_add(plan.bytes) <= QUEUE_BYTES_MAX;
+            if !fits && lane.batches > 0 {
+                return Err(StoreError::Busy);
+            }
+            lane.batches += 1;
+            lane.bytes += plan.bytes;
+            lane.jobs.push_back(Job { plan, answer });
+        }
+        self.wake.notify_one();
+        self.engine.queued();
+        Ok(answered)
+    }
+
+    pub fn writable(&self) -> Result<(), String> {
+        locked(&self.lanes).writable()
+    }
+
+    pub fn batches_waiting(&self) -> u64 {
+        let lanes = locked(&self.lanes);
+        (lanes.normal.batches + lanes.low.batches) as u64
+    }
+
+    /// Lets no more batches in; the answer comes when all are written and the engine is closed.
+    pub fn close(&self) -> oneshot::Receiver<Result<(), StoreError>> {
+        let (answer, answered) = oneshot::channel();
+        let mut lanes = locked(&self.lanes);
+        let at_once = match &lanes.phase {
+            Phase::Open | Phase::Closing => None,
+            Phase::Closed => Some(Ok(())),
+            Phase::Failed(reason) => Some(Err(StoreError::ReadOnly(reason.clone()))),
+        };
+        match at_once {
+            // who asked may have gone
+            Some(result) => drop(answer.send(result)),
+            None => {
+                lanes.phase = Phase::Closing;
+                lanes.closing.push(answer);
+                self.wake.notify_one();
+            }
+        }
+        answered
+    }
+
+    /// Why writes are refused since a failure.
+    pub fn failure(&self) -> String {
+        locked(&self.lanes).writable().err().unwrap_or_else(|| "the store failed".to_owned())
+    }
+}
+
+impl Lanes {
+    fn writable(&self) -> Result<(), String> {
+        match &self.phase {
+            Phase::Open => Ok(()),
+            Phase::Closing | Phase::Closed => Err("the store is closed".to_owned()),
+            Phase::Failed(reason) => Err(reason.clone()),
+        }
+    }
+
+    fn lane(&mut self, low_priority: bool) -> &mut Lane {
+        if low_priority { &mut self.low } else { &mut self.normal }
+    }
+}
+
+/// Starts the thread that writes; `sequence` is that of the last group of batches that the engine holds.
+pub(super) fn start(
+    engine: Box<dyn Engine>,
+    sequence: u64,
+) -> std::io::Result<(Arc<Shared>, JoinHandle<()>)> {
+    let shared = Arc::new(Shared {
+        engine,
+        view: RwLock::new(View { applied: sequence, pending: Changes::new() }),
+        durable: watch::Sender::new(Durable { sequence, failed: false }),
+        lanes: Mutex::default(),
+        wake: Condvar::new(),
+        counters: Counters::default(),
+    });
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        sequence,
+        normal: VecDeque::new(),
+        low: VecDeque::new(),
+        spread: None,
+        answers: Vec::new(),
+        told_idle: true,
+    };
+    let thread = thread::Builder::new().name("store-writer".to_owned()).spawn(|| writer.run())?;
+    Ok((shared, thread))
+}
+
+/// The thread's own state.
+struct Writer {
+    shared: Arc<Shared>,
+    sequence: u64,
+    /// Taken out of the lanes, not staged yet.
+    normal: VecDeque<Job>,
+    low: VecDeque<Job>,
+    spread: Option<Spread>,
+    /// Staged; told when the flush is done.
+    answers: Vec<Staged>,
+    told_idle: bool,
+}
+
+struct Staged {
+    answer: oneshot::Sender<Result<(), StoreError>>,
+    result: Result<(), StoreError>,
+    low_priority: bool,
+    bytes: usize,
+    writes: u64,
+}
+
+/// A batch with a snapshot that is written over several flushes: its parts first.
+struct Spread {
+    job: Job,
+    /// Where the snapshot stands in the batch's steps.
+    step: usize,
+    key: Key,
+    next_part: u32,
+    /// Nobody else has touched the snapshot's keys since.
+    intact: bool,
+}
+
+enum Turn {
+    Write,
+    Idle,
+    Close,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let turn = self.next();
+            let done = catch_unwind(AssertUnwindSafe(|| match turn {
+                Turn::Write => self.write(),
+                Turn::Idle => self.shared.engine.idle(),
+                Turn::Close => self.shared.engine.close(),
+            }));
+            let done =
+                done.unwrap_or_else(|panic| Err(Failure(format!("a panic: {}", text(&*panic)))));
+            match (done, turn) {
+                (Err(Failure(reason)), _) => return self.fail(&reason),
+                (Ok(()), Turn::Close) => return self.closed(),
+                (Ok(()), turn) => self.told_idle = matches!(turn, Turn::Idle),
+            }
+        }
+    }
+
+    /// Waits until there is something to do.
+    fn next(&self) -> Turn {
+        let mut lanes = locked(&self.shared.lanes);
+        loop {
+            let queued = !lanes.normal.jobs.is_empty() || !lanes.low.jobs.is_empty();
+            let taken = !self.normal.is_empty() || !self.low.is_empty() || self.spread.is_some();
+            if queued || taken {
+                return Turn::Write;
+            }
+            if matches!(lanes.phase, Phase::Closing) {
+                return Turn::Close;
+            }
+            let wake = &self.shared.wake;
+            if self.told_idle {
+                lanes = wake.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+            } else {
+                let (woken, timeout) =
+                    wake.wait_timeout(lanes, IDLE).unwrap_or_else(PoisonError::into_inner);
+                lanes = woken;
+                if timeout.timed_out() {
+                    return Turn::Idle;
+                }
+            }
+        }
+    }
+
+    /// One flush.
+    fn write(&mut self) -> Result<(), Failure> {
+        self.shared.engine.ready()?;
+        {
+            let mut lanes = locked(&self.shared.lanes);
+            self.normal.append(&mut lanes.normal.jobs);
+            self.low.append(&mut lanes.low.jobs);
+        }
+        let mut changes = Changes::new();
+        let mut bytes = 0;
+        while changes.len() < FLUSH_OPERATIONS_MAX && bytes < FLUSH_BYTES_MAX {
+            let Some(job) = self.normal.pop_front() else { break };
+            bytes += job.plan.bytes;
+            self.stage(job, &mut changes)?;
+        }
+        self.write_low(&mut changes)?;
+        if !changes.is_empty() {
+            self.flush(changes)?;
+        }
+        self.answer();
+        Ok(())
+    }
+
+    /// Checks a batch and adds what it changes. Its answer waits for the flush even where it is a refusal, since
+    /// that may rest on a batch of the same flush.
+    fn stage(&mut self, job: Job, changes: &mut Changes) -> Result<(), Failure> {
+        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let mut stage = Stage::new(&*self.shared.engine, changes);
+        let result = stage
+            .check(&checks)
+            .and_then(|()| steps.into_iter().try_for_each(|step| stage.run(step)))
+            .map(|()| stage.done());
+        let result = result.map(|own| self.merge(own, changes));
+        self.staged(answer, result, low_priority, bytes, writes)
+    }
+
+    fn merge(&mut self, own: Changes, changes: &mut Changes) {
+        if let Some(spread) = &mut self.spread {
+            let parts = keys::parts(&spread.key);
+            let touched = own.contains_key(&spread.key)
+                || own.range(parts.from..parts.until).next().is_some();
+            spread.intact &= !touched;
+        }
+        changes.extend(own);
+    }
+
+    fn staged(
+        &mut self,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+        result: Result<(), StoreError>,
+        low_priority: bool,
+        bytes: usize,
+        writes: u64,
+    ) -> Result<(), Failure> {
+        let failure = match &result {
+            Err(StoreError::Unavailable(reason)) => Err(Failure(reason.clone())),
+            _ => Ok(()),
+        };
+        self.answers.push(Staged { answer, result, low_priority, bytes, writes });
+        failure
+    }
+
+    /// Adds what the low-priority lane may have of this flush.
+    fn write_low(&mut self, changes: &mut Changes) -> Result<(), Failure> {
+        let mut bytes = 0;
+        while bytes < LOW_BYTES_PER_FLUSH {
+            if let Some(spread) = &mut self.spread {
+                bytes += spread.advance(changes, LOW_BYTES_PER_FLUSH - bytes);
+                if bytes >= LOW_BYTES_PER_FLUSH && !spread.is_through() {
+                    break;
+                }
+                if let Some(spread) = self.spread.take() {
+                    self.finish(spread, changes)?;
+                }
+                continue;
+            }
+            let Some(job) = self.low.pop_front() else { break };
+            if job.plan.bytes <= LOW_BYTES_PER_FLUSH {
+                if bytes > 0 && bytes + job.plan.bytes > LOW_BYTES_PER_FLUSH {
+                    self.low.push_front(job);
+                    break;
+                }
+                bytes += job.plan.bytes;
+                self.stage(job, changes)?;
+                continue;
+            }
+            match self.spread(job, changes)? {
+                Ok(spread) => self.spread = Some(spread),
+                Err(job) => {
+                    bytes += job.plan.bytes;
+                    self.stage(job, changes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins with a batch that is too large for one flush; gives it back where it must go in one.
+    fn spread(&self, job: Job, changes: &mut Changes) -> Result<Result<Spread, Job>, Failure> {
+        let large = job.plan.steps.iter().enumerate().find_map(|(index, step)| {
+            let Step::Put { key, record, .. } = step else { return None };
+            let large = keys::is_snapshot(key) && record.len() > LOW_BYTES_PER_FLUSH;
+            large.then(|| (index, key.clone()))
+        });
+        let Some((step, key)) = large else { return Ok(Err(job)) };
+        let mut others = job.plan.steps.iter().enumerate().filter(|(index, _)| *index != step);
+        if !others.all(|(_, other)| other.spares(&key)) {
+            return Ok(Err(job));
+        }
+        let mut stage = Stage::new(&*self.shared.engine, changes);
+        // one that replaces a snapshot that can be seen has to be seen as a whole; one whose conditions do not hold
+        // is refused before anything is written
+        if stage.value(&key)?.is_some() || stage.check(&job.plan.checks).is_err() {
+            return Ok(Err(job));
+        }
+        // parts that a process which ended too early has left behind
+        let left = (|| {
+            for part in stage.keys_in(&keys::snapshot_parts_of_group(&key))? {
+                let Some(record) = keys::record_of_part(&part) else { continue };
+                if stage.value(record)?.is_none() {
+                    stage.forget(part.clone());
+                }
+            }
+            Ok::<_, StoreError>(stage.done())
+        })();
+        changes.extend(left.map_err(|error| Failure(error.to_string()))?);
+        Ok(Ok(Spread { job, step, key, next_part: 1, intact: true }))
+    }
+
+    /// Makes what was spread visible, with the rest of its batch.
+    fn finish(&mut self, spread: Spread, changes: &mut Changes) -> Result<(), Failure> {
+        let Spread { job, step: large, key, intact, .. } = spread;
+        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let mut stage = Stage::new(&*self.shared.engine, changes);
+        let result = stage.check(&checks).and_then(|()| {
+            for (index, step) in steps.into_iter().enumerate() {
+                if index == large && intact {
+                    stage.run_without_parts(step)?;
+                } else {
+                    stage.run(step)?;
+                }
+            }
+            Ok(())
+        });
+        let own = match &result {
+            Err(_) if intact => {
+                let mut stage = Stage::new(&*self.shared.engine, changes);
+                let removed = stage.remove_keys(&keys::parts(&key));
+                removed.map_err(|error| Failure(error.to_string()))?;
+                stage.done()
+            }
+            Err(_) => Changes::new(),
+            Ok(()) => stage.done(),
+        };
+        changes.extend(own);
+        self.staged(answer, result, low_priority, bytes, writes)
+    }
+
+    /// Makes `changes` visible and durable.
+    fn flush(&mut self, mut changes: Changes) -> Result<(), Failure> {
+        let shared = &self.shared;
+        self.sequence += 1;
+        changes.insert(keys::commit_sequence(), Some(keys::encode_commit_sequence(self.sequence)));
+        let bytes: usize =
+            changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
+        let started = Instant::now();
+        {
+            let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
+            view.applied = self.sequence;
+            view.pending = changes;
+            shared.engine.apply(&view.pending)?;
+        }
+        shared.engine.sync(self.sequence)?;
+        let written = {
+            let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut view.pending)
+        };
+        drop(written);
+        shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
+        let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        shared.counters.flush_us_total.fetch_add(us, Ordering::Relaxed);
+        shared.counters.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn answer(&mut self) {
+        let mut lanes = locked(&self.shared.lanes);
+        for staged in &self.answers {
+            let lane = lanes.lane(staged.low_priority);
+            lane.batches -= 1;
+            lane.bytes -= staged.bytes;
+        }
+        drop(lanes);
+        for Staged { answer, result, writes, .. } in self.answers.drain(..) {
+            if result.is_ok() {
+                self.shared.counters.batches.fetch_add(1, Ordering::Relaxed);
+                self.shared.counters.writes.fetch_add(writes, Ordering::Relaxed);
+            }
+            // who asked may have gone
+            let _ = answer.send(result);
+        }
+    }
+
+    fn closed(self) {
+        let closing = {
+            let mut lanes = locked(&self.shared.lanes);
+            lanes.phase = Phase::Closed;
+            std::mem::take(&mut lanes.closing)
+        };
+        for answer in closing {
+            let _ = answer.send(Ok(()));
+        }
+    }
+
+    fn fail(self, reason: &str) {
+        tracing::error!(
+            reason,
+            "the store failed: this node is read-only until it is restarted; check the disk first"
+        );
+        let lanes = {
+            let mut lanes = locked(&self.shared.lanes);
+            let failed = Lanes { phase: Phase::Failed(reason.to_owned()), ..Lanes::default() };
+            std::mem::replace(&mut *lanes, failed)
+        };
+        self.shared.durable.send_modify(|durable| durable.failed = true);
+        let staged = self.answers.into_iter().map(|staged| staged.answer);
+        let spread = self.spread.into_iter().map(|spread| spread.job.answer);
+        let taken = self.normal.into_iter().chain(self.low).map(|job| job.answer);
+        let queued = lanes.normal.jobs.into_iter().chain(lanes.low.jobs).map(|job| job.answer);
+        for answer in staged.chain(spread).chain(taken).chain(queued).chain(lanes.closing) {
+            let _ = answer.send(Err(StoreError::Unavailable(reason.to_owned())));
+        }
+    }
+}
+
+impl Spread {
+    fn record(&self) -> &[u8] {
+        match self.job.plan.steps.get(self.step) {
+            Some(Step::Put { record, .. }) => record,
+            _ => &[],
+        }
+    }
+
+    /// Nothing is left to go ahead.
+    fn is_through(&self) -> bool {
+        !self.intact || self.next_part > keys::part_count(self.record().len())
+    }
+
+    /// Adds the next parts, of about `bytes` in all; returns how many bytes it added.
+    fn advance(&mut self, changes: &mut Changes, bytes: usize) -> usize {
+        let mut added = 0;
+        let mut parts = Vec::new();
+        if self.intact {
+            let skip = self.next_part as usize - 1;
+            for (index, chunk) in keys::further_chunks(self.record()).skip(skip) {
+                if added >= bytes {
+                    break;
+                }
+                added += chunk.len();
+                parts.push((keys::part(&self.key, index), chunk.to_vec()));
+            }
+        }
+        self.next_part += u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        changes.extend(parts.into_iter().map(|(key, chunk)| (key, Some(chunk))));
+        added
+    }
+}
+
+/// What a panic says.
+pub(super) fn text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+}
+
+/// A lock whose data is whole whoever has panicked: what it guards changes in single steps.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
