@@ -18,9 +18,9 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod client;
 pub mod account;
 pub mod actors;
+pub mod client;
 pub mod crypto;
 pub mod group;
 pub mod policy;

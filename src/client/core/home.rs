@@ -78,8 +78,6 @@ pub(super) enum Kind {
     Contact = 7,
     Request = 8,
     Setting = 9,
-    LastResort = 10,
-    Pool = 11,
 }
 
 /// A client's database.
@@ -138,10 +136,7 @@ impl Home {
     }
 
     pub(super) fn provider(&self) -> Provider<'_> {
-        Provider {
-            crypto: &self.crypto,
-            storage: SqliteStorageProvider::new(&self.connection),
-        }
+        Provider { crypto: &self.crypto, storage: SqliteStorageProvider::new(&self.connection) }
     }
 
     pub(super) fn crypto(&self) -> &MlsCrypto {
@@ -260,8 +255,9 @@ impl Home {
         let key = group_key(group)?;
         let mut tables = Vec::new();
         for (table, columns) in GROUP_TABLES {
-            let mut statement =
-                self.connection.prepare(&format!("SELECT {columns} FROM {table} WHERE group_id = ?1"))?;
+            let mut statement = self
+                .connection
+                .prepare(&format!("SELECT {columns} FROM {table} WHERE group_id = ?1"))?;
             let width = statement.column_count();
             let rows = statement.query_map(params![key], |row| {
                 (0..width).map(|column| row.get::<_, Value>(column).map(Cell::from)).collect()
