@@ -148,6 +148,7 @@ pub(in crate::store) fn queue_head(revision: u64) -> QueueHead {
         next_own: OwnSequence(4),
         acknowledged_own: OwnSequence(3),
         next_feed: FeedId(2),
+        recent: vec![(Timestamp(1_700_000_000_000), [9; 16])],
     }
 }
 
