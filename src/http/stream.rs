@@ -103,8 +103,12 @@ async fn run(
 
 /// Waits for the first frame, authenticates it and opens the queue.
 async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
-    let first = time::timeout(api.limits.stream_open_timeout, first_frame(frames))
-        .await
+    let first = tokio::select! {
+        biased;
+        () = api.drain.started() => return Err(End::Draining),
+        first = time::timeout(api.limits.stream_open_timeout, first_frame(frames)) => first,
+    };
+    let first = first
         .unwrap_or_else(|_| {
             let detail =
                 Detail::truncated("the first frame, a ClientMessage, did not arrive in time");

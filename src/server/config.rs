@@ -13,7 +13,8 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-use super::setting::{Bytes, Given, Setting, choice, nearest};
+pub use super::setting::Bytes;
+use super::setting::{Given, Setting, choice, nearest};
 use crate::{http, wire::ids::Domain};
 
 /// All that can be configured. `Default` is what a provider without a configuration runs with.
