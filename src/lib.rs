@@ -22,6 +22,7 @@ pub mod account;
 pub mod actors;
 pub mod cli;
 pub mod crypto;
+pub mod group;
 pub mod http;
 pub mod policy;
 pub mod queue;

@@ -3,4 +3,9 @@
 //! Pure: time, randomness and what the store holds are arguments. PROTOCOL.md §1 ("Where a client's messages
 //! go") and §3; DS §6.
 
+pub mod feed;
+pub mod state;
 pub mod token;
+
+#[cfg(test)]
+mod state_tests;

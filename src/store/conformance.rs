@@ -3,9 +3,13 @@
 //! A [`Place`] is where a store can be opened again and again: a [`Disk`] in memory, or a folder with sled. Both are
 //! behind [`Faults`], so that a test can hold writes, let single flushes go, and break them, on sled too.
 
+mod golden;
+mod model;
+mod samples;
+
 use std::sync::Arc;
 
-use proptest::prelude::*;
+use proptest::prelude::ProptestConfig;
 
 use super::{
     Answer, Batch, Condition, Page, SharedStore, StoreError, Write,
@@ -17,7 +21,8 @@ use super::{
     sled::Sled,
     writer::QUEUE_BATCHES_MAX,
 };
-use crate::wire::{codec::Opaque, ids::*};
+use crate::wire::ids::*;
+use samples::*;
 
 /// Where stores are opened.
 enum Place {
@@ -73,162 +78,6 @@ macro_rules! for_every_engine {
         }
     };
 }
-
-fn group(name: &str) -> GroupId {
-    GroupId::new(format!("mimi://a.example/g/{name:0>22}")).unwrap()
-}
-
-fn client(name: &str) -> ClientUri {
-    ClientUri::new(format!("mimi://a.example/d/{name}/phone")).unwrap()
-}
-
-fn user(name: &str) -> UserUri {
-    UserUri::new(format!("mimi://a.example/u/{name}")).unwrap()
-}
-
-fn head(name: &str, next: u64, revision: u64) -> GroupHead {
-    GroupHead {
-        group: group(name),
-        status: GroupStatus::Active,
-        next_sequence: Sequence(next),
-        first_sequence: Sequence(1),
-        epoch: Epoch(next),
-        revision,
-        snapshot: Sequence(0),
-        previous_snapshot: None,
-        created_at: Timestamp(1),
-        last_accepted_at: Timestamp(2),
-        log_bytes: 3,
-        wake_at: None,
-    }
-}
-
-fn record(at: u64, event: usize, change: usize) -> LogRecord {
-    LogRecord {
-        feed: FeedEntry {
-            sequence: Sequence(at),
-            accepted_at: Timestamp(at * 10),
-            except: Some(RecipientId(at)),
-            handshake: at.is_multiple_of(2),
-            event: noise(at, event),
-        },
-        change: noise(at + 1, change),
-    }
-}
-
-/// `len` bytes that differ from place to place, so that parts in the wrong order are seen.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[3]
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-fn own_entry(at: u64) -> OwnEntry {
-    OwnEntry {
-        sequence: OwnSequence(at),
-        accepted_at: Timestamp(at),
-        group: at.is_multiple_of(2).then(|| group("g")),
-        opens: Some(FeedId(at)),
-        event: noise(at, 100),
-    }
-}
-
-fn subscription(feed: u64) -> Subscription {
-    Subscription {
-        feed: FeedId(feed),
-        group: group("g"),
-        recipient: RecipientId(7),
-        from: Sequence(3),
-        last: Some(Sequence(9)),
-        removed: true,
-        filters: vec![(Sequence(3), false), (Sequence(5), true)],
-        acknowledged: Sequence(2),
-        previous: Sequence(1),
-    }
-}
-
-fn key_package(name: u8, published_at: u64) -> StoredKeyPackage {
-    StoredKeyPackage {
-        reference: reference(name),
-        connection: false,
-        last_resort: name == 0,
-        ciphersuite: 1,
-        not_after_s: 99,
-        published_at: Timestamp(published_at),
-        bytes: noise(u64::from(name), 300),
-    }
-}
-
-fn reference(name: u8) -> KeyPackageRef {
-    KeyPackageRef(Opaque::new(vec![name; 32]).unwrap())
-}
-
-fn account(revision: u64) -> Account {
-    Account {
-        revision,
-        user_key_scheme: 0x0807,
-        user_key: vec![5; 32],
-        created_at: Timestamp(1),
-        deleted_at: None,
-        devices: vec![client("alice")],
-    }
-}
-
-fn device(queue: u8) -> Device {
-    Device {
-        key_scheme: 0x0807,
-        key: vec![6; 32],
-        credential: vec![0, 1, 2],
-        queue: [queue; 16],
-        created_at: Timestamp(4),
-        deleted_at: Some(Timestamp(5)),
-    }
-}
-
-fn token_record(revision: u64) -> TokenRecord {
-    TokenRecord {
-        revision,
-        client: client("alice"),
-        revoked: false,
-        bound_to: vec![(Domain::new("b.example").unwrap(), group("g"))],
-    }
-}
-
-fn gone(name: &str) -> GroupNotice {
-    GroupNotice::ClientGone { client: client(name), reason: GoneReason::DeviceDeleted }
-}
-
-fn inbox_key(group_name: &str, sequence: u64, index: u32) -> InboxKey {
-    InboxKey::Group { group: group(group_name), sequence: Sequence(sequence), index }
-}
-
-fn inbox_item(at: u64) -> InboxItem {
-    InboxItem::Event { group: None, event: noise(at, 20) }
-}
-
-fn queue_head(revision: u64) -> QueueHead {
-    QueueHead {
-        revision,
-        next_own: OwnSequence(4),
-        acknowledged_own: OwnSequence(3),
-        next_feed: FeedId(2),
-    }
-}
-
-fn log_write(name: &str, record: LogRecord) -> Write {
-    Write::Log { group: group(name), record }
-}
-
-fn drop_of<T>(key: T, write: impl FnOnce(T) -> Write) -> Batch {
-    Batch::new().and(write(key))
-}
-
-const ALL: Page = Page { items_max: usize::MAX, bytes_max: usize::MAX };
 
 async fn sequences(store: &SharedStore, name: &str, from: u64, page: Page) -> Vec<u64> {
     let log = store.log(&group(name), Sequence(from), page).await.unwrap();
@@ -996,6 +845,34 @@ for_every_engine! {
         assert_eq!(keys_left(&place), 3);
     }
 
+    async fn a_large_snapshot_may_come_with_any_other_write(place: Place) {
+        let store = place.open();
+        let (g, bytes) = (|| group("g"), noise(1, 600_000));
+        let snapshot = |at| Write::Snapshot { group: g(), at: Sequence(at), bytes: bytes.clone() };
+        let low = |writes: Vec<Write>| {
+            store.write(Batch { writes, ..Batch::low_priority() })
+        };
+        let found = async |at| store.snapshot(&g(), Sequence(at)).await.unwrap();
+        // behind the drop of all that the group had
+        low(vec![Write::DropGroup(g()), snapshot(1)]).await.unwrap();
+        assert!(found(1).await.unwrap() == bytes);
+        // beside what makes room
+        let drop_first = Write::DropSnapshot { group: g(), at: Sequence(1) };
+        let (from, until) = (Sequence(0), Sequence(9));
+        low(vec![snapshot(2), drop_first, Write::TrimLog { group: g(), from, until }])
+            .await
+            .unwrap();
+        assert!(found(1).await.is_none() && found(2).await.unwrap() == bytes);
+        // over itself, and before its own drop
+        low(vec![snapshot(3), Write::Snapshot { group: g(), at: Sequence(3), bytes: vec![1] }])
+            .await
+            .unwrap();
+        assert_eq!(found(3).await.unwrap(), [1]);
+        low(vec![snapshot(4), Write::DropGroup(g())]).await.unwrap();
+        drop(store);
+        assert_eq!(keys_left(&place), 1, "only the commit sequence");
+    }
+
     async fn too_much_that_waits_is_refused_and_not_applied(place: Place) {
         let store = place.open();
         place.faults().hold();
@@ -1033,6 +910,37 @@ for_every_engine! {
         assert_eq!(store.device(&client("bob")).await, Ok(None));
         assert_eq!(store.node("n").await, Ok(None));
         store.write(Batch::new().and(write("alice"))).await.unwrap();
+    }
+
+    async fn a_read_never_sees_half_of_a_change(place: Place) {
+        let store = place.open();
+        let writer = {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                for round in 0..150_u64 {
+                    let size = 1 + (round as usize * 7_919) % 30_000;
+                    let bytes = noise(round, size);
+                    let (group, epoch) = (group("g"), Epoch(1));
+                    let batch = Batch::new()
+                        .and(Write::JoinerInfo { group, epoch, bytes })
+                        .and(Write::Node { name: "round", bytes: round.to_be_bytes().to_vec() });
+                    store.write(batch).await.unwrap();
+                }
+            })
+        };
+        let mut seen = 0;
+        while seen < 149 {
+            let Some(before) = store.node("round").await.unwrap() else { continue };
+            let before = u64::from_be_bytes(before.try_into().unwrap());
+            let bytes = store.joiner_info(&group("g"), Epoch(1)).await.unwrap().unwrap();
+            // it is whole, of a round not older than what was seen before it
+            let whole = (before..150)
+                .find(|round| bytes.len() == 1 + (*round as usize * 7_919) % 30_000);
+            assert!(bytes == noise(whole.unwrap(), bytes.len()));
+            assert!(before >= seen);
+            seen = before;
+        }
+        writer.await.unwrap();
     }
 
     async fn any_sequence_of_batches_is_what_the_model_says(place: Place) {
@@ -1076,307 +984,104 @@ fn keys_left(place: &Place) -> usize {
     count
 }
 
-/// The store as plain maps, and random batches for both.
-mod model {
-    use std::{
-        collections::BTreeMap,
-        sync::atomic::{AtomicU64, Ordering},
+#[tokio::test]
+async fn a_crash_keeps_exactly_what_was_flushed() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let write = |n: u8| store.write(Batch::new().and(Write::Node { name: "n", bytes: vec![n] }));
+    write(1).await.unwrap();
+    disk.faults().hold();
+    let lost = write(2);
+    disk.crash();
+    disk.faults().release();
+    assert!(matches!(lost.await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(write(3).await, Err(StoreError::ReadOnly(_))));
+    let anew = disk.open().unwrap();
+    assert_eq!(anew.node("n").await, Ok(Some(vec![1])));
+    anew.write(Batch::new().and(Write::Node { name: "n", bytes: vec![4] })).await.unwrap();
+    // the old store, dropped late, does no harm
+    drop(store);
+    assert_eq!(anew.node("n").await, Ok(Some(vec![4])));
+    anew.write(Batch::new().and(Write::Node { name: "n", bytes: vec![5] })).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_is_not_what_was_written_is_told_apart() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let log = |at| log_write("g", record(at, 9_000, 9_000));
+    store
+        .write(Batch::new().and(log(1)).and(log(2)).and(Write::GroupHead(head("g", 3, 1))))
+        .await
+        .unwrap();
+    drop(store);
+    let heads = super::keys::group_heads();
+    let other = super::keys::group_head(&group("other"));
+    disk.tamper(|map| {
+        // the last part of the first record is lost
+        let parts: Vec<_> = map.keys().filter(|key| key[0] == 0xf0).cloned().collect();
+        map.remove(&parts[parts.len() / 2 - 1]).unwrap();
+        // two groups whose ids would share a key
+        let head = map.range(heads.from.clone()..heads.until.clone()).next().unwrap().1.clone();
+        map.insert(other, head);
+    });
+    let store = disk.open().unwrap();
+    let one = Page { items_max: 1, bytes_max: usize::MAX };
+    let corrupt = |result: Result<(), StoreError>| {
+        assert!(matches!(result, Err(StoreError::Corrupt { .. })), "{result:?}");
     };
-
-    use super::*;
-
-    /// What happens to a store.
-    #[derive(Debug, Clone)]
-    pub(super) enum Step {
-        /// Batches that wait together, so that they share a flush.
-        Together(Vec<Change>),
-        /// One batch in the low-priority lane.
-        Low(Change),
-        Reopen,
+    corrupt(store.log(&group("g"), Sequence(1), one).await.map(drop));
+    corrupt(store.log(&group("g"), Sequence(1), ALL).await.map(drop));
+    // the delivery part is in the parts that are left
+    assert_eq!(
+        store.feed(&group("g"), Sequence(1), ALL).await,
+        Ok(vec![record(1, 9_000, 0).feed, record(2, 9_000, 0).feed])
+    );
+    assert!(store.log(&group("g"), Sequence(2), one).await.unwrap() == [record(2, 9_000, 9_000)]);
+    corrupt(store.group_head(&group("other")).await.map(drop));
+    corrupt(store.write(Batch::new().and(Write::GroupHead(head("other", 1, 1)))).await);
+    for condition in [
+        Condition::GroupUnknown(group("other")),
+        Condition::GroupAt { group: group("other"), next_sequence: Sequence(3), revision: 1 },
+    ] {
+        let batch = Batch::new().when(condition).and(Write::GroupHead(head("other", 1, 1)));
+        assert_eq!(store.write(batch).await, Err(StoreError::Conflict { condition: 0 }));
     }
+    assert_eq!(store.writable(), Ok(()));
+    // what cannot be read can be dropped
+    store.write(Batch::new().and(Write::DropGroup(group("g")))).await.unwrap();
+    assert_eq!(sequences(&store, "g", 0, ALL).await, [0; 0]);
+}
 
-    #[derive(Debug, Clone)]
-    pub(super) struct Change {
-        /// A group that must be at this revision.
-        condition: Option<(u8, u64)>,
-        ops: Vec<Op>,
-    }
+#[tokio::test]
+async fn an_encoding_of_the_future_is_refused_with_a_hint() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    store.write(Batch::new().and(Write::GroupHead(head("g", 3, 1)))).await.unwrap();
+    drop(store);
+    disk.tamper(|map| {
+        let value = map.get_mut(&super::keys::group_head(&group("g"))).unwrap();
+        let mut changed = value.to_vec();
+        changed[4] = 2;
+        *value = changed.into();
+    });
+    let found = disk.open().unwrap().group_head(&group("g")).await;
+    let Err(StoreError::Corrupt { what }) = found else { panic!("{found:?}") };
+    assert!(what.contains("encoding 2") && what.contains("newer mimid"), "{what}");
+}
 
-    #[derive(Debug, Clone)]
-    enum Op {
-        Head { group: u8, revision: u64 },
-        Log { group: u8, at: u64, size: usize },
-        Trim { group: u8, from: u64, until: u64 },
-        Snapshot { group: u8, at: u64, size: usize },
-        DropSnapshot { group: u8, at: u64 },
-        DropGroup { group: u8 },
-        Own { client: u8, at: u64 },
-        TrimOwn { client: u8, until: u64 },
-        Inbox { client: u8, at: u64 },
-        InboxTaken { client: u8, at: u64 },
-        KeyPackage { client: u8, name: u8, published_at: u64 },
-        DropKeyPackage { client: u8, name: u8 },
-        DropQueue { client: u8 },
-    }
-
-    pub(super) fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            6 => proptest::collection::vec(change(), 1..6).prop_map(Step::Together),
-            2 => change().prop_map(Step::Low),
-            1 => Just(Step::Reopen),
-        ]
-    }
-
-    fn change() -> impl Strategy<Value = Change> {
-        let condition = proptest::option::weighted(0.3, (0..2_u8, 0..4_u64));
-        (condition, proptest::collection::vec(op(), 0..8))
-            .prop_map(|(condition, ops)| Change { condition, ops })
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        let size = || {
-            prop_oneof![
-                4 => prop::sample::select(vec![0, 100, 4_100, 9_000]),
-                1 => 0..20_000_usize,
-            ]
-        };
-        let large = prop_oneof![8 => size(), 1 => Just(600_000_usize)];
-        let (one, at) = (|| 0..2_u8, || 0..8_u64);
-        prop_oneof![
-            3 => (one(), 0..4_u64).prop_map(|(group, revision)| Op::Head { group, revision }),
-            6 => (one(), at(), size()).prop_map(|(group, at, size)| Op::Log { group, at, size }),
-            2 => (one(), at(), at()).prop_map(|(group, from, until)| Op::Trim { group, from, until }),
-            3 => (one(), at(), large)
-                .prop_map(|(group, at, size)| Op::Snapshot { group, at, size }),
-            2 => (one(), at()).prop_map(|(group, at)| Op::DropSnapshot { group, at }),
-            1 => one().prop_map(|group| Op::DropGroup { group }),
-            3 => (one(), at()).prop_map(|(client, at)| Op::Own { client, at }),
-            1 => (one(), at()).prop_map(|(client, until)| Op::TrimOwn { client, until }),
-            3 => (one(), at()).prop_map(|(client, at)| Op::Inbox { client, at }),
-            2 => (one(), at()).prop_map(|(client, at)| Op::InboxTaken { client, at }),
-            3 => (one(), 0..4_u8, at()).prop_map(|(client, name, published_at)| {
-                Op::KeyPackage { client, name, published_at }
-            }),
-            2 => (one(), 0..4_u8).prop_map(|(client, name)| Op::DropKeyPackage { client, name }),
-            1 => one().prop_map(|client| Op::DropQueue { client }),
-        ]
-    }
-
-    /// What a store must hold.
-    #[derive(Debug, Default)]
-    struct Model {
-        heads: BTreeMap<u8, u64>,
-        log: BTreeMap<(u8, u64), LogRecord>,
-        snapshots: BTreeMap<(u8, u64), Vec<u8>>,
-        own: BTreeMap<(u8, u64), OwnEntry>,
-        inbox: BTreeMap<(u8, u64), InboxItem>,
-        key_packages: BTreeMap<(u8, u8), u64>,
-    }
-
-    /// Names of their own for each case, since all share one place.
-    #[derive(Clone, Copy)]
-    struct Names(u64);
-
-    impl Names {
-        fn new() -> Self {
-            static CASES: AtomicU64 = AtomicU64::new(0);
-            Self(CASES.fetch_add(1, Ordering::Relaxed))
-        }
-
-        fn group(self, group: u8) -> String {
-            format!("{}-{group}", self.0)
-        }
-
-        fn client(self, client: u8) -> ClientUri {
-            super::client(&format!("c{}-{client}", self.0))
-        }
-    }
-
-    pub(super) async fn check(place: &Place, steps: &[Step]) {
-        let names = Names::new();
-        let mut model = Model::default();
-        let mut store = place.open();
-        for step in steps {
-            match step {
-                Step::Together(changes) => {
-                    place.faults().hold();
-                    let answers: Vec<_> = changes
-                        .iter()
-                        .map(|change| store.write(change.batch(names, false)))
-                        .collect();
-                    place.faults().release();
-                    for (change, answer) in changes.iter().zip(answers) {
-                        assert_eq!(answer.await, model.apply(change));
-                    }
-                }
-                Step::Low(change) => {
-                    let answer = store.write(change.batch(names, true)).await;
-                    assert_eq!(answer, model.apply(change));
-                }
-                Step::Reopen => {
-                    drop(store);
-                    store = place.open();
-                }
-            }
-            model.compare(&store, names).await;
-        }
-    }
-
-    impl Change {
-        fn batch(&self, names: Names, low_priority: bool) -> Batch {
-            let conditions = self.condition.iter().map(|(of, revision)| Condition::GroupAt {
-                group: group(&names.group(*of)),
-                next_sequence: Sequence(1),
-                revision: *revision,
-            });
-            let writes = self.ops.iter().map(|op| op.write(names));
-            Batch { conditions: conditions.collect(), writes: writes.collect(), low_priority }
-        }
-    }
-
-    impl Op {
-        fn write(&self, names: Names) -> Write {
-            let group_of = |of: u8| group(&names.group(of));
-            match *self {
-                Op::Head { group, revision } => {
-                    Write::GroupHead(head(&names.group(group), 1, revision))
-                }
-                Op::Log { group, at, size } => {
-                    Write::Log { group: group_of(group), record: record(at, size / 2, size) }
-                }
-                Op::Trim { group, from, until } => Write::TrimLog {
-                    group: group_of(group),
-                    from: Sequence(from),
-                    until: Sequence(until),
-                },
-                Op::Snapshot { group, at, size } => Write::Snapshot {
-                    group: group_of(group),
-                    at: Sequence(at),
-                    bytes: noise(at, size),
-                },
-                Op::DropSnapshot { group, at } => {
-                    Write::DropSnapshot { group: group_of(group), at: Sequence(at) }
-                }
-                Op::DropGroup { group } => Write::DropGroup(group_of(group)),
-                Op::Own { client, at } => {
-                    Write::Own { client: names.client(client), entry: own_entry(at) }
-                }
-                Op::TrimOwn { client, until } => {
-                    Write::TrimOwn { client: names.client(client), until: OwnSequence(until) }
-                }
-                Op::Inbox { client, at } => Write::Inbox {
-                    client: names.client(client),
-                    key: inbox_key("g", at, 0),
-                    item: inbox_item(at),
-                },
-                Op::InboxTaken { client, at } => {
-                    Write::InboxTaken { client: names.client(client), key: inbox_key("g", at, 0) }
-                }
-                Op::KeyPackage { client, name, published_at } => Write::KeyPackage {
-                    client: names.client(client),
-                    key_package: key_package(name, published_at),
-                },
-                Op::DropKeyPackage { client, name } => Write::DropKeyPackage {
-                    client: names.client(client),
-                    key_package: reference(name),
-                },
-                Op::DropQueue { client } => Write::DropQueue(names.client(client)),
-            }
-        }
-    }
-
-    impl Model {
-        fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
-            if let Some((group, revision)) = change.condition
-                && self.heads.get(&group) != Some(&revision)
-            {
-                return Err(StoreError::Conflict { condition: 0 });
-            }
-            for op in &change.ops {
-                self.run(op);
-            }
-            Ok(())
-        }
-
-        fn run(&mut self, op: &Op) {
-            match *op {
-                Op::Head { group, revision } => drop(self.heads.insert(group, revision)),
-                Op::Log { group, at, size } => {
-                    self.log.insert((group, at), record(at, size / 2, size));
-                }
-                Op::Trim { group, from, until } => {
-                    self.log.retain(|(of, at), _| *of != group || !(from..until).contains(at));
-                }
-                Op::Snapshot { group, at, size } => {
-                    self.snapshots.insert((group, at), noise(at, size));
-                }
-                Op::DropSnapshot { group, at } => drop(self.snapshots.remove(&(group, at))),
-                Op::DropGroup { group } => {
-                    self.log.retain(|(of, _), _| *of != group);
-                    self.snapshots.retain(|(of, _), _| *of != group);
-                }
-                Op::Own { client, at } => drop(self.own.insert((client, at), own_entry(at))),
-                Op::TrimOwn { client, until } => {
-                    self.own.retain(|(of, at), _| *of != client || *at > until);
-                }
-                Op::Inbox { client, at } => drop(self.inbox.insert((client, at), inbox_item(at))),
-                Op::InboxTaken { client, at } => drop(self.inbox.remove(&(client, at))),
-                Op::KeyPackage { client, name, published_at } => {
-                    self.key_packages.insert((client, name), published_at);
-                }
-                Op::DropKeyPackage { client, name } => {
-                    self.key_packages.remove(&(client, name));
-                }
-                Op::DropQueue { client } => {
-                    self.own.retain(|(of, _), _| *of != client);
-                    self.inbox.retain(|(of, _), _| *of != client);
-                    self.key_packages.retain(|(of, _), _| *of != client);
-                }
-            }
-        }
-
-        async fn compare(&self, store: &SharedStore, names: Names) {
-            for one in 0..2 {
-                let (name, client) = (names.group(one), names.client(one));
-                let id = group(&name);
-                let revision = self.heads.get(&one);
-                let expected = revision.map(|revision| head(&name, 1, *revision));
-                assert_eq!(store.group_head(&id).await.unwrap(), expected);
-                let log = of(&self.log, one);
-                let feed: Vec<_> = log.iter().map(|record| record.feed.clone()).collect();
-                assert!(store.log(&id, Sequence(0), ALL).await.unwrap() == log);
-                assert!(store.feed(&id, Sequence(0), ALL).await.unwrap() == feed);
-                for at in 0..8 {
-                    let found = store.snapshot(&id, Sequence(at)).await.unwrap();
-                    assert!(found.as_ref() == self.snapshots.get(&(one, at)), "snapshot {at}");
-                }
-                let own = store.own(&client, OwnSequence(0), ALL).await.unwrap();
-                assert_eq!(own, of(&self.own, one));
-                let inbox = store.inbox(&client, 100).await.unwrap();
-                let inbox: Vec<_> = inbox.into_iter().map(|(_, item)| item).collect();
-                assert_eq!(inbox, of(&self.inbox, one));
-                let mut found: Vec<_> = store
-                    .key_packages(&client, 100)
-                    .await
-                    .unwrap()
-                    .into_iter()
-                    .map(|found| (found.published_at.0, found))
-                    .collect();
-                assert!(found.is_sorted_by_key(|(at, _)| *at));
-                found.sort_by_key(|(at, found)| (*at, found.bytes.clone()));
-                let mut expected: Vec<_> = self
-                    .key_packages
-                    .iter()
-                    .filter(|((of, _), _)| *of == one)
-                    .map(|((_, name), at)| (*at, key_package(*name, *at)))
-                    .collect();
-                expected.sort_by_key(|(at, found)| (*at, found.bytes.clone()));
-                assert_eq!(found, expected);
-            }
-        }
-    }
-
-    fn of<V: Clone>(map: &BTreeMap<(u8, u64), V>, one: u8) -> Vec<V> {
-        map.range((one, 0)..=(one, u64::MAX)).map(|(_, value)| value.clone()).collect()
-    }
+#[test]
+fn an_unknown_engine_is_refused_with_the_names_of_those_there_are() {
+    let config = |engine: &str, folder: &std::path::Path| super::StoreConfig {
+        engine: engine.to_owned(),
+        folder: folder.to_owned(),
+        cache_bytes: 1 << 20,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let error = super::open(&config("sledd", folder.path())).err().unwrap().to_string();
+    assert!(error.contains("sledd") && error.contains("\"sled\"") && error.contains("memory"));
+    drop(super::open(&config("memory", folder.path())).unwrap());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    drop(super::open(&config("sled", &folder.path().join("a/b"))).unwrap());
+    assert!(folder.path().join("a/b/mark").exists());
 }

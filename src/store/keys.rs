@@ -654,6 +654,18 @@ impl Step {
         Ok(())
     }
 
+    /// Whether it leaves the record under `key` and its parts alone.
+    pub fn spares(&self, key: &[u8]) -> bool {
+        match self {
+            Self::Put { key: at, .. }
+            | Self::PutIndexed { key: at, .. }
+            | Self::Remove { key: at } => at != key,
+            // an index points to nothing that is written in any other way
+            Self::RemoveIndexed { .. } => true,
+            Self::RemoveRange(range) => !(&*range.from..&*range.until).contains(&key),
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Put { key, record, .. } => key.len() + record.len() + 32,

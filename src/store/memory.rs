@@ -32,6 +32,9 @@ pub struct Disk {
 /// Values are shared between what is visible and what is durable.
 type Map = BTreeMap<Vec<u8>, Arc<[u8]>>;
 
+/// Keys with their new values, as they were applied.
+type Applied = Vec<(Vec<u8>, Option<Arc<[u8]>>)>;
+
 impl Disk {
     #[must_use]
     pub fn new() -> Self {
@@ -93,7 +96,7 @@ struct Memory {
 
 struct State {
     visible: Map,
-    unsynced: Vec<Vec<(Vec<u8>, Option<Arc<[u8]>>)>>,
+    unsynced: Vec<Applied>,
 }
 
 impl Memory {
@@ -126,7 +129,7 @@ impl Engine for Memory {
 
     fn apply(&self, changes: &Changes) -> Result<(), Failure> {
         self.usable()?;
-        let changes: Vec<_> = changes
+        let changes: Applied = changes
             .iter()
             .map(|(key, value)| (key.clone(), value.as_deref().map(Arc::<[u8]>::from)))
             .collect();
@@ -152,7 +155,7 @@ impl Engine for Memory {
     }
 }
 
-fn put(map: &mut Map, changes: &[(Vec<u8>, Option<Arc<[u8]>>)]) {
+fn put(map: &mut Map, changes: &Applied) {
     for (key, value) in changes {
         match value {
             Some(value) => map.insert(key.clone(), Arc::clone(value)),

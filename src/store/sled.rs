@@ -310,3 +310,113 @@ fn restrict(folder: &Path) -> io::Result<()> {
 fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Batch, SharedStore, Write};
+
+    fn open_in(folder: &Path) -> Result<SharedStore, OpenError> {
+        Ok(open(folder, 16 << 20)?)
+    }
+
+    async fn fill(folder: &Path, writes: u64) {
+        let store = open_in(folder).unwrap();
+        for n in 0..writes {
+            let bytes = n.to_be_bytes().to_vec();
+            store.write(Batch::new().and(Write::Node { name: "n", bytes })).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_second_process_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open_in(folder.path()).unwrap();
+        let error = open_in(folder.path()).err().unwrap();
+        assert!(matches!(error, OpenError::InUse { .. }));
+        assert!(error.to_string().contains("in use by another process"));
+        drop(first);
+        drop(open_in(folder.path()).unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_database_that_lost_what_it_answered_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (database, kept) = (folder.path().join("sled"), folder.path().join("kept"));
+        fill(folder.path(), 3).await;
+        // an older state of the database, as after a loss: it opens without an error by itself
+        fs::create_dir(&kept).unwrap();
+        for name in ["db", "conf"] {
+            fs::copy(database.join(name), kept.join(name)).unwrap();
+        }
+        fill(folder.path(), 1).await;
+        for name in ["db", "conf"] {
+            fs::copy(kept.join(name), database.join(name)).unwrap();
+        }
+        let error = open_in(folder.path()).err().unwrap();
+        assert!(matches!(error, OpenError::Behind { database: 3, marked: 4, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("Restore") && text.contains("mark and start again"), "{text}");
+
+        // one that lost everything
+        fs::remove_dir_all(&database).unwrap();
+        let error = open_in(folder.path()).err().unwrap();
+        assert!(matches!(error, OpenError::Behind { database: 0, marked: 4, .. }), "{error}");
+
+        // the operator does as told
+        fs::remove_file(folder.path().join("mark")).unwrap();
+        let store = open_in(folder.path()).unwrap();
+        assert_eq!(store.node("n").await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_cannot_be_read_is_refused_but_one_slot_is_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let mark = folder.path().join("mark");
+        fill(folder.path(), 5).await;
+        let mut bytes = fs::read(&mark).unwrap();
+        // the slot of 4 was being overwritten when the power went
+        bytes[20] ^= 1;
+        fs::write(&mark, &bytes).unwrap();
+        drop(open_in(folder.path()).unwrap());
+        fs::write(&mark, b"something else").unwrap();
+        let error = open_in(folder.path()).err().unwrap();
+        assert!(matches!(error, OpenError::MarkDamaged { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_made_is_for_the_owner_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().join("deep/store");
+        fill(&store, 1).await;
+        drop(open_in(&store).unwrap());
+        let mut folders = vec![folder.path().join("deep")];
+        let mut files = 0;
+        while let Some(folder) = folders.pop() {
+            assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+            for entry in fs::read_dir(&folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    files += 1;
+                    let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+                    // sled writes a snapshot of its own into its folder when it is dropped
+                    let sleds = path.file_name().unwrap().to_string_lossy().starts_with("snap");
+                    assert!(mode == 0o600 || sleds, "{} {mode:o}", path.display());
+                }
+            }
+        }
+        assert!(files >= 4);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let error = open_in(&file.join("store")).err().unwrap();
+        assert!(matches!(error, OpenError::Folder { .. }), "{error}");
+        assert!(error.to_string().contains("Check that the folder"));
+    }
+}

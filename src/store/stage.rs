@@ -142,9 +142,11 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Puts the value of a record whose parts are there already.
-    pub fn put_head(&mut self, key: Key, record: &[u8]) -> Result<(), StoreError> {
-        self.own.insert(key, Some(keys::head_value(record)?));
+    /// Puts a record whose parts are there already.
+    pub fn run_without_parts(&mut self, step: Step) -> Result<(), StoreError> {
+        if let Step::Put { key, record, .. } = step {
+            self.own.insert(key, Some(keys::head_value(&record)?));
+        }
         Ok(())
     }
 

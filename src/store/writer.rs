@@ -398,13 +398,16 @@ impl Writer {
 
     /// Begins with a batch that is too large for one flush; gives it back where it must go in one.
     fn spread(&self, job: Job, changes: &mut Changes) -> Result<Result<Spread, Job>, Failure> {
-        let large = job.plan.steps.iter().enumerate().find_map(|(index, step)| match step {
-            Step::Put { key, record, .. } if keys::is_snapshot(key) => {
-                (record.len() > LOW_BYTES_PER_FLUSH).then(|| (index, key.clone()))
-            }
-            _ => None,
+        let large = job.plan.steps.iter().enumerate().find_map(|(index, step)| {
+            let Step::Put { key, record, .. } = step else { return None };
+            let large = keys::is_snapshot(key) && record.len() > LOW_BYTES_PER_FLUSH;
+            large.then(|| (index, key.clone()))
         });
         let Some((step, key)) = large else { return Ok(Err(job)) };
+        let mut others = job.plan.steps.iter().enumerate().filter(|(index, _)| *index != step);
+        if !others.all(|(_, other)| other.spares(&key)) {
+            return Ok(Err(job));
+        }
         let mut stage = Stage::new(&*self.shared.engine, changes);
         // one that replaces a snapshot that can be seen has to be seen as a whole; one whose conditions do not hold
         // is refused before anything is written
@@ -432,11 +435,10 @@ impl Writer {
         let mut stage = Stage::new(&*self.shared.engine, changes);
         let result = stage.check(&checks).and_then(|()| {
             for (index, step) in steps.into_iter().enumerate() {
-                match step {
-                    Step::Put { key, record, .. } if index == large && intact => {
-                        stage.put_head(key, &record)?;
-                    }
-                    step => stage.run(step)?,
+                if index == large && intact {
+                    stage.run_without_parts(step)?;
+                } else {
+                    stage.run(step)?;
                 }
             }
             Ok(())

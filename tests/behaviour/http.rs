@@ -94,7 +94,8 @@ impl Provider {
     fn ops(&self, path: &str) -> (u16, String) {
         let address = self.endpoints().ops.strip_prefix("http://").unwrap().to_owned();
         let mut socket = TcpStream::connect(address).unwrap();
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let answer = Answer::read(&mut socket);
         (answer.status, String::from_utf8(answer.body).unwrap())
     }
@@ -215,9 +216,8 @@ fn every_refusal_carries_a_client_response() {
         assert_eq!((answer.status, error.name()), (status, "malformed"), "{error}");
         assert!(error.detail().contains(hint), "{error}");
     }
-    let wrong_method = provider.raw(
-        b"GET /v1/dequeue HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-    );
+    let wrong_method =
+        provider.raw(b"GET /v1/dequeue HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert_eq!(wrong_method.status, 405);
     assert!(wrong_method.has_header("allow: post"), "{}", wrong_method.head);
     assert_eq!(wrong_method.client_error().name(), "malformed");
@@ -373,9 +373,7 @@ fn operators_see_life_readiness_and_metrics() {
 
 async fn open_stream(
     provider: &Provider,
-) -> tokio_tungstenite::WebSocketStream<
-    tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>,
-> {
+) -> tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>> {
     let url = provider.endpoints().client.replace("https://", "wss://") + "/v1/stream";
     let socket = tokio::net::TcpStream::connect(provider.client_address()).await.unwrap();
     let tls = Connector::Rustls(Arc::new(provider.tls(&[&rustls::version::TLS13])));

@@ -1,0 +1,203 @@
+//! Files under `tests/golden/store`: the keys and values of each record as the first release that had it wrote them.
+//!
+//! They are never changed. Where an encoding changes its version goes up, the old files must still read, and new ones
+//! are added for the new version (`cargo test -- --ignored writes_golden_files_that_are_missing`).
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+
+use super::samples::*;
+use crate::{
+    store::{Batch, SharedStore, Write, memory::Disk, records::*},
+    wire::ids::*,
+};
+
+fn records() -> Vec<(&'static str, Write)> {
+    let (g, alice) = (|| group("golden"), || client("alice"));
+    let inbox = |key, item| Write::Inbox { client: alice(), key, item };
+    let (recipient, from) = (RecipientId(300), Sequence(70_000));
+    let open = InboxItem::Open {
+        group: g(),
+        recipient,
+        from,
+        handshake_only: true,
+        event: Some(vec![1, 2, 3]),
+    };
+    let filter = InboxItem::Filter { group: g(), recipient, from, handshake_only: false };
+    let close = InboxItem::Close { group: g(), recipient, last: from, removed: true };
+    let mut deleted = head("golden", 7, 8);
+    deleted.status = GroupStatus::Deleted;
+    deleted.previous_snapshot = Some(Sequence(3));
+    deleted.wake_at = Some(Timestamp(1_700_000_000_000));
+    vec![
+        ("group_head", Write::GroupHead(head("golden", 300, 70_000))),
+        ("group_head_deleted", Write::GroupHead(deleted)),
+        ("log", log_write("golden", record(5, 40, 60))),
+        ("log_in_parts", log_write("golden", record(6, 3_000, 6_000))),
+        ("snapshot", Write::Snapshot { group: g(), at: Sequence(9), bytes: noise(9, 4_100) }),
+        ("joiner_info", Write::JoinerInfo { group: g(), epoch: Epoch(4), bytes: noise(4, 70) }),
+        ("group_notice", Write::GroupNotice { group: g(), key: [8; 16], notice: gone("alice") }),
+        ("inbox_open", inbox(inbox_key("golden", 2, 1), open)),
+        ("inbox_filter", inbox(inbox_key("golden", 3, 0), filter)),
+        ("inbox_close", inbox(InboxKey::Item([7; 16]), close)),
+        ("inbox_event", inbox(InboxKey::Item([9; 16]), inbox_item(4))),
+        ("queue_head", Write::QueueHead { client: alice(), head: queue_head(300) }),
+        ("own", Write::Own { client: alice(), entry: own_entry(2) }),
+        ("subscription", Write::Subscription { client: alice(), subscription: subscription(300) }),
+        ("account", Write::Account { user: user("alice"), account: account(2) }),
+        ("device", Write::Device { client: alice(), device: device(3) }),
+        ("key_package", Write::KeyPackage { client: alice(), key_package: key_package(3, 300) }),
+        ("token", Write::Token { token: TokenId([2; 16]), record: token_record(300) }),
+        ("consent", Write::Consent { user: user("alice"), token: ConsentHash([6; 32]) }),
+        ("node", Write::Node { name: "golden", bytes: vec![1, 2, 3] }),
+    ]
+}
+
+/// What the store holds where `write` was written.
+async fn read_back(store: &SharedStore, write: &Write) -> Write {
+    let page = ALL;
+    match write.clone() {
+        Write::GroupHead(head) => {
+            Write::GroupHead(store.group_head(&head.group).await.unwrap().unwrap())
+        }
+        Write::Log { group, record } => {
+            let at = record.feed.sequence;
+            let feed = store.feed(&group, at, page).await.unwrap();
+            let record = store.log(&group, at, page).await.unwrap().remove(0);
+            assert!(feed.iter().eq([&record.feed]));
+            Write::Log { group, record }
+        }
+        Write::Snapshot { group, at, .. } => {
+            let bytes = store.snapshot(&group, at).await.unwrap().unwrap();
+            Write::Snapshot { group, at, bytes }
+        }
+        Write::JoinerInfo { group, epoch, .. } => {
+            let bytes = store.joiner_info(&group, epoch).await.unwrap().unwrap();
+            Write::JoinerInfo { group, epoch, bytes }
+        }
+        Write::GroupNotice { group, .. } => {
+            let found = store.groups_with_notices(None, 9).await.unwrap();
+            assert!(found.iter().eq([&group]));
+            let (key, notice) = store.group_notices(&group, 9).await.unwrap().remove(0);
+            Write::GroupNotice { group, key, notice }
+        }
+        Write::Inbox { client, .. } => {
+            let (key, item) = store.inbox(&client, 9).await.unwrap().remove(0);
+            Write::Inbox { client, key, item }
+        }
+        Write::QueueHead { client, .. } => {
+            let head = store.queue_head(&client).await.unwrap().unwrap();
+            Write::QueueHead { client, head }
+        }
+        Write::Own { client, .. } => {
+            let entry = store.own(&client, OwnSequence(0), page).await.unwrap().remove(0);
+            Write::Own { client, entry }
+        }
+        Write::Subscription { client, .. } => {
+            let subscription = store.subscriptions(&client).await.unwrap().remove(0);
+            Write::Subscription { client, subscription }
+        }
+        Write::Account { user, .. } => {
+            let account = store.account(&user).await.unwrap().unwrap();
+            Write::Account { user, account }
+        }
+        Write::Device { client, .. } => {
+            let device = store.device(&client).await.unwrap().unwrap();
+            let of_queue = store.client_of_queue(&device.queue).await.unwrap();
+            assert_eq!(of_queue, Some(client.clone()));
+            Write::Device { client, device }
+        }
+        Write::KeyPackage { client, .. } => {
+            let key_package = store.key_packages(&client, 9).await.unwrap().remove(0);
+            // found by its reference too
+            let key = key_package.reference.clone();
+            let held = crate::store::Condition::KeyPackageHeld {
+                client: client.clone(),
+                key_package: key,
+            };
+            store.write(Batch::new().when(held)).await.unwrap();
+            Write::KeyPackage { client, key_package }
+        }
+        Write::Token { token, .. } => {
+            let record = store.token(&token).await.unwrap().unwrap();
+            Write::Token { token, record }
+        }
+        Write::Consent { user, token } => {
+            assert_eq!(store.has_consent(&user, &token).await, Ok(true));
+            assert_eq!(store.consent_count(&user, 9).await, Ok(1));
+            Write::Consent { user, token }
+        }
+        Write::Node { name, .. } => {
+            Write::Node { name, bytes: store.node(name).await.unwrap().unwrap() }
+        }
+        Write::DropSnapshot { .. }
+        | Write::DropJoinerInfo { .. }
+        | Write::TrimLog { .. }
+        | Write::DropGroup(_)
+        | Write::GroupNoticeTaken { .. }
+        | Write::InboxTaken { .. }
+        | Write::TrimOwn { .. }
+        | Write::DropSubscription { .. }
+        | Write::DropQueue(_)
+        | Write::DropKeyPackage { .. }
+        | Write::DropConsent { .. } => panic!("{write:?} leaves no record"),
+    }
+}
+
+fn file(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/store").join(format!("{name}.hex"))
+}
+
+/// Lines of a key and its value.
+fn text(map: &BTreeMap<Vec<u8>, std::sync::Arc<[u8]>>) -> String {
+    let mut text = String::new();
+    for (key, value) in map {
+        writeln!(text, "{} {}", hex::encode(key), hex::encode(value)).unwrap();
+    }
+    text
+}
+
+async fn written_today(write: &Write) -> String {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    store.write(Batch::new().and(write.clone())).await.unwrap();
+    drop(store);
+    let mut today = String::new();
+    disk.tamper(|map| today = text(map));
+    today
+}
+
+#[tokio::test]
+async fn records_of_every_release_still_read() {
+    for (name, write) in records() {
+        let golden = fs::read_to_string(file(name)).unwrap();
+        let disk = Disk::new();
+        disk.tamper(|map| {
+            for line in golden.lines() {
+                let (key, value) = line.split_once(' ').unwrap();
+                map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+            }
+        });
+        let found = read_back(&disk.open().unwrap(), &write).await;
+        assert_eq!(format!("{found:?}"), format!("{write:?}"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn an_encoding_does_not_change_without_a_new_version() {
+    for (name, write) in records() {
+        let golden = fs::read_to_string(file(name)).unwrap();
+        assert!(written_today(&write).await == golden, "{name} is written differently");
+    }
+}
+
+#[tokio::test]
+#[ignore = "writes into the source tree"]
+async fn writes_golden_files_that_are_missing() {
+    for (name, write) in records() {
+        let path = file(name);
+        if !path.exists() {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, written_today(&write).await).unwrap();
+        }
+    }
+}
