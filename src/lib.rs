@@ -18,6 +18,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod account;
 pub mod actors;
 pub mod cli;
