@@ -6,7 +6,10 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+pub mod group;
+pub mod groups;
 pub mod hints;
+mod history;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
@@ -14,6 +17,8 @@ pub mod node;
 pub mod queue;
 
 pub use clock::Clock;
+pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use queue::QueueStream;

@@ -23,10 +23,16 @@ use super::{
 };
 use crate::{
     account::Registration,
-    actors::{Clock, Limits, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
+    actors::{
+        Clock, GroupOptions, Limits, Metrics, Node, NodeParts, arbiters::ArbiterPool,
+        clock::SystemClock,
+    },
     http::{self, ClientListener, DrainSwitch, HttpMetrics, OpsListener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
 };
+
+/// How often the node looks for groups that have something to do by themselves.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Why a node does not start; the text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +45,9 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error("{0}")]
     Store(#[from] OpenError),
-    #[error("{key} = {address} is taken by another process: choose another, or port 0 for any free one")]
+    #[error(
+        "{key} = {address} is taken by another process: choose another, or port 0 for any free one"
+    )]
     Taken { key: &'static str, address: SocketAddr },
     #[error("{key} = {address} cannot be bound: {source}")]
     Bind { key: &'static str, address: SocketAddr, source: io::Error },
@@ -184,6 +192,7 @@ impl Composed {
             store: Arc::clone(&store),
             clock,
             limits: node_limits(&config),
+            groups: GroupOptions::new(config.domain.clone()),
             registration: registration(&config.registration),
             token_keys: keys.token_keys,
             external_senders: keys.external_senders,
@@ -221,6 +230,7 @@ impl Composed {
         let Self { data_dir, endpoints, node, store, threads, client, ops, drain, drain_timeout } =
             self;
         tracing::info!(domain = %endpoints.domain, client = endpoints.client, ops = endpoints.ops, "serving");
+        let sweeper = actix_rt::spawn(sweep(node.clone()));
         let mut client_task = actix_rt::spawn(client.server);
         let mut ops_task = actix_rt::spawn(ops.server);
         let failed = if wanted {
@@ -237,8 +247,11 @@ impl Composed {
         drain.drain();
         let graceful = client.handle.stop(true);
         if tokio::time::timeout(drain_timeout + Duration::from_secs(5), graceful).await.is_err() {
-            tracing::warn!("requests were still in flight at the deadline; their clients will retry");
+            tracing::warn!(
+                "requests were still in flight at the deadline; their clients will retry"
+            );
         }
+        sweeper.abort();
         node.drain_queues().await;
         let closed = store.close().await;
         ops.handle.stop(false).await;
@@ -249,6 +262,22 @@ impl Composed {
         closed.map_err(|error| StopError::Store(error.to_string()))?;
         tracing::info!("stopped");
         failed.map_or(Ok(()), |what| Err(StopError::Listener(what)))
+    }
+}
+
+/// Wakes the groups that something was left for, and from then on those whose time has come.
+async fn sweep(node: Node) {
+    if let Err(error) = node.wake_noticed_groups().await {
+        tracing::warn!(%error, "what was left for groups cannot be read now");
+    }
+    let mut often = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        often.tick().await;
+        match node.sweep_groups().await {
+            Ok(0) => {}
+            Ok(woken) => tracing::info!(woken, "groups had something to do by themselves"),
+            Err(error) => tracing::warn!(%error, "the groups cannot be swept now"),
+        }
     }
 }
 
@@ -287,9 +316,7 @@ fn register_process_metrics(
     store: &SharedStore,
 ) -> Result<(), prometheus::Error> {
     registry.register(Box::new(StoreMetrics::new(Arc::clone(store))?))?;
-    registry.register(Box::new(
-        prometheus::process_collector::ProcessCollector::for_self(),
-    ))?;
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let build = IntGaugeVec::new(
         Opts::new("mimid_build_info", "1, with what this process was built from"),
         &["version"],

@@ -30,6 +30,7 @@ pub(in crate::store) fn head(name: &str, next: u64, revision: u64) -> GroupHead 
         created_at: Timestamp(1),
         last_accepted_at: Timestamp(2),
         log_bytes: 3,
+        joiner_infos: vec![Epoch(1)],
         wake_at: None,
     }
 }
@@ -148,6 +149,7 @@ pub(in crate::store) fn queue_head(revision: u64) -> QueueHead {
         next_own: OwnSequence(4),
         acknowledged_own: OwnSequence(3),
         next_feed: FeedId(2),
+        recent: vec![(Timestamp(1_700_000_000_000), [9; 16])],
     }
 }
 
