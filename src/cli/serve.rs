@@ -103,10 +103,6 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn greet(endpoints: &Endpoints, data_dir: &str, store: &str, is_default: bool) {
-    let trust = endpoints
-        .certificate
-        .as_ref()
-        .map_or_else(String::new, |path| format!(" --certificate {}", path.display()));
     println!("mimid {} serves {}", env!("CARGO_PKG_VERSION"), endpoints.domain);
     println!("  clients   {}", endpoints.client);
     println!("  operator  {}/readyz and /metrics", endpoints.ops);
@@ -116,8 +112,8 @@ fn greet(endpoints: &Endpoints, data_dir: &str, store: &str, is_default: bool) {
     }
     println!("To become its first user, in another terminal:");
     println!(
-        "  mimid client --home ./alice register alice phone --server {}{trust}",
-        endpoints.client
+        "  mimid client --home ./alice register alice --device phone --endpoints {data_dir}/{}",
+        server::endpoints::FILE
     );
     println!("Stop it with Ctrl-C.");
 }
