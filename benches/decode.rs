@@ -65,6 +65,7 @@ fn decodes<T: tls_codec::DeserializeBytes>(bytes: &[u8]) {
 
 fn vector(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/vectors/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    let file: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let file: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     hex::decode(file["hex"].as_str().unwrap()).unwrap()
 }

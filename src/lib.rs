@@ -18,11 +18,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod account;
 pub mod actors;
+pub mod cli;
 pub mod crypto;
 pub mod group;
+pub mod http;
 pub mod policy;
 pub mod queue;
+pub mod server;
 pub mod store;
 pub mod wire;

@@ -25,9 +25,8 @@ impl ArbiterPool {
     /// # Errors
     /// Where the operating system gives no more threads.
     pub fn start(threads: usize) -> io::Result<(Self, ArbiterThreads)> {
-        let arbiters = (0..threads.max(1))
-            .map(|_| Arbiter::try_new())
-            .collect::<io::Result<Vec<_>>>()?;
+        let arbiters =
+            (0..threads.max(1)).map(|_| Arbiter::try_new()).collect::<io::Result<Vec<_>>>()?;
         let handles = arbiters.iter().map(Arbiter::handle).collect();
         Ok((Self { handles }, ArbiterThreads(arbiters)))
     }
@@ -41,11 +40,7 @@ impl ArbiterPool {
     }
 
     /// Runs `future` on the thread of `hash`. `false` where that thread has ended: it will never run.
-    pub fn spawn_on(
-        &self,
-        hash: u64,
-        future: impl Future<Output = ()> + Send + 'static,
-    ) -> bool {
+    pub fn spawn_on(&self, hash: u64, future: impl Future<Output = ()> + Send + 'static) -> bool {
         self.on(hash).spawn(future)
     }
 

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+mod groups_seam;
 pub mod hints;
 pub mod key_packages;
 pub mod limits;
@@ -17,3 +18,4 @@ pub use clock::Clock;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use queue::QueueStream;

@@ -26,7 +26,8 @@ pub fn run(args: &Args) -> ExitCode {
         let checked = keys::operators_tls(certificate, key)
             .map_err(|error| error.to_string())
             .and_then(|files| {
-                http::server_tls(&files.chain_pem, &files.key_pem).map_err(|error| error.to_string())
+                http::server_tls(&files.chain_pem, &files.key_pem)
+                    .map_err(|error| error.to_string())
             });
         if let Err(error) = checked {
             eprintln!("client.certificate, client.key: {error}");

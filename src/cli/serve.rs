@@ -68,7 +68,10 @@ pub fn run(args: &Args) -> ExitCode {
         Err(error) => return said(FAILED, &format!("no runtime: {error}")),
     };
     let signals = runtime.block_on(async {
-        Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+        Ok::<_, std::io::Error>((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        ))
     });
     let (mut terminate, mut interrupt) = match signals {
         Ok(signals) => signals,
@@ -80,7 +83,12 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(running) => running,
         Err(error) => return said(FAILED, &error.to_string()),
     };
-    greet(running.endpoints(), &data_dir.display().to_string(), &format!("{store:?}").to_lowercase(), is_default);
+    greet(
+        running.endpoints(),
+        &data_dir.display().to_string(),
+        &format!("{store:?}").to_lowercase(),
+        is_default,
+    );
     runtime.block_on(async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -107,7 +115,10 @@ fn greet(endpoints: &Endpoints, data_dir: &str, store: &str, is_default: bool) {
         println!("  no configuration was given: these are the defaults (see `mimid check-config`)");
     }
     println!("To become its first user, in another terminal:");
-    println!("  mimid client --home ./alice register alice phone --server {}{trust}", endpoints.client);
+    println!(
+        "  mimid client --home ./alice register alice phone --server {}{trust}",
+        endpoints.client
+    );
     println!("Stop it with Ctrl-C.");
 }
 

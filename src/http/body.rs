@@ -120,7 +120,11 @@ mod tests {
 
     use super::*;
 
-    async fn read_with(request: TestRequest, bytes_max: usize, budget: &BodyBudget) -> Result<Vec<u8>, u16> {
+    async fn read_with(
+        request: TestRequest,
+        bytes_max: usize,
+        budget: &BodyBudget,
+    ) -> Result<Vec<u8>, u16> {
         let (request, mut payload) = request.to_http_parts();
         let payload = web::Payload::from_request(&request, &mut payload).await.unwrap();
         read(&request, payload, bytes_max, Duration::from_secs(60), budget)
@@ -156,8 +160,7 @@ mod tests {
         let budget = BodyBudget::new(large);
         let (request, mut payload) = octets(vec![0; large]).to_http_parts();
         let payload = web::Payload::from_request(&request, &mut payload).await.unwrap();
-        let held =
-            read(&request, payload, large, Duration::from_secs(60), &budget).await.unwrap();
+        let held = read(&request, payload, large, Duration::from_secs(60), &budget).await.unwrap();
         assert_eq!(read_with(octets(vec![0; large]), large, &budget).await, Err(503));
         assert!(read_with(octets(vec![0; 10]), large, &budget).await.is_ok(), "small ones go on");
         drop(held);

@@ -38,14 +38,10 @@ use crate::{
         },
         codec::List,
         decode,
-        ds::{
-            Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion,
-        },
+        ds::{Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion},
         encode,
         ids::ClientUri,
-        key_packages::{
-            ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest,
-        },
+        key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
     },
 };
 
@@ -149,14 +145,12 @@ impl ClientApi {
         let bytes_max = endpoint.body_bytes_max().min(self.limits.request_bytes_max);
         let body =
             body::read(request, payload, bytes_max, self.limits.body_timeout, &self.bodies).await?;
-        let permits =
-            if endpoint == Endpoint::Dequeue { &self.waiting } else { &self.requests };
+        let permits = if endpoint == Endpoint::Dequeue { &self.waiting } else { &self.requests };
         let _permit = permits.try_acquire().map_err(|_| busy())?;
         let message = client_message(&body.bytes)?;
-        let peer = peer_address(request)?;
         match tokio::time::timeout(
             self.limits.answer_timeout + self.waits_at_most(endpoint),
-            self.dispatch(endpoint, message, peer),
+            self.dispatch(endpoint, message),
         )
         .await
         {
@@ -179,14 +173,13 @@ impl ClientApi {
         &self,
         endpoint: Endpoint,
         message: ClientMessage,
-        peer: SocketAddr,
     ) -> Result<Answer, Refusal> {
         let node = &self.node;
         if endpoint == Endpoint::Register {
             let register: Register = body_of(&message)?;
-            return Answer::client(encode(&node.register(message, register, peer).await?));
+            return Answer::client(encode(&node.register(&message, register).await?));
         }
-        let from = node.authenticate(&message, endpoint.path(), peer).await?;
+        let from = node.authenticate(&message, endpoint.path()).await?;
         let answer = match endpoint {
             Endpoint::GroupOperation
             | Endpoint::WelcomeInformation
@@ -216,7 +209,7 @@ impl ClientApi {
             }
             Endpoint::ProviderKeys => {
                 let ProviderKeys { domain } = body_of(&message)?;
-                encode(&node.provider_keys(domain).await?)
+                encode(&node.provider_keys(&domain)?)
             }
             Endpoint::DeleteDevice => {
                 let body: DeleteDevice = body_of(&message)?;
@@ -356,13 +349,6 @@ pub(super) fn client_message(bytes: &[u8]) -> Result<ClientMessage, DsError> {
 /// Decodes the body of a message.
 pub(super) fn body_of<T: DeserializeBytes>(message: &ClientMessage) -> Result<T, DsError> {
     decode(message.body.as_slice()).map_err(malformed)
-}
-
-/// Where a stranger comes from; a socket without a peer is one that has just been closed.
-pub(super) fn peer_address(request: &HttpRequest) -> Result<SocketAddr, Refusal> {
-    request
-        .peer_addr()
-        .ok_or_else(|| Refusal::http(StatusCode::BAD_REQUEST, "the connection is closed"))
 }
 
 pub(super) fn busy() -> DsError {

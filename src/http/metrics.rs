@@ -25,8 +25,8 @@ impl HttpMetrics {
     /// Where `registry` already has metrics of these names.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let buckets = vec![
-            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-            60.0,
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            30.0, 60.0,
         ];
         let metrics = Self {
             requests: IntCounterVec::new(

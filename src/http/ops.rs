@@ -26,7 +26,9 @@ use super::{
 use crate::{
     actors::Node,
     wire::{
-        decode, ds::{Detail, DsError, REQUEST_BYTES_MAX}, encode,
+        decode,
+        ds::{Detail, DsError, REQUEST_BYTES_MAX},
+        encode,
         queueing::QueueingServiceRequest,
     },
 };
@@ -149,7 +151,12 @@ async fn deliver_message(
         took_ms = started.elapsed().as_secs_f64() * 1000.0,
         "request"
     );
-    HttpResponse::Ok().insert_header((header::CONTENT_TYPE, OCTET_STREAM)).body(encode(&answer))
+    match answer {
+        Ok(answer) => HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, OCTET_STREAM))
+            .body(encode(&answer)),
+        Err(error) => Answer::refused(Form::ClientResponse, error.into()).into_response(),
+    }
 }
 
 fn text(status: StatusCode, body: String) -> HttpResponse {

@@ -5,10 +5,7 @@
 //! code: 1001 when the node stops or the client stopped answering pings, 1003 for anything but binary frames, 1009 for
 //! a frame that is too large, and 4000 + DSStatus for every refusal.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, rt, web};
 use actix_ws::{CloseCode, CloseReason, Message, MessageStream, ProtocolError, Session};
@@ -16,7 +13,7 @@ use tokio::{sync::OwnedSemaphorePermit, time};
 
 use super::{
     answer::{Answer, Refusal},
-    client::{ClientApi, LISTENER, body_of, busy, client_message, finish, peer_address},
+    client::{ClientApi, LISTENER, body_of, busy, client_message, finish},
     endpoint::{Endpoint, Form},
 };
 use crate::{
@@ -43,10 +40,6 @@ pub async fn open(
     let refuse = |refusal: Refusal| {
         finish(&api, Endpoint::Stream, started, Answer::refused(Form::ClientResponse, refusal))
     };
-    let peer = match peer_address(&request) {
-        Ok(peer) => peer,
-        Err(refusal) => return refuse(refusal),
-    };
     if api.drain.is_draining() {
         return refuse(busy().into());
     }
@@ -58,7 +51,7 @@ pub async fn open(
             let http = response.status().as_u16();
             api.metrics.answered(LISTENER, Endpoint::Stream, http, started.elapsed());
             let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
-            rt::spawn(run(api.clone(), peer, session, frames, permit));
+            rt::spawn(run(api.clone(), session, frames, permit));
             response
         }
         Err(error) => refuse(Refusal::http(
@@ -84,20 +77,24 @@ enum End {
 
 async fn run(
     api: web::Data<ClientApi>,
-    peer: SocketAddr,
     mut session: Session,
     mut frames: MessageStream,
     _permit: OwnedSemaphorePermit,
 ) {
     api.metrics.streams.inc();
-    let end = match begin(&api, peer, &mut frames).await {
+    let end = match begin(&api, &mut frames).await {
         Ok(queue) => deliver(&api, &mut session, &mut frames, queue).await,
         Err(end) => end,
     };
     api.metrics.streams.dec();
     let (reason, close) = end.into_close();
     api.metrics.stream_closes.with_label_values(&[reason]).inc();
-    tracing::debug!(listener = LISTENER, endpoint = Endpoint::Stream.path(), reason, "stream ended");
+    tracing::debug!(
+        listener = LISTENER,
+        endpoint = Endpoint::Stream.path(),
+        reason,
+        "stream ended"
+    );
     if let Some(close) = close {
         // a client that does not read its close frame is cut off with the connection
         let _ = time::timeout(CLOSE_TIMEOUT, session.close(Some(close))).await;
@@ -105,21 +102,22 @@ async fn run(
 }
 
 /// Waits for the first frame, authenticates it and opens the queue.
-async fn begin(
-    api: &ClientApi,
-    peer: SocketAddr,
-    frames: &mut MessageStream,
-) -> Result<QueueStream, End> {
-    let first = time::timeout(api.limits.stream_open_timeout, first_frame(frames))
-        .await
+async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
+    let first = tokio::select! {
+        biased;
+        () = api.drain.started() => return Err(End::Draining),
+        first = time::timeout(api.limits.stream_open_timeout, first_frame(frames)) => first,
+    };
+    let first = first
         .unwrap_or_else(|_| {
-            let detail = Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
+            let detail =
+                Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
             Err(End::Refused(DsError::Malformed { detail }))
         })?;
     let open = async {
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
-        let client = api.node.authenticate(&message, Endpoint::Stream.path(), peer).await?;
+        let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
         api.node.open_stream(&client, window).await
     };
     open.await.map_err(End::Refused)
@@ -228,11 +226,16 @@ impl End {
     fn into_close(self) -> (&'static str, Option<CloseReason>) {
         let told = |code, text: &str| {
             // RFC 6455 §5.5: a control frame holds 125 bytes, two of them the code
-            Some(CloseReason { code, description: Some(Detail::truncated(text).as_str().chars().take(60).collect()) })
+            Some(CloseReason {
+                code,
+                description: Some(Detail::truncated(text).as_str().chars().take(60).collect()),
+            })
         };
         match self {
             Self::Gone => ("gone", None),
-            Self::Draining => ("draining", told(CloseCode::Away, "the provider is stopping; reconnect")),
+            Self::Draining => {
+                ("draining", told(CloseCode::Away, "the provider is stopping; reconnect"))
+            }
             Self::PingsUnanswered => {
                 ("pings_unanswered", told(CloseCode::Away, "two pings were not answered"))
             }

@@ -13,7 +13,8 @@ use std::{
 
 use toml::de::{DeTable, DeValue};
 
-use super::setting::{Bytes, Given, Setting, choice, nearest};
+pub use super::setting::Bytes;
+use super::setting::{Given, Setting, choice, nearest};
 use crate::{http, wire::ids::Domain};
 
 /// All that can be configured. `Default` is what a provider without a configuration runs with.
@@ -400,12 +401,10 @@ impl Loading {
         }
         // the same name in another section is the likeliest mistake, then a misspelling in this one
         let name = key.rsplit('.').next().unwrap_or(key);
-        let elsewhere = SETTINGS.iter().map(|row| row.key).find(|known| {
-            known.rsplit('.').next() == Some(name)
-        });
+        let elsewhere =
+            SETTINGS.iter().map(|row| row.key).find(|known| known.rsplit('.').next() == Some(name));
         let near = elsewhere.or_else(|| nearest(key, SETTINGS.iter().map(|row| row.key)));
-        let near =
-            near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
+        let near = near.map_or_else(String::new, |near| format!("; did you mean {near:?}?"));
         self.problem(place, format!("there is no setting {key:?}{near}"));
     }
 
@@ -429,7 +428,10 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     let Config { client, registration, limits, store, log, .. } = config;
     if client.certificate.is_some() != client.key.is_some() {
         let key = if client.key.is_some() { "client.key" } else { "client.certificate" };
-        wrong.push((key, "client.certificate and client.key are given together or not at all".into()));
+        wrong.push((
+            key,
+            "client.certificate and client.key are given together or not at all".into(),
+        ));
     }
     let hashes = &registration.token_hashes;
     if registration.mode == RegistrationMode::Token && hashes.is_empty() {
@@ -472,7 +474,10 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
         let (min, max) = (Duration::from_millis(min_ms), Duration::from_secs(max_s));
         if !(min..=max).contains(&value) {
-            wrong.push((key, format!("{} is not from {} to {}", value.show(), min.show(), max.show())));
+            wrong.push((
+                key,
+                format!("{} is not from {} to {}", value.show(), min.show(), max.show()),
+            ));
         }
     };
     time("limits.header_timeout", limits.header_timeout, 10, 300);
@@ -509,14 +514,8 @@ fn variable_of(key: &str) -> String {
 const REGISTRATION_TOKEN: &str = "MIMID_REGISTRATION_TOKEN";
 
 /// Variables of the command line that are no settings of the provider.
-const NOT_SETTINGS: [&str; 6] = [
-    "MIMID_CONFIG",
-    "MIMID_HOME",
-    "MIMID_SERVER",
-    "MIMID_CERTIFICATE",
-    "MIMID_TOKEN",
-    "MIMID_LOG",
-];
+const NOT_SETTINGS: [&str; 6] =
+    ["MIMID_CONFIG", "MIMID_HOME", "MIMID_SERVER", "MIMID_CERTIFICATE", "MIMID_TOKEN", "MIMID_LOG"];
 
 #[cfg(test)]
 mod tests {
@@ -567,7 +566,9 @@ mod tests {
         assert_eq!(load(text, &[]).unwrap(), Config::default());
         let uncommented: String = text
             .lines()
-            .filter_map(|line| line.strip_prefix("#: ").or((!line.starts_with('#')).then_some(line)))
+            .filter_map(|line| {
+                line.strip_prefix("#: ").or((!line.starts_with('#')).then_some(line))
+            })
             .map(|line| format!("{line}\n"))
             .collect();
         let all = load(&uncommented, &[]).unwrap();
@@ -588,7 +589,11 @@ mod tests {
     fn variables_stand_over_the_file() {
         let config = load(
             "domain = \"a.example\"\n[client]\nlisten = \"127.0.0.1:1\"\n",
-            &[("MIMID_CLIENT__LISTEN", "127.0.0.1:2"), ("MIMID_LIMITS__POLL_MAX", "5s"), ("OTHER", "x")],
+            &[
+                ("MIMID_CLIENT__LISTEN", "127.0.0.1:2"),
+                ("MIMID_LIMITS__POLL_MAX", "5s"),
+                ("OTHER", "x"),
+            ],
         )
         .unwrap();
         assert_eq!(config.domain.as_str(), "a.example");
@@ -622,7 +627,11 @@ mod tests {
             &[],
         );
         let message = |line: &str| {
-            found.iter().find(|(place, _)| place == line).map(|(_, message)| message.as_str()).unwrap()
+            found
+                .iter()
+                .find(|(place, _)| place == line)
+                .map(|(_, message)| message.as_str())
+                .unwrap()
         };
         assert!(message("line 1").contains("lower case"));
         assert!(message("line 3").contains("one of sled, memory; did you mean \"sled\"?"));
@@ -635,7 +644,11 @@ mod tests {
     fn what_belongs_together_is_checked_together() {
         let found = problems("[client]\nkey = \"k.pem\"\n[registration]\nmode = \"token\"\n", &[]);
         assert!(found.iter().any(|(place, text)| place == "line 2" && text.contains("together")));
-        assert!(found.iter().any(|(place, text)| place == "line 4" && text.contains("at least one token")));
+        assert!(
+            found
+                .iter()
+                .any(|(place, text)| place == "line 4" && text.contains("at least one token"))
+        );
         let config =
             load("[registration]\nmode = \"token\"\n", &[(REGISTRATION_TOKEN, "abc")]).unwrap();
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";

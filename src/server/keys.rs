@@ -107,7 +107,8 @@ fn token_keys(path: &Path) -> Result<TokenKeys, KeysError> {
     })?;
     let mut keys = Vec::new();
     for mut record in file.keys {
-        let bytes = hex::decode(&record.key).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let bytes =
+            hex::decode(&record.key).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
         record.key.zeroize();
         let bytes = bytes.ok_or_else(|| damaged(path, "a key is not 32 bytes in hex"))?;
         keys.push((record.id, BoxKey::from_bytes(bytes)?));
@@ -140,7 +141,8 @@ fn external_senders(path: &Path, now: Timestamp) -> Result<Vec<ProviderKey>, Key
     })?;
     let mut keys = Vec::new();
     for mut record in file.keys {
-        let mut bytes = hex::decode(&record.private).map_err(|_| damaged(path, "a key is not hex"))?;
+        let mut bytes =
+            hex::decode(&record.private).map_err(|_| damaged(path, "a key is not hex"))?;
         record.private.zeroize();
         let key = SigningKey::from_bytes(SignatureScheme(record.scheme), &bytes);
         bytes.zeroize();
@@ -279,8 +281,8 @@ fn check_private(path: &Path, wanted: u32) -> Result<(), KeysError> {
 }
 
 fn mode_of(path: &Path) -> Result<u32, KeysError> {
-    let metadata = fs::metadata(path)
-        .map_err(|source| KeysError::File { path: path.to_owned(), source })?;
+    let metadata =
+        fs::metadata(path).map_err(|source| KeysError::File { path: path.to_owned(), source })?;
     Ok(metadata.permissions().mode() & 0o7777)
 }
 

@@ -39,7 +39,9 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error("{0}")]
     Store(#[from] OpenError),
-    #[error("{key} = {address} is taken by another process: choose another, or port 0 for any free one")]
+    #[error(
+        "{key} = {address} is taken by another process: choose another, or port 0 for any free one"
+    )]
     Taken { key: &'static str, address: SocketAddr },
     #[error("{key} = {address} cannot be bound: {source}")]
     Bind { key: &'static str, address: SocketAddr, source: io::Error },
@@ -237,7 +239,9 @@ impl Composed {
         drain.drain();
         let graceful = client.handle.stop(true);
         if tokio::time::timeout(drain_timeout + Duration::from_secs(5), graceful).await.is_err() {
-            tracing::warn!("requests were still in flight at the deadline; their clients will retry");
+            tracing::warn!(
+                "requests were still in flight at the deadline; their clients will retry"
+            );
         }
         node.drain_queues().await;
         let closed = store.close().await;
@@ -287,9 +291,7 @@ fn register_process_metrics(
     store: &SharedStore,
 ) -> Result<(), prometheus::Error> {
     registry.register(Box::new(StoreMetrics::new(Arc::clone(store))?))?;
-    registry.register(Box::new(
-        prometheus::process_collector::ProcessCollector::for_self(),
-    ))?;
+    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
     let build = IntGaugeVec::new(
         Opts::new("mimid_build_info", "1, with what this process was built from"),
         &["version"],

@@ -248,7 +248,12 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_read_what_they_show() {
-        for (text, ms) in [("\"250ms\"", 250), ("\"90s\"", 90_000), ("\"2m\"", 120_000), ("\"90d\"", 7_776_000_000)] {
+        for (text, ms) in [
+            ("\"250ms\"", 250),
+            ("\"90s\"", 90_000),
+            ("\"2m\"", 120_000),
+            ("\"90d\"", 7_776_000_000),
+        ] {
             let read = Duration::read(Given::Text(text.trim_matches('"'))).unwrap();
             assert_eq!((read, read.show().as_str()), (Duration::from_millis(ms), text));
         }

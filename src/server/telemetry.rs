@@ -23,7 +23,7 @@ pub fn start(log: &Log) -> Result<(), String> {
     Ok(())
 }
 
-/// The filter for a level (`info`) or for directives (`info,mimid::http=debug`).
+/// The filter for a level (`info`: mimid's own, libraries warn) or for directives (`info,mimid::http=debug`).
 ///
 /// # Errors
 /// What is allowed.
@@ -34,7 +34,9 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
     if level.split(',').any(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("{level:?} is not {allowed}"));
     }
-    EnvFilter::builder().parse(level).map_err(|error| format!("{level:?} is not {allowed}: {error}"))
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|error| format!("{level:?} is not {allowed}: {error}"))
 }
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
