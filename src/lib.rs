@@ -18,10 +18,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod client;
 pub mod account;
 pub mod actors;
 pub mod cli;
+pub mod client;
 pub mod crypto;
 pub mod group;
 pub mod http;

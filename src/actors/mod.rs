@@ -6,8 +6,10 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
-mod groups_seam;
+pub mod group;
+pub mod groups;
 pub mod hints;
+mod history;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
@@ -15,6 +17,7 @@ pub mod node;
 pub mod queue;
 
 pub use clock::Clock;
+pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};

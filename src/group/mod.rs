@@ -6,7 +6,7 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
-mod hub;
+pub mod hub;
 pub mod import;
 mod memory;
 pub mod mls;
@@ -40,6 +40,7 @@ use crate::{
         queueing::QueueEvent,
     },
 };
+pub use hub::Creation;
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
 use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};

@@ -108,12 +108,10 @@ async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStrea
         () = api.drain.started() => return Err(End::Draining),
         first = time::timeout(api.limits.stream_open_timeout, first_frame(frames)) => first,
     };
-    let first = first
-        .unwrap_or_else(|_| {
-            let detail =
-                Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
-            Err(End::Refused(DsError::Malformed { detail }))
-        })?;
+    let first = first.unwrap_or_else(|_| {
+        let detail = Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
+        Err(End::Refused(DsError::Malformed { detail }))
+    })?;
     let open = async {
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;

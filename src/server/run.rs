@@ -23,10 +23,16 @@ use super::{
 };
 use crate::{
     account::Registration,
-    actors::{Clock, Limits, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
+    actors::{
+        Clock, GroupOptions, Limits, Metrics, Node, NodeParts, arbiters::ArbiterPool,
+        clock::SystemClock,
+    },
     http::{self, ClientListener, DrainSwitch, HttpMetrics, OpsListener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
 };
+
+/// How often the node looks for groups that have something to do by themselves.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Why a node does not start; the text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -186,6 +192,7 @@ impl Composed {
             store: Arc::clone(&store),
             clock,
             limits: node_limits(&config),
+            groups: GroupOptions::new(config.domain.clone()),
             registration: registration(&config.registration),
             token_keys: keys.token_keys,
             external_senders: keys.external_senders,
@@ -223,6 +230,7 @@ impl Composed {
         let Self { data_dir, endpoints, node, store, threads, client, ops, drain, drain_timeout } =
             self;
         tracing::info!(domain = %endpoints.domain, client = endpoints.client, ops = endpoints.ops, "serving");
+        let sweeper = actix_rt::spawn(sweep(node.clone()));
         let mut client_task = actix_rt::spawn(client.server);
         let mut ops_task = actix_rt::spawn(ops.server);
         let failed = if wanted {
@@ -243,6 +251,7 @@ impl Composed {
                 "requests were still in flight at the deadline; their clients will retry"
             );
         }
+        sweeper.abort();
         node.drain_queues().await;
         let closed = store.close().await;
         ops.handle.stop(false).await;
@@ -253,6 +262,22 @@ impl Composed {
         closed.map_err(|error| StopError::Store(error.to_string()))?;
         tracing::info!("stopped");
         failed.map_or(Ok(()), |what| Err(StopError::Listener(what)))
+    }
+}
+
+/// Wakes the groups that something was left for, and from then on those whose time has come.
+async fn sweep(node: Node) {
+    if let Err(error) = node.wake_noticed_groups().await {
+        tracing::warn!(%error, "what was left for groups cannot be read now");
+    }
+    let mut often = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        often.tick().await;
+        match node.sweep_groups().await {
+            Ok(0) => {}
+            Ok(woken) => tracing::info!(woken, "groups had something to do by themselves"),
+            Err(error) => tracing::warn!(%error, "the groups cannot be swept now"),
+        }
     }
 }
 

@@ -82,15 +82,7 @@ impl Member {
             let mut record = self.record(&pending.group)?;
             if let Some(built) = &pending.built {
                 let (sender, body) = (decode(&built.sender)?, decode(&built.request)?);
-                return sign(
-                    &pending,
-                    &record,
-                    sender,
-                    body,
-                    &built.signer.open()?,
-                    request,
-                    now,
-                );
+                return sign(&pending, &record, sender, body, &built.signer.open()?, request, now);
             }
             if pending.info.is_none()
                 && let Some(draft) = self.info_draft(&pending, &record)?
@@ -244,8 +236,7 @@ impl Member {
             }
             Operation::RemoveClients { clients } => {
                 let roster = roster_of(&group)?;
-                let leaves =
-                    clients.iter().filter_map(|client| roster.leaf_of(client)).collect();
+                let leaves = clients.iter().filter_map(|client| roster.leaf_of(client)).collect();
                 let (update, by_value) = self.removal(&mut group, record, leaves)?;
                 let request = if by_value {
                     DsRequest::RemoveClients(update)
@@ -383,17 +374,15 @@ impl Member {
         let key_package =
             self.identity.key_package(&self.home, group.ciphersuite(), queue, false, now)?;
         // nobody is to add this client by it: its private keys are not kept
-        let reference =
-            key_package.hash_ref(self.home.crypto()).map_err(CoreError::mls)?;
+        let reference = key_package.hash_ref(self.home.crypto()).map_err(CoreError::mls)?;
         openmls_traits::storage::StorageProvider::delete_key_package(
             self.home.provider().storage(),
             &reference,
         )?;
         record.queue = Some(config.clone());
         let signer = record.leaf_key.open()?;
-        let message = group
-            .export_group_info(self.home.crypto(), &signer, false)
-            .map_err(CoreError::mls)?;
+        let message =
+            group.export_group_info(self.home.crypto(), &signer, false).map_err(CoreError::mls)?;
         let bytes = message.tls_serialize_detached().map_err(CoreError::mls)?;
         Ok(CreateGroup {
             group_id: pending.group.clone(),
@@ -507,8 +496,7 @@ impl Member {
         key_packages: &[Vec<u8>],
     ) -> Result<Vec<mls::KeyPackage>, CoreError> {
         let roster = roster_of(group)?;
-        let added: Vec<ClientUri> =
-            group.pending_proposals().filter_map(client_added).collect();
+        let added: Vec<ClientUri> = group.pending_proposals().filter_map(client_added).collect();
         let mut found = Vec::new();
         for bytes in key_packages {
             let key_package = self.open_key_package(bytes)?;
@@ -543,9 +531,9 @@ impl Member {
         let mut messages = Vec::new();
         for proposal in proposals {
             let message = match proposal {
-                NewProposal::Leave => group
-                    .leave_group_via_self_remove(&provider, &signer)
-                    .map_err(CoreError::mls)?,
+                NewProposal::Leave => {
+                    group.leave_group_via_self_remove(&provider, &signer).map_err(CoreError::mls)?
+                }
                 NewProposal::Update => {
                     group
                         .propose_self_update(&provider, &signer, mls::LeafNodeParameters::default())
@@ -557,11 +545,7 @@ impl Member {
                         .leaf_of(client)
                         .ok_or_else(|| CoreError::NotAMember(client.to_string()))?;
                     group
-                        .propose_remove_member(
-                            &provider,
-                            &signer,
-                            mls::LeafNodeIndex::new(leaf.0),
-                        )
+                        .propose_remove_member(&provider, &signer, mls::LeafNodeIndex::new(leaf.0))
                         .map_err(CoreError::mls)?
                         .0
                 }
@@ -716,10 +700,7 @@ impl Member {
         let message = mls::JoinProposal::new::<
             <super::home::Provider<'_> as OpenMlsProvider>::StorageProvider,
         >(
-            key_package,
-            group_info.group_id().clone(),
-            group_info.epoch(),
-            &signer,
+            key_package, group_info.group_id().clone(), group_info.epoch(), &signer
         )
         .map_err(CoreError::mls)?;
         Ok(Draft {
@@ -801,8 +782,7 @@ fn partial(
     let bytes = message.tls_serialize_detached().map_err(CoreError::mls)?;
     let body = &bytes[MLS_MESSAGE_HEADER_LEN..];
     let info: openmls::messages::group_info::VerifiableGroupInfo = decode(body)?;
-    let context =
-        info.group_context().tls_serialize_detached().map_err(CoreError::mls)?.len();
+    let context = info.group_context().tls_serialize_detached().map_err(CoreError::mls)?.len();
     // GroupContext, extensions<V>, confirmation_tag<V>, uint32 signer, signature<V>
     let (extensions, rest): (List<Extension, 1024>, _) = read(&body[context..])?;
     let (_tag, rest): (Opaque<255>, _) = read(rest)?;

@@ -57,10 +57,20 @@ impl Disposition {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     Null,
-    Single { content_type: String, content: Vec<u8> },
+    Single {
+        content_type: String,
+        content: Vec<u8>,
+    },
     /// Where the content is elsewhere; the fields that lead there stay as they came.
-    External { content_type: String, url: String, rest: Vec<Value> },
-    Multi { semantics: u8, parts: Vec<Part> },
+    External {
+        content_type: String,
+        url: String,
+        rest: Vec<Value>,
+    },
+    Multi {
+        semantics: u8,
+        parts: Vec<Part>,
+    },
 }
 
 impl Content {
@@ -106,8 +116,7 @@ impl Content {
     /// The consent token, if the message hands one over.
     #[must_use]
     pub fn as_consent_token(&self) -> Option<&[u8]> {
-        self.part
-            .find(&|content_type, content| (content_type == CONSENT_TOKEN).then_some(content))
+        self.part.find(&|content_type, content| (content_type == CONSENT_TOKEN).then_some(content))
     }
 
     /// Deterministic CBOR.
@@ -171,8 +180,7 @@ impl Part {
     }
 
     fn to_value(&self) -> Value {
-        let mut fields =
-            vec![number(self.disposition.0), Value::Text(self.language.clone())];
+        let mut fields = vec![number(self.disposition.0), Value::Text(self.language.clone())];
         match &self.body {
             Body::Null => fields.push(number(0u8)),
             Body::Single { content_type, content } => fields.extend([

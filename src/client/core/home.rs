@@ -138,10 +138,7 @@ impl Home {
     }
 
     pub(super) fn provider(&self) -> Provider<'_> {
-        Provider {
-            crypto: &self.crypto,
-            storage: SqliteStorageProvider::new(&self.connection),
-        }
+        Provider { crypto: &self.crypto, storage: SqliteStorageProvider::new(&self.connection) }
     }
 
     pub(super) fn crypto(&self) -> &MlsCrypto {
@@ -260,8 +257,9 @@ impl Home {
         let key = group_key(group)?;
         let mut tables = Vec::new();
         for (table, columns) in GROUP_TABLES {
-            let mut statement =
-                self.connection.prepare(&format!("SELECT {columns} FROM {table} WHERE group_id = ?1"))?;
+            let mut statement = self
+                .connection
+                .prepare(&format!("SELECT {columns} FROM {table} WHERE group_id = ?1"))?;
             let width = statement.column_count();
             let rows = statement.query_map(params![key], |row| {
                 (0..width).map(|column| row.get::<_, Value>(column).map(Cell::from)).collect()

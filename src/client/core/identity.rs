@@ -248,9 +248,5 @@ pub(super) fn key_package_ref(
     home: &Home,
     key_package: &mls::KeyPackage,
 ) -> Result<Vec<u8>, CoreError> {
-    Ok(key_package
-        .hash_ref(home.provider().crypto())
-        .map_err(CoreError::mls)?
-        .as_slice()
-        .to_vec())
+    Ok(key_package.hash_ref(home.provider().crypto()).map_err(CoreError::mls)?.as_slice().to_vec())
 }

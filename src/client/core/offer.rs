@@ -3,10 +3,7 @@
 use openmls::prelude::{self as mls, OpenMlsCrypto, OpenMlsProvider};
 use openmls_traits::{storage::StorageProvider, types::HpkeCiphertext};
 
-use super::{
-    CoreError, Event, Kind, Member,
-    records::Request,
-};
+use super::{CoreError, Event, Kind, Member, records::Request};
 use crate::{
     policy,
     wire::{
@@ -97,11 +94,8 @@ impl Member {
             leaf_key: tbs.leaf_key,
             signature,
         };
-        let reference = key_package
-            .hash_ref(self.home.crypto())
-            .map_err(CoreError::mls)?
-            .as_slice()
-            .to_vec();
+        let reference =
+            key_package.hash_ref(self.home.crypto()).map_err(CoreError::mls)?.as_slice().to_vec();
         let sealed = self
             .home
             .crypto()
@@ -224,8 +218,7 @@ impl Member {
         .map_err(CoreError::mls)?;
         policy::leaf::verify_user_key(&offer.user_key, &offer.leaf_key, &offer.credential)
             .map_err(CoreError::mls)?;
-        let client =
-            policy::leaf::client_of(&offer.credential.parse()?).map_err(CoreError::mls)?;
+        let client = policy::leaf::client_of(&offer.credential.parse()?).map_err(CoreError::mls)?;
         if client.user() != offer.sender_user || offer.sender_user.domain() != *sender_domain {
             return Err(CoreError::Invalid("its sender is not who it says"));
         }

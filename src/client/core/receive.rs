@@ -261,11 +261,8 @@ impl Member {
             .ok_or(CoreError::Invalid("the KeyPackage's key is none of this client's"))?;
         record.leaf_key = StoredKey::of(leaf_key);
         self.put_record(id, &record)?;
-        let key_package_ref = key_package
-            .hash_ref(self.home.crypto())
-            .map_err(CoreError::mls)?
-            .as_slice()
-            .to_vec();
+        let key_package_ref =
+            key_package.hash_ref(self.home.crypto()).map_err(CoreError::mls)?.as_slice().to_vec();
         let last_resort = key_package.last_resort();
         let welcome = welcome.as_slice().to_vec();
         self.keep(id, Operation::Welcome { welcome, key_package_ref, epoch, last_resort })?;
@@ -273,10 +270,7 @@ impl Member {
     }
 
     /// Which KeyPackage, group and epoch a Welcome is for; the KeyPackage stays.
-    fn peek(
-        &self,
-        welcome: &MlsMessage,
-    ) -> Result<(mls::KeyPackage, GroupId, Epoch), CoreError> {
+    fn peek(&self, welcome: &MlsMessage) -> Result<(mls::KeyPackage, GroupId, Epoch), CoreError> {
         struct Peeked(Result<(mls::KeyPackage, GroupId, Epoch), CoreError>);
         impl From<CoreError> for Peeked {
             fn from(error: CoreError) -> Self {
@@ -291,9 +285,8 @@ impl Member {
                 return Err(CoreError::Invalid("it is no Welcome").into());
             };
             let provider = self.home.provider();
-            let joining =
-                StagedWelcome::build_from_welcome(&provider, &join_config(), welcome)
-                    .map_err(CoreError::mls)?;
+            let joining = StagedWelcome::build_from_welcome(&provider, &join_config(), welcome)
+                .map_err(CoreError::mls)?;
             let seen = joining.processed_welcome();
             let info = seen.unverified_group_info();
             let group = GroupId::from_bytes(info.group_id().as_slice()).map_err(CoreError::mls)?;
@@ -326,8 +319,9 @@ impl Member {
             return Ok(Handled::Taken);
         }
         let provider = self.home.provider();
-        let processed =
-            self.home.attempt(|| group.process_message(&provider, protocol).map_err(CoreError::mls));
+        let processed = self
+            .home
+            .attempt(|| group.process_message(&provider, protocol).map_err(CoreError::mls));
         let (sender, bytes) = match processed {
             Ok(processed) => {
                 let sender = policy::leaf::client_of(processed.credential());
@@ -358,12 +352,7 @@ impl Member {
         Ok(Handled::Taken)
     }
 
-    fn connected(
-        &self,
-        sender: &ClientUri,
-        id: &GroupId,
-        token: Vec<u8>,
-    ) -> Result<(), CoreError> {
+    fn connected(&self, sender: &ClientUri, id: &GroupId, token: Vec<u8>) -> Result<(), CoreError> {
         let user = sender.user();
         let key = user.as_str().as_bytes();
         let mut contact: Contact = self.home.find(Kind::Contact, key)?.unwrap_or_default();
@@ -382,11 +371,7 @@ impl Member {
     }
 
     /// Takes in a proposal or a commit of the group's current epoch.
-    pub(super) fn follow(
-        &self,
-        id: &GroupId,
-        message: &MlsMessage,
-    ) -> Result<Followed, CoreError> {
+    pub(super) fn follow(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
         let mut group = self.load(id)?;
         let Some(protocol) = protocol_message(message) else {
             return Ok(Followed::No);
@@ -429,10 +414,9 @@ impl Member {
 
     /// A request that another commit came before: it is built anew under the same id.
     fn overtaken(&self, key: &[u8], pending: &mut Pending) -> Result<(), CoreError> {
-        let rests_on_epoch = pending
-            .built
-            .as_ref()
-            .is_some_and(|built| !matches!(built.effect, Effect::Enter { .. } | Effect::Queue { .. }));
+        let rests_on_epoch = pending.built.as_ref().is_some_and(|built| {
+            !matches!(built.effect, Effect::Enter { .. } | Effect::Queue { .. })
+        });
         if rests_on_epoch && let Some(built) = pending.built.take() {
             self.take_back(&pending.group, &built)?;
             self.home.put(Kind::Pending, key, pending)?;
@@ -499,8 +483,7 @@ impl Member {
             .map(|it| self.act(it, group, &roster, &record))
             .collect::<Result<Vec<_>, _>>()?;
         let refs: Vec<&Act> = acts.iter().collect();
-        let displaced =
-            pending::place(&refs, &act, roster.len(), usize::MAX).unwrap_or_default();
+        let displaced = pending::place(&refs, &act, roster.len(), usize::MAX).unwrap_or_default();
         let provider = self.home.provider();
         for index in displaced {
             if let Some(old) = standing.get(index) {
@@ -509,9 +492,7 @@ impl Member {
                     .map_err(CoreError::mls)?;
             }
         }
-        group
-            .store_pending_proposal(provider.storage(), proposal)
-            .map_err(CoreError::from)?;
+        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
         self.put_record(id, &record)?;
         self.push(&Event::Proposed {
             group: id.clone(),

@@ -48,29 +48,54 @@ pub enum Operation {
     CreateGroup,
     DeleteGroup,
     /// Group KeyPackages of users who are not in the group.
-    AddUsers { key_packages: Vec<Vec<u8>> },
+    AddUsers {
+        key_packages: Vec<Vec<u8>>,
+    },
     /// KeyPackages of further clients of one's own user.
-    AddClients { key_packages: Vec<Vec<u8>> },
-    RemoveUsers { users: Vec<UserUri> },
+    AddClients {
+        key_packages: Vec<Vec<u8>>,
+    },
+    RemoveUsers {
+        users: Vec<UserUri>,
+    },
     /// Clients of one's own user, not oneself.
-    RemoveClients { clients: Vec<ClientUri> },
+    RemoveClients {
+        clients: Vec<ClientUri>,
+    },
     /// A new leaf; also commits what is pending.
-    UpdateClient { rotate_key: bool },
-    UpdateGroup { changes: Vec<PolicyChange> },
-    Propose { proposals: Vec<NewProposal> },
+    UpdateClient {
+        rotate_key: bool,
+    },
+    UpdateGroup {
+        changes: Vec<PolicyChange>,
+    },
+    Propose {
+        proposals: Vec<NewProposal>,
+    },
     /// Encoded MIMI content.
-    Send { content: Vec<u8> },
+    Send {
+        content: Vec<u8>,
+    },
     /// Give the hub a new queue token.
     UpdateQueueInfo,
-    UpdateFanoutInfo { filter: FanoutFilter },
+    UpdateFanoutInfo {
+        filter: FanoutFilter,
+    },
     /// An external commit that replaces one's own leaf.
     Resync,
     /// An external commit as a new client: of a member's user, with a joining code, or into an open group.
-    Join { code: Option<[u8; 32]> },
+    Join {
+        code: Option<[u8; 32]>,
+    },
     /// A newcomer's proposal to be added.
     AskToJoin,
     /// Takes up a Welcome.
-    Welcome { welcome: Vec<u8>, key_package_ref: Vec<u8>, epoch: Epoch, last_resort: bool },
+    Welcome {
+        welcome: Vec<u8>,
+        key_package_ref: Vec<u8>,
+        epoch: Epoch,
+        last_resort: bool,
+    },
 }
 
 /// What a member may propose.
@@ -86,12 +111,23 @@ pub enum NewProposal {
 /// One change of a group's policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PolicyChange {
-    Role { user: UserUri, role: Role },
+    Role {
+        user: UserUri,
+        role: Role,
+    },
     Join(JoinPolicy),
     /// The public half of a joining code.
-    AddCode { public: Vec<u8>, expires_at: Timestamp },
-    RemoveCode { public: Vec<u8> },
-    May { what: Right, role: Role },
+    AddCode {
+        public: Vec<u8>,
+        expires_at: Timestamp,
+    },
+    RemoveCode {
+        public: Vec<u8>,
+    },
+    May {
+        what: Right,
+        role: Role,
+    },
     MembersMax(u32),
 }
 
@@ -137,12 +173,22 @@ pub(super) struct Built {
 pub(super) enum Effect {
     Nothing,
     /// The group's pending commit is merged; the leaf may have a new key.
-    Merge { leaf_key: Option<StoredKey> },
+    Merge {
+        leaf_key: Option<StoredKey>,
+    },
     /// The references of the proposals made, to take them back where they are refused.
-    Proposed { references: Vec<Vec<u8>> },
+    Proposed {
+        references: Vec<Vec<u8>>,
+    },
     /// The group's state behind an external commit.
-    Enter { state: LiftedGroup, leaf_key: StoredKey },
-    Queue { config: ClientQueueConfig, filter: Option<FanoutFilter> },
+    Enter {
+        state: LiftedGroup,
+        leaf_key: StoredKey,
+    },
+    Queue {
+        config: ClientQueueConfig,
+        filter: Option<FanoutFilter>,
+    },
     Delete,
 }
 
@@ -191,7 +237,10 @@ pub enum Event {
         #[serde(skip_serializing_if = "Vec::is_empty", default)]
         content: Vec<u8>,
     },
-    Joined { group: GroupId, epoch: Epoch },
+    Joined {
+        group: GroupId,
+        epoch: Epoch,
+    },
     /// A commit of somebody else.
     Changed {
         group: GroupId,
@@ -201,17 +250,39 @@ pub enum Event {
         removed: Vec<ClientUri>,
         policy: bool,
     },
-    Proposed { group: GroupId, by: Option<ClientUri>, what: String },
-    Removed { group: GroupId },
-    Deleted { group: GroupId },
+    Proposed {
+        group: GroupId,
+        by: Option<ClientUri>,
+        what: String,
+    },
+    Removed {
+        group: GroupId,
+    },
+    Deleted {
+        group: GroupId,
+    },
     /// The state cannot follow the group; a resync has been begun.
-    Lost { group: GroupId, why: String },
+    Lost {
+        group: GroupId,
+        why: String,
+    },
     /// An entry that could not be read, and what is known of it.
-    Unreadable { group: GroupId, why: String },
-    ConnectionRequested { from: UserUri },
+    Unreadable {
+        group: GroupId,
+        why: String,
+    },
+    ConnectionRequested {
+        from: UserUri,
+    },
     /// The user's consent token has come.
-    Connected { user: UserUri },
-    KeyPackagesLow { left: u32 },
+    Connected {
+        user: UserUri,
+    },
+    KeyPackagesLow {
+        left: u32,
+    },
     /// The provider or a member did what it must not.
-    Misbehaviour { what: String },
+    Misbehaviour {
+        what: String,
+    },
 }

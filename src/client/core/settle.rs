@@ -157,12 +157,7 @@ impl Member {
         Ok(Settled::Again { after_ms: 0 })
     }
 
-    fn enter_by_welcome(
-        &self,
-        id: &GroupId,
-        welcome: &[u8],
-        info: &Info,
-    ) -> Result<(), CoreError> {
+    fn enter_by_welcome(&self, id: &GroupId, welcome: &[u8], info: &Info) -> Result<(), CoreError> {
         let provider = self.home.provider();
         let message: mls::MlsMessageIn = decode(welcome)?;
         let mls::MlsMessageBodyIn::Welcome(welcome) = message.extract() else {
@@ -228,9 +223,7 @@ impl Member {
             DsError::WrongEpoch { missed, .. } if pending.rebuilt < REBUILDS_MAX => {
                 return self.rebuild(key, pending, missed);
             }
-            DsError::PendingProposals { pending: missed, .. }
-                if pending.rebuilt < REBUILDS_MAX =>
-            {
+            DsError::PendingProposals { pending: missed, .. } if pending.rebuilt < REBUILDS_MAX => {
                 return self.rebuild(key, pending, missed);
             }
             DsError::GroupNotFound { .. } if pending.operation != Operation::CreateGroup => {

@@ -399,10 +399,8 @@ fn second_device_joins_by_itself_and_a_stranger_only_with_a_code() {
     let mut wire = Wire::default();
     let group = create(&mut wire, &alice, SUITES[0]);
     add(&mut wire, &group, &alice, &bob);
-    let laptop = Identity::with_user_key(
-        client("alice", "laptop"),
-        alice.identity().user_key.clone(),
-    );
+    let laptop =
+        Identity::with_user_key(client("alice", "laptop"), alice.identity().user_key.clone());
     let laptop = stocked(laptop.unwrap());
     let join = |member: &Member, code| {
         member.join(&group, &domain(), "", Operation::Join { code }, NOW).unwrap()
@@ -550,7 +548,9 @@ fn offer_opens_only_for_whom_it_is() {
     carol.handle(&entry("a.example"), NOW).unwrap();
     assert!(matches!(all(&carol)[..], [Event::Misbehaviour { .. }]));
     let other = member("bob", "phone");
-    assert!(other.offer(&OfferTarget { recipient: carol.client().user(), ..target }, &made).is_err());
+    assert!(
+        other.offer(&OfferTarget { recipient: carol.client().user(), ..target }, &made).is_err()
+    );
     bob.handle(&entry("a.example"), NOW).unwrap();
     let requests = bob.requests().unwrap();
     assert_eq!(requests.len(), 1, "{:?}", all(&bob));
