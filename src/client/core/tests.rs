@@ -555,11 +555,7 @@ fn offer_opens_only_for_whom_it_is() {
     assert!(
         other.offer(&OfferTarget { recipient: carol.client().user(), ..target }, &made).is_err()
     );
-<<<<<<< HEAD
     bob.handle(&entry("a.example"), *NOW).unwrap();
-=======
-    bob.handle(&entry("a.example"), NOW).unwrap();
->>>>>>> main
     let requests = bob.requests().unwrap();
     assert_eq!(requests.len(), 1, "{:?}", all(&bob));
     assert_eq!((&requests[0].from, requests[0].join_code), (&alice.client().user(), [2; 32]));
