@@ -21,6 +21,7 @@
 pub mod account;
 pub mod actors;
 pub mod crypto;
+pub mod key_package;
 pub mod policy;
 pub mod queue;
 pub mod store;
