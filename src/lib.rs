@@ -20,9 +20,14 @@
 
 pub mod account;
 pub mod actors;
+pub mod cli;
+pub mod client;
 pub mod crypto;
+pub mod group;
+pub mod http;
 pub mod key_package;
 pub mod policy;
 pub mod queue;
+pub mod server;
 pub mod store;
 pub mod wire;

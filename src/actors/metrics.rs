@@ -24,6 +24,13 @@ pub struct Metrics {
     pub key_packages_claimed: IntCounterVec,
     pub key_packages_published: IntCounter,
     pub key_packages_low: IntCounter,
+    pub group_actors: IntGauge,
+    pub group_activations: IntCounter,
+    /// `reason`: idle, failed.
+    pub group_passivations: IntCounterVec,
+    pub group_accepted: IntCounter,
+    pub group_commits: IntCounter,
+    pub group_epoch_conflicts: IntCounter,
     /// `outcome`: ok or a status' name.
     pub authentications: IntCounterVec,
 }
@@ -100,6 +107,25 @@ impl Metrics {
             key_packages_low: counter(
                 "mimid_key_packages_low_total",
                 "Notices to clients that their KeyPackages run out.",
+            )?,
+            group_actors: gauge("mimid_group_actors", "Groups that are active now.")?,
+            group_activations: counter(
+                "mimid_group_activations_total",
+                "Groups that were loaded from the store.",
+            )?,
+            group_passivations: counters(
+                "mimid_group_passivations_total",
+                "Groups that were let go, by reason.",
+                &["reason"],
+            )?,
+            group_accepted: counter(
+                "mimid_group_accepted_total",
+                "Messages that groups accepted: commits, proposals, application messages and changes of queues.",
+            )?,
+            group_commits: counter("mimid_group_commits_total", "Commits that groups accepted.")?,
+            group_epoch_conflicts: counter(
+                "mimid_group_epoch_conflicts_total",
+                "Requests that came for another epoch than the current one.",
             )?,
             authentications: counters(
                 "mimid_client_authentications_total",

@@ -6,14 +6,22 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+pub mod deliver;
+mod errors;
+pub mod group;
+pub mod groups;
 pub mod hints;
+mod history;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod queue;
+pub mod tokens;
 
 pub use clock::Clock;
+pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use queue::QueueStream;

@@ -3,8 +3,15 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    accounts::Nonces, arbiters::ArbiterPool, clock::Clock, hints::Hints, key_packages::Fetches,
-    limits::Limits, metrics::Metrics, queue::Queues,
+    accounts::Nonces,
+    arbiters::ArbiterPool,
+    clock::Clock,
+    groups::{GroupOptions, Groups},
+    hints::Hints,
+    key_packages::Fetches,
+    limits::Limits,
+    metrics::Metrics,
+    queue::Queues,
 };
 use crate::{
     account::Registration,
@@ -27,6 +34,7 @@ pub struct NodeParts {
     pub store: SharedStore,
     pub clock: Arc<dyn Clock>,
     pub limits: Limits,
+    pub groups: GroupOptions,
     pub registration: Registration,
     /// Boxes of queue tokens: the first makes new ones, all open.
     pub token_keys: TokenKeys,
@@ -51,6 +59,7 @@ pub struct NodeInner {
     /// What was signed before this is refused: its nonce may have been seen by the process before.
     pub(crate) started_at: Timestamp,
     pub(crate) limits: Limits,
+    pub(crate) groups: Groups,
     pub(crate) registration: Registration,
     pub(crate) token_keys: TokenKeys,
     pub(crate) external_senders: Vec<ProviderKey>,
@@ -66,7 +75,9 @@ impl Node {
     #[must_use]
     pub fn new(parts: NodeParts) -> Self {
         let hints = Hints::new(parts.metrics.clone());
-        Self(Arc::new(NodeInner {
+        let keys = parts.external_senders.iter().map(|key| key.key.clone()).collect();
+        let node = Self(Arc::new(NodeInner {
+            groups: Groups::new(parts.groups, keys),
             started_at: parts.clock.now(),
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
@@ -81,7 +92,14 @@ impl Node {
             external_senders: parts.external_senders,
             metrics: parts.metrics,
             arbiters: parts.arbiters,
-        }))
+        }));
+        let weak = Arc::downgrade(&node.0);
+        node.hints.on_notice(move |group| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).wake_group(group);
+            }
+        });
+        node
     }
 
     /// The hub's key for groups of `scheme`: what their `external_senders` hold.

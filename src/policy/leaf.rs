@@ -77,6 +77,24 @@ pub fn identify_again(
     if unverified.print == known.print { Ok(unverified) } else { identify(leaf, accepted) }
 }
 
+/// The identity of a leaf that was verified before it got where it is (replay of the group's own log).
+///
+/// # Errors
+/// [`LeafProblem`] where the leaf does not even parse.
+pub fn trusted(leaf: &LeafNode) -> Result<LeafIdentity, LeafProblem> {
+    let credential_type = leaf.credential().credential_type().into();
+    read(leaf, &[credential_type]).map(|(identity, _)| identity)
+}
+
+/// The user key that a leaf carries, not verified.
+///
+/// # Errors
+/// [`LeafProblem::NoUserKey`], [`LeafProblem::BadUserKey`]
+pub fn user_key_of(leaf: &LeafNode) -> Result<UserKey, LeafProblem> {
+    let extension = leaf.extensions().unknown(USER_KEY).ok_or(LeafProblem::NoUserKey)?;
+    decode(&extension.0).map_err(|_| LeafProblem::BadUserKey)
+}
+
 /// Verifies that `user_key` vouches for `leaf_key` with `credential`, and gives the user's hash.
 ///
 /// # Errors

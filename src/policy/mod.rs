@@ -7,6 +7,7 @@
 
 pub mod change;
 pub mod leaf;
+pub mod pending;
 pub mod roster;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -845,6 +845,34 @@ for_every_engine! {
         assert_eq!(keys_left(&place), 3);
     }
 
+    async fn a_large_snapshot_may_come_with_any_other_write(place: Place) {
+        let store = place.open();
+        let (g, bytes) = (|| group("g"), noise(1, 600_000));
+        let snapshot = |at| Write::Snapshot { group: g(), at: Sequence(at), bytes: bytes.clone() };
+        let low = |writes: Vec<Write>| {
+            store.write(Batch { writes, ..Batch::low_priority() })
+        };
+        let found = async |at| store.snapshot(&g(), Sequence(at)).await.unwrap();
+        // behind the drop of all that the group had
+        low(vec![Write::DropGroup(g()), snapshot(1)]).await.unwrap();
+        assert!(found(1).await.unwrap() == bytes);
+        // beside what makes room
+        let drop_first = Write::DropSnapshot { group: g(), at: Sequence(1) };
+        let (from, until) = (Sequence(0), Sequence(9));
+        low(vec![snapshot(2), drop_first, Write::TrimLog { group: g(), from, until }])
+            .await
+            .unwrap();
+        assert!(found(1).await.is_none() && found(2).await.unwrap() == bytes);
+        // over itself, and before its own drop
+        low(vec![snapshot(3), Write::Snapshot { group: g(), at: Sequence(3), bytes: vec![1] }])
+            .await
+            .unwrap();
+        assert_eq!(found(3).await.unwrap(), [1]);
+        low(vec![snapshot(4), Write::DropGroup(g())]).await.unwrap();
+        drop(store);
+        assert_eq!(keys_left(&place), 1, "only the commit sequence");
+    }
+
     async fn too_much_that_waits_is_refused_and_not_applied(place: Place) {
         let store = place.open();
         place.faults().hold();

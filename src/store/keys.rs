@@ -10,18 +10,15 @@
 //! **Parts**: engines hold values of 4 KB at most. A record is stored as its length (4 bytes) and its first
 //! [`CHUNK_BYTES`] under its key, the rest under [`part`] keys that are written and removed together with it.
 //!
-//! Here: keys, encodings, and a batch as a [`Plan`] of steps on keys. What the steps do is in
-//! [`stage`](super::stage), what reads do in [`reader`](super::reader).
+//! Here: keys and encodings. What a batch does to them is in [`plan`](super::plan), what reads do in
+//! [`reader`](super::reader).
 
 use aws_lc_rs::digest;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Batch, Condition, StoreError, Write,
-    records::{
-        Account, ConsentHash, Device, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence,
-        QueueHead, TokenId, TokenRecord,
-    },
+    StoreError,
+    records::{ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, TokenId},
 };
 use crate::wire::ids::{
     ClientUri, Epoch, FeedId, GroupId, KeyPackageRef, Sequence, Timestamp, UserUri,
@@ -116,7 +113,7 @@ pub(super) fn group_heads() -> Range {
     Range::of(key(tag::GROUP_HEAD, &[]))
 }
 
-fn log_record(group: &GroupId, at: Sequence) -> Key {
+pub(super) fn log_record(group: &GroupId, at: Sequence) -> Key {
     key(tag::LOG, &[&hash(group.as_bytes()), &at.0.to_be_bytes()])
 }
 
@@ -125,7 +122,7 @@ pub(super) fn log_from(group: &GroupId, from: Sequence) -> Range {
     Range { from: log_record(group, from), until: log(group).until }
 }
 
-fn log(group: &GroupId) -> Range {
+pub(super) fn log(group: &GroupId) -> Range {
     Range::of(key(tag::LOG, &[&hash(group.as_bytes())]))
 }
 
@@ -133,7 +130,7 @@ pub(super) fn snapshot(group: &GroupId, at: Sequence) -> Key {
     key(tag::SNAPSHOT, &[&hash(group.as_bytes()), &at.0.to_be_bytes()])
 }
 
-fn snapshots(group: &GroupId) -> Range {
+pub(super) fn snapshots(group: &GroupId) -> Range {
     Range::of(key(tag::SNAPSHOT, &[&hash(group.as_bytes())]))
 }
 
@@ -141,11 +138,11 @@ pub(super) fn joiner_info(group: &GroupId, epoch: Epoch) -> Key {
     key(tag::JOINER_INFO, &[&hash(group.as_bytes()), &epoch.0.to_be_bytes()])
 }
 
-fn joiner_infos(group: &GroupId) -> Range {
+pub(super) fn joiner_infos(group: &GroupId) -> Range {
     Range::of(key(tag::JOINER_INFO, &[&hash(group.as_bytes())]))
 }
 
-fn group_notice(group: &GroupId, notice: &[u8; 16]) -> Key {
+pub(super) fn group_notice(group: &GroupId, notice: &[u8; 16]) -> Key {
     key(tag::GROUP_NOTICE, &[&hash(group.as_bytes()), notice])
 }
 
@@ -162,7 +159,7 @@ fn client_hash(client: &ClientUri) -> [u8; 16] {
     hash(client.as_str().as_bytes())
 }
 
-fn inbox_item(client: &ClientUri, item: &InboxKey) -> Key {
+pub(super) fn inbox_item(client: &ClientUri, item: &InboxKey) -> Key {
     match item {
         InboxKey::Group { group, sequence, index } => key(
             tag::INBOX,
@@ -186,11 +183,11 @@ pub(super) fn queue_head(client: &ClientUri) -> Key {
     key(tag::QUEUE_HEAD, &[&client_hash(client)])
 }
 
-fn own_entry(client: &ClientUri, at: OwnSequence) -> Key {
+pub(super) fn own_entry(client: &ClientUri, at: OwnSequence) -> Key {
     key(tag::OWN, &[&client_hash(client), &at.0.to_be_bytes()])
 }
 
-fn own(client: &ClientUri) -> Range {
+pub(super) fn own(client: &ClientUri) -> Range {
     Range::of(key(tag::OWN, &[&client_hash(client)]))
 }
 
@@ -199,7 +196,7 @@ pub(super) fn own_from(client: &ClientUri, from: OwnSequence) -> Range {
     Range { from: own_entry(client, from), until: own(client).until }
 }
 
-fn subscription(client: &ClientUri, feed: FeedId) -> Key {
+pub(super) fn subscription(client: &ClientUri, feed: FeedId) -> Key {
     key(tag::SUBSCRIPTION, &[&client_hash(client), &feed.0.to_be_bytes()])
 }
 
@@ -221,7 +218,11 @@ pub(super) fn queue_index(queue: &[u8; 16]) -> Key {
 }
 
 /// Ordered by the time of publication.
-fn key_package(client: &ClientUri, published_at: Timestamp, reference: &KeyPackageRef) -> Key {
+pub(super) fn key_package(
+    client: &ClientUri,
+    published_at: Timestamp,
+    reference: &KeyPackageRef,
+) -> Key {
     key(
         tag::KEY_PACKAGE,
         &[&client_hash(client), &published_at.0.to_be_bytes(), &hash(reference.0.as_slice())],
@@ -229,7 +230,7 @@ fn key_package(client: &ClientUri, published_at: Timestamp, reference: &KeyPacka
 }
 
 /// Holds the key of the KeyPackage.
-fn key_package_index(client: &ClientUri, reference: &KeyPackageRef) -> Key {
+pub(super) fn key_package_index(client: &ClientUri, reference: &KeyPackageRef) -> Key {
     key(tag::KEY_PACKAGE_INDEX, &[&client_hash(client), &hash(reference.0.as_slice())])
 }
 
@@ -237,7 +238,7 @@ pub(super) fn key_packages(client: &ClientUri) -> Range {
     Range::of(key(tag::KEY_PACKAGE, &[&client_hash(client)]))
 }
 
-fn key_package_indices(client: &ClientUri) -> Range {
+pub(super) fn key_package_indices(client: &ClientUri) -> Range {
     Range::of(key(tag::KEY_PACKAGE_INDEX, &[&client_hash(client)]))
 }
 
@@ -318,7 +319,7 @@ pub(super) fn corrupt(what: impl Into<String>) -> StoreError {
     StoreError::Corrupt { what: what.into() }
 }
 
-fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, StoreError> {
     postcard::to_extend(value, vec![VERSION])
         .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
 }
@@ -379,7 +380,7 @@ pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
 }
 
 /// version, length of the delivery part (4 bytes), delivery part, change.
-fn encode_log(record: &LogRecord) -> Result<Vec<u8>, StoreError> {
+pub(super) fn encode_log(record: &LogRecord) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![VERSION, 0, 0, 0, 0];
     bytes = postcard::to_extend(&record.feed, bytes)
         .map_err(|error| corrupt(format!("a log record that cannot be encoded: {error}")))?;
@@ -431,237 +432,4 @@ pub(super) fn decode_commit_sequence(value: Option<&[u8]>) -> Result<u64, StoreE
     let body = versioned("commit sequence", value)?;
     let body = body.try_into().map_err(|_| corrupt("commit sequence: not 8 bytes"))?;
     Ok(u64::from_be_bytes(body))
-}
-
-/// A batch as checks and steps on keys. It is made on the caller's thread, so that the one that writes does little.
-#[derive(Debug)]
-pub(super) struct Plan {
-    pub checks: Vec<Check>,
-    pub steps: Vec<Step>,
-    pub low_priority: bool,
-    /// How many [`Write`]s it was made of.
-    pub writes: u64,
-    /// About what it takes in memory and to write.
-    pub bytes: usize,
-}
-
-/// What must hold for the record under `key`.
-#[derive(Debug)]
-pub(super) struct Check {
-    pub key: Key,
-    expect: Expect,
-}
-
-#[derive(Debug)]
-enum Expect {
-    Absent,
-    Present,
-    Group { group: GroupId, next_sequence: Sequence, revision: u64 },
-    Account { user: UserUri, revision: u64 },
-    Queue { client: ClientUri, revision: u64 },
-    Token { revision: u64 },
-}
-
-/// One change of keys.
-#[derive(Debug)]
-pub(super) enum Step {
-    Put {
-        key: Key,
-        record: Vec<u8>,
-        owned: bool,
-    },
-    /// `record` under `key`, and `key` under `index`; what `index` pointed to before is removed.
-    PutIndexed {
-        index: Key,
-        key: Key,
-        record: Vec<u8>,
-    },
-    Remove {
-        key: Key,
-    },
-    /// `index` and what it points to.
-    RemoveIndexed {
-        index: Key,
-    },
-    RemoveRange(Range),
-}
-
-impl Plan {
-    /// # Errors
-    /// [`StoreError::Corrupt`] for a record that cannot be encoded.
-    pub fn of(batch: Batch) -> Result<Self, StoreError> {
-        let Batch { conditions, writes, low_priority } = batch;
-        let checks: Vec<_> = conditions.into_iter().map(Check::of).collect();
-        let mut steps = Vec::with_capacity(writes.len());
-        let count = writes.len() as u64;
-        for write in writes {
-            Step::of(write, &mut steps)?;
-        }
-        let bytes = checks.len() * 64 + steps.iter().map(Step::bytes).sum::<usize>();
-        Ok(Self { checks, steps, low_priority, writes: count, bytes })
-    }
-}
-
-impl Check {
-    fn of(condition: Condition) -> Self {
-        let (key, expect) = match condition {
-            Condition::GroupUnknown(group) => (group_head(&group), Expect::Absent),
-            Condition::GroupAt { group, next_sequence, revision } => {
-                (group_head(&group), Expect::Group { group, next_sequence, revision })
-            }
-            Condition::AccountAbsent(user) => (account(&user), Expect::Absent),
-            Condition::DeviceAbsent(client) => (device(&client), Expect::Absent),
-            Condition::AccountAt { user, revision } => {
-                (account(&user), Expect::Account { user, revision })
-            }
-            Condition::KeyPackageHeld { client, key_package } => {
-                (key_package_index(&client, &key_package), Expect::Present)
-            }
-            Condition::QueueAt { client, revision } => {
-                (queue_head(&client), Expect::Queue { client, revision })
-            }
-            Condition::TokenAt { token: id, revision } => (token(&id), Expect::Token { revision }),
-        };
-        Self { key, expect }
-    }
-
-    /// Whether it holds for what is stored under its key. Where another id's record is there it does not.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] where the record cannot be read.
-    pub fn holds(&self, record: Option<&[u8]>) -> Result<bool, StoreError> {
-        let Some(record) = record else {
-            return Ok(match self.expect {
-                Expect::Absent => true,
-                Expect::Queue { revision, .. } | Expect::Token { revision } => revision == 0,
-                Expect::Present | Expect::Group { .. } | Expect::Account { .. } => false,
-            });
-        };
-        Ok(match &self.expect {
-            Expect::Absent => false,
-            Expect::Present => true,
-            Expect::Group { group, next_sequence, revision } => {
-                owner(record)? == group.as_str() && {
-                    let head = decode_group_head(group, record)?;
-                    head.next_sequence == *next_sequence && head.revision == *revision
-                }
-            }
-            Expect::Account { user, revision } => {
-                owner(record)? == user.as_str()
-                    && decode_owned::<Account>("account", user.as_str(), record)?.revision
-                        == *revision
-            }
-            Expect::Queue { client, revision } => {
-                owner(record)? == client.as_str()
-                    && decode_owned::<QueueHead>("queue head", client.as_str(), record)?.revision
-                        == *revision
-            }
-            Expect::Token { revision } => {
-                decode::<TokenRecord>("token", record)?.revision == *revision
-            }
-        })
-    }
-}
-
-impl Step {
-    fn of(write: Write, steps: &mut Vec<Self>) -> Result<(), StoreError> {
-        let put = |key, record| Self::Put { key, record, owned: false };
-        let put_owned = |key, record| Self::Put { key, record, owned: true };
-        let opaque = |mut bytes: Vec<u8>| {
-            bytes.insert(0, VERSION);
-            bytes
-        };
-        let last = match write {
-            Write::GroupHead(head) => put_owned(group_head(&head.group), encode(&head)?),
-            Write::Log { group, record } => {
-                put(log_record(&group, record.feed.sequence), encode_log(&record)?)
-            }
-            Write::Snapshot { group, at, bytes } => put(snapshot(&group, at), opaque(bytes)),
-            Write::DropSnapshot { group, at } => Self::Remove { key: snapshot(&group, at) },
-            Write::JoinerInfo { group, epoch, bytes } => {
-                put(joiner_info(&group, epoch), opaque(bytes))
-            }
-            Write::DropJoinerInfo { group, epoch } => {
-                Self::Remove { key: joiner_info(&group, epoch) }
-            }
-            Write::TrimLog { group, from, until } => Self::RemoveRange(Range {
-                from: log_record(&group, from),
-                until: log_record(&group, until),
-            }),
-            Write::DropGroup(group) => {
-                steps.push(Self::RemoveRange(log(&group)));
-                steps.push(Self::RemoveRange(snapshots(&group)));
-                steps.push(Self::RemoveRange(joiner_infos(&group)));
-                Self::RemoveRange(group_notices(&group))
-            }
-            Write::GroupNotice { group, key, notice } => {
-                put(group_notice(&group, &key), encode(&(&group, key, &notice))?)
-            }
-            Write::GroupNoticeTaken { group, key } => {
-                Self::Remove { key: group_notice(&group, &key) }
-            }
-            Write::Inbox { client, key, item } => {
-                put(inbox_item(&client, &key), encode(&(&key, &item))?)
-            }
-            Write::InboxTaken { client, key } => Self::Remove { key: inbox_item(&client, &key) },
-            Write::QueueHead { client, head } => {
-                put_owned(queue_head(&client), encode(&(client.as_str(), &head))?)
-            }
-            Write::Own { client, entry } => {
-                put(own_entry(&client, entry.sequence), encode(&entry)?)
-            }
-            Write::TrimOwn { client, until } => {
-                let Range { from, until: end } = own(&client);
-                let until =
-                    until.0.checked_add(1).map(|next| own_entry(&client, OwnSequence(next)));
-                Self::RemoveRange(Range { from, until: until.unwrap_or(end) })
-            }
-            Write::Subscription { client, subscription: record } => {
-                put(subscription(&client, record.feed), encode(&record)?)
-            }
-            Write::DropSubscription { client, feed } => {
-                Self::Remove { key: subscription(&client, feed) }
-            }
-            Write::DropQueue(client) => {
-                steps.push(Self::RemoveRange(own(&client)));
-                steps.push(Self::RemoveRange(subscriptions(&client)));
-                steps.push(Self::RemoveRange(inbox(&client)));
-                steps.push(Self::RemoveRange(key_packages(&client)));
-                steps.push(Self::RemoveRange(key_package_indices(&client)));
-                Self::Remove { key: queue_head(&client) }
-            }
-            Write::Account { user, account: record } => {
-                put_owned(account(&user), encode::<(&str, &Account)>(&(user.as_str(), &record))?)
-            }
-            Write::Device { client, device: record } => {
-                steps.push(put_owned(queue_index(&record.queue), encode(client.as_str())?));
-                put_owned(device(&client), encode::<(&str, &Device)>(&(client.as_str(), &record))?)
-            }
-            Write::KeyPackage { client, key_package: record } => Self::PutIndexed {
-                index: key_package_index(&client, &record.reference),
-                key: key_package(&client, record.published_at, &record.reference),
-                record: encode(&record)?,
-            },
-            Write::DropKeyPackage { client, key_package } => {
-                Self::RemoveIndexed { index: key_package_index(&client, &key_package) }
-            }
-            Write::Token { token: id, record } => put(token(&id), encode(&record)?),
-            Write::Consent { user, token } => put(consent(&user, &token), vec![VERSION]),
-            Write::DropConsent { user, token } => Self::Remove { key: consent(&user, &token) },
-            Write::Node { name, bytes } => put_owned(node(name), encode(&(name, &bytes))?),
-        };
-        steps.push(last);
-        Ok(())
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Put { key, record, .. } => key.len() + record.len() + 32,
-            Self::PutIndexed { index, key, record } => {
-                index.len() + 2 * key.len() + record.len() + 64
-            }
-            Self::Remove { key: at } | Self::RemoveIndexed { index: at } => at.len() + 32,
-            Self::RemoveRange(range) => range.from.len() + range.until.len() + 32,
-        }
-    }
 }

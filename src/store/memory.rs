@@ -1,7 +1,7 @@
 //! A store in memory: for tests, and for a node that may forget.
 //!
 //! Here: [`Disk`], which outlives the stores that are opened on it, keeps what they have flushed, and breaks as its
-//! [`Faults`] say. Conditions, order and group commit are the [writer](super::writer)'s, the same as for a real disk.
+//! [`Faults`] say. Conditions, order and group commit are the writer's, the same as for a real disk.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! What survives: one trait of domain verbs over an atomic, durable, conditional [`Batch`].
 //!
 //! Here: the trait, the batch and its conditions. The records are in [`records`], how they become keys and
-//! values in [`keys`], the engines in [`sled`] and [`memory`]. Deliberately absent: any rule of the protocol.
+//! values in `keys`, the engines in `sled` and [`memory`]. Deliberately absent: any rule of the protocol.
 //!
 //! **Contract of every backend** (the conformance suite checks it):
 //! - A batch is applied whole or not at all, and it is durable (power loss included) before `write` answers `Ok`.
@@ -13,20 +13,23 @@
 //!   what is being written waits for it.
 //! - [`StoreError::Unavailable`] from `write` means that the outcome is unknown; from then on every write is refused
 //!   with [`StoreError::ReadOnly`] until the process starts anew.
-//! - **Overflow**: what waits to be written is bounded ([`writer`] has the numbers). Where the bound is reached `write`
+//! - **Overflow**: what waits to be written is bounded (`writer` has the numbers). Where the bound is reached `write`
 //!   answers [`StoreError::Busy`] and promises that nothing was applied. Batches that the same caller queued behind
 //!   it may still be applied unless their conditions fence them.
 //!
-//! From the top down: [`mod@reader`] answers reads, [`writer`] is the one thread that writes, [`keys`] maps records to
-//! keys and values, [`engine`] is the seam to [`mod@sled`] and [`memory`], [`faults`] breaks an engine on purpose.
+//! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots),
+//! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
+//! to `sled` and [`memory`], [`faults`] breaks an engine on purpose.
 
 mod engine;
 pub mod faults;
 mod keys;
 pub mod memory;
+mod plan;
 mod reader;
 pub mod records;
 mod sled;
+mod spread;
 mod stage;
 mod writer;
 

@@ -28,6 +28,8 @@ pub struct GroupHead {
     pub last_accepted_at: Timestamp,
     /// Bytes of the log that is kept, for trimming by size.
     pub log_bytes: u64,
+    /// Epochs whose information is kept for joiners who come late, in a record each.
+    pub joiner_infos: Vec<Epoch>,
     /// When the group has work to do by itself (an inactive member, a proposal to make, a trim); none: never.
     pub wake_at: Option<Timestamp>,
 }

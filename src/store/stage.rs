@@ -7,7 +7,8 @@ use std::ops::{Bound, ControlFlow};
 use super::{
     StoreError,
     engine::{Changes, Engine, Failure},
-    keys::{self, Check, Key, Range, Step},
+    keys::{self, Key, Range},
+    plan::{Check, Step},
 };
 
 /// Something to read values from.

@@ -7,8 +7,8 @@
 //! **Bounds.** What waits or is being written is at most [`QUEUE_BATCHES_MAX`] batches and [`QUEUE_BYTES_MAX`] bytes a lane;
 //! beyond it a batch is refused with [`StoreError::Busy`] (a single batch of any size is taken when its lane is
 //! empty). One flush takes at most [`FLUSH_OPERATIONS_MAX`] keys and [`FLUSH_BYTES_MAX`] bytes of the normal lane, and behind
-//! them [`LOW_BYTES_PER_FLUSH`] of the low-priority lane. A batch is never split, save for a large snapshot: its parts, which nobody sees, go ahead
-//! over several flushes, and one flush at the end makes it visible with the rest of its batch.
+//! them [`LOW_BYTES_PER_FLUSH`] of the low-priority lane. A batch is never split, save for a large snapshot, which [`spread`](super::spread) brings in
+//! over several flushes.
 //!
 //! **Failure.** After an error or a panic of the engine it is not known what is on the disk, and a flush that is
 //! repeated may succeed without having written anything. So there is no second try: all that wait are
@@ -31,8 +31,10 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Batch, StoreError,
     engine::{Changes, Engine, Failure},
-    keys::{self, Key, Plan, Step},
-    stage::{Source, Stage},
+    keys,
+    plan::Plan,
+    spread::Spread,
+    stage::Stage,
 };
 
 /// Keys in one flush.
@@ -40,7 +42,7 @@ const FLUSH_OPERATIONS_MAX: usize = 8_000;
 /// Bytes of the normal lane in one flush.
 const FLUSH_BYTES_MAX: usize = 4 << 20;
 /// Bytes of the low-priority lane in one flush.
-const LOW_BYTES_PER_FLUSH: usize = 256 << 10;
+pub(super) const LOW_BYTES_PER_FLUSH: usize = 256 << 10;
 /// Batches that wait in one lane.
 pub(super) const QUEUE_BATCHES_MAX: usize = 32_768;
 /// Bytes that wait in one lane.
@@ -109,9 +111,9 @@ enum Phase {
     Failed(String),
 }
 
-struct Job {
-    plan: Plan,
-    answer: oneshot::Sender<Result<(), StoreError>>,
+pub(super) struct Job {
+    pub plan: Plan,
+    pub answer: oneshot::Sender<Result<(), StoreError>>,
 }
 
 impl Shared {
@@ -229,23 +231,12 @@ struct Writer {
     told_idle: bool,
 }
 
-struct Staged {
-    answer: oneshot::Sender<Result<(), StoreError>>,
-    result: Result<(), StoreError>,
-    low_priority: bool,
-    bytes: usize,
-    writes: u64,
-}
-
-/// A batch with a snapshot that is written over several flushes: its parts first.
-struct Spread {
-    job: Job,
-    /// Where the snapshot stands in the batch's steps.
-    step: usize,
-    key: Key,
-    next_part: u32,
-    /// Nobody else has touched the snapshot's keys since.
-    intact: bool,
+pub(super) struct Staged {
+    pub answer: oneshot::Sender<Result<(), StoreError>>,
+    pub result: Result<(), StoreError>,
+    pub low_priority: bool,
+    pub bytes: usize,
+    pub writes: u64,
 }
 
 enum Turn {
@@ -332,32 +323,22 @@ impl Writer {
             .and_then(|()| steps.into_iter().try_for_each(|step| stage.run(step)))
             .map(|()| stage.done());
         let result = result.map(|own| self.merge(own, changes));
-        self.staged(answer, result, low_priority, bytes, writes)
+        self.staged(Staged { answer, result, low_priority, bytes, writes })
     }
 
     fn merge(&mut self, own: Changes, changes: &mut Changes) {
         if let Some(spread) = &mut self.spread {
-            let parts = keys::parts(&spread.key);
-            let touched = own.contains_key(&spread.key)
-                || own.range(parts.from..parts.until).next().is_some();
-            spread.intact &= !touched;
+            spread.meet(&own);
         }
         changes.extend(own);
     }
 
-    fn staged(
-        &mut self,
-        answer: oneshot::Sender<Result<(), StoreError>>,
-        result: Result<(), StoreError>,
-        low_priority: bool,
-        bytes: usize,
-        writes: u64,
-    ) -> Result<(), Failure> {
-        let failure = match &result {
+    fn staged(&mut self, staged: Staged) -> Result<(), Failure> {
+        let failure = match &staged.result {
             Err(StoreError::Unavailable(reason)) => Err(Failure(reason.clone())),
             _ => Ok(()),
         };
-        self.answers.push(Staged { answer, result, low_priority, bytes, writes });
+        self.answers.push(staged);
         failure
     }
 
@@ -371,7 +352,8 @@ impl Writer {
                     break;
                 }
                 if let Some(spread) = self.spread.take() {
-                    self.finish(spread, changes)?;
+                    let staged = spread.finish(&*self.shared.engine, changes)?;
+                    self.staged(staged)?;
                 }
                 continue;
             }
@@ -385,7 +367,7 @@ impl Writer {
                 self.stage(job, changes)?;
                 continue;
             }
-            match self.spread(job, changes)? {
+            match Spread::begin(&*self.shared.engine, job, changes)? {
                 Ok(spread) => self.spread = Some(spread),
                 Err(job) => {
                     bytes += job.plan.bytes;
@@ -394,63 +376,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    /// Begins with a batch that is too large for one flush; gives it back where it must go in one.
-    fn spread(&self, job: Job, changes: &mut Changes) -> Result<Result<Spread, Job>, Failure> {
-        let large = job.plan.steps.iter().enumerate().find_map(|(index, step)| {
-            let Step::Put { key, record, .. } = step else { return None };
-            let large = keys::is_snapshot(key) && record.len() > LOW_BYTES_PER_FLUSH;
-            large.then(|| (index, key.clone()))
-        });
-        let Some((step, key)) = large else { return Ok(Err(job)) };
-        let mut stage = Stage::new(&*self.shared.engine, changes);
-        // one that replaces a snapshot that can be seen has to be seen as a whole; one whose conditions do not hold
-        // is refused before anything is written
-        if stage.value(&key)?.is_some() || stage.check(&job.plan.checks).is_err() {
-            return Ok(Err(job));
-        }
-        // parts that a process which ended too early has left behind
-        let left = (|| {
-            for part in stage.keys_in(&keys::snapshot_parts_of_group(&key))? {
-                let Some(record) = keys::record_of_part(&part) else { continue };
-                if stage.value(record)?.is_none() {
-                    stage.forget(part.clone());
-                }
-            }
-            Ok::<_, StoreError>(stage.done())
-        })();
-        changes.extend(left.map_err(|error| Failure(error.to_string()))?);
-        Ok(Ok(Spread { job, step, key, next_part: 1, intact: true }))
-    }
-
-    /// Makes what was spread visible, with the rest of its batch.
-    fn finish(&mut self, spread: Spread, changes: &mut Changes) -> Result<(), Failure> {
-        let Spread { job, step: large, key, intact, .. } = spread;
-        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
-        let mut stage = Stage::new(&*self.shared.engine, changes);
-        let result = stage.check(&checks).and_then(|()| {
-            for (index, step) in steps.into_iter().enumerate() {
-                if index == large && intact {
-                    stage.run_without_parts(step)?;
-                } else {
-                    stage.run(step)?;
-                }
-            }
-            Ok(())
-        });
-        let own = match &result {
-            Err(_) if intact => {
-                let mut stage = Stage::new(&*self.shared.engine, changes);
-                let removed = stage.remove_keys(&keys::parts(&key));
-                removed.map_err(|error| Failure(error.to_string()))?;
-                stage.done()
-            }
-            Err(_) => Changes::new(),
-            Ok(()) => stage.done(),
-        };
-        changes.extend(own);
-        self.staged(answer, result, low_priority, bytes, writes)
     }
 
     /// Makes `changes` visible and durable.
@@ -522,45 +447,12 @@ impl Writer {
         };
         self.shared.durable.send_modify(|durable| durable.failed = true);
         let staged = self.answers.into_iter().map(|staged| staged.answer);
-        let spread = self.spread.into_iter().map(|spread| spread.job.answer);
+        let spread = self.spread.into_iter().map(|spread| spread.into_job().answer);
         let taken = self.normal.into_iter().chain(self.low).map(|job| job.answer);
         let queued = lanes.normal.jobs.into_iter().chain(lanes.low.jobs).map(|job| job.answer);
         for answer in staged.chain(spread).chain(taken).chain(queued).chain(lanes.closing) {
             let _ = answer.send(Err(StoreError::Unavailable(reason.to_owned())));
         }
-    }
-}
-
-impl Spread {
-    fn record(&self) -> &[u8] {
-        match self.job.plan.steps.get(self.step) {
-            Some(Step::Put { record, .. }) => record,
-            _ => &[],
-        }
-    }
-
-    /// Nothing is left to go ahead.
-    fn is_through(&self) -> bool {
-        !self.intact || self.next_part > keys::part_count(self.record().len())
-    }
-
-    /// Adds the next parts, of about `bytes` in all; returns how many bytes it added.
-    fn advance(&mut self, changes: &mut Changes, bytes: usize) -> usize {
-        let mut added = 0;
-        let mut parts = Vec::new();
-        if self.intact {
-            let skip = self.next_part as usize - 1;
-            for (index, chunk) in keys::further_chunks(self.record()).skip(skip) {
-                if added >= bytes {
-                    break;
-                }
-                added += chunk.len();
-                parts.push((keys::part(&self.key, index), chunk.to_vec()));
-            }
-        }
-        self.next_part += u32::try_from(parts.len()).unwrap_or(u32::MAX);
-        changes.extend(parts.into_iter().map(|(key, chunk)| (key, Some(chunk))));
-        added
     }
 }
 

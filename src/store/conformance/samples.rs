@@ -30,6 +30,7 @@ pub(in crate::store) fn head(name: &str, next: u64, revision: u64) -> GroupHead 
         created_at: Timestamp(1),
         last_accepted_at: Timestamp(2),
         log_bytes: 3,
+        joiner_infos: vec![Epoch(1)],
         wake_at: None,
     }
 }

@@ -1,0 +1,869 @@
+//! One actor per active group: it translates, persists and tells; the rules are in [`crate::group`].
+//!
+//! Requests are staged one after the other, each on the state that the one before left, while earlier writes
+//! are still on their way to disk. **No answer leaves before what it rests on is durable**, refusals included. A
+//! failed write has an unknown outcome: everyone who waits gets `unavailable`, the actor stops, and the next
+//! request loads the group from the store. A panic in a rule costs this actor and nothing else.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{groups::GroupOptions, history, node::Node, queue::BindError};
+use crate::{
+    group::{Decision, Effects, GroupState, Hub, Reject, Request, Staged},
+    store::{
+        Batch, Condition, Page, StoreError, Write,
+        records::{GoneReason, GroupHead, GroupNotice, GroupStatus, InboxKey},
+    },
+    wire::{
+        codec::{List, Opaque, Text},
+        ds::{Detail, DsError, DsRequest, DsResponseBody, ProtocolVersion},
+        ids::{ClientUri, GroupId, Sequence, Timestamp},
+    },
+};
+
+/// Records that are read at a time.
+pub(super) const PAGE: Page = Page { items_max: 512, bytes_max: 4 * 1024 * 1024 };
+/// A snapshot is taken at latest after so many records.
+const SNAPSHOT_RECORDS_MAX: u64 = 1024;
+/// A snapshot is not taken before so many bytes of state records.
+const SNAPSHOT_BYTES_MIN: usize = 32 * 1024;
+
+/// What a requester gets.
+pub type Reply = Result<DsResponseBody, DsError>;
+
+/// A request with the permits that let it in.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Operate {
+    pub request: Box<Request>,
+    pub reply: oneshot::Sender<Reply>,
+    pub permits: [OwnedSemaphorePermit; 2],
+}
+
+/// A hint that something is left for the group, or that its time has come.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Tick {
+    /// Told when the group has done what there was to do (and it is durable).
+    pub done: Option<oneshot::Sender<()>>,
+}
+
+/// A group that an operator brings in, already judged.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Import {
+    pub creation: Box<crate::group::Creation>,
+    pub reply: oneshot::Sender<Reply>,
+}
+
+pub struct GroupActor {
+    node: Node,
+    hub: Arc<Hub>,
+    id: GroupId,
+    loaded: Option<Loaded>,
+    /// Why the group could not be loaded; then every request gets this.
+    broken: Option<DsError>,
+    flights: VecDeque<Flight>,
+    next_flight: u64,
+    last_used: Timestamp,
+    /// Set when the registry has let go of this actor: it ends when its mailbox is empty.
+    leaving: bool,
+}
+
+struct Loaded {
+    state: Box<GroupState>,
+    head: GroupHead,
+    since_snapshot: SinceSnapshot,
+}
+
+#[derive(Default, Clone, Copy)]
+struct SinceSnapshot {
+    records: u64,
+    bytes: usize,
+    snapshot_bytes: usize,
+    /// A snapshot is being written.
+    writing: bool,
+}
+
+/// A write on its way, with everybody who waits for it.
+struct Flight {
+    number: u64,
+    outcome: Option<Result<(), StoreError>>,
+    waiters: Vec<Waiter>,
+}
+
+/// What is to be done when a write is durable, or has failed.
+type Waiter = Box<dyn FnOnce(Result<(), &StoreError>)>;
+
+impl GroupActor {
+    #[must_use]
+    pub fn new(node: Node, hub: Arc<Hub>, id: GroupId) -> Self {
+        let last_used = node.clock.now();
+        Self {
+            node,
+            hub,
+            id,
+            loaded: None,
+            broken: None,
+            flights: VecDeque::new(),
+            next_flight: 0,
+            last_used,
+            leaving: false,
+        }
+    }
+
+    fn options(&self) -> &GroupOptions {
+        &self.node.groups.options
+    }
+
+    /// Ends the actor after a failure: whoever waits is told, the next request loads the group anew.
+    fn fail(&mut self, error: &StoreError, ctx: &mut Context<Self>) {
+        tracing::error!(group = %self.id, %error, "the group's actor stops; the next request reloads it");
+        self.node.metrics.group_passivations.with_label_values(&["failed"]).inc();
+        for flight in std::mem::take(&mut self.flights) {
+            for waiter in flight.waiters {
+                waiter(Err(error));
+            }
+        }
+        self.loaded = None;
+        self.leave(ctx);
+    }
+
+    fn leave(&mut self, ctx: &mut Context<Self>) {
+        self.leaving = true;
+        self.node.groups.forget(&self.id, &ctx.address());
+        ctx.stop();
+    }
+
+    /// Runs `waiter` when everything that is written so far is durable.
+    fn when_durable(&mut self, waiter: Waiter) {
+        match self.flights.back_mut() {
+            Some(flight) => flight.waiters.push(waiter),
+            None => waiter(Ok(())),
+        }
+    }
+
+    /// Hands `batch` to the store, in order, and runs `waiter` when it is durable.
+    fn write(&mut self, batch: Batch, waiter: Waiter, ctx: &mut Context<Self>) {
+        let number = self.next_flight;
+        self.next_flight += 1;
+        let answer = self.node.store.write(batch);
+        self.flights.push_back(Flight { number, outcome: None, waiters: vec![waiter] });
+        let landed = answer.into_actor(self).map(move |outcome, actor, ctx| {
+            actor.landed(number, outcome, ctx);
+        });
+        ctx.spawn(landed);
+    }
+
+    /// A write is done; answers leave in the order of the writes.
+    fn landed(&mut self, number: u64, outcome: Result<(), StoreError>, ctx: &mut Context<Self>) {
+        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.number == number) {
+            flight.outcome = Some(outcome);
+        }
+        while let Some(flight) = self.flights.pop_front() {
+            match flight.outcome {
+                None => {
+                    self.flights.push_front(flight);
+                    return;
+                }
+                Some(Ok(())) => {
+                    for waiter in flight.waiters {
+                        waiter(Ok(()));
+                    }
+                }
+                Some(Err(error)) => {
+                    for waiter in flight.waiters {
+                        waiter(Err(&error));
+                    }
+                    self.fail(&error, ctx);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The batch of what a merge left, with the group's head as it is then.
+    fn batch(&mut self, effects: &Effects, at: Timestamp) -> Option<Batch> {
+        let loaded = self.loaded.as_mut()?;
+        let mut batch = Batch::new().when(Condition::GroupAt {
+            group: self.id.clone(),
+            next_sequence: loaded.head.next_sequence,
+            revision: loaded.head.revision,
+        });
+        fill(&mut batch, &self.id, effects);
+        let since = &mut loaded.since_snapshot;
+        for record in &effects.records {
+            since.records += 1;
+            since.bytes += record.change.len();
+            loaded.head.log_bytes += record_bytes(record);
+        }
+        let head = &mut loaded.head;
+        head.next_sequence = loaded.state.next_sequence();
+        head.epoch = loaded.state.epoch();
+        head.revision += 1;
+        head.last_accepted_at = at;
+        if loaded.state.is_deleted() {
+            head.status = GroupStatus::Deleted;
+            head.wake_at = Some(at.plus_ms(self.node.groups.options.retention_ms));
+        } else if effects.committed || head.wake_at.is_none() {
+            head.wake_at = loaded.state.wake_at();
+        }
+        batch.push(Write::GroupHead(head.clone()));
+        Some(batch)
+    }
+
+    fn operate(&mut self, operate: Operate, ctx: &mut Context<Self>) {
+        let Operate { request, reply, permits } = operate;
+        self.last_used = self.node.clock.now();
+        if let Some(error) = &self.broken {
+            let _ = reply.send(Err(error.clone()));
+            return;
+        }
+        let now = self.node.clock.now();
+        let Some(loaded) = self.loaded.as_mut() else {
+            self.create_or_refuse(*request, reply, permits, now, ctx);
+            return;
+        };
+        if loaded.state.members().count() <= self.node.groups.options.inline_members_max {
+            let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
+            self.decided(decided.ok(), *request, reply, permits, now, ctx);
+            return;
+        }
+        // a large group's staging costs milliseconds: it runs in the pool while this actor waits
+        let Some(loaded) = self.loaded.take() else { return };
+        let pool = Arc::clone(&self.node.groups.cpu);
+        let work = async move {
+            let _permit = pool.acquire_owned().await;
+            actix_rt::task::spawn_blocking(move || {
+                let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
+                (loaded, decided.ok(), request)
+            })
+            .await
+        };
+        let staged = work.into_actor(self).map(move |result, actor: &mut Self, ctx| match result {
+            Ok((loaded, decided, request)) => {
+                actor.loaded = Some(loaded);
+                actor.decided(decided, *request, reply, permits, now, ctx);
+            }
+            Err(_) => {
+                let _ = reply.send(Err(internal("the group's worker ended")));
+                actor.fail(&StoreError::Unavailable("worker ended".into()), ctx);
+            }
+        });
+        ctx.wait(staged);
+    }
+
+    fn decided(
+        &mut self,
+        decided: Option<Result<Decision, Reject>>,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+        now: Timestamp,
+        ctx: &mut Context<Self>,
+    ) {
+        let operation = request.message.request.name();
+        match decided {
+            None => {
+                let error = internal("a rule panicked");
+                tracing::error!(group = %self.id, operation, ?error, "a rule panicked on a request");
+                let _ = reply.send(Err(error));
+                self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
+            }
+            Some(Err(reject)) => {
+                if matches!(reject, Reject::WrongEpoch { .. }) {
+                    self.node.metrics.group_epoch_conflicts.inc();
+                }
+                if let Some(loaded) = self.loaded.as_mut() {
+                    loaded.state.note_refusal(&reject);
+                }
+                self.answer(Err(ds_error(reject)), reply, permits);
+            }
+            Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
+            Some(Ok(Decision::History(epoch))) => {
+                let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
+                let head = self.loaded.as_ref().map(|loaded| loaded.head.clone());
+                // a read of what is durable: it waits for nothing, and nobody waits for it
+                let read = async move {
+                    let answer = match head {
+                        Some(head) => history::joiner_info(&node, &hub, &head, epoch).await,
+                        None => Err(DsError::GroupNotFound { detail: detail(&id) }),
+                    };
+                    let _ = reply.send(answer.map(|info| DsResponseBody::Info(Box::new(info))));
+                    drop(permits);
+                };
+                ctx.spawn(read.into_actor(self));
+            }
+            Some(Ok(Decision::Write(staged))) if staged.binds.is_empty() => {
+                self.accept(*staged, Vec::new(), Vec::new(), reply, permits, now, ctx);
+            }
+            Some(Ok(Decision::Write(staged))) => {
+                let (node, id) = (self.node.clone(), self.id.clone());
+                let bind = async move {
+                    let bound = bind_all(&node, &id, &staged).await;
+                    (staged, bound)
+                };
+                let bound =
+                    bind.into_actor(self).map(move |(staged, bound), actor: &mut Self, ctx| {
+                        match bound {
+                            Ok((conditions, writes)) => {
+                                actor.accept(*staged, conditions, writes, reply, permits, now, ctx);
+                            }
+                            Err(error) => actor.answer(Err(error), reply, permits),
+                        }
+                    });
+                // nothing else may be staged before this is merged
+                ctx.wait(bound);
+            }
+        }
+    }
+
+    /// Sends an answer that changes nothing, when what it rests on is durable.
+    fn answer(
+        &mut self,
+        answer: Reply,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+    ) {
+        self.when_durable(Box::new(move |outcome| {
+            let _ = reply.send(outcome.map_err(store_error).and(answer));
+            drop(permits);
+        }));
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one accepted request, everything that it comes with"
+    )]
+    fn accept(
+        &mut self,
+        staged: Staged,
+        conditions: Vec<Condition>,
+        writes: Vec<Write>,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+        now: Timestamp,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(loaded) = self.loaded.as_mut() else { return };
+        let merged = catch_unwind(AssertUnwindSafe(|| loaded.state.merge(staged)));
+        let effects = match merged {
+            Ok(Ok(effects)) => effects,
+            Ok(Err(reject)) => {
+                tracing::error!(group = %self.id, %reject, "a merge failed");
+                let _ = reply.send(Err(ds_error(reject)));
+                self.fail(&StoreError::Unavailable("a merge failed".into()), ctx);
+                return;
+            }
+            Err(_) => {
+                let _ = reply.send(Err(internal("a merge panicked")));
+                self.fail(&StoreError::Unavailable("a merge panicked".into()), ctx);
+                return;
+            }
+        };
+        let accepted = effects.accepted;
+        let tell = self.tell(&effects);
+        let Some(mut batch) = self.batch(&effects, now) else { return };
+        batch.conditions.extend(conditions);
+        batch.writes.extend(writes);
+        let waiter: Waiter = Box::new(move |outcome| {
+            let answer = match (outcome, accepted) {
+                (Ok(()), Some(accepted)) => {
+                    tell();
+                    Ok(DsResponseBody::Accepted(accepted))
+                }
+                (Ok(()), None) => Err(internal("an accepted request without answer")),
+                (Err(error), _) => Err(store_error(error)),
+            };
+            let _ = reply.send(answer);
+            drop(permits);
+        });
+        self.write(batch, waiter, ctx);
+        self.snapshot_if_due(ctx);
+    }
+
+    /// Hints for queues that are online: they can be lost.
+    fn tell(&self, effects: &Effects) -> impl FnOnce() + 'static {
+        let (node, id) = (self.node.clone(), self.id.clone());
+        let clients: Vec<ClientUri> =
+            effects.inbox.iter().map(|(client, _, _)| client.clone()).collect();
+        let count = effects.records.len() as u64;
+        let committed = effects.committed;
+        move || {
+            node.metrics.group_accepted.inc_by(count);
+            if committed {
+                node.metrics.group_commits.inc();
+            }
+            for client in &clients {
+                node.hints.inbox(client);
+            }
+            node.hints.feed_grew(&id);
+        }
+    }
+
+    fn create_or_refuse(
+        &mut self,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+        now: Timestamp,
+        ctx: &mut Context<Self>,
+    ) {
+        if !matches!(request.message.request, DsRequest::CreateGroup(_)) {
+            let _ = reply.send(Err(DsError::GroupNotFound { detail: detail(&self.id) }));
+            self.leave(ctx);
+            return;
+        }
+        let hub = Arc::clone(&self.hub);
+        let made = catch_unwind(AssertUnwindSafe(|| GroupState::create(&hub, &request, now)));
+        match made {
+            Ok(Ok(creation)) => self.found(creation, reply, Some(permits), now, ctx),
+            Ok(Err(reject)) => {
+                let _ = reply.send(Err(ds_error(reject)));
+                self.leave(ctx);
+            }
+            Err(_) => {
+                let _ = reply.send(Err(internal("a rule panicked")));
+                self.leave(ctx);
+            }
+        }
+    }
+
+    /// Writes a new group: head, first record, first snapshot, in one batch.
+    fn found(
+        &mut self,
+        creation: crate::group::Creation,
+        reply: oneshot::Sender<Reply>,
+        permits: Option<[OwnedSemaphorePermit; 2]>,
+        now: Timestamp,
+        ctx: &mut Context<Self>,
+    ) {
+        let crate::group::Creation { state, effects, binds } = creation;
+        let (node, id) = (self.node.clone(), self.id.clone());
+        let bind = async move { bind_queues(&node, &id, &binds).await };
+        let bound = bind.into_actor(self).map(move |bound, actor: &mut Self, ctx| {
+            let (conditions, writes) = match bound {
+                Ok(bound) => bound,
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                    actor.leave(ctx);
+                    return;
+                }
+            };
+            let snapshot = match state.snapshot() {
+                Ok(snapshot) => snapshot,
+                Err(reject) => {
+                    let _ = reply.send(Err(ds_error(reject)));
+                    actor.leave(ctx);
+                    return;
+                }
+            };
+            let at = Sequence(state.next_sequence().0 - 1);
+            let head = GroupHead {
+                group: actor.id.clone(),
+                status: GroupStatus::Active,
+                next_sequence: state.next_sequence(),
+                first_sequence: Sequence(1),
+                epoch: state.epoch(),
+                revision: 1,
+                snapshot: at,
+                previous_snapshot: None,
+                created_at: now,
+                last_accepted_at: now,
+                log_bytes: effects.records.iter().map(record_bytes).sum(),
+                wake_at: state.wake_at(),
+                joiner_infos: Vec::new(),
+            };
+            let mut batch = Batch::new()
+                .when(Condition::GroupUnknown(actor.id.clone()))
+                .and(Write::GroupHead(head.clone()));
+            fill(&mut batch, &actor.id, &effects);
+            let since = SinceSnapshot { snapshot_bytes: snapshot.len(), ..Default::default() };
+            batch.push(Write::Snapshot { group: actor.id.clone(), at, bytes: snapshot });
+            batch.conditions.extend(conditions);
+            batch.writes.extend(writes);
+            let accepted = effects.accepted;
+            let tell = actor.tell(&effects);
+            actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot: since });
+            let waiter: Waiter = Box::new(move |outcome| {
+                let answer = match (outcome, accepted) {
+                    (Ok(()), Some(accepted)) => {
+                        tell();
+                        Ok(DsResponseBody::Accepted(accepted))
+                    }
+                    (Ok(()), None) => Err(internal("a group without answer")),
+                    (Err(StoreError::Conflict { condition: 0 }), _) => {
+                        Err(ds_error(Reject::InvalidGroupId("the group id is taken")))
+                    }
+                    (Err(error), _) => Err(store_error(error)),
+                };
+                let _ = reply.send(answer);
+                drop(permits);
+            });
+            actor.write(batch, waiter, ctx);
+        });
+        ctx.wait(bound);
+    }
+
+    /// Takes what is left for the group and lets the hub do what it has to do by itself.
+    fn tick(&mut self, tick: Tick, ctx: &mut Context<Self>) {
+        let (node, id) = (self.node.clone(), self.id.clone());
+        let read = async move { node.store.group_notices(&id, 256).await };
+        let done = read.into_actor(self).map(move |notices, actor: &mut Self, ctx| {
+            let notices = match notices {
+                Ok(notices) => notices,
+                Err(error) => {
+                    tracing::warn!(group = %actor.id, %error, "notices cannot be read now");
+                    return;
+                }
+            };
+            actor.take_notices(notices, tick.done, ctx);
+        });
+        ctx.wait(done);
+    }
+
+    fn take_notices(
+        &mut self,
+        notices: Vec<([u8; 16], GroupNotice)>,
+        done: Option<oneshot::Sender<()>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let now = self.node.clock.now();
+        let finish = |outcome: Result<(), &StoreError>| {
+            if let (Ok(()), Some(done)) = (outcome, done) {
+                let _ = done.send(());
+            }
+        };
+        let Some(loaded) = self.loaded.as_mut() else {
+            // the group is gone for good: so is what was left for it
+            self.drop_notices(&notices, Box::new(finish), ctx);
+            return;
+        };
+        let gone: Vec<(ClientUri, GoneReason)> = notices
+            .iter()
+            .map(|(_, GroupNotice::ClientGone { client, reason })| (client.clone(), *reason))
+            .collect();
+        let Some(staged) = loaded.state.stage_hub(&gone, now) else {
+            loaded.head.wake_at = loaded.state.wake_at().or(loaded.head.wake_at);
+            if notices.is_empty() {
+                self.when_durable(Box::new(finish));
+            } else {
+                self.drop_notices(&notices, Box::new(finish), ctx);
+            }
+            return;
+        };
+        let effects = match loaded.state.merge(staged) {
+            Ok(effects) => effects,
+            Err(reject) => {
+                tracing::error!(group = %self.id, %reject, "the hub's own merge failed");
+                self.fail(&StoreError::Unavailable("a merge failed".into()), ctx);
+                return;
+            }
+        };
+        let tell = self.tell(&effects);
+        let Some(mut batch) = self.batch(&effects, now) else { return };
+        if let Some(loaded) = self.loaded.as_mut() {
+            loaded.head.wake_at = loaded.state.wake_at().or(loaded.head.wake_at);
+        }
+        for (key, _) in &notices {
+            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
+        }
+        let waiter: Waiter = Box::new(move |outcome| {
+            if outcome.is_ok() {
+                tell();
+            }
+            finish(outcome);
+        });
+        self.write(batch, waiter, ctx);
+    }
+
+    fn drop_notices(
+        &mut self,
+        notices: &[([u8; 16], GroupNotice)],
+        waiter: Waiter,
+        ctx: &mut Context<Self>,
+    ) {
+        let mut batch = Batch::new();
+        for (key, _) in notices {
+            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
+        }
+        self.write(batch, waiter, ctx);
+    }
+
+    /// Takes a snapshot where enough has been logged since the last one. Bytes written so grow with the log, and
+    /// the state is written once per its own size of log.
+    fn snapshot_if_due(&mut self, ctx: &mut Context<Self>) {
+        let Some(loaded) = self.loaded.as_mut() else { return };
+        let since = &mut loaded.since_snapshot;
+        let bytes_due = since.bytes >= SNAPSHOT_BYTES_MIN.max(since.snapshot_bytes);
+        if since.writing || !(bytes_due || since.records >= SNAPSHOT_RECORDS_MAX) {
+            return;
+        }
+        let bytes = match loaded.state.snapshot() {
+            Ok(bytes) => bytes,
+            Err(reject) => {
+                tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
+                return;
+            }
+        };
+        *since = SinceSnapshot { writing: true, snapshot_bytes: bytes.len(), ..Default::default() };
+        let at = Sequence(loaded.state.next_sequence().0 - 1);
+        let mut batch = Batch::low_priority();
+        batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
+        let written = self.node.store.write(batch);
+        let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
+        let kept = loaded.state.joiner_epochs();
+        let members: Vec<_> = loaded
+            .state
+            .members()
+            .filter(|(_, member)| member.config.domain == node.domain)
+            .map(|(_, member)| (member.client.clone(), member.recipient, member.since))
+            .collect();
+        let rotate = async move {
+            written.await?;
+            history::plan_rotation(&node, &hub, &head, at, &kept, &members).await
+        };
+        let rotated = rotate.into_actor(self).map(|plan, actor: &mut Self, ctx| match plan {
+            Ok(plan) => actor.rotate(plan, ctx),
+            Err(error) => {
+                tracing::warn!(group = %actor.id, %error, "the snapshot was not written");
+                if let Some(loaded) = actor.loaded.as_mut() {
+                    loaded.since_snapshot.writing = false;
+                }
+            }
+        });
+        ctx.spawn(rotated);
+    }
+
+    /// The new snapshot is durable: the head names it, and what is no longer needed goes.
+    fn rotate(&mut self, plan: history::Rotation, ctx: &mut Context<Self>) {
+        let Some(loaded) = self.loaded.as_mut() else { return };
+        loaded.since_snapshot.writing = false;
+        let condition = Condition::GroupAt {
+            group: self.id.clone(),
+            next_sequence: loaded.head.next_sequence,
+            revision: loaded.head.revision,
+        };
+        let head = &mut loaded.head;
+        let mut batch = Batch::new().when(condition);
+        plan.apply(head, &mut batch);
+        head.revision += 1;
+        head.wake_at = loaded.state.wake_at().or(head.wake_at);
+        batch.push(Write::GroupHead(head.clone()));
+        self.write(batch, Box::new(|_| ()), ctx);
+    }
+
+    fn passivate_if_idle(&mut self, ctx: &mut Context<Self>) {
+        let idle_ms = self.options().idle_ms;
+        let idle = self.node.clock.now().ms_since(self.last_used) >= idle_ms;
+        let writing = self.loaded.as_ref().is_some_and(|l| l.since_snapshot.writing);
+        if idle && self.flights.is_empty() && !writing {
+            self.node.metrics.group_passivations.with_label_values(&["idle"]).inc();
+            self.leave(ctx);
+        }
+    }
+}
+
+impl Actor for GroupActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // admission is the permits; the mailbox must not refuse what they let in
+        ctx.set_mailbox_capacity(usize::MAX);
+        self.node.metrics.group_actors.inc();
+        let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
+        let load = async move { history::load(&node, &hub, &id).await };
+        let loaded = load.into_actor(self).map(|loaded, actor: &mut Self, ctx| {
+            match loaded {
+                Ok(Some((state, head))) => {
+                    actor.node.metrics.group_activations.inc();
+                    let records = head.next_sequence.0.saturating_sub(head.snapshot.0 + 1);
+                    let since_snapshot = SinceSnapshot { records, ..Default::default() };
+                    actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(group = %actor.id, %error, "the group cannot be loaded");
+                    actor.broken = Some(error);
+                    actor.node.groups.forget(&actor.id, &ctx.address());
+                    // answers what is in the mailbox, and ends
+                    ctx.run_later(Duration::from_millis(100), |actor, ctx| actor.leave(ctx));
+                }
+            }
+        });
+        ctx.wait(loaded);
+        let check = Duration::from_millis(self.options().idle_ms.clamp(20, 60_000));
+        ctx.run_interval(check, Self::passivate_if_idle);
+    }
+
+    fn stopped(&mut self, _: &mut Context<Self>) {
+        self.node.metrics.group_actors.dec();
+    }
+}
+
+impl Handler<Operate> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, operate: Operate, ctx: &mut Context<Self>) {
+        self.operate(operate, ctx);
+    }
+}
+
+impl Handler<Tick> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, tick: Tick, ctx: &mut Context<Self>) {
+        self.tick(tick, ctx);
+    }
+}
+
+impl Handler<Import> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, import: Import, ctx: &mut Context<Self>) {
+        if self.loaded.is_some() {
+            let taken = Reject::InvalidGroupId("a group of this id is here already");
+            let _ = import.reply.send(Err(ds_error(taken)));
+            return;
+        }
+        let now = self.node.clock.now();
+        self.found(*import.creation, import.reply, None, now, ctx);
+    }
+}
+
+/// Log records and inbox rows of what a merge left.
+fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
+    for record in &effects.records {
+        batch.push(Write::Log { group: group.clone(), record: record.clone() });
+    }
+    for (index, (client, sequence, item)) in effects.inbox.iter().enumerate() {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        let key = InboxKey::Group { group: group.clone(), sequence: *sequence, index };
+        batch.push(Write::Inbox { client: client.clone(), key, item: item.clone() });
+    }
+}
+
+pub(super) fn record_bytes(record: &crate::store::records::LogRecord) -> u64 {
+    (record.feed.event.len() + record.change.len() + 64) as u64
+}
+
+type Bound = (Vec<Condition>, Vec<Write>);
+
+async fn bind_all(node: &Node, group: &GroupId, staged: &Staged) -> Result<Bound, DsError> {
+    bind_queues(node, group, &staged.binds).await
+}
+
+/// Binds the queues of this provider's own clients to the group; it has no other clients yet.
+async fn bind_queues(
+    node: &Node,
+    group: &GroupId,
+    binds: &[crate::group::Bind],
+) -> Result<Bound, DsError> {
+    let (mut conditions, mut writes) = (Vec::new(), Vec::new());
+    for bind in binds {
+        if bind.config.domain != node.domain {
+            return Err(DsError::NotAuthorized {
+                detail: Detail::truncated(&format!(
+                    "{} is a client of {}, which this provider does not reach",
+                    bind.client, bind.config.domain
+                )),
+            });
+        }
+        let bound = node.bind_token(&bind.config, &bind.client, &node.domain, group).await;
+        match bound {
+            Ok(used) => {
+                conditions.extend(used.conditions);
+                writes.extend(used.writes);
+            }
+            Err(BindError::Store(error)) => return Err(store_error(&error)),
+            Err(BindError::Token(problem)) => {
+                let detail = Detail::truncated(&format!(
+                    "the queue token of {} is not good: {problem}; get a new one",
+                    bind.client
+                ));
+                return Err(match bind.key_package {
+                    Some(index) => DsError::InvalidKeyPackage { detail, index },
+                    None => DsError::NotAuthorized { detail },
+                });
+            }
+        }
+    }
+    Ok((conditions, writes))
+}
+
+fn detail(group: &GroupId) -> Detail {
+    Detail::truncated(&format!("there is no group {group} here; check its id and hub"))
+}
+
+/// What a failed store is to a requester: nothing was promised, a retry is safe.
+pub(super) fn store_error(error: &StoreError) -> DsError {
+    DsError::Unavailable {
+        detail: Detail::truncated(match error {
+            StoreError::Conflict { .. } => "the request raced with another; send it again",
+            StoreError::Busy => "the store is busy; send it again",
+            StoreError::Unavailable(_) => "the outcome is unknown; send it again",
+            StoreError::ReadOnly(_) => "this provider takes no writes now; try again later",
+            StoreError::Corrupt { .. } => {
+                "a stored record cannot be read; the operator has to look"
+            }
+        }),
+        retry_after_ms: match error {
+            StoreError::Conflict { .. } | StoreError::Busy => 100,
+            StoreError::Unavailable(_) => 500,
+            StoreError::ReadOnly(_) | StoreError::Corrupt { .. } => 30_000,
+        },
+    }
+}
+
+/// An error of ours, under a reference that stands in the log.
+pub(super) fn internal(what: &str) -> DsError {
+    let reference = hex::encode(crate::crypto::random::<8>());
+    tracing::error!(reference, what, "internal error");
+    DsError::Internal {
+        detail: Detail::truncated("an error of this provider; give its operator the reference"),
+        reference: Text::truncated(&reference),
+    }
+}
+
+/// The one place where a group's refusal becomes a status.
+pub(super) fn ds_error(reject: Reject) -> DsError {
+    let detail = Detail::truncated(&reject.to_string());
+    match reject {
+        Reject::Malformed(_) => DsError::Malformed { detail },
+        Reject::UnsupportedVersion => DsError::UnsupportedVersion {
+            detail,
+            versions: List::new(vec![ProtocolVersion::MIMI10]).unwrap_or_default(),
+        },
+        Reject::Unauthenticated(_) => DsError::Unauthenticated { detail },
+        Reject::NotAuthorized(_) => DsError::NotAuthorized { detail },
+        Reject::NotFound => DsError::GroupNotFound { detail },
+        Reject::InvalidGroupId(_) => DsError::InvalidGroupId { detail },
+        Reject::InvalidKeyPackage { index, .. } => DsError::InvalidKeyPackage { detail, index },
+        Reject::InvalidGroupInfo(_) => DsError::InvalidGroupInfo { detail },
+        Reject::WrongEpoch { current, missed } => DsError::WrongEpoch {
+            detail,
+            current_epoch: current,
+            missed: List::new(missed).unwrap_or_default(),
+        },
+        Reject::InvalidCommit(_) => DsError::InvalidCommit { detail },
+        Reject::InvalidProposal { refs, .. } => {
+            let refs = refs.into_iter().filter_map(|r| Opaque::new(r).ok()).collect();
+            DsError::InvalidProposal { detail, refs: List::new(refs).unwrap_or_default() }
+        }
+        Reject::Pending { pending, .. } => {
+            DsError::PendingProposals { detail, pending: List::new(pending).unwrap_or_default() }
+        }
+        Reject::InvalidMessage(_) => DsError::InvalidMessage { detail },
+        Reject::TooLarge { limit, .. } | Reject::TooMany { limit, .. } => {
+            DsError::TooLarge { detail, limit: limit as u64 }
+        }
+        Reject::Stale { now } => DsError::StaleRequest { detail, server_time: now },
+        Reject::Blocking => DsError::RateLimited { detail, retry_after_ms: 5_000 },
+        Reject::Broken(why) => internal(&why),
+    }
+}

@@ -1,0 +1,284 @@
+//! All groups of the node: finding and activating their actors, admission, and the sweep that wakes those whose
+//! time has come.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use actix::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{
+    group::{GroupActor, Import, Operate, Reply, Tick, store_error},
+    node::Node,
+};
+use crate::{
+    crypto::MlsCrypto,
+    group::{Creation, Hub, Request, Settings},
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{GroupHead, GroupStatus},
+    },
+    wire::{
+        ds::{Detail, DsError, DsMessage, DsResponse, Outcome, ProtocolVersion},
+        ids::{ClientUri, Domain, GroupId, Timestamp},
+    },
+};
+
+/// Bounds and times of the node's groups.
+#[derive(Debug, Clone)]
+pub struct GroupOptions {
+    pub settings: Settings,
+    /// A group that is not asked for this long is passivated.
+    pub idle_ms: u64,
+    /// Log entries older than this go, acknowledged or not; a deleted group's feed, too.
+    pub retention_ms: u64,
+    /// A group's log beyond this goes, oldest first, acknowledged or not.
+    pub retention_bytes: u64,
+    /// Requests to all groups in hand; beyond: unavailable.
+    pub requests_max: usize,
+    /// Requests to one group in hand; beyond: rate_limited.
+    pub requests_per_group_max: usize,
+    /// Groups up to this size are staged on their actor's own thread, larger ones in the pool.
+    pub inline_members_max: usize,
+    /// Stagings of large groups at a time.
+    pub pool_threads: usize,
+}
+
+impl GroupOptions {
+    /// The defaults for `domain`.
+    #[must_use]
+    pub fn new(domain: Domain) -> Self {
+        Self {
+            settings: Settings::new(domain),
+            idle_ms: 5 * 60 * 1000,
+            retention_ms: 30 * 24 * 60 * 60 * 1000,
+            retention_bytes: 256 * 1024 * 1024,
+            requests_max: 4096,
+            requests_per_group_max: 256,
+            inline_members_max: 48,
+            pool_threads: 2,
+        }
+    }
+}
+
+/// The node's groups.
+pub struct Groups {
+    pub(super) options: GroupOptions,
+    hub: Arc<Hub>,
+    active: Mutex<HashMap<GroupId, Active>>,
+    admission: Arc<Semaphore>,
+    /// Stagings of large groups.
+    pub(super) cpu: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+struct Active {
+    actor: Addr<GroupActor>,
+    admission: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Groups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Groups")
+    }
+}
+
+impl Groups {
+    #[must_use]
+    pub fn new(options: GroupOptions, keys: Vec<crate::crypto::SigningKey>) -> Self {
+        let settings = options.settings.clone();
+        Self {
+            hub: Arc::new(Hub { settings, crypto: MlsCrypto::default(), keys }),
+            active: Mutex::new(HashMap::new()),
+            admission: Arc::new(Semaphore::new(options.requests_max)),
+            cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
+            options,
+        }
+    }
+
+    /// Lets go of `actor`, if it is still the group's.
+    pub(super) fn forget(&self, group: &GroupId, actor: &Addr<GroupActor>) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if active.get(group).is_some_and(|known| known.actor == *actor) {
+            active.remove(group);
+        }
+    }
+
+    fn find(&self, node: &Node, group: &GroupId) -> Active {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = active.get(group).filter(|known| known.actor.connected()) {
+            return known.clone();
+        }
+        let (actor_node, hub, id) = (node.clone(), Arc::clone(&self.hub), group.clone());
+        let actor = node
+            .arbiters
+            .start_actor_on(hash_of(group), move |_| GroupActor::new(actor_node, hub, id));
+        let admission = Arc::new(Semaphore::new(self.options.requests_per_group_max));
+        let new = Active { actor, admission };
+        active.insert(group.clone(), new.clone());
+        new
+    }
+
+    fn admit(&self, group: &Active) -> Result<[OwnedSemaphorePermit; 2], DsError> {
+        let node_wide =
+            Arc::clone(&self.admission).try_acquire_owned().map_err(|_| DsError::Unavailable {
+                detail: Detail::truncated("this provider has too many requests in hand"),
+                retry_after_ms: 500,
+            })?;
+        let own =
+            Arc::clone(&group.admission).try_acquire_owned().map_err(|_| DsError::RateLimited {
+                detail: Detail::truncated("this group has too many requests in hand"),
+                retry_after_ms: 250,
+            })?;
+        Ok([node_wide, own])
+    }
+}
+
+impl Node {
+    /// Answers a [`DsMessage`] of a client of this provider. Only groups hosted here are reached.
+    pub async fn group_operation(&self, from: &ClientUri, message: DsMessage) -> DsResponse {
+        let request = Request { message, relay: from.domain() };
+        let outcome = Outcome::from(self.operate(request).await);
+        DsResponse { version: ProtocolVersion::MIMI10, outcome }
+    }
+
+    async fn operate(&self, request: Request) -> Reply {
+        if request.message.context.hub_domain != self.domain {
+            return Err(DsError::Unavailable {
+                detail: Detail::truncated(&format!(
+                    "this provider does not relay to {}; it serves groups of {} only",
+                    request.message.context.hub_domain, self.domain
+                )),
+                retry_after_ms: 60_000,
+            });
+        }
+        let group = request.message.context.group_id.clone();
+        let mut tries = 0;
+        loop {
+            let active = self.groups.find(self, &group);
+            let permits = self.groups.admit(&active)?;
+            let (reply, answer) = oneshot::channel();
+            active.actor.do_send(Operate { request: Box::new(request.clone()), reply, permits });
+            if let Ok(answer) = answer.await {
+                return answer;
+            }
+            // the actor was passivated with the request in its mailbox, or has failed: a new one has the answer
+            self.groups.forget(&group, &active.actor);
+            tries += 1;
+            if tries == 3 {
+                return Err(store_error(&StoreError::Unavailable(
+                    "the group's actor ended".into(),
+                )));
+            }
+        }
+    }
+
+    /// Wakes a group that something was left for. A hint: lost, the next start finds it.
+    pub fn wake_group(&self, group: &GroupId) {
+        self.groups.find(self, group).actor.do_send(Tick { done: None });
+    }
+
+    /// Wakes a group and waits until it has done what there was to do.
+    pub async fn settle_group(&self, group: &GroupId) {
+        let (done, settled) = oneshot::channel();
+        self.groups.find(self, group).actor.do_send(Tick { done: Some(done) });
+        // an error means that the actor ended: then there is nothing to wait for
+        let _ = settled.await;
+    }
+
+    /// Wakes every group whose time has come, and drops what is left of groups deleted long ago.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn sweep_groups(&self) -> Result<usize, StoreError> {
+        let mut woken = 0;
+        let mut after: Option<GroupId> = None;
+        loop {
+            let heads = self.store.group_heads(after.as_ref(), 512).await?;
+            let Some(last) = heads.last() else { return Ok(woken) };
+            after = Some(last.group.clone());
+            let now = self.clock.now();
+            for head in heads {
+                if head.wake_at.is_some_and(|at| at <= now) {
+                    woken += 1;
+                    self.wake(head, now).await?;
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn wake(&self, head: GroupHead, now: Timestamp) -> Result<(), StoreError> {
+        match head.status {
+            GroupStatus::Active => self.settle_group(&head.group).await,
+            GroupStatus::Deleted => {
+                tracing::info!(group = %head.group, %now, "dropping what is left of a deleted group");
+                let condition = Condition::GroupAt {
+                    group: head.group.clone(),
+                    next_sequence: head.next_sequence,
+                    revision: head.revision,
+                };
+                let first_sequence = head.next_sequence;
+                let revision = head.revision + 1;
+                let dropped =
+                    GroupHead { wake_at: None, log_bytes: 0, first_sequence, revision, ..head };
+                let batch = Batch::new()
+                    .when(condition)
+                    .and(Write::DropGroup(dropped.group.clone()))
+                    .and(Write::GroupHead(dropped));
+                match self.store.write(batch).await {
+                    Ok(()) | Err(StoreError::Conflict { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Wakes every group that something was left for before this process started.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn wake_noticed_groups(&self) -> Result<usize, StoreError> {
+        let mut woken = 0;
+        let mut after: Option<GroupId> = None;
+        loop {
+            let groups = self.store.groups_with_notices(after.as_ref(), 512).await?;
+            let Some(last) = groups.last() else { return Ok(woken) };
+            after = Some(last.clone());
+            for group in &groups {
+                self.settle_group(group).await;
+                woken += 1;
+            }
+        }
+    }
+
+    /// Brings in a group that was judged ([`crate::group::import`]).
+    ///
+    /// # Errors
+    /// The [`DsError`] why it cannot be here.
+    pub async fn import_group(&self, creation: Creation) -> Reply {
+        let group = creation.state.id().clone();
+        let active = self.groups.find(self, &group);
+        let (reply, answer) = oneshot::channel();
+        active.actor.do_send(Import { creation: Box::new(creation), reply });
+        answer
+            .await
+            .unwrap_or_else(|_| Err(store_error(&StoreError::Unavailable("actor ended".into()))))
+    }
+
+    /// What every group of this node shares.
+    #[must_use]
+    pub fn hub(&self) -> Arc<Hub> {
+        Arc::clone(&self.groups.hub)
+    }
+}
+
+fn hash_of(group: &GroupId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    group.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,213 @@
+//! A group's log and snapshots: loading, the information of an epoch that is gone, and what may be dropped when
+//! a new snapshot is durable.
+//!
+//! The newest snapshot and the one before it are kept, with the log since the older: an epoch can be undone. The log
+//! is also the feed: it goes only behind the slowest cursor, or when it is too old or too large.
+
+use std::sync::Arc;
+
+use super::{
+    group::{PAGE, ds_error, internal, record_bytes, store_error},
+    node::Node,
+};
+use crate::{
+    group::{GroupState, Hub, Reject},
+    store::{
+        Batch, StoreError, Write,
+        records::{GroupHead, GroupStatus},
+    },
+    wire::{
+        codec::{decode, encode},
+        ds::{Detail, DsError, Info},
+        ids::{ClientUri, Epoch, GroupId, RecipientId, Sequence},
+    },
+};
+
+/// The group as the store has it; none where it was never here.
+///
+/// # Errors
+/// unavailable, or internal where a record cannot be read.
+pub(super) async fn load(
+    node: &Node,
+    hub: &Arc<Hub>,
+    id: &GroupId,
+) -> Result<Option<(GroupState, GroupHead)>, DsError> {
+    let head = node.store.group_head(id).await.map_err(|error| store_error(&error))?;
+    let Some(head) = head else { return Ok(None) };
+    if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
+        // everything but the head is dropped: only that the id is taken is known
+        return Err(DsError::GroupNotFound {
+            detail: Detail::truncated("this group was deleted; its id is not used again"),
+        });
+    }
+    let state = load_at(node, hub, &head, head.snapshot, None).await?;
+    if state.next_sequence() != head.next_sequence {
+        return Err(internal(&format!("the log of {id} ends at {}", state.next_sequence())));
+    }
+    Ok(Some((state, head)))
+}
+
+/// A snapshot brought up to the first record behind `until` (the whole log where there is none).
+async fn load_at(
+    node: &Node,
+    hub: &Arc<Hub>,
+    head: &GroupHead,
+    snapshot: Sequence,
+    until: Option<Epoch>,
+) -> Result<GroupState, DsError> {
+    let stored = node.store.snapshot(&head.group, snapshot).await;
+    let bytes = stored.map_err(|error| store_error(&error))?;
+    let bytes =
+        bytes.ok_or_else(|| internal(&format!("snapshot {snapshot} of {} is gone", head.group)))?;
+    let mut state =
+        GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
+    while state.next_sequence() < head.next_sequence {
+        let page = node.store.log(&head.group, state.next_sequence(), PAGE).await;
+        let page = page.map_err(|error| store_error(&error))?;
+        if page.is_empty() {
+            break;
+        }
+        for record in &page {
+            if until.is_some_and(|epoch| state.epoch() >= epoch) {
+                return Ok(state);
+            }
+            if record.feed.sequence >= head.next_sequence {
+                return Ok(state);
+            }
+            state.replay(record).map_err(ds_error)?;
+        }
+    }
+    Ok(state)
+}
+
+/// GroupInfo and tree of `epoch`, in which a pending joiner was added.
+///
+/// # Errors
+/// unavailable; unauthenticated where nothing of that epoch is kept any more.
+pub(super) async fn joiner_info(
+    node: &Node,
+    hub: &Arc<Hub>,
+    head: &GroupHead,
+    epoch: Epoch,
+) -> Result<Info, DsError> {
+    let kept = node.store.joiner_info(&head.group, epoch).await;
+    if let Some(bytes) = kept.map_err(|error| store_error(&error))? {
+        return decode(&bytes).map_err(|error| internal(&error.to_string()));
+    }
+    for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
+        let state = load_at(node, hub, head, snapshot, Some(epoch)).await?;
+        if state.epoch() == epoch {
+            return state.joiner_info().map_err(ds_error);
+        }
+    }
+    Err(ds_error(Reject::Unauthenticated(
+        "the epoch of this Welcome is no longer kept; resync or ask to be added again",
+    )))
+}
+
+/// What changes when a new snapshot is durable.
+pub(super) struct Rotation {
+    at: Sequence,
+    dropped_snapshot: Option<Sequence>,
+    trim_until: Sequence,
+    trimmed_bytes: u64,
+    new_infos: Vec<(Epoch, Vec<u8>)>,
+    gone_infos: Vec<Epoch>,
+}
+
+/// Plans it: which epochs must be written out for their pending joiners before their snapshot goes, and how much of
+/// the log nobody needs any more.
+pub(super) async fn plan_rotation(
+    node: &Node,
+    hub: &Arc<Hub>,
+    head: &GroupHead,
+    at: Sequence,
+    joiner_epochs: &[Epoch],
+    members: &[(ClientUri, RecipientId, Sequence)],
+) -> Result<Rotation, StoreError> {
+    let corrupt = |error: DsError| StoreError::Corrupt { what: error.to_string() };
+    // the snapshot that stays as the older of the two, and the epoch that it is of
+    let oldest = head.snapshot;
+    let mut new_infos = Vec::new();
+    if !joiner_epochs.is_empty() {
+        let base = node.store.snapshot(&head.group, oldest).await?;
+        let base = base.map(|bytes| GroupState::load(Arc::clone(hub), head.group.clone(), &bytes));
+        let base_epoch = base.and_then(Result::ok).map(|state| state.epoch());
+        for epoch in joiner_epochs {
+            if base_epoch.is_some_and(|base| *epoch < base) && !head.joiner_infos.contains(epoch) {
+                let info = joiner_info(node, hub, head, *epoch).await.map_err(corrupt)?;
+                new_infos.push((*epoch, encode(&info)));
+            }
+        }
+    }
+    let gone_infos =
+        head.joiner_infos.iter().copied().filter(|epoch| !joiner_epochs.contains(epoch)).collect();
+    let slowest = node.slowest_cursor(&head.group, members).await?;
+    let (trim_until, trimmed_bytes) = trim(node, head, oldest, slowest).await?;
+    Ok(Rotation {
+        at,
+        dropped_snapshot: head.previous_snapshot,
+        trim_until,
+        trimmed_bytes,
+        new_infos,
+        gone_infos,
+    })
+}
+
+/// Up to where the log may go: never what replay from `oldest` needs; before that what everybody has
+/// acknowledged, what is too old, and what is too much.
+async fn trim(
+    node: &Node,
+    head: &GroupHead,
+    oldest: Sequence,
+    slowest: Sequence,
+) -> Result<(Sequence, u64), StoreError> {
+    let options = &node.groups.options;
+    let now = node.clock.now();
+    let limit = oldest.next();
+    let (mut until, mut bytes) = (head.first_sequence, 0);
+    while until < limit {
+        let page = node.store.log(&head.group, until, PAGE).await?;
+        if page.is_empty() {
+            break;
+        }
+        for record in &page {
+            let sequence = record.feed.sequence;
+            let acknowledged = sequence <= slowest;
+            let old = now.ms_since(record.feed.accepted_at) > options.retention_ms;
+            let much = head.log_bytes.saturating_sub(bytes) > options.retention_bytes;
+            if sequence >= limit || !(acknowledged || old || much) {
+                return Ok((until, bytes));
+            }
+            until = sequence.next();
+            bytes += record_bytes(record);
+        }
+    }
+    Ok((until, bytes))
+}
+
+impl Rotation {
+    /// Puts the plan into `head` and `batch`.
+    pub(super) fn apply(self, head: &mut GroupHead, batch: &mut Batch) {
+        let group = head.group.clone();
+        for (epoch, bytes) in self.new_infos {
+            batch.push(Write::JoinerInfo { group: group.clone(), epoch, bytes });
+            head.joiner_infos.push(epoch);
+        }
+        for epoch in self.gone_infos {
+            batch.push(Write::DropJoinerInfo { group: group.clone(), epoch });
+            head.joiner_infos.retain(|kept| *kept != epoch);
+        }
+        if let Some(at) = self.dropped_snapshot {
+            batch.push(Write::DropSnapshot { group: group.clone(), at });
+        }
+        head.previous_snapshot = Some(head.snapshot);
+        head.snapshot = self.at;
+        if self.trim_until > head.first_sequence {
+            let (from, until) = (head.first_sequence, self.trim_until);
+            batch.push(Write::TrimLog { group, from, until });
+            head.first_sequence = until;
+            head.log_bytes = head.log_bytes.saturating_sub(self.trimmed_bytes);
+        }
+    }
+}

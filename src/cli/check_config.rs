@@ -1,0 +1,39 @@
+//! `mimid check-config`: the configuration that `serve` would run with, or all that is wrong with it.
+
+use std::process::ExitCode;
+
+use super::{FAILED, USAGE, serve};
+use crate::{http, server::keys};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    serve: serve::Args,
+}
+
+/// Prints every setting as TOML to stdout; problems go to stderr.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    let config = match args.serve.load() {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    print!("{}", config.show());
+    if let (Some(certificate), Some(key)) = (&config.client.certificate, &config.client.key) {
+        let checked = keys::operators_tls(certificate, key)
+            .map_err(|error| error.to_string())
+            .and_then(|files| {
+                http::server_tls(&files.chain_pem, &files.key_pem)
+                    .map_err(|error| error.to_string())
+            });
+        if let Err(error) = checked {
+            eprintln!("client.certificate, client.key: {error}");
+            return ExitCode::from(FAILED);
+        }
+    }
+    eprintln!("the configuration is good");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,40 @@
+//! The command line: one file per subcommand. Exit codes are for people and scripts: 0 done, 1 failed, 2 wrong usage or
+//! configuration.
+
+pub mod check_config;
+pub mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A MIMI provider in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "mimid", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a provider; without a configuration: on loopback, with a data folder and keys of its own
+    Serve(serve::Args),
+    /// Say what a configuration means, and what is wrong with it
+    CheckConfig(check_config::Args),
+}
+
+/// It did not work.
+pub const FAILED: u8 = 1;
+/// It was not asked for rightly.
+pub const USAGE: u8 = 2;
+
+/// Runs what the process was started for.
+#[must_use]
+pub fn main() -> ExitCode {
+    // clap itself ends the process with 2 where the usage is wrong
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(&args),
+        Command::CheckConfig(args) => check_config::run(&args),
+    }
+}

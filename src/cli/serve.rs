@@ -1,0 +1,128 @@
+//! `mimid serve`: a provider until SIGTERM or SIGINT.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{FAILED, USAGE};
+use crate::server::{self, Config, ConfigError, Endpoints, telemetry};
+
+/// Options that stand over the file and the variables.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A TOML file; config/single.toml is an example with everything in it
+    #[arg(long, value_name = "FILE", env = "MIMID_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The provider's domain, as in its users' URIs
+    #[arg(long, value_name = "DOMAIN")]
+    pub domain: Option<String>,
+    /// Where everything is kept
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// Where clients connect; port 0 takes any free one
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Where the operator's endpoints are
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub ops_listen: Option<String>,
+}
+
+impl Args {
+    /// The configuration that these options make, with the environment below them.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let options = [
+            ("MIMID_DOMAIN", &self.domain),
+            ("MIMID_DATA_DIR", &self.data_dir),
+            ("MIMID_CLIENT__LISTEN", &self.listen),
+            ("MIMID_OPS__LISTEN", &self.ops_listen),
+        ];
+        let given = |name: &str| options.iter().any(|(key, value)| *key == name && value.is_some());
+        // variables that are not UTF-8 are none of ours
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| !given(name))
+            .chain(options.iter().filter_map(|(name, value)| {
+                value.as_ref().map(|value| ((*name).to_owned(), value.clone()))
+            }));
+        Config::load(self.config.as_deref(), variables.collect::<Vec<_>>())
+    }
+}
+
+/// Serves, and says where.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    let config = match args.load() {
+        Ok(config) => config,
+        Err(error) => return said(USAGE, &error.to_string()),
+    };
+    if let Err(error) = telemetry::start(&config.log) {
+        return said(USAGE, &error);
+    }
+    // signals are caught before anything can be left half-done
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return said(FAILED, &format!("no runtime: {error}")),
+    };
+    let signals = runtime.block_on(async {
+        Ok::<_, std::io::Error>((
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        ))
+    });
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return said(FAILED, &format!("signals cannot be caught: {error}")),
+    };
+    let (is_default, store) = (args.config.is_none(), config.store.engine);
+    let data_dir = config.data_dir.clone();
+    let running = match server::start(config) {
+        Ok(running) => running,
+        Err(error) => return said(FAILED, &error.to_string()),
+    };
+    greet(
+        running.endpoints(),
+        &data_dir.display().to_string(),
+        &format!("{store:?}").to_lowercase(),
+        is_default,
+    );
+    runtime.block_on(async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = running.ended() => {}
+        }
+    });
+    match running.stop() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => said(FAILED, &error.to_string()),
+    }
+}
+
+fn greet(endpoints: &Endpoints, data_dir: &str, store: &str, is_default: bool) {
+    let trust = endpoints
+        .certificate
+        .as_ref()
+        .map_or_else(String::new, |path| format!(" --certificate {}", path.display()));
+    println!("mimid {} serves {}", env!("CARGO_PKG_VERSION"), endpoints.domain);
+    println!("  clients   {}", endpoints.client);
+    println!("  operator  {}/readyz and /metrics", endpoints.ops);
+    println!("  data      {data_dir} ({store})");
+    if is_default {
+        println!("  no configuration was given: these are the defaults (see `mimid check-config`)");
+    }
+    println!("To become its first user, in another terminal:");
+    println!(
+        "  mimid client --home ./alice register alice phone --server {}{trust}",
+        endpoints.client
+    );
+    println!("Stop it with Ctrl-C.");
+}
+
+fn said(code: u8, message: &str) -> ExitCode {
+    eprintln!("mimid: {message}");
+    ExitCode::from(code)
+}

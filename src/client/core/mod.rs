@@ -1,0 +1,540 @@
+//! One client's state, without a network: what it builds for its hub, and what it makes of what comes back.
+//!
+//! Here: [`Member`], a client over its [`Home`]. It is synchronous; each of its methods is one transaction, so a
+//! process may end between any two of them. Not here: HTTP, retries, waiting ([`super::Client`]).
+//! PROTOCOL.md §1, §2, §3, §5; RFC 9420.
+//!
+//! A request goes [`Member::begin`] → [`Member::outbound`] → (the hub) → [`Member::settle`]; the last two are
+//! repeated as long as [`Settled::Again`] says so. What the queue delivers goes into [`Member::handle`]; what
+//! became known is in [`Member::events`].
+
+mod build;
+mod content;
+mod home;
+mod identity;
+mod offer;
+mod receive;
+mod records;
+mod settle;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use openmls::prelude as mls;
+
+use crate::{
+    crypto::{self, CryptoError},
+    wire::{
+        DecodeError,
+        ds::{DsError, DsMessage, FanoutFilter},
+        extensions::{ClientQueueConfig, GroupPolicy, KeyPackageClass, PublicKey, QueueToken},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, RequestId, Timestamp, UserUri},
+        mls::KeyPackage,
+        queueing::FeedAck,
+    },
+};
+
+pub use content::{Body, CONSENT_TOKEN, Content, ContentError, Disposition, Expiration, Part};
+pub use home::Home;
+pub use identity::{Identity, SUITES};
+pub use offer::OfferTarget;
+pub use receive::Handled;
+pub use records::{
+    Contact, Event, GroupState, NewProposal, Operation, PolicyChange, Request, Right,
+};
+pub use settle::Settled;
+pub use view::{GroupView, MemberView};
+
+use home::{CborError, Kind};
+use identity::StoredKey;
+use records::{FeedRecord, GroupRecord, Pending};
+
+/// Why a step was not taken. Nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    #[error("the client's database: {0}")]
+    Store(#[from] rusqlite::Error),
+    #[error("the client's database cannot be prepared: {0}")]
+    Migration(String),
+    #[error("the client's database was written by a newer version (schema {0}); use that version")]
+    NewerHome(i64),
+    #[error("this home has no client yet: register one first")]
+    NoIdentity,
+    #[error(transparent)]
+    Crypto(#[from] CryptoError),
+    #[error(transparent)]
+    Stored(#[from] CborError),
+    #[error(transparent)]
+    Wire(#[from] DecodeError),
+    #[error("MLS: {0}")]
+    Mls(String),
+    #[error("ciphersuite {0:?} is not spoken here")]
+    UnsupportedSuite(mls::Ciphersuite),
+    #[error("{0} is not a group of this client")]
+    NoSuchGroup(GroupId),
+    #[error("this client is not an active member of {0} ({1:?})")]
+    NotActive(GroupId, GroupState),
+    #[error("this client is already in {0}")]
+    AlreadyIn(GroupId),
+    #[error("there is nothing left to do: {0}")]
+    NothingToDo(&'static str),
+    #[error("proposals are pending in {0}: they must be committed before a message can be sent")]
+    MustCommitFirst(GroupId),
+    #[error("another request to the same group is on its way")]
+    Busy(RequestId),
+    #[error("no queue token is left; ask the provider for more")]
+    NoToken { class: KeyPackageClass, last_resort: bool },
+    #[error("{0} is not in the group")]
+    NotAMember(String),
+    #[error("{0}")]
+    Invalid(&'static str),
+}
+
+impl CoreError {
+    pub(super) fn mls(error: impl std::fmt::Display) -> Self {
+        Self::Mls(error.to_string())
+    }
+}
+
+/// A hub, as far as a new group needs to know it.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    pub domain: Domain,
+    /// Its key of purpose `external-sender` for the group's signature scheme.
+    pub external_sender: PublicKey,
+}
+
+/// What a new group starts with.
+#[derive(Debug, Clone)]
+pub struct NewGroup {
+    pub name: String,
+    pub suite: mls::Ciphersuite,
+    /// None: the default policy, with the creator as admin.
+    pub policy: Option<GroupPolicy>,
+}
+
+impl Default for NewGroup {
+    fn default() -> Self {
+        Self { name: String::new(), suite: SUITES[0], policy: None }
+    }
+}
+
+/// A signed request, and where it goes.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    pub request: RequestId,
+    pub hub: Domain,
+    pub message: DsMessage,
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Member {
+    home: Home,
+    identity: Identity,
+}
+
+impl Member {
+    /// A new client in an empty home.
+    ///
+    /// # Errors
+    /// [`CoreError::Invalid`] where the home has a client, [`CoreError::Store`]
+    pub fn new(home: Home, identity: Identity) -> Result<Self, CoreError> {
+        home.step(|| {
+            if home.find::<serde::de::IgnoredAny>(Kind::Identity, b"")?.is_some() {
+                return Err(CoreError::Invalid("this home already belongs to a client"));
+            }
+            identity.store(&home)
+        })?;
+        Ok(Self { home, identity })
+    }
+
+    /// The client that lives in `home`.
+    ///
+    /// # Errors
+    /// [`CoreError::NoIdentity`], [`CoreError::Store`]
+    pub fn open(home: Home) -> Result<Self, CoreError> {
+        let identity = Identity::load(&home)?;
+        Ok(Self { home, identity })
+    }
+
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    #[must_use]
+    pub fn client(&self) -> &ClientUri {
+        &self.identity.client
+    }
+
+    /// Keeps queue tokens that the provider minted, until they are needed.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn store_tokens(
+        &self,
+        class: KeyPackageClass,
+        last_resort: bool,
+        tokens: &[QueueToken],
+    ) -> Result<(), CoreError> {
+        self.home.step(|| {
+            for token in tokens {
+                let mut key = vec![token_class(class, last_resort)];
+                key.extend(crypto::sha256(token.as_slice()));
+                self.home.put(Kind::Token, &key, token)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// How many tokens are in stock.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn tokens(&self, class: KeyPackageClass, last_resort: bool) -> Result<usize, CoreError> {
+        let prefix = token_class(class, last_resort);
+        let found = self.home.list::<QueueToken>(Kind::Token, &[prefix], 10_000)?;
+        Ok(found.iter().take_while(|(key, _)| key.first() == Some(&prefix)).count())
+    }
+
+    pub(super) fn take_token(
+        &self,
+        class: KeyPackageClass,
+        last_resort: bool,
+    ) -> Result<ClientQueueConfig, CoreError> {
+        let prefix = token_class(class, last_resort);
+        let found = self.home.list::<QueueToken>(Kind::Token, &[prefix], 1)?;
+        let (key, queue_token) = found
+            .into_iter()
+            .find(|(key, _)| key.first() == Some(&prefix))
+            .ok_or(CoreError::NoToken { class, last_resort })?;
+        self.home.remove(Kind::Token, &key)?;
+        Ok(ClientQueueConfig { domain: self.identity.client.domain(), queue_token })
+    }
+
+    /// Makes KeyPackages of one class, each with a token of the stock; their private keys are kept here.
+    ///
+    /// # Errors
+    /// [`CoreError::NoToken`], [`CoreError::Store`]
+    pub fn key_packages(
+        &self,
+        class: KeyPackageClass,
+        suite: mls::Ciphersuite,
+        last_resort: bool,
+        count: usize,
+        now: Timestamp,
+    ) -> Result<Vec<KeyPackage>, CoreError> {
+        self.home.step(|| {
+            (0..count)
+                .map(|_| {
+                    let queue = identity::queue_of(class, self.take_token(class, last_resort)?);
+                    let key_package =
+                        self.identity.key_package(&self.home, suite, queue, last_resort, now)?;
+                    Ok(KeyPackage::of(&key_package))
+                })
+                .collect()
+        })
+    }
+
+    /// Starts a group: makes it here and keeps the request that creates it at `hub`.
+    ///
+    /// # Errors
+    /// [`CoreError::NoToken`], [`CoreError::Mls`], [`CoreError::Store`]
+    pub fn create_group(
+        &self,
+        hub: &Hub,
+        new: &NewGroup,
+        now: Timestamp,
+    ) -> Result<(GroupId, RequestId), CoreError> {
+        let group = GroupId::of(&hub.domain, crypto::random());
+        let request = self.home.step(|| {
+            self.make_group(&group, hub, new, now)?;
+            self.keep(&group, Operation::CreateGroup)
+        })?;
+        Ok((group, request))
+    }
+
+    /// Keeps a request to do `operation`; nothing is built or sent yet.
+    ///
+    /// # Errors
+    /// [`CoreError::NoSuchGroup`], [`CoreError::NotActive`], [`CoreError::Store`]
+    pub fn begin(&self, group: &GroupId, operation: Operation) -> Result<RequestId, CoreError> {
+        self.home.step(|| {
+            let record = self.record(group)?;
+            let fits = match operation {
+                Operation::Resync => {
+                    matches!(record.state, GroupState::Active | GroupState::Lost)
+                }
+                Operation::CreateGroup
+                | Operation::Join { .. }
+                | Operation::AskToJoin
+                | Operation::Welcome { .. } => false,
+                Operation::DeleteGroup
+                | Operation::AddUsers { .. }
+                | Operation::AddClients { .. }
+                | Operation::RemoveUsers { .. }
+                | Operation::RemoveClients { .. }
+                | Operation::UpdateClient { .. }
+                | Operation::UpdateGroup { .. }
+                | Operation::Propose { .. }
+                | Operation::Send { .. }
+                | Operation::UpdateQueueInfo
+                | Operation::UpdateFanoutInfo { .. } => record.state == GroupState::Active,
+            };
+            if !fits {
+                return Err(CoreError::NotActive(group.clone(), record.state));
+            }
+            self.keep(group, operation)
+        })
+    }
+
+    /// Keeps a request to join `group` at `hub` from outside, by external commit or by asking to be added.
+    ///
+    /// # Errors
+    /// [`CoreError::AlreadyIn`], [`CoreError::Store`]
+    pub fn join(
+        &self,
+        group: &GroupId,
+        hub: &Domain,
+        name: &str,
+        operation: Operation,
+        now: Timestamp,
+    ) -> Result<RequestId, CoreError> {
+        if !matches!(operation, Operation::Join { .. } | Operation::AskToJoin) {
+            return Err(CoreError::Invalid("only Join and AskToJoin enter a group"));
+        }
+        self.home.step(|| {
+            self.expect_group(group, hub, name, now)?;
+            self.keep(group, operation)
+        })
+    }
+
+    /// The requests that have not been answered, the oldest first.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn pending(&self) -> Result<Vec<(RequestId, GroupId, Operation)>, CoreError> {
+        let all = self.home.list::<Pending>(Kind::Pending, &[], usize::MAX)?;
+        Ok(all.into_iter().map(|(_, it)| (it.request, it.group, it.operation)).collect())
+    }
+
+    /// Gives up a request. The hub may have accepted it all the same; then the queue or a resync says so.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn give_up(&self, request: RequestId) -> Result<(), CoreError> {
+        self.home.step(|| match self.find_pending(request)? {
+            Some((key, pending)) => self.abandon(&key, pending),
+            None => Ok(()),
+        })
+    }
+
+    /// What happened after the event numbered `after` (0: from the beginning), oldest first.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn events(&self, after: u64, max: usize) -> Result<Vec<(u64, Event)>, CoreError> {
+        let found = self.home.list::<Event>(Kind::Event, &after.to_be_bytes(), max)?;
+        Ok(found.into_iter().filter_map(|(key, event)| Some((number(&key)?, event))).collect())
+    }
+
+    /// The number of the last event.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn last_event(&self) -> Result<u64, CoreError> {
+        Ok(self.home.next_number(Kind::Event)? - 1)
+    }
+
+    /// What can be acknowledged to the provider: everything that is in this state and was not acknowledged.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn acks(&self) -> Result<Vec<FeedAck>, CoreError> {
+        let feeds = self.home.list::<FeedRecord>(Kind::Feed, &[], usize::MAX)?;
+        Ok(feeds
+            .into_iter()
+            .filter(|(_, feed)| feed.acknowledged < feed.last)
+            .filter_map(|(key, feed)| {
+                Some(FeedAck { feed: FeedId(number(&key)?), sequence: feed.last })
+            })
+            .collect())
+    }
+
+    /// Notes that the provider has `acks`.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn acknowledged(&self, acks: &[FeedAck]) -> Result<(), CoreError> {
+        if acks.is_empty() {
+            return Ok(());
+        }
+        self.home.step(|| {
+            for ack in acks {
+                let key = ack.feed.0.to_be_bytes();
+                if let Some(mut feed) = self.home.find::<FeedRecord>(Kind::Feed, &key)? {
+                    feed.acknowledged = feed.acknowledged.max(ack.sequence);
+                    self.home.put(Kind::Feed, &key, &feed)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A value that the application keeps beside the client's state.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn setting<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+    ) -> Result<Option<T>, CoreError> {
+        self.home.find(Kind::Setting, name.as_bytes())
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn set<T: serde::Serialize>(&self, name: &str, value: &T) -> Result<(), CoreError> {
+        self.home.step(|| self.home.put(Kind::Setting, name.as_bytes(), value))
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn contact(&self, user: &UserUri) -> Result<Contact, CoreError> {
+        Ok(self.home.find(Kind::Contact, user.as_str().as_bytes())?.unwrap_or_default())
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn set_contact(&self, user: &UserUri, contact: &Contact) -> Result<(), CoreError> {
+        self.home.step(|| self.home.put(Kind::Contact, user.as_str().as_bytes(), contact))
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn contacts(&self) -> Result<Vec<(UserUri, Contact)>, CoreError> {
+        let found = self.home.list::<Contact>(Kind::Contact, &[], usize::MAX)?;
+        Ok(found.into_iter().filter_map(|(key, contact)| Some((user_key(key)?, contact))).collect())
+    }
+
+    /// Connection requests that wait for an answer.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn requests(&self) -> Result<Vec<Request>, CoreError> {
+        let found = self.home.list::<Request>(Kind::Request, &[], usize::MAX)?;
+        Ok(found.into_iter().map(|(_, request)| request).collect())
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn forget_request(&self, from: &UserUri) -> Result<(), CoreError> {
+        self.home.step(|| self.home.remove(Kind::Request, from.as_str().as_bytes()))
+    }
+
+    fn record(&self, group: &GroupId) -> Result<GroupRecord, CoreError> {
+        self.home
+            .find(Kind::Group, group.as_bytes())?
+            .ok_or_else(|| CoreError::NoSuchGroup(group.clone()))
+    }
+
+    fn put_record(&self, group: &GroupId, record: &GroupRecord) -> Result<(), CoreError> {
+        self.home.put(Kind::Group, group.as_bytes(), record)
+    }
+
+    /// A record for a group that this client is about to enter.
+    fn expect_group(
+        &self,
+        group: &GroupId,
+        hub: &Domain,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), CoreError> {
+        let old = self.home.find::<GroupRecord>(Kind::Group, group.as_bytes())?;
+        if let Some(old) = &old
+            && matches!(old.state, GroupState::Active | GroupState::Lost)
+        {
+            return Err(CoreError::AlreadyIn(group.clone()));
+        }
+        let name = match &old {
+            Some(old) if name.is_empty() => old.name.clone(),
+            Some(_) | None => name.to_owned(),
+        };
+        self.put_record(
+            group,
+            &GroupRecord {
+                hub: hub.clone(),
+                name,
+                state: GroupState::Joining,
+                leaf_key: StoredKey::of(self.identity.leaf_key(SUITES[0])?),
+                feed: old.and_then(|old| old.feed),
+                queue: None,
+                filter: FanoutFilter::All,
+                joined_at: now,
+                proofs: Vec::new(),
+            },
+        )
+    }
+
+    fn load(&self, group: &GroupId) -> Result<mls::MlsGroup, CoreError> {
+        mls::MlsGroup::load(
+            mls::OpenMlsProvider::storage(&self.home.provider()),
+            &mls::GroupId::from_slice(group.as_bytes()),
+        )?
+        .ok_or_else(|| CoreError::NoSuchGroup(group.clone()))
+    }
+
+    fn keep(&self, group: &GroupId, operation: Operation) -> Result<RequestId, CoreError> {
+        let request = RequestId(crypto::random());
+        let number = self.home.next_number(Kind::Pending)?;
+        let pending = Pending {
+            request,
+            group: group.clone(),
+            operation,
+            info: None,
+            built: None,
+            rebuilt: 0,
+        };
+        self.home.put(Kind::Pending, &number.to_be_bytes(), &pending)?;
+        Ok(request)
+    }
+
+    fn find_pending(&self, request: RequestId) -> Result<Option<(Vec<u8>, Pending)>, CoreError> {
+        let all = self.home.list::<Pending>(Kind::Pending, &[], usize::MAX)?;
+        Ok(all.into_iter().find(|(_, pending)| pending.request == request))
+    }
+
+    /// The request that is on its way to `group`, if there is one.
+    fn in_flight(&self, group: &GroupId) -> Result<Option<(Vec<u8>, Pending)>, CoreError> {
+        let all = self.home.list::<Pending>(Kind::Pending, &[], usize::MAX)?;
+        Ok(all.into_iter().find(|(_, it)| it.group == *group && it.built.is_some()))
+    }
+
+    fn push(&self, event: &Event) -> Result<(), CoreError> {
+        let number = self.home.next_number(Kind::Event)?;
+        self.home.put(Kind::Event, &number.to_be_bytes(), event)
+    }
+}
+
+/// An error that the hub or provider answered with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub DsError);
+
+fn token_class(class: KeyPackageClass, last_resort: bool) -> u8 {
+    (class as u8) << 1 | u8::from(last_resort)
+}
+
+fn number(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(key.try_into().ok()?))
+}
+
+fn user_key(key: Vec<u8>) -> Option<UserUri> {
+    UserUri::new(String::from_utf8(key).ok()?).ok()
+}
+
+fn epoch_of(group: &mls::MlsGroup) -> Epoch {
+    Epoch(group.epoch().as_u64())
+}

@@ -1,0 +1,662 @@
+//! What the queue delivers, and what it makes of this client's state.
+//!
+//! Here: order and gaps of feeds, Welcomes, commits, proposals, application messages, notices. Every leaf that
+//! comes in and every commit is judged by the policy, as the hub judges it ([`crate::policy`]). Not here: fetching
+//! and acknowledging. PROTOCOL.md §3, "The client's queue".
+
+use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
+
+use super::{
+    Content, CoreError, Event, GroupState, Kind, Member,
+    build::{join_config, references},
+    epoch_of,
+    identity::StoredKey,
+    records::{Contact, Effect, FeedRecord, GroupRecord, Operation, Pending},
+    view::{policy_of, roster_of},
+};
+use crate::{
+    policy::{
+        self, Denied,
+        change::{self, Act, Author, ChangeProblem, CommitChange, What},
+        pending,
+        roster::Roster,
+    },
+    wire::{
+        codec::{decode, encode},
+        extensions::JoinProof,
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Timestamp},
+        mls::MlsMessage,
+        queueing::{QueueEntry, QueueEvent},
+    },
+};
+
+/// What became of a queue entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// It is in this client's state and may be acknowledged.
+    Taken,
+    /// It was there before.
+    Duplicate,
+    /// It rests on the answer to a request that is on its way: settle that, then handle it again.
+    Wait,
+}
+
+/// Whether a handshake message moved the group's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Followed {
+    Yes,
+    /// Nothing that was not there before.
+    No,
+    /// It belongs behind a request that has not been answered.
+    Wait,
+    /// The group went where this state cannot follow.
+    Lost,
+}
+
+/// Why a commit is not merged.
+#[derive(Debug, thiserror::Error)]
+enum Unacceptable {
+    #[error(transparent)]
+    Core(#[from] CoreError),
+    #[error("{0}")]
+    Change(#[from] ChangeProblem),
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    #[error("{0}")]
+    Leaf(#[from] policy::LeafProblem),
+    #[error("MLS: {0}")]
+    Mls(String),
+}
+
+impl Member {
+    /// Takes in one entry of the queue. Entries of one feed come in order; an entry that was handled before
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]: nothing has changed, and the entry can be handled again. What a sender made up is no
+    /// error here but an [`Event`].
+    pub fn handle(&self, entry: &QueueEntry, now: Timestamp) -> Result<Handled, CoreError> {
+        self.home.step(|| {
+            let key = entry.feed.0.to_be_bytes();
+            let mut feed: FeedRecord = self.home.find(Kind::Feed, &key)?.unwrap_or_default();
+            if feed.last >= entry.sequence {
+                return Ok(Handled::Duplicate);
+            }
+            let group = GroupId::from_bytes(entry.group_id.as_slice()).ok();
+            let outcome = self
+                .home
+                .attempt(|| self.take_event(entry, feed.group.as_ref().or(group.as_ref()), now))?;
+            if outcome == Handled::Wait {
+                return Ok(Handled::Wait);
+            }
+            if feed.last != entry.previous {
+                self.push(&Event::Misbehaviour {
+                    what: format!(
+                        "the provider says that entry {} follows {} in feed {}, and this client last got {}",
+                        entry.sequence, entry.previous, entry.feed, feed.last
+                    ),
+                })?;
+            }
+            feed.last = entry.sequence;
+            if entry.feed != FeedId(0) {
+                feed.group = feed.group.or(group);
+            }
+            self.home.put(Kind::Feed, &key, &feed)?;
+            Ok(Handled::Taken)
+        })
+    }
+
+    fn take_event(
+        &self,
+        entry: &QueueEntry,
+        group: Option<&GroupId>,
+        now: Timestamp,
+    ) -> Result<Handled, CoreError> {
+        match (&entry.event, group) {
+            (QueueEvent::Welcome { hub_domain, welcome }, Some(group)) => {
+                self.welcomed(group, hub_domain, welcome, now)
+            }
+            (QueueEvent::ConnectionRequest { sender_domain, offer }, _) => {
+                self.offered(sender_domain, offer, now)?;
+                Ok(Handled::Taken)
+            }
+            (QueueEvent::KeyPackagesLow { left }, _) => {
+                self.push(&Event::KeyPackagesLow { left: *left })?;
+                Ok(Handled::Taken)
+            }
+            (event, Some(group)) if entry.feed != FeedId(0) => {
+                self.take_group_event(entry, event, group)
+            }
+            _ => Ok(Handled::Taken),
+        }
+    }
+
+    fn take_group_event(
+        &self,
+        entry: &QueueEntry,
+        event: &QueueEvent,
+        id: &GroupId,
+    ) -> Result<Handled, CoreError> {
+        let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())? else {
+            return Ok(Handled::Taken);
+        };
+        if record.feed.is_some_and(|current| entry.feed < current) {
+            // of a membership before this one
+            return Ok(Handled::Taken);
+        }
+        if record.state == GroupState::Joining && self.entering(id)? {
+            return Ok(Handled::Wait);
+        }
+        if record.feed != Some(entry.feed) {
+            record.feed = Some(entry.feed);
+            self.put_record(id, &record)?;
+        }
+        match event {
+            QueueEvent::MlsMessage { message } => match record.state {
+                GroupState::Active => {
+                    if is_handshake(message) {
+                        Ok(match self.follow(id, message)? {
+                            Followed::Wait => Handled::Wait,
+                            Followed::Yes | Followed::No | Followed::Lost => Handled::Taken,
+                        })
+                    } else {
+                        self.read_message(entry, id, message)
+                    }
+                }
+                GroupState::Joining | GroupState::Lost | GroupState::Left | GroupState::Deleted => {
+                    Ok(Handled::Taken)
+                }
+            },
+            QueueEvent::GroupDeleted => {
+                if record.state != GroupState::Deleted {
+                    record.state = GroupState::Deleted;
+                    self.put_record(id, &record)?;
+                    self.home.lift(id)?;
+                    self.push(&Event::Deleted { group: id.clone() })?;
+                }
+                Ok(Handled::Taken)
+            }
+            QueueEvent::Removed => {
+                if matches!(record.state, GroupState::Active | GroupState::Lost) {
+                    self.leave(id, record)?;
+                }
+                Ok(Handled::Taken)
+            }
+            QueueEvent::Gap { next_available } => {
+                if record.state == GroupState::Active {
+                    self.lose(id, format!("entries before {next_available} have expired"))?;
+                }
+                Ok(Handled::Taken)
+            }
+            QueueEvent::EpochVoid { epoch, .. } => {
+                if record.state == GroupState::Active {
+                    self.lose(id, format!("the hub undid epoch {epoch}"))?;
+                }
+                Ok(Handled::Taken)
+            }
+            QueueEvent::RosterOnly
+            | QueueEvent::GroupMoved { .. }
+            | QueueEvent::Welcome { .. }
+            | QueueEvent::ConnectionRequest { .. }
+            | QueueEvent::KeyPackagesLow { .. } => Ok(Handled::Taken),
+        }
+    }
+
+    /// Whether a request that would make this client a member is unanswered.
+    fn entering(&self, id: &GroupId) -> Result<bool, CoreError> {
+        Ok(self.pending()?.iter().any(|(_, group, operation)| {
+            group == id
+                && matches!(
+                    operation,
+                    Operation::CreateGroup | Operation::Join { .. } | Operation::Welcome { .. }
+                )
+        }))
+    }
+
+    fn welcomed(
+        &self,
+        id: &GroupId,
+        hub: &Domain,
+        welcome: &MlsMessage,
+        now: Timestamp,
+    ) -> Result<Handled, CoreError> {
+        if let Some(record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())?
+            && matches!(record.state, GroupState::Active | GroupState::Lost)
+        {
+            self.push(&Event::Misbehaviour {
+                what: format!("a Welcome came to {id}, which this client is in"),
+            })?;
+            return Ok(Handled::Taken);
+        }
+        let found = self.peek(welcome);
+        let (key_package, epoch) = match found {
+            Ok((key_package, group, epoch)) if group == *id => (key_package, epoch),
+            Ok(_) => {
+                let why = "the Welcome is to another group than its entry says".to_owned();
+                self.push(&Event::Unreadable { group: id.clone(), why })?;
+                return Ok(Handled::Taken);
+            }
+            Err(CoreError::Store(error)) => return Err(CoreError::Store(error)),
+            Err(error) => {
+                let why = format!("a Welcome: {error}");
+                self.push(&Event::Unreadable { group: id.clone(), why })?;
+                return Ok(Handled::Taken);
+            }
+        };
+        for (request, group, operation) in self.pending()? {
+            // who asked to be let in and now is added needs no other way
+            if group == *id
+                && matches!(operation, Operation::Join { .. } | Operation::AskToJoin)
+                && let Some((key, pending)) = self.find_pending(request)?
+            {
+                self.abandon(&key, pending)?;
+            }
+        }
+        self.expect_group(id, hub, "", now)?;
+        let mut record = self.record(id)?;
+        let signer = key_package.leaf_node().signature_key().as_slice();
+        let leaf_key = self
+            .identity
+            .leaf_key_of(signer)
+            .ok_or(CoreError::Invalid("the KeyPackage's key is none of this client's"))?;
+        record.leaf_key = StoredKey::of(leaf_key);
+        self.put_record(id, &record)?;
+        let key_package_ref =
+            key_package.hash_ref(self.home.crypto()).map_err(CoreError::mls)?.as_slice().to_vec();
+        let last_resort = key_package.last_resort();
+        let welcome = welcome.as_slice().to_vec();
+        self.keep(id, Operation::Welcome { welcome, key_package_ref, epoch, last_resort })?;
+        Ok(Handled::Taken)
+    }
+
+    /// Which KeyPackage, group and epoch a Welcome is for; the KeyPackage stays.
+    fn peek(&self, welcome: &MlsMessage) -> Result<(mls::KeyPackage, GroupId, Epoch), CoreError> {
+        struct Peeked(Result<(mls::KeyPackage, GroupId, Epoch), CoreError>);
+        impl From<CoreError> for Peeked {
+            fn from(error: CoreError) -> Self {
+                Self(Err(error))
+            }
+        }
+        // looking into a Welcome uses its KeyPackage up, so what is seen is handed out as an error
+        let looked: Result<(), Peeked> = self.home.attempt(|| {
+            let mls::MlsMessageBodyIn::Welcome(welcome) =
+                welcome.parse().map_err(CoreError::from)?.extract()
+            else {
+                return Err(CoreError::Invalid("it is no Welcome").into());
+            };
+            let provider = self.home.provider();
+            let joining = StagedWelcome::build_from_welcome(&provider, &join_config(), welcome)
+                .map_err(CoreError::mls)?;
+            let seen = joining.processed_welcome();
+            let info = seen.unverified_group_info();
+            let group = GroupId::from_bytes(info.group_id().as_slice()).map_err(CoreError::mls)?;
+            let key_package = seen
+                .own_key_package()
+                .ok_or(CoreError::Invalid("it is for no KeyPackage of this client"))?;
+            Err(Peeked(Ok((key_package.clone(), group, Epoch(info.epoch().as_u64())))))
+        });
+        match looked {
+            Err(Peeked(seen)) => seen,
+            Ok(()) => Err(CoreError::Invalid("nothing was seen")),
+        }
+    }
+
+    fn read_message(
+        &self,
+        entry: &QueueEntry,
+        id: &GroupId,
+        message: &MlsMessage,
+    ) -> Result<Handled, CoreError> {
+        let mut group = self.load(id)?;
+        let Some(protocol) = protocol_message(message) else {
+            return self.unreadable(id, "a message that is no MLS message of the group");
+        };
+        if Epoch(protocol.epoch().as_u64()) > epoch_of(&group) {
+            if self.in_flight(id)?.is_some() {
+                return Ok(Handled::Wait);
+            }
+            self.lose(id, "a message is of an epoch that this client never saw begin".to_owned())?;
+            return Ok(Handled::Taken);
+        }
+        let provider = self.home.provider();
+        let processed = self
+            .home
+            .attempt(|| group.process_message(&provider, protocol).map_err(CoreError::mls));
+        let (sender, bytes) = match processed {
+            Ok(processed) => {
+                let sender = policy::leaf::client_of(processed.credential());
+                match (sender, processed.into_content()) {
+                    (Ok(sender), mls::ProcessedMessageContent::ApplicationMessage(message)) => {
+                        (sender, message.into_bytes())
+                    }
+                    _ => return self.unreadable(id, "a message that is no application message"),
+                }
+            }
+            Err(CoreError::Store(error)) => return Err(CoreError::Store(error)),
+            Err(error) => return self.unreadable(id, &error.to_string()),
+        };
+        let content = Content::decode(&bytes);
+        let token = content.as_ref().ok().and_then(Content::as_consent_token).map(<[u8]>::to_vec);
+        if let Some(token) = token {
+            self.connected(&sender, id, token)?;
+            return Ok(Handled::Taken);
+        }
+        let text = content.as_ref().ok().and_then(Content::as_text).map(str::to_owned);
+        self.push(&Event::Message {
+            group: id.clone(),
+            sender,
+            sent_at: entry.accepted_at,
+            text,
+            content: bytes,
+        })?;
+        Ok(Handled::Taken)
+    }
+
+    fn connected(&self, sender: &ClientUri, id: &GroupId, token: Vec<u8>) -> Result<(), CoreError> {
+        let user = sender.user();
+        let key = user.as_str().as_bytes();
+        let mut contact: Contact = self.home.find(Kind::Contact, key)?.unwrap_or_default();
+        contact.their_token = Some(token);
+        contact.group.get_or_insert_with(|| id.clone());
+        self.home.put(Kind::Contact, key, &contact)?;
+        if user != self.identity.client.user() {
+            self.push(&Event::Connected { user })?;
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self, id: &GroupId, why: &str) -> Result<Handled, CoreError> {
+        self.push(&Event::Unreadable { group: id.clone(), why: why.to_owned() })?;
+        Ok(Handled::Taken)
+    }
+
+    /// Takes in a proposal or a commit of the group's current epoch.
+    pub(super) fn follow(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
+        let mut group = self.load(id)?;
+        let Some(protocol) = protocol_message(message) else {
+            return Ok(Followed::No);
+        };
+        let (theirs, ours) = (protocol.epoch().as_u64(), group.epoch().as_u64());
+        if theirs < ours {
+            return Ok(Followed::No);
+        }
+        let in_flight = self.in_flight(id)?;
+        if theirs > ours {
+            if in_flight.is_some() {
+                return Ok(Followed::Wait);
+            }
+            self.lose(id, format!("epoch {theirs} came and epoch {ours} is the last known"))?;
+            return Ok(Followed::Lost);
+        }
+        let is_commit = protocol.content_type() == mls::ContentType::Commit;
+        if is_commit {
+            // one commit per epoch: what this client sent for it cannot be accepted any more
+            if let Some((key, mut pending)) = in_flight {
+                self.overtaken(&key, &mut pending)?;
+                group = self.load(id)?;
+            }
+        }
+        match self.home.attempt(|| self.process(id, &mut group, protocol)) {
+            Ok(followed) => Ok(followed),
+            Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
+            Err(problem) if is_commit => {
+                self.lose(id, format!("a commit was not followed: {problem}"))?;
+                Ok(Followed::Lost)
+            }
+            Err(problem) => {
+                self.push(&Event::Misbehaviour {
+                    what: format!("a proposal in {id} is not acceptable: {problem}"),
+                })?;
+                Ok(Followed::No)
+            }
+        }
+    }
+
+    /// A request that another commit came before: it is built anew under the same id.
+    fn overtaken(&self, key: &[u8], pending: &mut Pending) -> Result<(), CoreError> {
+        let rests_on_epoch = pending.built.as_ref().is_some_and(|built| {
+            !matches!(built.effect, Effect::Enter { .. } | Effect::Queue { .. })
+        });
+        if rests_on_epoch && let Some(built) = pending.built.take() {
+            self.take_back(&pending.group, &built)?;
+            self.home.put(Kind::Pending, key, pending)?;
+        }
+        Ok(())
+    }
+
+    fn process(
+        &self,
+        id: &GroupId,
+        group: &mut mls::MlsGroup,
+        message: mls::ProtocolMessage,
+    ) -> Result<Followed, Unacceptable> {
+        let provider = self.home.provider();
+        let processed = group
+            .process_message(&provider, message)
+            .map_err(|error| Unacceptable::Mls(error.to_string()))?;
+        let sender = processed.sender().clone();
+        let aad = processed.aad().to_vec();
+        match processed.into_content() {
+            mls::ProcessedMessageContent::ProposalMessage(proposal)
+            | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
+                self.take_proposal(id, group, *proposal, &aad)
+            }
+            mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
+                self.take_commit(id, group, *staged, &sender, &aad)
+            }
+            mls::ProcessedMessageContent::OwnPendingCommit => {
+                group
+                    .merge_pending_commit(&provider)
+                    .map_err(|error| Unacceptable::Mls(error.to_string()))?;
+                Ok(Followed::Yes)
+            }
+            mls::ProcessedMessageContent::ApplicationMessage(_)
+            | mls::ProcessedMessageContent::OwnPrivateMessage => Ok(Followed::No),
+        }
+    }
+
+    fn take_proposal(
+        &self,
+        id: &GroupId,
+        group: &mut mls::MlsGroup,
+        proposal: mls::QueuedProposal,
+        aad: &[u8],
+    ) -> Result<Followed, Unacceptable> {
+        let reference = proposal.proposal_reference_ref().as_slice().to_vec();
+        if references(group).contains(&reference) {
+            return Ok(Followed::No);
+        }
+        let (roster, before) = (roster_of(group)?, policy_of(group)?);
+        let mut record = self.record(id)?;
+        let mut act = self.act(&proposal, group, &roster, &record)?;
+        if let Author::Newcomer { proof } = &mut act.author {
+            *proof = decode::<JoinProof>(aad).ok();
+            if let Some(proof) = proof {
+                record.proofs.push((reference, encode(proof)));
+            }
+        }
+        policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
+        // what this one displaces at the hub is displaced here
+        let standing: Vec<mls::QueuedProposal> = group.pending_proposals().cloned().collect();
+        let acts = standing
+            .iter()
+            .map(|it| self.act(it, group, &roster, &record))
+            .collect::<Result<Vec<_>, _>>()?;
+        let refs: Vec<&Act> = acts.iter().collect();
+        let displaced = pending::place(&refs, &act, roster.len(), usize::MAX).unwrap_or_default();
+        let provider = self.home.provider();
+        for index in displaced {
+            if let Some(old) = standing.get(index) {
+                group
+                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
+                    .map_err(CoreError::mls)?;
+            }
+        }
+        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
+        self.put_record(id, &record)?;
+        self.push(&Event::Proposed {
+            group: id.clone(),
+            by: author(&act, &roster),
+            what: describe(&act, &roster),
+        })?;
+        Ok(Followed::Yes)
+    }
+
+    fn act(
+        &self,
+        proposal: &mls::QueuedProposal,
+        group: &mls::MlsGroup,
+        roster: &Roster,
+        record: &GroupRecord,
+    ) -> Result<Act, Unacceptable> {
+        let before = policy_of(group)?;
+        let mut act =
+            change::of_proposal(proposal, roster, group.public_group().group_context(), &before)?;
+        if let Author::Newcomer { proof } = &mut act.author {
+            *proof = proof_of(record, proposal.proposal_reference_ref().as_slice());
+        }
+        Ok(act)
+    }
+
+    fn take_commit(
+        &self,
+        id: &GroupId,
+        group: &mut mls::MlsGroup,
+        staged: mls::StagedCommit,
+        sender: &mls::Sender,
+        aad: &[u8],
+    ) -> Result<Followed, Unacceptable> {
+        let (roster, before) = (roster_of(group)?, policy_of(group)?);
+        let record = self.record(id)?;
+        let proof = decode::<JoinProof>(aad).ok();
+        let mut what = change::of_commit(
+            &staged,
+            sender,
+            proof,
+            &roster,
+            group.public_group().group_context(),
+            &before,
+        )?;
+        fill_in_proofs(&mut what, &staged, &record);
+        roster.check(&what.for_check())?;
+        let committer = match sender {
+            mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
+            _ => None,
+        };
+        policy::judge(&before, &roster, id, committer, &what.acts)?;
+        let removed: Vec<ClientUri> = what
+            .removed
+            .iter()
+            .filter_map(|leaf| roster.get(*leaf).map(|it| it.client.clone()))
+            .collect();
+        let by = match (committer, &what.joined) {
+            (Some(leaf), _) => roster.get(leaf).map(|it| it.client.clone()),
+            (None, Some(joined)) => Some(joined.client.clone()),
+            (None, None) => {
+                what.resynced.and_then(|leaf| roster.get(leaf)).map(|it| it.client.clone())
+            }
+        };
+        let added = what.added.iter().chain(&what.joined).map(|it| it.client.clone()).collect();
+        let out = staged.self_removed();
+        group
+            .merge_staged_commit(&self.home.provider(), staged)
+            .map_err(|error| Unacceptable::Mls(error.to_string()))?;
+        let mut record = record;
+        record.proofs.clear();
+        if out {
+            self.leave(id, record)?;
+        } else {
+            self.put_record(id, &record)?;
+            self.push(&Event::Changed {
+                group: id.clone(),
+                epoch: epoch_of(group),
+                by,
+                added,
+                removed,
+                policy: what.policy.is_some(),
+            })?;
+        }
+        Ok(Followed::Yes)
+    }
+
+    /// This client is not a member any more.
+    fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
+        record.state = GroupState::Left;
+        self.put_record(id, &record)?;
+        for (request, group, _) in self.pending()? {
+            if group == *id
+                && let Some((key, pending)) = self.find_pending(request)?
+            {
+                self.home.remove(Kind::Pending, &key)?;
+                drop(pending);
+            }
+        }
+        self.home.lift(id)?;
+        self.push(&Event::Removed { group: id.clone() })
+    }
+
+    /// This state cannot follow the group any more: a resync is begun.
+    pub(super) fn lose(&self, id: &GroupId, why: String) -> Result<(), CoreError> {
+        let mut record = self.record(id)?;
+        record.state = GroupState::Lost;
+        self.put_record(id, &record)?;
+        self.push(&Event::Lost { group: id.clone(), why })?;
+        let pending = self.pending()?;
+        let begun = |(_, group, operation): &(_, GroupId, Operation)| {
+            group == id && *operation == Operation::Resync
+        };
+        if !pending.iter().any(begun) {
+            self.keep(id, Operation::Resync)?;
+        }
+        Ok(())
+    }
+}
+
+fn proof_of(record: &GroupRecord, reference: &[u8]) -> Option<JoinProof> {
+    let (_, proof) = record.proofs.iter().find(|(known, _)| known == reference)?;
+    decode(proof).ok()
+}
+
+/// The proofs of newcomers whose proposals a commit covers stand in those proposals, not in the commit.
+fn fill_in_proofs(what: &mut CommitChange, staged: &mls::StagedCommit, record: &GroupRecord) {
+    let mut proofs = staged
+        .queued_proposals()
+        .filter(|it| *it.sender() == mls::Sender::NewMemberProposal)
+        .map(|it| proof_of(record, it.proposal_reference_ref().as_slice()));
+    for act in &mut what.acts {
+        if let (Author::Newcomer { proof }, What::Add(_)) = (&mut act.author, &act.what) {
+            *proof = proofs.next().flatten();
+        }
+    }
+}
+
+fn author(act: &Act, roster: &Roster) -> Option<ClientUri> {
+    match &act.author {
+        Author::Leaf(leaf) => roster.get(*leaf).map(|it| it.client.clone()),
+        Author::Newcomer { .. } | Author::Hub => None,
+    }
+}
+
+fn describe(act: &Act, roster: &Roster) -> String {
+    let client = |leaf: &LeafIndex| {
+        roster.get(*leaf).map_or_else(|| format!("leaf {leaf}"), |it| it.client.to_string())
+    };
+    match &act.what {
+        What::Add(it) => format!("add {}", it.client),
+        What::Join(it) => format!("join of {}", it.client),
+        What::Resync(it) => format!("resync of {}", it.client),
+        What::Remove(leaf) => format!("remove {}", client(leaf)),
+        What::Leave(leaf) => format!("{} leaves", client(leaf)),
+        What::Update(leaf) => format!("new keys of {}", client(leaf)),
+        What::Policy(_) => "a new policy".to_owned(),
+        What::HubKey => "a new key of the hub".to_owned(),
+    }
+}
+
+fn protocol_message(message: &MlsMessage) -> Option<mls::ProtocolMessage> {
+    message.parse().ok()?.try_into_protocol_message().ok()
+}
+
+fn is_handshake(message: &MlsMessage) -> bool {
+    protocol_message(message).is_some_and(|message| message.is_handshake_message())
+}

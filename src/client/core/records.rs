@@ -1,0 +1,288 @@
+//! What a client keeps of its own beside openmls' state: groups, requests on their way, feeds, contacts.
+//! Stored as CBOR; a field that is added later has a default.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    home::{LiftedGroup, bytes},
+    identity::StoredKey,
+};
+use crate::wire::{
+    ds::FanoutFilter,
+    extensions::{ClientQueueConfig, JoinPolicy, Role},
+    ids::{ClientUri, Domain, Epoch, FeedId, GroupId, RequestId, Sequence, Timestamp, UserUri},
+};
+
+/// Where a client stands in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GroupState {
+    /// Asked for: created here or joined, and not answered yet.
+    Joining,
+    Active,
+    /// The state cannot follow the group any more; a resync is on its way or needed.
+    Lost,
+    /// No longer a member.
+    Left,
+    Deleted,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct GroupRecord {
+    pub hub: Domain,
+    pub name: String,
+    pub state: GroupState,
+    /// What this client's leaf signs with.
+    pub leaf_key: StoredKey,
+    pub feed: Option<FeedId>,
+    pub queue: Option<ClientQueueConfig>,
+    pub filter: FanoutFilter,
+    pub joined_at: Timestamp,
+    /// The JoinProofs of newcomers' pending proposals, by proposal reference.
+    pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Something to do at a group's hub. It says what is wanted and not how: the messages for it are made anew when
+/// another commit came first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Operation {
+    CreateGroup,
+    DeleteGroup,
+    /// Group KeyPackages of users who are not in the group.
+    AddUsers {
+        key_packages: Vec<Vec<u8>>,
+    },
+    /// KeyPackages of further clients of one's own user.
+    AddClients {
+        key_packages: Vec<Vec<u8>>,
+    },
+    RemoveUsers {
+        users: Vec<UserUri>,
+    },
+    /// Clients of one's own user, not oneself.
+    RemoveClients {
+        clients: Vec<ClientUri>,
+    },
+    /// A new leaf; also commits what is pending.
+    UpdateClient {
+        rotate_key: bool,
+    },
+    UpdateGroup {
+        changes: Vec<PolicyChange>,
+    },
+    Propose {
+        proposals: Vec<NewProposal>,
+    },
+    /// Encoded MIMI content.
+    Send {
+        content: Vec<u8>,
+    },
+    /// Give the hub a new queue token.
+    UpdateQueueInfo,
+    UpdateFanoutInfo {
+        filter: FanoutFilter,
+    },
+    /// An external commit that replaces one's own leaf.
+    Resync,
+    /// An external commit as a new client: of a member's user, with a joining code, or into an open group.
+    Join {
+        code: Option<[u8; 32]>,
+    },
+    /// A newcomer's proposal to be added.
+    AskToJoin,
+    /// Takes up a Welcome.
+    Welcome {
+        welcome: Vec<u8>,
+        key_package_ref: Vec<u8>,
+        epoch: Epoch,
+        last_resort: bool,
+    },
+}
+
+/// What a member may propose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NewProposal {
+    Leave,
+    Update,
+    Remove(ClientUri),
+    /// A group KeyPackage.
+    Add(Vec<u8>),
+}
+
+/// One change of a group's policy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PolicyChange {
+    Role {
+        user: UserUri,
+        role: Role,
+    },
+    Join(JoinPolicy),
+    /// The public half of a joining code.
+    AddCode {
+        public: Vec<u8>,
+        expires_at: Timestamp,
+    },
+    RemoveCode {
+        public: Vec<u8>,
+    },
+    May {
+        what: Right,
+        role: Role,
+    },
+    MembersMax(u32),
+}
+
+/// The rights that a policy gives to roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Right {
+    Add,
+    Remove,
+    Update,
+    Delete,
+    Migrate,
+    Send,
+}
+
+/// A request that has not been answered.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Pending {
+    pub request: RequestId,
+    pub group: GroupId,
+    pub operation: Operation,
+    /// The encoded `Info` that the request is to be built on.
+    pub info: Option<Vec<u8>>,
+    pub built: Option<Built>,
+    /// How often the hub's answer made it necessary to build it anew.
+    pub rebuilt: u32,
+}
+
+/// A request as it was sent.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Built {
+    /// The encoded `DsSenderId`.
+    #[serde(with = "bytes")]
+    pub sender: Vec<u8>,
+    /// The encoded `DsRequest`.
+    #[serde(with = "bytes")]
+    pub request: Vec<u8>,
+    pub signer: StoredKey,
+    pub effect: Effect,
+}
+
+/// What the hub's `accepted` does to this client's state.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Effect {
+    Nothing,
+    /// The group's pending commit is merged; the leaf may have a new key.
+    Merge {
+        leaf_key: Option<StoredKey>,
+    },
+    /// The references of the proposals made, to take them back where they are refused.
+    Proposed {
+        references: Vec<Vec<u8>>,
+    },
+    /// The group's state behind an external commit.
+    Enter {
+        state: LiftedGroup,
+        leaf_key: StoredKey,
+    },
+    Queue {
+        config: ClientQueueConfig,
+        filter: Option<FanoutFilter>,
+    },
+    Delete,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct FeedRecord {
+    pub group: Option<GroupId>,
+    /// The last sequence that is in this client's state.
+    pub last: Sequence,
+    /// The last sequence that the provider was told of.
+    pub acknowledged: Sequence,
+}
+
+/// What two users have given each other. PROTOCOL.md §5.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contact {
+    /// Their token: with it their group KeyPackages may be fetched.
+    pub their_token: Option<Vec<u8>>,
+    /// Ours, as it was handed to them.
+    pub our_token: Option<Vec<u8>>,
+    /// The group that connects the two.
+    pub group: Option<GroupId>,
+}
+
+/// A connection request that waits for the user's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub from: UserUri,
+    pub group: GroupId,
+    pub hub: Domain,
+    pub join_code: [u8; 32],
+    pub their_token: Vec<u8>,
+    pub received_at: Timestamp,
+}
+
+/// What happened, in the order in which this client came to know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// An application message. `text` is what it shows, where it shows text.
+    Message {
+        group: GroupId,
+        sender: ClientUri,
+        sent_at: Timestamp,
+        text: Option<String>,
+        /// The encoded MIMI content.
+        #[serde(skip_serializing_if = "Vec::is_empty", default)]
+        content: Vec<u8>,
+    },
+    Joined {
+        group: GroupId,
+        epoch: Epoch,
+    },
+    /// A commit of somebody else.
+    Changed {
+        group: GroupId,
+        epoch: Epoch,
+        by: Option<ClientUri>,
+        added: Vec<ClientUri>,
+        removed: Vec<ClientUri>,
+        policy: bool,
+    },
+    Proposed {
+        group: GroupId,
+        by: Option<ClientUri>,
+        what: String,
+    },
+    Removed {
+        group: GroupId,
+    },
+    Deleted {
+        group: GroupId,
+    },
+    /// The state cannot follow the group; a resync has been begun.
+    Lost {
+        group: GroupId,
+        why: String,
+    },
+    /// An entry that could not be read, and what is known of it.
+    Unreadable {
+        group: GroupId,
+        why: String,
+    },
+    ConnectionRequested {
+        from: UserUri,
+    },
+    /// The user's consent token has come.
+    Connected {
+        user: UserUri,
+    },
+    KeyPackagesLow {
+        left: u32,
+    },
+    /// The provider or a member did what it must not.
+    Misbehaviour {
+        what: String,
+    },
+}

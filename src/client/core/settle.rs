@@ -1,0 +1,334 @@
+//! What a hub's answer makes of a request: done, to be sent again, or refused.
+//!
+//! Here: merging what was accepted, catching up from `wrong_epoch` and `pending_proposals`, entering groups.
+//! Not here: waiting and sending again ([`super::super::Client`]). PROTOCOL.md §2, "Answers".
+
+use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
+
+use super::{
+    CoreError, Event, GroupState, Kind, Member, Refusal,
+    build::join_config,
+    epoch_of,
+    identity::StoredKey,
+    receive::Followed,
+    records::{Built, Effect, GroupRecord, Operation, Pending},
+};
+use crate::wire::{
+    codec::{Raw, decode, encode},
+    ds::{Accepted, DsError, DsResponse, DsResponseBody, Info},
+    ids::{GroupId, RequestId, Timestamp},
+    mls::MlsMessage,
+};
+
+/// How often one request is built anew because others came first.
+const REBUILDS_MAX: u32 = 20;
+
+/// What is to be done with a request after its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// Accepted, and so it is in this client's state.
+    Done(Accepted),
+    /// A Welcome was taken up, or the request had been answered before.
+    Entered,
+    /// Ask [`Member::outbound`] for its message and send that, after as many milliseconds.
+    Again { after_ms: u64 },
+    /// It will not be accepted. Nothing of it is in this client's state.
+    Refused(Refusal),
+}
+
+impl Member {
+    /// Takes in the hub's answer to `request`. `now` is the clock that [`Member::outbound`] was given, and the
+    /// offset that makes it the hub's is in the setting `clock_offset_ms` where a hub complained.
+    ///
+    /// # Errors
+    /// [`CoreError::Mls`] where the hub's answer cannot be true, [`CoreError::Store`]
+    pub fn settle(
+        &self,
+        request: RequestId,
+        response: &DsResponse,
+        now: Timestamp,
+    ) -> Result<Settled, CoreError> {
+        self.home.step(|| {
+            let Some((key, pending)) = self.find_pending(request)? else {
+                return Ok(Settled::Entered);
+            };
+            match response.outcome.clone().into_result() {
+                Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted),
+                Ok(DsResponseBody::Info(info)) => self.informed(&key, pending, &info),
+                Ok(DsResponseBody::Moving(_)) => {
+                    Err(CoreError::Invalid("the hub answered with a migration"))
+                }
+                Err(error) => self.refused(&key, pending, error, now),
+            }
+        })
+    }
+
+    fn accepted(
+        &self,
+        key: &[u8],
+        mut pending: Pending,
+        accepted: Accepted,
+    ) -> Result<Settled, CoreError> {
+        let mut record = self.record(&pending.group)?;
+        let built = pending
+            .built
+            .take()
+            .ok_or(CoreError::Invalid("accepted is no answer to what was asked"))?;
+        match built.effect {
+            Effect::Nothing => {}
+            Effect::Proposed { .. } => {}
+            Effect::Merge { leaf_key } => {
+                let mut group = self.load(&pending.group)?;
+                group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
+                if let Some(leaf_key) = leaf_key {
+                    record.leaf_key = leaf_key;
+                }
+                record.proofs.clear();
+            }
+            Effect::Enter { state, leaf_key } => {
+                self.home.drop_in(&pending.group, &state)?;
+                record.leaf_key = leaf_key;
+                record.state = GroupState::Active;
+                record.proofs.clear();
+                let epoch = epoch_of(&self.load(&pending.group)?);
+                self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
+            }
+            Effect::Queue { config, filter } => {
+                record.queue = Some(config);
+                record.filter = filter.unwrap_or(record.filter);
+            }
+            Effect::Delete => {
+                record.state = GroupState::Deleted;
+                self.home.lift(&pending.group)?;
+                self.push(&Event::Deleted { group: pending.group.clone() })?;
+            }
+        }
+        if pending.operation == Operation::CreateGroup {
+            record.state = GroupState::Active;
+        }
+        self.put_record(&pending.group, &record)?;
+        self.home.remove(Kind::Pending, key)?;
+        Ok(Settled::Done(accepted))
+    }
+
+    fn informed(
+        &self,
+        key: &[u8],
+        mut pending: Pending,
+        info: &Info,
+    ) -> Result<Settled, CoreError> {
+        if let Operation::Welcome { welcome, last_resort, .. } = &pending.operation {
+            let (welcome, last_resort) = (welcome.clone(), *last_resort);
+            let entered =
+                self.home.attempt(|| self.enter_by_welcome(&pending.group, &welcome, info));
+            self.home.remove(Kind::Pending, key)?;
+            return match entered {
+                Ok(()) => {
+                    if last_resort {
+                        // the token of a last-resort KeyPackage serves many groups: replace it here
+                        self.keep(&pending.group, Operation::UpdateQueueInfo)?;
+                    }
+                    Ok(Settled::Entered)
+                }
+                Err(error) => {
+                    let why = error.to_string();
+                    let mut record = self.record(&pending.group)?;
+                    record.state = GroupState::Left;
+                    self.put_record(&pending.group, &record)?;
+                    self.push(&Event::Unreadable { group: pending.group, why })?;
+                    Ok(Settled::Entered)
+                }
+            };
+        }
+        // an external commit is signed with the group's scheme, which shows only now
+        if !matches!(pending.operation, Operation::Resync) {
+            let mut record = self.record(&pending.group)?;
+            let suite = info.group_info.parse()?.ciphersuite();
+            let leaf_key = self.identity.leaf_key(suite)?;
+            if record.leaf_key.open()?.public() != leaf_key.public() {
+                record.leaf_key = StoredKey::of(leaf_key);
+                self.put_record(&pending.group, &record)?;
+                // the hub was asked for another key: ask again
+                return Ok(Settled::Again { after_ms: 0 });
+            }
+        }
+        pending.info = Some(encode(info));
+        self.home.put(Kind::Pending, key, &pending)?;
+        Ok(Settled::Again { after_ms: 0 })
+    }
+
+    fn enter_by_welcome(&self, id: &GroupId, welcome: &[u8], info: &Info) -> Result<(), CoreError> {
+        let provider = self.home.provider();
+        let message: mls::MlsMessageIn = decode(welcome)?;
+        let mls::MlsMessageBodyIn::Welcome(welcome) = message.extract() else {
+            return Err(CoreError::Invalid("the Welcome is none"));
+        };
+        let group = StagedWelcome::build_from_welcome(&provider, &join_config(), welcome)
+            .map_err(CoreError::mls)?
+            .with_ratchet_tree(info.ratchet_tree.parse()?)
+            .replace_old_group()
+            .skip_lifetime_validation()
+            .build()
+            .map_err(CoreError::mls)?
+            .into_group(&provider)
+            .map_err(CoreError::mls)?;
+        if group.group_id().as_slice() != id.as_bytes() {
+            return Err(CoreError::Invalid("the Welcome is to another group"));
+        }
+        self.check_everyone(&group)?;
+        let mut record = self.record(id)?;
+        let own = group.own_leaf_node().ok_or(CoreError::Invalid("the Welcome adds no leaf"))?;
+        let leaf_key = self
+            .identity
+            .leaf_key_of(own.signature_key().as_slice())
+            .ok_or(CoreError::Invalid("the leaf's key is none of this client's"))?;
+        record.leaf_key = StoredKey::of(leaf_key);
+        record.state = GroupState::Active;
+        record.proofs.clear();
+        self.put_record(id, &record)?;
+        let epoch = epoch_of(&group);
+        drop(group);
+        self.push(&Event::Joined { group: id.clone(), epoch })?;
+        for message in info.pending.iter() {
+            self.catch_up(id, message)?;
+        }
+        Ok(())
+    }
+
+    fn refused(
+        &self,
+        key: &[u8],
+        mut pending: Pending,
+        error: DsError,
+        now: Timestamp,
+    ) -> Result<Settled, CoreError> {
+        match &error {
+            DsError::RateLimited { retry_after_ms, .. }
+            | DsError::Unavailable { retry_after_ms, .. }
+            | DsError::GroupMigrating { retry_after_ms, .. } => {
+                return Ok(Settled::Again { after_ms: (*retry_after_ms).max(1) });
+            }
+            DsError::StaleRequest { server_time, .. } => {
+                let offset = i64::try_from(i128::from(server_time.0) - i128::from(now.0));
+                let offset: i64 = offset.unwrap_or(0);
+                let known: i64 =
+                    self.home.find(Kind::Setting, b"clock_offset_ms")?.unwrap_or_default();
+                if offset.unsigned_abs() > CLOCK_STEP_MS && pending.rebuilt < REBUILDS_MAX {
+                    pending.rebuilt += 1;
+                    self.home.put(Kind::Setting, b"clock_offset_ms", &(known + offset))?;
+                    self.home.put(Kind::Pending, key, &pending)?;
+                    return Ok(Settled::Again { after_ms: 0 });
+                }
+            }
+            DsError::WrongEpoch { missed, .. } if pending.rebuilt < REBUILDS_MAX => {
+                return self.rebuild(key, pending, missed);
+            }
+            DsError::PendingProposals { pending: missed, .. } if pending.rebuilt < REBUILDS_MAX => {
+                return self.rebuild(key, pending, missed);
+            }
+            DsError::GroupNotFound { .. } if pending.operation != Operation::CreateGroup => {
+                let mut record = self.record(&pending.group)?;
+                if matches!(record.state, GroupState::Active | GroupState::Lost) {
+                    record.state = GroupState::Deleted;
+                    self.put_record(&pending.group, &record)?;
+                    self.push(&Event::Deleted { group: pending.group.clone() })?;
+                }
+            }
+            _ => {}
+        }
+        let group = pending.group.clone();
+        let was_resync = pending.operation == Operation::Resync;
+        self.abandon(key, pending)?;
+        if was_resync
+            && matches!(error, DsError::NotAuthorized { .. } | DsError::Unauthenticated { .. })
+        {
+            // the hub does not know this leaf any more: the client was removed while it could not follow
+            let mut record = self.record(&group)?;
+            if record.state == GroupState::Lost {
+                record.state = GroupState::Left;
+                self.put_record(&group, &record)?;
+                self.push(&Event::Removed { group })?;
+            }
+        }
+        Ok(Settled::Refused(Refusal(error)))
+    }
+
+    /// Takes in what the hub says was missed, and lets the request be built on that.
+    fn rebuild(
+        &self,
+        key: &[u8],
+        mut pending: Pending,
+        missed: &[MlsMessage],
+    ) -> Result<Settled, CoreError> {
+        pending.rebuilt += 1;
+        pending.info = None;
+        if let Some(built) = pending.built.take() {
+            self.take_back(&pending.group, &built)?;
+        }
+        self.home.put(Kind::Pending, key, &pending)?;
+        let record = self.record(&pending.group)?;
+        if record.state == GroupState::Active && pending.operation != Operation::Resync {
+            let mut followed = false;
+            for message in missed {
+                followed |= self.catch_up(&pending.group, message)? == Followed::Yes;
+            }
+            // nothing new: what is missing comes through the queue
+            let after_ms = if followed { 0 } else { 250 };
+            return Ok(Settled::Again { after_ms });
+        }
+        Ok(Settled::Again { after_ms: 0 })
+    }
+
+    /// Removes a request that will not be accepted, and what it left in the group's state.
+    pub(super) fn abandon(&self, key: &[u8], mut pending: Pending) -> Result<(), CoreError> {
+        if let Some(built) = pending.built.take() {
+            self.take_back(&pending.group, &built)?;
+        }
+        self.home.remove(Kind::Pending, key)?;
+        let mut record: GroupRecord = self.record(&pending.group)?;
+        if record.state == GroupState::Joining && pending.operation != Operation::AskToJoin {
+            record.state = GroupState::Left;
+            self.home.lift(&pending.group)?;
+            self.put_record(&pending.group, &record)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_back(&self, id: &GroupId, built: &Built) -> Result<(), CoreError> {
+        let provider = self.home.provider();
+        match &built.effect {
+            Effect::Merge { .. } | Effect::Delete => {
+                self.load(id)?.clear_pending_commit(provider.storage())?;
+            }
+            Effect::Proposed { references } => {
+                let mut group = self.load(id)?;
+                let mine: Vec<mls::QueuedProposal> = group
+                    .pending_proposals()
+                    .filter(|it| {
+                        references.iter().any(|r| r == it.proposal_reference_ref().as_slice())
+                    })
+                    .cloned()
+                    .collect();
+                for proposal in mine {
+                    group
+                        .remove_pending_proposal(
+                            provider.storage(),
+                            proposal.proposal_reference_ref(),
+                        )
+                        .map_err(CoreError::mls)?;
+                }
+            }
+            Effect::Nothing | Effect::Enter { .. } | Effect::Queue { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Takes in one handshake message that the hub showed in an answer.
+    fn catch_up(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
+        let message: MlsMessage = Raw::new(message.as_slice())?;
+        self.follow(id, &message)
+    }
+}
+
+/// A clock is corrected only where it is off by more than this.
+const CLOCK_STEP_MS: u64 = 1_000;

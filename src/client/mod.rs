@@ -1,0 +1,5 @@
+//! The client library.
+//!
+//! [`core`] is one client's state without a network.
+
+pub mod core;

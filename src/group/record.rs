@@ -1,0 +1,283 @@
+//! What a group's log and snapshots hold beside what is delivered: enough to be replayed without repeating any
+//! check. A commit's record is O(log members): openmls' serialized `StagedCommit` and the partial GroupInfo.
+
+use openmls::prelude::QueuedProposal;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    policy::{
+        change::{Act, Author, What},
+        leaf::LeafIdentity,
+    },
+    store::records::{GoneReason, RequestKey},
+    wire::{
+        codec::{Raw, decode, encode},
+        ds::{Accepted, FanoutFilter, PartialGroupInfo},
+        extensions::ClientQueueConfig,
+        ids::{
+            ClientUri, Epoch, KeyPackageRef, LeafIndex, RecipientId, Sequence, Timestamp,
+            UserKeyHash,
+        },
+        mls::MlsMessage,
+    },
+};
+
+use super::mls::{InfoParts, MlsProblem, from_record, to_record};
+
+/// One log record's change of the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The request that asked for it; none for what the hub does by itself.
+    pub request: Option<RequestKey>,
+    /// The member that asked for it: it is active, and no pending joiner any more.
+    pub sender: Option<LeafIndex>,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// The group begins: what it begins with is in the snapshot that is written with it.
+    Created,
+    Message,
+    Queue {
+        leaf: LeafIndex,
+        config: ClientQueueConfig,
+        filter: FanoutFilter,
+        timestamp: Timestamp,
+    },
+    Proposal(PendingRecord),
+    Commit(Box<CommitRecord>),
+    /// The hub wants the leaf removed; it proposes so in every epoch until it is.
+    Going {
+        leaf: LeafIndex,
+        reason: GoneReason,
+    },
+    Deleted,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// openmls' StagedCommit in postcard.
+    pub staged: Vec<u8>,
+    /// The TLS encoding of the PartialGroupInfo.
+    pub partial: Vec<u8>,
+    pub signer: LeafIndex,
+    pub removed: Vec<LeafIndex>,
+    /// Leaves whose content changed: the path's and those of Updates.
+    pub renewed: Vec<LeafIndex>,
+    pub added: Vec<AddedRecord>,
+    /// The newcomer of an external commit, with the leaf that a resync replaced.
+    pub joined: Option<JoinedRecord>,
+    pub policy_changed: bool,
+    /// The group's deletion follows in the same write.
+    pub dissolves: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedRecord {
+    pub leaf: LeafIndex,
+    pub client: ClientUri,
+    pub reference: KeyPackageRef,
+    pub config: ClientQueueConfig,
+    pub not_after: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinedRecord {
+    pub leaf: LeafIndex,
+    pub config: ClientQueueConfig,
+    pub replaces: Option<LeafIndex>,
+}
+
+/// A proposal that waits to be committed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRecord {
+    /// openmls' QueuedProposal in postcard.
+    pub queued: Vec<u8>,
+    pub message: Vec<u8>,
+    pub since: Timestamp,
+    pub hub: bool,
+    /// What the hub read of it when it came.
+    pub by: Option<LeafIndex>,
+    pub target: Target,
+    /// Of an Add: what becomes of it when it is committed.
+    pub added: Option<PendingAdd>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Target {
+    Add {
+        client: ClientUri,
+        user: UserKeyHash,
+        key: Vec<u8>,
+        credential_type: u16,
+        print: [u8; 32],
+    },
+    Remove(LeafIndex),
+    Leave(LeafIndex),
+    Update {
+        leaf: LeafIndex,
+        key: Vec<u8>,
+    },
+    Policy {
+        policy: Vec<u8>,
+    },
+    HubKey,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingAdd {
+    pub reference: KeyPackageRef,
+    pub config: ClientQueueConfig,
+    pub not_after: Timestamp,
+}
+
+/// A member as the hub sees it beside its leaf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    pub recipient: RecipientId,
+    pub client: ClientUri,
+    pub config: ClientQueueConfig,
+    pub filter: FanoutFilter,
+    /// Of the request that set config and filter: a later one wins.
+    pub queue_timestamp: Timestamp,
+    pub last_active: Timestamp,
+    /// The sequence that made it a member.
+    pub since: Sequence,
+}
+
+/// Whoever a commit added and has not sent anything yet: it may ask for its epoch's information.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joiner {
+    pub leaf: LeafIndex,
+    pub epoch: Epoch,
+    pub key: Vec<u8>,
+    pub not_after: Timestamp,
+}
+
+/// What was accepted lately, so that a retry is answered and not repeated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    pub request: RequestKey,
+    pub accepted: Accepted,
+    pub commit: bool,
+}
+
+/// Everything of a group at one sequence.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub tree: Vec<u8>,
+    pub partial: Vec<u8>,
+    pub signer: LeafIndex,
+    pub members: Vec<(LeafIndex, Member)>,
+    pub pending: Vec<PendingRecord>,
+    pub joiners: Vec<(KeyPackageRef, Joiner)>,
+    pub remembered: Vec<Remembered>,
+    pub going: Vec<(LeafIndex, GoneReason, Timestamp)>,
+    pub next_sequence: Sequence,
+    pub next_recipient: RecipientId,
+    pub created_at: Timestamp,
+    pub deleted: bool,
+}
+
+/// A pending proposal in memory.
+#[derive(Debug, Clone)]
+pub struct Pending {
+    pub queued: QueuedProposal,
+    pub act: Act,
+    pub message: MlsMessage,
+    pub record: PendingRecord,
+}
+
+impl Pending {
+    /// # Errors
+    /// [`MlsProblem::Record`]
+    pub fn from_record(record: PendingRecord) -> Result<Self, MlsProblem> {
+        let author = match (record.hub, record.by) {
+            (true, _) => Author::Hub,
+            (false, Some(leaf)) => Author::Leaf(leaf),
+            // a newcomer's proof was judged when it came
+            (false, None) => Author::Newcomer { proof: None },
+        };
+        let what = match &record.target {
+            Target::Add { client, user, key, credential_type, print } => {
+                What::Add(Box::new(LeafIdentity {
+                    client: client.clone(),
+                    user: user.clone(),
+                    signature_key: key.clone(),
+                    credential_type: *credential_type,
+                    print: *print,
+                }))
+            }
+            Target::Remove(leaf) => What::Remove(*leaf),
+            Target::Leave(leaf) => What::Leave(*leaf),
+            Target::Update { leaf, .. } => What::Update(*leaf),
+            Target::Policy { policy } => {
+                What::Policy(Box::new(decode(policy).map_err(|_| MlsProblem::Record)?))
+            }
+            Target::HubKey => What::HubKey,
+        };
+        Ok(Self {
+            queued: from_record(&record.queued)?,
+            act: Act { author, what },
+            message: Raw::new(record.message.clone()).map_err(|_| MlsProblem::Record)?,
+            record,
+        })
+    }
+
+    /// # Errors
+    /// [`MlsProblem::Record`]
+    pub fn new(
+        queued: QueuedProposal,
+        act: Act,
+        message: MlsMessage,
+        since: Timestamp,
+        update_key: Vec<u8>,
+        added: Option<PendingAdd>,
+    ) -> Result<Self, MlsProblem> {
+        let target = match &act.what {
+            What::Add(identity) => Target::Add {
+                client: identity.client.clone(),
+                user: identity.user.clone(),
+                key: identity.signature_key.clone(),
+                credential_type: identity.credential_type,
+                print: identity.print,
+            },
+            What::Remove(leaf) => Target::Remove(*leaf),
+            What::Leave(leaf) => Target::Leave(*leaf),
+            What::Update(leaf) => Target::Update { leaf: *leaf, key: update_key },
+            What::Policy(policy) => Target::Policy { policy: encode(policy.as_ref()) },
+            What::HubKey => Target::HubKey,
+            What::Join(_) | What::Resync(_) => return Err(MlsProblem::Record),
+        };
+        let by = match &act.author {
+            Author::Leaf(leaf) => Some(*leaf),
+            Author::Hub | Author::Newcomer { .. } => None,
+        };
+        let record = PendingRecord {
+            queued: to_record(&queued)?,
+            message: message.as_slice().to_vec(),
+            since,
+            hub: act.author == Author::Hub,
+            by,
+            target,
+            added,
+        };
+        Ok(Self { queued, act, message, record })
+    }
+
+    /// The reference by which a commit covers it.
+    #[must_use]
+    pub fn reference(&self) -> &[u8] {
+        self.queued.proposal_reference_ref().as_slice()
+    }
+}
+
+impl CommitRecord {
+    /// # Errors
+    /// [`MlsProblem::Record`]
+    pub fn info_parts(&self) -> Result<InfoParts, MlsProblem> {
+        let partial: PartialGroupInfo = decode(&self.partial).map_err(|_| MlsProblem::Record)?;
+        Ok(InfoParts { partial, signer: self.signer })
+    }
+}

@@ -1,0 +1,66 @@
+//! What bounds a listener. Everything that a stranger can open, send or keep waiting is counted here.
+
+use std::time::Duration;
+
+/// The bounds of the client listener. `Default` is what a provider of some thousand clients wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Threads that serve HTTP.
+    pub workers: usize,
+    /// Open connections, all workers together. More wait in the backlog.
+    pub connections_max: usize,
+    /// Connections that the operating system keeps while none is accepted.
+    pub backlog: u32,
+    /// Requests that are being worked on; one more is answered `unavailable`.
+    pub requests_max: usize,
+    /// Long polls and streams together; one more is answered `unavailable`.
+    pub waiting_max: usize,
+    /// The largest body of any request. Endpoints with small requests have smaller limits of their own.
+    pub request_bytes_max: usize,
+    /// Memory for request bodies above [`SMALL_BODY_BYTES`], all requests together.
+    pub bodies_bytes_max: usize,
+    /// From the connection's (or the last answer's) end to a complete TLS handshake or request head.
+    pub header_timeout: Duration,
+    /// From the request head to the last byte of its body.
+    pub body_timeout: Duration,
+    /// From the last byte of the body to the answer; a long poll's waiting comes on top.
+    pub answer_timeout: Duration,
+    /// How long a connection may be idle between requests.
+    pub keep_alive: Duration,
+    /// The longest that a long poll waits, whatever it asks for.
+    pub poll_max: Duration,
+    /// From a stream's start to its first frame.
+    pub stream_open_timeout: Duration,
+    /// Between two pings on a stream. It is closed when two stay unanswered.
+    pub stream_ping: Duration,
+    /// How long a client may leave a frame unread before its stream is cut.
+    pub stream_stall: Duration,
+    /// How long requests in flight may take to end when the node stops.
+    pub drain_timeout: Duration,
+}
+
+/// Bodies up to this size are not counted in [`Limits::bodies_bytes_max`].
+pub const SMALL_BODY_BYTES: usize = 64 * 1024;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            workers: 2,
+            connections_max: 10_000,
+            backlog: 1024,
+            requests_max: 512,
+            waiting_max: 10_000,
+            request_bytes_max: 4 * 1024 * 1024 + 128 * 1024,
+            bodies_bytes_max: 256 * 1024 * 1024,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(75),
+            poll_max: Duration::from_secs(60),
+            stream_open_timeout: Duration::from_secs(5),
+            stream_ping: Duration::from_secs(30),
+            stream_stall: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(20),
+        }
+    }
+}

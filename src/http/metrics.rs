@@ -1,0 +1,102 @@
+//! What the listeners count. Labels are bounded: an unknown path is one name.
+
+use std::time::Duration;
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use super::endpoint::Endpoint;
+
+/// Counters of all listeners. Cheap to clone.
+#[derive(Clone)]
+pub struct HttpMetrics {
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    in_flight: IntGaugeVec,
+    ds_requests: IntCounterVec,
+    pub(super) streams: IntGauge,
+    pub(super) stream_entries: IntCounter,
+    pub(super) stream_closes: IntCounterVec,
+}
+
+impl HttpMetrics {
+    /// # Errors
+    /// Where `registry` already has metrics of these names.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let buckets = vec![
+            0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+            30.0, 60.0,
+        ];
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new("mimid_http_requests_total", "Answered requests by HTTP status"),
+                &["listener", "endpoint", "status"],
+            )?,
+            seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "mimid_http_request_seconds",
+                    "From a request's head to its answer, long polls without their waiting included",
+                )
+                .buckets(buckets),
+                &["listener", "endpoint"],
+            )?,
+            in_flight: IntGaugeVec::new(
+                Opts::new("mimid_http_requests_in_flight", "Requests that are not answered yet"),
+                &["listener"],
+            )?,
+            ds_requests: IntCounterVec::new(
+                Opts::new("mimid_ds_requests_total", "Delivery Service requests by DSStatus"),
+                &["operation", "status"],
+            )?,
+            streams: IntGauge::new("mimid_streams_open", "Streams that are open")?,
+            stream_entries: IntCounter::new(
+                "mimid_stream_entries_total",
+                "Queue entries sent through streams",
+            )?,
+            stream_closes: IntCounterVec::new(
+                Opts::new("mimid_stream_closes_total", "Streams that ended, by reason"),
+                &["reason"],
+            )?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.ds_requests.clone()))?;
+        registry.register(Box::new(metrics.streams.clone()))?;
+        registry.register(Box::new(metrics.stream_entries.clone()))?;
+        registry.register(Box::new(metrics.stream_closes.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Counts a request as in flight until the guard is dropped, also when its handler is.
+    pub(super) fn begin(&self, listener: &'static str) -> InFlight {
+        let gauge = self.in_flight.with_label_values(&[listener]);
+        gauge.inc();
+        InFlight(gauge)
+    }
+
+    pub(super) fn answered(
+        &self,
+        listener: &'static str,
+        endpoint: Endpoint,
+        status: u16,
+        took: Duration,
+    ) {
+        let path = endpoint.path();
+        self.requests.with_label_values(&[listener, path, &status.to_string()]).inc();
+        self.seconds.with_label_values(&[listener, path]).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn ds_answered(&self, operation: &'static str, status: &'static str) {
+        self.ds_requests.with_label_values(&[operation, status]).inc();
+    }
+}
+
+pub(super) struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,24 @@
+//! The listeners: HTTPS for a provider's own clients, plain HTTP on loopback for its operator.
+//!
+//! Here: reading a request within its limits, what it is called, and how an answer becomes HTTP. PROTOCOL.md §3
+//! ("A client and its own provider"). Deliberately absent: every rule (that is `actors::Node`'s), files and
+//! configuration (`server`). A limit and a timeout stand before everything that a stranger can make us do.
+
+mod answer;
+mod body;
+mod client;
+mod drain;
+mod endpoint;
+mod limits;
+mod metrics;
+mod ops;
+mod stream;
+mod tls;
+
+pub use client::{ClientListener, client_listener};
+pub use drain::{Drain, DrainSwitch};
+pub use endpoint::Endpoint;
+pub use limits::Limits;
+pub use metrics::HttpMetrics;
+pub use ops::{OpsListener, ops_listener};
+pub use tls::{TlsError, server_tls};

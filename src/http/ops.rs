@@ -1,0 +1,168 @@
+//! The operator's listener: plain HTTP, on loopback unless told otherwise. `/livez`, `/readyz`, `/metrics`, and
+//! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub.
+//!
+//! Whoever reaches this listener is trusted with what it shows; it shows no content and no names.
+
+use std::{
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::{Server, ServerHandle},
+    http::{StatusCode, header},
+    web,
+};
+use prometheus::{Registry, TextEncoder};
+
+use super::{
+    answer::{Answer, OCTET_STREAM, Refusal},
+    body::{self, BodyBudget},
+    drain::Drain,
+    endpoint::Form,
+};
+use crate::{
+    actors::Node,
+    wire::{
+        decode,
+        ds::{Detail, DsError, REQUEST_BYTES_MAX},
+        encode,
+        queueing::QueueingServiceRequest,
+    },
+};
+
+/// A bound ops listener: `server` is to be polled (spawned), `handle` stops it.
+pub struct OpsListener {
+    pub address: SocketAddr,
+    pub server: Server,
+    pub handle: ServerHandle,
+}
+
+struct Ops {
+    node: Node,
+    registry: Registry,
+    drain: Drain,
+    bodies: BodyBudget,
+}
+
+/// Binds the ops listener. Must be called inside an actix `System`.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub fn ops_listener(
+    node: Node,
+    listen: SocketAddr,
+    registry: Registry,
+    drain: Drain,
+) -> io::Result<OpsListener> {
+    let bodies = BodyBudget::new(2 * REQUEST_BYTES_MAX);
+    let ops = web::Data::new(Ops { node, registry, drain, bodies });
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(ops.clone())
+            .route("/livez", web::get().to(livez))
+            .route("/readyz", web::get().to(readyz))
+            .route("/metrics", web::get().to(metrics))
+            .route("/v1/deliver_message", web::post().to(deliver_message))
+            .default_service(web::to(|| async {
+                text(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics\n".to_owned())
+            }))
+    })
+    .workers(1)
+    .max_connections(CONNECTIONS_MAX)
+    .client_request_timeout(Duration::from_secs(5))
+    .keep_alive(Duration::from_secs(30))
+    .tcp_nodelay(true)
+    .shutdown_timeout(1)
+    .disable_signals()
+    .bind(listen)?;
+    let address = server.addrs().first().copied().unwrap_or(listen);
+    let server = server.run();
+    Ok(OpsListener { address, handle: server.handle(), server })
+}
+
+/// The process answers.
+async fn livez() -> HttpResponse {
+    text(StatusCode::OK, "alive\n".to_owned())
+}
+
+/// Clients can be sent here; where not, the body says why.
+async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
+    let mut reasons = Vec::new();
+    if ops.drain.is_draining() {
+        reasons.push("the node is stopping".to_owned());
+    }
+    if let Err(reason) = ops.node.store.writable() {
+        reasons.push(format!("the store takes no writes: {reason}"));
+    }
+    if reasons.is_empty() {
+        return text(StatusCode::OK, "ready\n".to_owned());
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
+}
+
+/// Prometheus' text format, version 0.0.4.
+async fn metrics(ops: web::Data<Ops>) -> HttpResponse {
+    match TextEncoder::new().encode_to_string(&ops.registry.gather()) {
+        Ok(body) => HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, prometheus::TEXT_FORMAT))
+            .body(body),
+        Err(error) => {
+            tracing::error!(%error, "metrics cannot be encoded");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "see the log\n".to_owned())
+        }
+    }
+}
+
+async fn deliver_message(
+    request: HttpRequest,
+    payload: web::Payload,
+    ops: web::Data<Ops>,
+) -> HttpResponse {
+    let started = Instant::now();
+    let body = match body::read(
+        &request,
+        payload,
+        REQUEST_BYTES_MAX + 4096,
+        Duration::from_secs(30),
+        &ops.bodies,
+    )
+    .await
+    {
+        Ok(body) => body,
+        Err(refusal) => return Answer::refused(Form::ClientResponse, refusal).into_response(),
+    };
+    let decoded: QueueingServiceRequest = match decode(&body.bytes) {
+        Ok(decoded) => decoded,
+        Err(error) => {
+            let detail = Detail::truncated(&error.to_string());
+            let refusal = Refusal::from(DsError::Malformed { detail });
+            return Answer::refused(Form::ClientResponse, refusal).into_response();
+        }
+    };
+    let from = ops.node.domain().clone();
+    let answer = ops.node.queueing_service_request(decoded, &from).await;
+    tracing::debug!(
+        listener = "ops",
+        endpoint = "/v1/deliver_message",
+        ?answer,
+        took_ms = started.elapsed().as_secs_f64() * 1000.0,
+        "request"
+    );
+    match answer {
+        Ok(answer) => HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, OCTET_STREAM))
+            .body(encode(&answer)),
+        Err(error) => Answer::refused(Form::ClientResponse, error.into()).into_response(),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
+        .body(body)
+}
+
+const CONNECTIONS_MAX: usize = 64;

@@ -1,0 +1,273 @@
+//! `GET /v1/stream`: a client's queue over a WebSocket. PROTOCOL.md §3.
+//!
+//! The first frame up is a ClientMessage with an `OpenStream`; then each binary frame down is one `QueueEntry` and each
+//! binary frame up is one `FeedAck`. How much may be unacknowledged is the queue's to judge. A stream ends with a close
+//! code: 1001 when the node stops or the client stopped answering pings, 1003 for anything but binary frames, 1009 for
+//! a frame that is too large, and 4000 + DSStatus for every refusal.
+
+use std::time::{Duration, Instant};
+
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, rt, web};
+use actix_ws::{CloseCode, CloseReason, Message, MessageStream, ProtocolError, Session};
+use tokio::{sync::OwnedSemaphorePermit, time};
+
+use super::{
+    answer::{Answer, Refusal},
+    client::{ClientApi, LISTENER, body_of, busy, client_message, finish},
+    endpoint::{Endpoint, Form},
+};
+use crate::{
+    actors::QueueStream,
+    wire::{
+        client::OpenStream,
+        decode,
+        ds::{Detail, DsError},
+        encode,
+        queueing::{FeedAck, QueueEntry},
+    },
+};
+
+/// The largest frame up: a ClientMessage around four bytes.
+const FRAME_UP_BYTES_MAX: usize = 4096;
+
+/// Turns the request into a stream, or says why not.
+pub async fn open(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<ClientApi>,
+) -> HttpResponse {
+    let started = Instant::now();
+    let refuse = |refusal: Refusal| {
+        finish(&api, Endpoint::Stream, started, Answer::refused(Form::ClientResponse, refusal))
+    };
+    if api.drain.is_draining() {
+        return refuse(busy().into());
+    }
+    let Ok(permit) = api.waiting.clone().try_acquire_owned() else {
+        return refuse(busy().into());
+    };
+    match actix_ws::handle(&request, payload) {
+        Ok((response, session, frames)) => {
+            let http = response.status().as_u16();
+            api.metrics.answered(LISTENER, Endpoint::Stream, http, started.elapsed());
+            let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
+            rt::spawn(run(api.clone(), session, frames, permit));
+            response
+        }
+        Err(error) => refuse(Refusal::http(
+            StatusCode::BAD_REQUEST,
+            &format!("this endpoint is a WebSocket over HTTP/1.1: {error}"),
+        )),
+    }
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client closed it, or its connection is gone.
+    Gone,
+    Draining,
+    PingsUnanswered,
+    /// A frame that was not read for longer than the limit.
+    Stalled,
+    NotBinary,
+    FrameTooLarge,
+    BadFrame(String),
+    Refused(DsError),
+}
+
+async fn run(
+    api: web::Data<ClientApi>,
+    mut session: Session,
+    mut frames: MessageStream,
+    _permit: OwnedSemaphorePermit,
+) {
+    api.metrics.streams.inc();
+    let end = match begin(&api, &mut frames).await {
+        Ok(queue) => deliver(&api, &mut session, &mut frames, queue).await,
+        Err(end) => end,
+    };
+    api.metrics.streams.dec();
+    let (reason, close) = end.into_close();
+    api.metrics.stream_closes.with_label_values(&[reason]).inc();
+    tracing::debug!(
+        listener = LISTENER,
+        endpoint = Endpoint::Stream.path(),
+        reason,
+        "stream ended"
+    );
+    if let Some(close) = close {
+        // a client that does not read its close frame is cut off with the connection
+        let _ = time::timeout(CLOSE_TIMEOUT, session.close(Some(close))).await;
+    }
+}
+
+/// Waits for the first frame, authenticates it and opens the queue.
+async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
+    let first = tokio::select! {
+        biased;
+        () = api.drain.started() => return Err(End::Draining),
+        first = time::timeout(api.limits.stream_open_timeout, first_frame(frames)) => first,
+    };
+    let first = first.unwrap_or_else(|_| {
+        let detail = Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
+        Err(End::Refused(DsError::Malformed { detail }))
+    })?;
+    let open = async {
+        let message = client_message(&first)?;
+        let OpenStream { window } = body_of(&message)?;
+        let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
+        api.node.open_stream(&client, window).await
+    };
+    open.await.map_err(End::Refused)
+}
+
+async fn first_frame(frames: &mut MessageStream) -> Result<Vec<u8>, End> {
+    loop {
+        match up(frames.recv().await)? {
+            Up::Binary(bytes) => return Ok(bytes.to_vec()),
+            Up::Ping(_) | Up::Pong => {}
+        }
+    }
+}
+
+/// Entries down, acknowledgements up, until one side has had enough.
+async fn deliver(
+    api: &ClientApi,
+    session: &mut Session,
+    frames: &mut MessageStream,
+    mut queue: QueueStream,
+) -> End {
+    let mut ping = time::interval(api.limits.stream_ping);
+    ping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    ping.reset();
+    let mut pings_unanswered = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = api.drain.started() => return End::Draining,
+            frame = frames.recv() => match up(frame) {
+                Ok(Up::Binary(bytes)) => match decode::<FeedAck>(&bytes) {
+                    Ok(ack) => queue.ack(ack),
+                    Err(error) => return End::BadFrame(error.to_string()),
+                },
+                Ok(Up::Ping(bytes)) => {
+                    if let Err(end) = in_time(api, session.pong(&bytes)).await {
+                        return end;
+                    }
+                }
+                Ok(Up::Pong) => pings_unanswered = 0,
+                Err(end) => return end,
+            },
+            _ = ping.tick() => {
+                if pings_unanswered == PINGS_UNANSWERED_MAX {
+                    return End::PingsUnanswered;
+                }
+                pings_unanswered += 1;
+                if let Err(end) = in_time(api, session.ping(b"")).await {
+                    return end;
+                }
+            }
+            entries = queue.next() => match entries {
+                Some(entries) => {
+                    if let Err(end) = send(api, session, &entries).await {
+                        return end;
+                    }
+                }
+                None => return End::Refused(DsError::Unauthenticated {
+                    detail: Detail::truncated("the device was deleted, or a newer stream replaced this one"),
+                }),
+            },
+        }
+    }
+}
+
+async fn send(api: &ClientApi, session: &mut Session, entries: &[QueueEntry]) -> Result<(), End> {
+    for entry in entries {
+        in_time(api, session.binary(encode(entry))).await?;
+        api.metrics.stream_entries.inc();
+    }
+    Ok(())
+}
+
+/// A client that does not read holds up nobody but itself, and not for ever.
+async fn in_time(
+    api: &ClientApi,
+    sent: impl Future<Output = Result<(), actix_ws::Closed>>,
+) -> Result<(), End> {
+    match time::timeout(api.limits.stream_stall, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(End::Gone),
+        Err(_) => Err(End::Stalled),
+    }
+}
+
+enum Up {
+    Binary(web::Bytes),
+    Ping(web::Bytes),
+    Pong,
+}
+
+fn up(frame: Option<Result<Message, ProtocolError>>) -> Result<Up, End> {
+    match frame {
+        None | Some(Ok(Message::Close(_)) | Err(ProtocolError::Io(_))) => Err(End::Gone),
+        Some(Ok(Message::Binary(bytes))) => Ok(Up::Binary(bytes)),
+        Some(Ok(Message::Ping(bytes))) => Ok(Up::Ping(bytes)),
+        Some(Ok(Message::Pong(_) | Message::Nop)) => Ok(Up::Pong),
+        Some(Ok(Message::Text(_) | Message::Continuation(_))) => Err(End::NotBinary),
+        Some(Err(ProtocolError::Overflow)) => Err(End::FrameTooLarge),
+        Some(Err(error)) => Err(End::BadFrame(error.to_string())),
+    }
+}
+
+impl End {
+    /// A name for metrics, and what the client is told, if it still listens.
+    fn into_close(self) -> (&'static str, Option<CloseReason>) {
+        let told = |code, text: &str| {
+            // RFC 6455 §5.5: a control frame holds 125 bytes, two of them the code
+            Some(CloseReason {
+                code,
+                description: Some(Detail::truncated(text).as_str().chars().take(60).collect()),
+            })
+        };
+        match self {
+            Self::Gone => ("gone", None),
+            Self::Draining => {
+                ("draining", told(CloseCode::Away, "the provider is stopping; reconnect"))
+            }
+            Self::PingsUnanswered => {
+                ("pings_unanswered", told(CloseCode::Away, "two pings were not answered"))
+            }
+            Self::Stalled => ("stalled", told(CloseCode::Policy, "entries were not read in time")),
+            Self::NotBinary => {
+                ("not_binary", told(CloseCode::Unsupported, "frames are binary and in one piece"))
+            }
+            Self::FrameTooLarge => {
+                ("frame_too_large", told(CloseCode::Size, "a frame up holds at most 4096 bytes"))
+            }
+            Self::BadFrame(error) => ("bad_frame", told(CloseCode::Other(4001), &error)),
+            Self::Refused(error) => {
+                // DSStatus is the first byte of an encoded error
+                let status = encode(&error).first().copied().unwrap_or_default();
+                let code = CloseCode::Other(4000 + u16::from(status));
+                ("refused", told(code, &format!("{}: {}", error.name(), error.detail())))
+            }
+        }
+    }
+}
+
+const PINGS_UNANSWERED_MAX: u32 = 2;
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_closes_with_its_status() {
+        let detail = Detail::truncated(&"ü".repeat(500));
+        let (reason, close) = End::Refused(DsError::Unauthenticated { detail }).into_close();
+        let close = close.unwrap();
+        assert_eq!((reason, close.code), ("refused", CloseCode::Other(4003)));
+        assert!(close.description.unwrap().len() <= 123, "it fits into a control frame");
+    }
+}

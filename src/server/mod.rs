@@ -1,0 +1,16 @@
+//! The composition root: from a configuration to a running node, and back to nothing.
+//!
+//! Here: configuration, the node's keys and certificate, telemetry, start and stop. Deliberately absent: anything
+//! that happens per request.
+
+pub mod config;
+pub mod endpoints;
+pub mod keys;
+mod run;
+mod setting;
+mod store_metrics;
+pub mod telemetry;
+
+pub use config::{Config, ConfigError};
+pub use endpoints::Endpoints;
+pub use run::{Running, StartError, start};

@@ -1,0 +1,74 @@
+//! What the store counts, as Prometheus asks for it: read at each scrape.
+
+use prometheus::{
+    Counter, Gauge,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use crate::store::{SharedStore, StoreStats};
+
+/// Exports [`StoreStats`].
+pub struct StoreMetrics {
+    store: SharedStore,
+    descs: Vec<Desc>,
+}
+
+type Read = fn(&StoreStats) -> f64;
+
+const COUNTERS: [(&str, &str, Read); 5] = [
+    ("mimid_store_batches_total", "Batches that were made durable", |stats| stats.batches as f64),
+    ("mimid_store_flushes_total", "Flushes; many batches share one", |stats| stats.flushes as f64),
+    ("mimid_store_flush_seconds_total", "Time spent flushing", |stats| {
+        stats.flush_us_total as f64 / 1e6
+    }),
+    ("mimid_store_writes_total", "Records written", |stats| stats.writes as f64),
+    ("mimid_store_written_bytes_total", "Bytes given to the engine", |stats| {
+        stats.bytes_written as f64
+    }),
+];
+const ON_DISK: (&str, &str) = ("mimid_store_disk_bytes", "Size of the store's files");
+const WRITABLE: (&str, &str) =
+    ("mimid_store_writable", "1 while writes are taken, 0 once the store is read-only");
+
+impl StoreMetrics {
+    /// # Errors
+    /// None for the names above.
+    pub fn new(store: SharedStore) -> Result<Self, prometheus::Error> {
+        let mut descs = Vec::new();
+        for (name, help, _) in COUNTERS {
+            descs.extend(Counter::new(name, help)?.desc().into_iter().cloned());
+        }
+        for (name, help) in [ON_DISK, WRITABLE] {
+            descs.extend(Gauge::new(name, help)?.desc().into_iter().cloned());
+        }
+        Ok(Self { store, descs })
+    }
+
+    fn read(&self) -> Result<Vec<MetricFamily>, prometheus::Error> {
+        let stats = self.store.stats();
+        let mut families = Vec::new();
+        for (name, help, read) in COUNTERS {
+            let counter = Counter::new(name, help)?;
+            counter.inc_by(read(&stats));
+            families.extend(counter.collect());
+        }
+        let writable = if self.store.writable().is_ok() { 1.0 } else { 0.0 };
+        for ((name, help), value) in [(ON_DISK, stats.bytes_on_disk as f64), (WRITABLE, writable)] {
+            let gauge = Gauge::new(name, help)?;
+            gauge.set(value);
+            families.extend(gauge.collect());
+        }
+        Ok(families)
+    }
+}
+
+impl Collector for StoreMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.read().unwrap_or_default()
+    }
+}

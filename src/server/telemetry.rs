@@ -1,0 +1,57 @@
+//! Log lines: structured, one per event, to stderr, for people or as JSON. No payloads, ever.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use super::config::{Log, LogFormat};
+
+/// Starts logging for the whole process. A second call changes nothing.
+///
+/// # Errors
+/// Where the level is none.
+pub fn start(log: &Log) -> Result<(), String> {
+    let builder = fmt().with_env_filter(filter(&log.level)?).with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Human => {
+            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
+        }
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // who started logging first keeps it
+    drop(started);
+    Ok(())
+}
+
+/// The filter for a level (`info`: mimid's own, libraries warn) or for directives (`info,mimid::http=debug`).
+///
+/// # Errors
+/// What is allowed.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    let allowed = "a level (error, warn, info, debug, trace, off) or directives such as \"info,mimid::http=debug\"";
+    // EnvFilter takes a misspelled level for the name of a module: words alone must be levels
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word.trim()));
+    if level.split(',').any(|part| !part.contains('=') && !is_level(part)) {
+        return Err(format!("{level:?} is not {allowed}"));
+    }
+    EnvFilter::builder()
+        .parse(level)
+        .map_err(|error| format!("{level:?} is not {allowed}: {error}"))
+}
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_none_is_refused_with_what_is_allowed() {
+        for good in ["info", "WARN", "off", "info,mimid::http=debug", "mimid=trace"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["", "inof", "info,", "mimid=loud", "debug mimid"] {
+            assert!(filter(bad).unwrap_err().contains("debug"), "{bad}");
+        }
+    }
+}
