@@ -19,7 +19,7 @@ use crate::{
     client::{
         Authorization, Client, ClientError, Outcome, Registration, Server,
         core::{
-            Event, GroupState, Home, Member, NewProposal, Operation, PolicyChange, SUITES,
+            Event, GroupState, Home, NewProposal, Operation, PolicyChange, SUITES,
         },
         system_clock,
     },
