@@ -68,6 +68,8 @@ enum Command {
         #[arg(long)]
         all: bool,
     },
+    /// Call a group something, in this home only
+    Name { group: String, name: String },
     /// Who is in a group, and what the group's policy lets them do
     Members { group: String },
     /// Add users, or one's own other devices, to a group
@@ -256,7 +258,8 @@ pub fn run(args: &Args) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     // a second call in one process finds one that is there
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(args.json, &error),
@@ -336,6 +339,11 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
             out.say(json!({ "group": group, "name": name }), format!("created {name}: {group}"));
         }
         Command::Groups { all } => groups(client, *all, out)?,
+        Command::Name { group, name } => {
+            let group = client.find_group(group)?.id;
+            client.member().name_group(&group, name)?;
+            out.say(json!({ "group": group, "name": name }), format!("{group} is called {name}"));
+        }
         Command::Members { group } => members(&client.find_group(group)?, out),
         Command::Add { group, users, own } => {
             let group = client.find_group(group)?.id;
@@ -354,7 +362,10 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         Command::Leave { group } => {
             let group = client.find_group(group)?.id;
             let outcome = client.leave(&group).await?;
-            out.done(&outcome, "leaving: it takes effect with the next change that another member makes");
+            out.done(
+                &outcome,
+                "leaving: it takes effect with the next change that another member makes",
+            );
         }
         Command::Join { group, hub, code, name, ask } => {
             let hub = hub.clone().unwrap_or_else(|| group.domain());
@@ -399,7 +410,8 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         Command::Accept { user } => {
             let user = user_named(client, user)?;
             let group = client.accept(&user).await?;
-            let line = format!("connected with {user}; your group of two is called {}", user.name());
+            let line =
+                format!("connected with {user}; your group of two is called {}", user.name());
             out.say(json!({ "connected": user, "group": group }), line);
         }
         Command::Contacts => {
@@ -497,8 +509,7 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
         UserUri::of(&domain, &args.user)
     }
     .map_err(|error| invalid(error.to_string()))?;
-    let client =
-        ClientUri::of(&user, &args.device).map_err(|error| invalid(error.to_string()))?;
+    let client = ClientUri::of(&user, &args.device).map_err(|error| invalid(error.to_string()))?;
     let registration = Registration {
         client: client.clone(),
         server,
@@ -508,8 +519,7 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
     make_private(home)?;
     let database = home.join(DATABASE);
     let was_there = database.exists();
-    let registered =
-        Client::register(Home::open(&database)?, registration, system_clock()).await;
+    let registered = Client::register(Home::open(&database)?, registration, system_clock()).await;
     let registered = match registered {
         Ok(registered) => registered,
         Err(error) => {
@@ -674,7 +684,8 @@ async fn change_policy(client: &Client, args: &Policy, out: &Out) -> Result<(), 
     }
     for given in &args.role {
         let (user, role) = pair(given)?;
-        changes.push(PolicyChange::Role { user: user_named(client, user)?, role: role_named(role)? });
+        changes
+            .push(PolicyChange::Role { user: user_named(client, user)?, role: role_named(role)? });
     }
     for given in &args.may {
         let (right, role) = pair(given)?;
@@ -757,8 +768,11 @@ async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<
     if events.is_empty() && !out.json {
         out.say(Value::Null, "nothing new");
     }
-    for (number, event) in events {
-        show(number, &event);
+    for (number, event) in &events {
+        show(*number, event);
+    }
+    if let Some((last, _)) = events.last() {
+        client.member().forget_events(last.saturating_sub(EVENTS_KEPT))?;
     }
     received.map(|_| ())
 }
@@ -794,9 +808,23 @@ fn describe(event: &Event, group: Option<&GroupView>) -> String {
     match event {
         Event::Message { sender, text, content, .. } => match text {
             Some(text) => format!("{name}{}: {}", short(sender), printable(text)),
-            None => format!("{name}{} sent something without text ({} bytes)", short(sender), content.len()),
+            None => format!(
+                "{name}{} sent something without text ({} bytes)",
+                short(sender),
+                content.len()
+            ),
         },
-        Event::Joined { epoch, .. } => format!("{name}you are in (epoch {epoch})"),
+        Event::Joined { epoch, group: id } => {
+            let hint = match group {
+                Some(group) if group.name.is_empty() => {
+                    let tail = id.as_str().rsplit('/').next().unwrap_or_default();
+                    let tail = tail.get(..8).unwrap_or(tail);
+                    format!("; give it a name: mimid client name {tail} NAME")
+                }
+                Some(_) | None => String::new(),
+            };
+            format!("{name}you are in (epoch {epoch}){hint}")
+        }
         Event::Changed { by, added, removed, policy, epoch, .. } => {
             let by = by.as_ref().map_or_else(|| "somebody".to_owned(), short);
             let mut parts = Vec::new();
@@ -826,14 +854,18 @@ fn describe(event: &Event, group: Option<&GroupView>) -> String {
             format!("{from} asks to connect: mimid client accept {}", from.name())
         }
         Event::Connected { user } => format!("connected with {user}"),
-        Event::KeyPackagesLow { left } => format!("{left} KeyPackages were left; new ones are published"),
+        Event::KeyPackagesLow { left } => {
+            format!("{left} KeyPackages were left; new ones are published")
+        }
         Event::Misbehaviour { what } => format!("warning: {what}"),
     }
 }
 
 /// Text of others must not steer the terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+        .collect()
 }
 
 fn policy_json(policy: &crate::wire::extensions::GroupPolicy) -> Value {
@@ -873,9 +905,9 @@ fn role_named(name: &str) -> Result<Role, ClientError> {
         "member" => Ok(Role::Member),
         "moderator" => Ok(Role::Moderator),
         "admin" => Ok(Role::Admin),
-        other => Err(invalid(format!(
-            "{other:?} is no role; they are banned, member, moderator, admin"
-        ))),
+        other => {
+            Err(invalid(format!("{other:?} is no role; they are banned, member, moderator, admin")))
+        }
     }
 }
 
@@ -947,14 +979,12 @@ fn write_secret(file: &Path, bytes: &[u8]) -> Result<(), ClientError> {
 }
 
 fn read_text(file: &Path) -> Result<String, ClientError> {
-    std::fs::read_to_string(file)
-        .map_err(|error| invalid(format!("{}: {error}", file.display())))
+    std::fs::read_to_string(file).map_err(|error| invalid(format!("{}: {error}", file.display())))
 }
 
 fn read_authorization(file: &Path) -> Result<Authorization, ClientError> {
-    serde_json::from_str(&read_text(file)?).map_err(|_| {
-        invalid(format!("{} is not what `devices authorize` writes", file.display()))
-    })
+    serde_json::from_str(&read_text(file)?)
+        .map_err(|_| invalid(format!("{} is not what `devices authorize` writes", file.display())))
 }
 
 fn invalid(text: impl Into<String>) -> ClientError {
@@ -962,5 +992,7 @@ fn invalid(text: impl Into<String>) -> ClientError {
 }
 
 const DATABASE: &str = "client.sqlite";
+/// Events that are kept after they were shown.
+const EVENTS_KEPT: u64 = 10_000;
 /// The number of the last event that was shown.
 const SHOWN: &str = "shown";

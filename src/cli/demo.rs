@@ -18,9 +18,7 @@ use super::FAILED;
 use crate::{
     client::{
         Authorization, Client, ClientError, Outcome, Registration, Server,
-        core::{
-            Event, GroupState, Home, NewProposal, Operation, PolicyChange, SUITES,
-        },
+        core::{Event, GroupState, Home, NewProposal, Operation, PolicyChange, SUITES},
         system_clock,
     },
     server::Endpoints,
@@ -53,7 +51,8 @@ pub fn run(args: &Args) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
     // a second call in one process finds one that is there
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
     let started = Instant::now();
     let folder = match Folder::make(args.keep.as_deref()) {
         Ok(folder) => folder,
@@ -167,11 +166,8 @@ struct Provider {
 impl Provider {
     async fn start(folder: &Path, listen: &str) -> Result<Self, Broke> {
         let provider = |error: std::io::Error| Broke::Provider(error.to_string());
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(folder.join(LOG))
-            .map_err(provider)?;
+        let log =
+            File::options().create(true).append(true).open(folder.join(LOG)).map_err(provider)?;
         let data = folder.join("provider");
         let mut child = Command::new(std::env::current_exe().map_err(provider)?)
             .args(["serve", "--domain", DOMAIN, "--listen", listen, "--ops-listen", "127.0.0.1:0"])
@@ -260,11 +256,7 @@ const BOB_2: usize = 3;
 const CAROL_2: usize = 4;
 
 impl<'a> Play<'a> {
-    async fn begin(
-        args: &'a Args,
-        folder: &Path,
-        tally: &'a mut Tally,
-    ) -> Result<Self, Broke> {
+    async fn begin(args: &'a Args, folder: &Path, tally: &'a mut Tally) -> Result<Self, Broke> {
         let provider = Provider::start(folder, "127.0.0.1:0").await?;
         println!("A provider for {DOMAIN} runs at {} (TLS 1.3, sled).", provider.endpoints.client);
         Ok(Self {
@@ -338,12 +330,11 @@ impl<'a> Play<'a> {
         let name = format!("{user}/{device}");
         let broke = |error: ClientError| Broke::Client { what: format!("{name} registers"), error };
         let user = UserUri::of(&domain()?, user).map_err(|error| Broke::Not(error.to_string()))?;
-        let client =
-            ClientUri::of(&user, device).map_err(|error| Broke::Not(error.to_string()))?;
+        let client = ClientUri::of(&user, device).map_err(|error| Broke::Not(error.to_string()))?;
         let certificate = match &self.provider.endpoints.certificate {
-            Some(path) => Some(
-                std::fs::read_to_string(path).map_err(|e| Broke::Provider(e.to_string()))?,
-            ),
+            Some(path) => {
+                Some(std::fs::read_to_string(path).map_err(|e| Broke::Provider(e.to_string()))?)
+            }
             None => None,
         };
         let registration = Registration {
@@ -355,8 +346,8 @@ impl<'a> Play<'a> {
         let path = self.folder.join(format!("{}.sqlite", name.replace('/', "-")));
         let home = Home::open(&path).map_err(|error| broke(error.into()))?;
         let registered = Client::register(home, registration, system_clock());
-        let client = counted(self.tally, "register, key packages, queue tokens", &name, registered)
-            .await?;
+        let client =
+            counted(self.tally, "register, key packages, queue tokens", &name, registered).await?;
         self.actors.push(Actor { name, user, client, expected: BTreeMap::new() });
         Ok(self.actors.len() - 1)
     }
@@ -366,8 +357,10 @@ impl<'a> Play<'a> {
         pairs.extend((CAROL_2 + 1..self.actors.len()).map(|other| (ALICE, other)));
         for (one, other) in pairs {
             let (asking, asked) = (self.user(one), self.user(other));
-            self.done("connect: sealed offer to each device", one, async |c| c.connect(&asked).await)
-                .await?;
+            self.done("connect: sealed offer to each device", one, async |c| {
+                c.connect(&asked).await
+            })
+            .await?;
             self.receive(other).await?;
             let request = self.actors[other].client.member().requests();
             let found = request.is_ok_and(|all| all.iter().any(|it| it.from == asking));
@@ -450,11 +443,7 @@ impl<'a> Play<'a> {
         self.agree(team, &[]).await
     }
 
-    async fn roles_and_proposals(
-        &mut self,
-        team: &mut Room,
-        laptop: usize,
-    ) -> Result<(), Broke> {
+    async fn roles_and_proposals(&mut self, team: &mut Room, laptop: usize) -> Result<(), Broke> {
         let id = team.id.clone();
         let moderator = PolicyChange::Role { user: self.user(BOB), role: Role::Moderator };
         self.done("update-group: policy, roles", ALICE, async |c| {
@@ -501,9 +490,9 @@ impl<'a> Play<'a> {
         self.is_out(CAROL_2, &id)?;
 
         let user = self.user(CAROL);
-        let key_packages =
-            self.done("group key packages", CAROL, async |c| c.group_key_packages(&id, &user).await)
-                .await?;
+        let key_packages = self
+            .done("group key packages", CAROL, async |c| c.group_key_packages(&id, &user).await)
+            .await?;
         let add = key_packages.into_iter().find(|(client, _)| *client == second);
         let add = add.ok_or_else(|| Broke::Not("no KeyPackage of carol's laptop".to_owned()))?;
         self.propose(CAROL, &id, "propose: Add", NewProposal::Add(add.1)).await?;
