@@ -1,5 +1,7 @@
 //! KeyPackages, through the node.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
+
 use std::collections::HashSet;
 
 use super::testing::*;
