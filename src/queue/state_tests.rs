@@ -400,7 +400,9 @@ fn what_was_accepted_behind_the_removal_is_not_delivered_even_if_read_with_it() 
         world.leave(1, true);
         world.append(1, false, None);
     });
-    assert_eq!(sequences(&entries.unwrap()), [(1, 2), (1, 3), (1, 4)]);
+    let entries = entries.unwrap();
+    assert_eq!(sequences(&entries), [(1, 2), (1, 3), (1, 4)]);
+    assert_eq!(entries[2].event, QueueEvent::Removed, "not what was accepted as number 4");
     assert_eq!(world.state.next(), Next::Idle);
 }
 
@@ -698,6 +700,9 @@ impl Client {
                 if let QueueEvent::Gap { next_available } = entry.event {
                     feed.gaps.push((entry.previous.0, next_available.0));
                 }
+                let before = feed.got.range(..sequence).next_back().map_or(0, |(known, _)| *known);
+                let chained = entry.previous.0 == before || !feed.gaps.is_empty();
+                assert!(chained, "{entry:?} again, after {before}");
                 continue;
             }
             // acknowledgements that a crash lost may leave a gap that begins before what was received
@@ -833,6 +838,9 @@ proptest! {
                         }
                         Some(event) => prop_assert_eq!(number(event), *number_expected),
                     }
+                }
+                if let (true, Some(last)) = (membership.removed, membership.last) {
+                    prop_assert_eq!(received.got.get(&(last + 1)), Some(&QueueEvent::Removed));
                 }
                 for (sequence, event) in &received.got {
                     let known = expected.contains(sequence) || matches!(event, QueueEvent::Gap { .. });
