@@ -749,7 +749,7 @@ proptest! {
                 8..=10 => {
                     for _ in 0..=(x % 6) {
                         let entries = world.step(|world| match x % 5 {
-                            0 => world.leave(seed, true),
+                            0 => { world.leave(seed, true); world.append(seed, true, None); }
                             1 => { world.append(seed, false, None); }
                             2 => world.trim(seed, false),
                             _ => {}
