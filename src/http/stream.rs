@@ -23,6 +23,7 @@ use crate::{
         decode,
         ds::{Detail, DsError},
         encode,
+        ids::ClientUri,
         queueing::{FeedAck, QueueEntry},
     },
 };
@@ -83,7 +84,7 @@ async fn run(
 ) {
     api.metrics.streams.inc();
     let end = match begin(&api, &mut frames).await {
-        Ok(queue) => deliver(&api, &mut session, &mut frames, queue).await,
+        Ok((client, queue)) => deliver(&api, &mut session, &mut frames, &client, queue).await,
         Err(end) => end,
     };
     api.metrics.streams.dec();
@@ -102,7 +103,10 @@ async fn run(
 }
 
 /// Waits for the first frame, authenticates it and opens the queue.
-async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
+async fn begin(
+    api: &ClientApi,
+    frames: &mut MessageStream,
+) -> Result<(ClientUri, QueueStream), End> {
     let first = tokio::select! {
         biased;
         () = api.drain.started() => return Err(End::Draining),
@@ -116,7 +120,8 @@ async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStrea
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
-        api.node.open_stream(&client, window).await
+        let queue = api.node.open_stream(&client, window).await?;
+        Ok((client, queue))
     };
     open.await.map_err(End::Refused)
 }
@@ -135,6 +140,7 @@ async fn deliver(
     api: &ClientApi,
     session: &mut Session,
     frames: &mut MessageStream,
+    client: &ClientUri,
     mut queue: QueueStream,
 ) -> End {
     let mut ping = time::interval(api.limits.stream_ping);
@@ -173,12 +179,30 @@ async fn deliver(
                         return end;
                     }
                 }
-                None => return End::Refused(DsError::Unauthenticated {
-                    detail: Detail::truncated("the device was deleted, or a newer stream replaced this one"),
-                }),
+                None => return over(api, client).await,
             },
         }
     }
+}
+
+/// Why the queue ended the stream: a client that is told `unavailable` comes back, one that is told
+/// `unauthenticated` need not.
+async fn over(api: &ClientApi, client: &ClientUri) -> End {
+    if api.drain.is_draining() {
+        return End::Draining;
+    }
+    let gone = match api.node.store.device(client).await {
+        Ok(device) => device.is_none_or(|device| device.deleted_at.is_some()),
+        Err(_) => false,
+    };
+    End::Refused(if gone {
+        DsError::Unauthenticated { detail: Detail::truncated("the device was deleted") }
+    } else {
+        DsError::Unavailable {
+            detail: Detail::truncated("another session took over, or reconnect"),
+            retry_after_ms: 1000,
+        }
+    })
 }
 
 async fn send(api: &ClientApi, session: &mut Session, entries: &[QueueEntry]) -> Result<(), End> {

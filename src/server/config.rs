@@ -425,14 +425,14 @@ impl Loading {
         for (name, value) in &table {
             let place = at(name.span().start);
             let (name, value) = (name.get_ref().as_ref(), value.get_ref());
-            match value {
-                DeValue::Table(section) if is_section(name) => {
+            match value.as_table().filter(|_| is_section(name)) {
+                Some(section) => {
                     for (inner, value) in section {
                         let key = format!("{name}.{}", inner.get_ref());
                         self.set(&key, Given::Toml(value.get_ref()), at(inner.span().start));
                     }
                 }
-                _ => self.set(name, Given::Toml(value), place),
+                None => self.set(name, Given::Toml(value), place),
             }
         }
     }
