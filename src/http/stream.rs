@@ -41,6 +41,9 @@ pub async fn open(
     let refuse = |refusal: Refusal| {
         finish(&api, Endpoint::Stream, started, Answer::refused(Form::ClientResponse, refusal))
     };
+    if let Err(error) = api.admit(&request) {
+        return refuse(error.into());
+    }
     if api.drain.is_draining() {
         return refuse(busy().into());
     }
