@@ -50,8 +50,7 @@ impl Addresses {
         } else {
             EVERYONE_ELSE
         };
-        let bucket =
-            buckets.entry(key).or_insert(Bucket { tokens: self.burst, filled_at: now });
+        let bucket = buckets.entry(key).or_insert(Bucket { tokens: self.burst, filled_at: now });
         bucket.tokens = self.tokens(bucket, now);
         bucket.filled_at = now;
         if bucket.tokens < 1.0 {

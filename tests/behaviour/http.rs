@@ -1,5 +1,7 @@
 //! The listeners from outside, over real sockets and TLS: what a stranger can and cannot do to them.
 
+mod signed;
+
 use std::{
     fs,
     io::{Read, Write},
