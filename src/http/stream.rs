@@ -23,7 +23,6 @@ use crate::{
         decode,
         ds::{Detail, DsError},
         encode,
-        ids::ClientUri,
         queueing::{FeedAck, QueueEntry},
     },
 };
@@ -87,7 +86,7 @@ async fn run(
 ) {
     api.metrics.streams.inc();
     let end = match begin(&api, &mut frames).await {
-        Ok((client, queue)) => deliver(&api, &mut session, &mut frames, &client, queue).await,
+        Ok(queue) => deliver(&api, &mut session, &mut frames, queue).await,
         Err(end) => end,
     };
     api.metrics.streams.dec();
@@ -106,10 +105,7 @@ async fn run(
 }
 
 /// Waits for the first frame, authenticates it and opens the queue.
-async fn begin(
-    api: &ClientApi,
-    frames: &mut MessageStream,
-) -> Result<(ClientUri, QueueStream), End> {
+async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
     let first = tokio::select! {
         biased;
         () = api.drain.started() => return Err(End::Draining),
@@ -123,8 +119,7 @@ async fn begin(
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
-        let queue = api.node.open_stream(&client, window).await?;
-        Ok((client, queue))
+        api.node.open_stream(&client, window).await
     };
     open.await.map_err(End::Refused)
 }
@@ -143,7 +138,6 @@ async fn deliver(
     api: &ClientApi,
     session: &mut Session,
     frames: &mut MessageStream,
-    client: &ClientUri,
     mut queue: QueueStream,
 ) -> End {
     let mut ping = time::interval(api.limits.stream_ping);
@@ -182,29 +176,20 @@ async fn deliver(
                         return end;
                     }
                 }
-                None => return over(api, client).await,
+                None => return over(api),
             },
         }
     }
 }
 
-/// Why the queue ended the stream: a client that is told `unavailable` comes back, one that is told
-/// `unauthenticated` need not.
-async fn over(api: &ClientApi, client: &ClientUri) -> End {
+/// The queue ended the session, and does not say why: a client that comes back learns whether its device is gone.
+fn over(api: &ClientApi) -> End {
     if api.drain.is_draining() {
         return End::Draining;
     }
-    let gone = match api.node.store.device(client).await {
-        Ok(device) => device.is_none_or(|device| device.deleted_at.is_some()),
-        Err(_) => false,
-    };
-    End::Refused(if gone {
-        DsError::Unauthenticated { detail: Detail::truncated("the device was deleted") }
-    } else {
-        DsError::Unavailable {
-            detail: Detail::truncated("another session took over, or reconnect"),
-            retry_after_ms: 1000,
-        }
+    End::Refused(DsError::Unavailable {
+        detail: Detail::truncated("another session took over, or reconnect"),
+        retry_after_ms: 1000,
     })
 }
 

@@ -236,7 +236,10 @@ fn a_stream_delivers_takes_acknowledgements_and_ends_with_its_device() {
         let body = DeleteDevice { client: alice.client.clone() };
         assert_eq!(alice.post(&provider, "/v1/devices/delete", &encode(&body)).status, 200);
         let (code, reason) = closing(&mut stream).await;
-        assert_eq!((code, reason.contains("deleted")), (4003, true), "{reason}");
+        assert_eq!(code, 4018, "{reason}");
+        let mut again = opened(&provider, &alice).await;
+        let (code, reason) = closing(&mut again).await;
+        assert_eq!(code, 4003, "who comes back learns that its device is gone: {reason}");
     });
 }
 
