@@ -74,7 +74,7 @@ fn who(address: IpAddr) -> IpAddr {
             octets[8..].fill(0);
             Ipv6Addr::from(octets).into()
         }
-        other => other,
+        v4_or_loopback @ (IpAddr::V4(_) | IpAddr::V6(_)) => v4_or_loopback,
     }
 }
 

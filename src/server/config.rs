@@ -640,7 +640,7 @@ mod tests {
                 let place = match problem.place {
                     Place::Line { line, .. } => format!("line {line}"),
                     Place::Variable(name) => name,
-                    other => other.to_string(),
+                    place @ (Place::File(_) | Place::Default) => place.to_string(),
                 };
                 (place, problem.message)
             })
