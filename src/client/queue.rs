@@ -27,6 +27,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
+        self.member().revive()?;
         self.resume().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;

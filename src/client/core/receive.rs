@@ -11,7 +11,7 @@ use super::{
     build::{join_config, references},
     epoch_of,
     identity::StoredKey,
-    records::{Contact, Effect, FeedRecord, GroupRecord, Operation, Pending},
+    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
     view::{policy_of, roster_of},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
         roster::Roster,
     },
     wire::{
-        codec::{decode, encode},
+        codec::{Raw, decode, encode},
         extensions::JoinProof,
         ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Timestamp, Sequence},
         mls::MlsMessage,
@@ -145,7 +145,8 @@ impl Member {
         let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())? else {
             return Ok(Handled::Taken);
         };
-        if record.feed.is_some_and(|current| entry.feed < current) {
+        let before = record.past_feed.is_some_and(|past| entry.feed <= past);
+        if before || record.feed.is_some_and(|current| entry.feed < current) {
             // of a membership before this one
             return Ok(Handled::Taken);
         }
@@ -225,14 +226,6 @@ impl Member {
         welcome: &MlsMessage,
         now: Timestamp,
     ) -> Result<Handled, CoreError> {
-        if let Some(record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())?
-            && matches!(record.state, GroupState::Active | GroupState::Lost)
-        {
-            self.push(&Event::Misbehaviour {
-                what: format!("a Welcome came to {id}, which this client is in"),
-            })?;
-            return Ok(Handled::Taken);
-        }
         let found = self.peek(welcome);
         let (key_package, epoch) = match found {
             Ok((key_package, group, epoch)) if group == *id => (key_package, epoch),
@@ -248,6 +241,22 @@ impl Member {
                 return Ok(Handled::Taken);
             }
         };
+        if let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())?
+            && matches!(record.state, GroupState::Active | GroupState::Lost)
+        {
+            let ours = self.load(id).map(|group| epoch_of(&group)).unwrap_or_default();
+            if epoch > ours {
+                // this client was removed and added again, and has not come to that in the group's feed
+                let (hub, welcome) = (hub.clone(), welcome.as_slice().to_vec());
+                record.welcome = Some(KeptWelcome { hub, welcome, came_at: now });
+                self.put_record(id, &record)?;
+            } else {
+                self.push(&Event::Misbehaviour {
+                    what: format!("a Welcome came to {id}, which this client is in"),
+                })?;
+            }
+            return Ok(Handled::Taken);
+        }
         for (request, group, operation) in self.pending()? {
             // who asked to be let in and now is added needs no other way
             if group == *id
@@ -587,17 +596,21 @@ impl Member {
     /// This client is not a member any more.
     fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
         record.state = GroupState::Left;
+        let kept = record.welcome.take();
         self.put_record(id, &record)?;
         for (request, group, _) in self.pending()? {
             if group == *id
-                && let Some((key, pending)) = self.find_pending(request)?
+                && let Some((key, _)) = self.find_pending(request)?
             {
                 self.home.remove(Kind::Pending, &key)?;
-                drop(pending);
             }
         }
         self.home.lift(id)?;
-        self.push(&Event::Removed { group: id.clone() })
+        self.push(&Event::Removed { group: id.clone() })?;
+        if let Some(kept) = kept {
+            self.welcomed(id, &kept.hub, &Raw::new(kept.welcome)?, kept.came_at)?;
+        }
+        Ok(())
     }
 
     /// This state cannot follow the group any more: a resync is begun.
@@ -606,14 +619,7 @@ impl Member {
         record.state = GroupState::Lost;
         self.put_record(id, &record)?;
         self.push(&Event::Lost { group: id.clone(), why })?;
-        let pending = self.pending()?;
-        let begun = |(_, group, operation): &(_, GroupId, Operation)| {
-            group == id && *operation == Operation::Resync
-        };
-        if !pending.iter().any(begun) {
-            self.keep(id, Operation::Resync)?;
-        }
-        Ok(())
+        self.keep_resync(id)
     }
 }
 
