@@ -1,8 +1,12 @@
 //! What mimid promises, by behaviour: one binary, because linking it is the slow part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod groups;
 mod http;
 mod layers;
 mod samples;
 mod vectors;
 mod wire;
+
+#[path = "../support/world.rs"]
+mod world;
