@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("policy", &["wire", "crypto"]),
     ("group", RULES),
     ("queue", RULES),
-    ("key_package", RULES),
+    ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
     ("account", RULES),
     ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
     ("metrics", &["wire"]),

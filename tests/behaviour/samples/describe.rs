@@ -9,6 +9,7 @@ use mimid::wire::{
     ds::*,
     extensions::*,
     ids::*,
+    import::*,
     key_packages::*,
     portability::*,
     queueing::*,
@@ -338,6 +339,8 @@ structs! {
     DeliverBatchRequest { items }
     DeliveryFailure { item, problem, recipient, next_sequence }
     DeliverBatchResponse { failures }
+    GroupImport { group_id, group_info, ratchet_tree, members }
+    MemberImport { leaf_index, client_queue_config }
     QueueEntry { feed, sequence, previous, accepted_at, group_id, event }
     FeedAck { feed, sequence }
 }
