@@ -1,5 +1,5 @@
 //! criterion benches: `cargo bench --bench provider`. A speed claim names its bench and gives before and after of one run.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod decode;
 
