@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Exit codes are for people and scripts: 0 done, 1 failed, 2 wrong usage or
 //! configuration.
 
+pub mod admin;
 pub mod check_config;
 pub mod serve;
 
@@ -22,6 +23,8 @@ enum Command {
     Serve(serve::Args),
     /// Say what a configuration means, and what is wrong with it
     CheckConfig(check_config::Args),
+    /// Operate a provider that runs
+    Admin(admin::Args),
 }
 
 /// It did not work.
@@ -36,5 +39,6 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Admin(args) => admin::run(&args),
     }
 }

@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod http;
+mod large_group;
 mod layers;
 mod samples;
+#[path = "../support/mod.rs"]
+mod support;
 mod vectors;
 mod wire;
