@@ -6,6 +6,8 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+pub mod deliver;
+mod errors;
 pub mod group;
 pub mod groups;
 pub mod hints;
@@ -16,6 +18,7 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod queue;
+pub mod tokens;
 
 pub use clock::Clock;
 pub use groups::GroupOptions;

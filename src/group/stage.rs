@@ -13,7 +13,7 @@ use crate::{
     crypto::verify_with_label,
     policy::{
         self,
-        change::{Act, CommitChange, What, of_commit},
+        change::{Act, Author, CommitChange, What, of_commit},
         leaf::{client_of, user_key_of, verify_user_key},
         pending::{goes, must_cover},
     },
@@ -495,7 +495,12 @@ impl GroupState {
             return Err(Reject::InvalidCommit("who is to be removed cannot commit".into()));
         }
         let judged_as = if operation == Operation::Resync { None } else { committer };
-        policy::judge(&self.policy, &self.roster, &self.id, judged_as, &change.acts)?;
+        // a newcomer's own Add was judged, with its proof, when it was proposed in this epoch
+        let newcomers = |act: &&Act| {
+            !matches!((&act.author, &act.what), (Author::Newcomer { .. }, What::Add(_)))
+        };
+        let acts: Vec<Act> = change.acts.iter().filter(newcomers).cloned().collect();
+        policy::judge(&self.policy, &self.roster, &self.id, judged_as, &acts)?;
         let grows = change.added.len() + usize::from(change.joined.is_some());
         let after = self.roster.len() + grows - change.removed.len();
         if grows > 0 && after > self.hub.settings.members_max {

@@ -204,3 +204,64 @@ fn text(status: StatusCode, body: String) -> HttpResponse {
 
 const CONNECTIONS_MAX: usize = 64;
 const IMPORT_TIMEOUT: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{body::to_bytes, rt::task::spawn_blocking};
+
+    use super::*;
+    use crate::{
+        account::Registration,
+        actors::{
+            GroupOptions, Limits, Metrics, NodeParts, arbiters::ArbiterPool, clock::SystemClock,
+        },
+        crypto::BoxKey,
+        http::DrainSwitch,
+        queue::token::TokenKeys,
+        store::{Batch, Write, faults::Fault, memory::Disk},
+        wire::ids::Domain,
+    };
+
+    #[actix_web::test]
+    async fn a_read_only_store_and_a_drain_are_not_ready_and_say_why() {
+        let disk = Disk::new();
+        let store = disk.open().unwrap();
+        let (arbiters, threads) = ArbiterPool::start(1).unwrap();
+        let domain = Domain::new("a.example").unwrap();
+        let metrics = Metrics::new().unwrap();
+        let registry = metrics.registry.clone();
+        let node = Node::new(NodeParts {
+            groups: GroupOptions::new(domain.clone()),
+            domain,
+            store: store.clone(),
+            clock: std::sync::Arc::new(SystemClock),
+            limits: Limits::default(),
+            registration: Registration::Closed,
+            token_keys: TokenKeys::new(vec![(1, BoxKey::generate().unwrap())]).unwrap(),
+            external_senders: Vec::new(),
+            metrics,
+            arbiters,
+        });
+        let (switch, drain) = DrainSwitch::new();
+        let (bodies, imports) = (BodyBudget::new(0), BodyBudget::new(0));
+        let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
+        let ready = async || {
+            let response = readyz(ops.clone()).await;
+            let status = response.status().as_u16();
+            let body = to_bytes(response.into_body()).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        assert_eq!(ready().await, (200, "ready\n".to_owned()));
+
+        disk.faults().fail_flush(1, Fault::Lost);
+        let write = Batch::new().and(Write::Node { name: "n", bytes: vec![1] });
+        assert!(store.write(write).await.is_err());
+        let (status, reason) = ready().await;
+        assert_eq!(status, 503);
+        assert!(reason.starts_with("not ready: the store takes no writes: "), "{reason}");
+
+        switch.drain();
+        assert!(ready().await.1.contains("the node is stopping; the store"));
+        spawn_blocking(move || threads.stop_and_join()).await.unwrap();
+    }
+}

@@ -15,7 +15,11 @@ use toml::de::{DeTable, DeValue};
 
 pub use super::setting::Bytes;
 use super::setting::{Given, Setting, choice, nearest};
-use crate::{http, wire::ids::Domain};
+use crate::{
+    actors::{self, GroupOptions},
+    http,
+    wire::ids::Domain,
+};
 
 /// All that can be configured. `Default` is what a provider without a configuration runs with.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +32,8 @@ pub struct Config {
     pub ops: Ops,
     pub store: Store,
     pub registration: Registration,
+    pub groups: Groups,
+    pub queues: Queues,
     pub limits: Limits,
     pub log: Log,
 }
@@ -68,6 +74,7 @@ pub struct Registration {
     pub mode: RegistrationMode,
     /// SHA-256 of each token, in hex.
     pub token_hashes: Vec<String>,
+    pub devices_per_user_max: usize,
 }
 
 choice! {
@@ -78,6 +85,29 @@ choice! {
         Token = "token",
         Closed = "closed",
     }
+}
+
+/// What a group may be, and what is kept of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Groups {
+    pub members_max: usize,
+    pub adds_per_commit_max: usize,
+    /// Whoever sends nothing for so long is removed.
+    pub inactive_after: Option<Duration>,
+    /// A group that nobody asks for leaves the memory.
+    pub passivate_after: Duration,
+    /// Of a group's log, what is older or more than this goes, read or not.
+    pub retention_age: Duration,
+    pub retention_bytes: Bytes,
+}
+
+/// What waits for one client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queues {
+    pub groups_per_client_max: usize,
+    /// Unread requests and notices; Welcomes and groups' messages are not counted.
+    pub notices_max: usize,
+    pub passivate_after: Duration,
 }
 
 /// Bounds of the client listener: `http::Limits`, as people write them.
@@ -122,6 +152,7 @@ impl Default for Config {
         let loopback = std::net::Ipv4Addr::LOCALHOST;
         #[expect(clippy::expect_used, reason = "the text is a domain")]
         let domain = Domain::new("localhost").expect("a domain");
+        let (node, groups) = (actors::Limits::default(), GroupOptions::new(domain.clone()));
         Self {
             domain,
             data_dir: PathBuf::from("mimid-data"),
@@ -132,7 +163,24 @@ impl Default for Config {
             },
             ops: Ops { listen: SocketAddr::from((loopback, 9443)) },
             store: Store { engine: Engine::Sled, cache: Bytes(256 * 1024 * 1024) },
-            registration: Registration { mode: RegistrationMode::Open, token_hashes: Vec::new() },
+            registration: Registration {
+                mode: RegistrationMode::Open,
+                token_hashes: Vec::new(),
+                devices_per_user_max: node.devices_per_user_max,
+            },
+            groups: Groups {
+                members_max: groups.settings.members_max,
+                adds_per_commit_max: groups.settings.adds_per_commit_max,
+                inactive_after: groups.settings.inactive_after_ms.map(Duration::from_millis),
+                passivate_after: Duration::from_millis(groups.idle_ms),
+                retention_age: Duration::from_millis(groups.retention_ms),
+                retention_bytes: Bytes(groups.retention_bytes),
+            },
+            queues: Queues {
+                groups_per_client_max: node.subscriptions_max,
+                notices_max: node.own_entries_max,
+                passivate_after: Duration::from_millis(node.queue_idle_ms),
+            },
             limits: Limits {
                 workers: http.workers,
                 actor_threads: 2,
@@ -155,6 +203,38 @@ impl Default for Config {
             log: Log { format: LogFormat::Human, level: "info".to_owned() },
         }
     }
+}
+
+impl Config {
+    /// The node's bounds: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn node_limits(&self) -> actors::Limits {
+        actors::Limits {
+            devices_per_user_max: self.registration.devices_per_user_max,
+            subscriptions_max: self.queues.groups_per_client_max,
+            own_entries_max: self.queues.notices_max,
+            queue_idle_ms: ms(self.queues.passivate_after),
+            dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
+            ..actors::Limits::default()
+        }
+    }
+
+    /// The bounds of groups: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn group_options(&self) -> GroupOptions {
+        let mut options = GroupOptions::new(self.domain.clone());
+        options.settings.members_max = self.groups.members_max;
+        options.settings.adds_per_commit_max = self.groups.adds_per_commit_max;
+        options.settings.inactive_after_ms = self.groups.inactive_after.map(ms);
+        options.idle_ms = ms(self.groups.passivate_after);
+        options.retention_ms = ms(self.groups.retention_age);
+        options.retention_bytes = self.groups.retention_bytes.0;
+        options
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Limits {
@@ -217,7 +297,11 @@ settings! {
     client: [listen, certificate, key]
     ops: [listen]
     store: [engine, cache]
-    registration: [mode, token_hashes]
+    registration: [mode, token_hashes, devices_per_user_max]
+    groups: [
+        members_max, adds_per_commit_max, inactive_after, passivate_after, retention_age, retention_bytes,
+    ]
+    queues: [groups_per_client_max, notices_max, passivate_after]
     limits: [
         workers, actor_threads, connections_max, backlog, requests_max, waiting_max, request_bytes_max,
         bodies_bytes_max, header_timeout, body_timeout, answer_timeout, keep_alive, poll_max,
@@ -425,7 +509,7 @@ impl Loading {
 /// Which of its values a configuration cannot run with, and what is allowed.
 fn check(config: &Config) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
-    let Config { client, registration, limits, store, log, .. } = config;
+    let Config { client, registration, limits, store, log, groups, queues, .. } = config;
     if client.certificate.is_some() != client.key.is_some() {
         let key = if client.key.is_some() { "client.key" } else { "client.certificate" };
         wrong.push((
@@ -456,6 +540,11 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
             wrong.push((key, format!("{value} is not from {min} to {max}")));
         }
     };
+    count("registration.devices_per_user_max", registration.devices_per_user_max, 1, 1000);
+    count("groups.members_max", groups.members_max, 1, 100_000);
+    count("groups.adds_per_commit_max", groups.adds_per_commit_max, 1, 10_000);
+    count("queues.groups_per_client_max", queues.groups_per_client_max, 1, 100_000);
+    count("queues.notices_max", queues.notices_max, 10, 100_000);
     count("limits.workers", limits.workers, 1, 1024);
     count("limits.actor_threads", limits.actor_threads, 1, 1024);
     count("limits.connections_max", limits.connections_max, 1, 1_000_000);
@@ -471,6 +560,7 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     size("limits.request_bytes_max", limits.request_bytes_max, 16 << 10, 64 << 20);
     size("limits.bodies_bytes_max", limits.bodies_bytes_max, 8 << 20, 1 << 40);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
+    size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
         let (min, max) = (Duration::from_millis(min_ms), Duration::from_secs(max_s));
         if !(min..=max).contains(&value) {
@@ -480,6 +570,13 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
             ));
         }
     };
+    let years = 10 * 365 * 24 * 3600;
+    if let Some(after) = groups.inactive_after {
+        time("groups.inactive_after", after, 3_600_000, years);
+    }
+    time("groups.passivate_after", groups.passivate_after, 10, years);
+    time("groups.retention_age", groups.retention_age, 3_600_000, years);
+    time("queues.passivate_after", queues.passivate_after, 10, years);
     time("limits.header_timeout", limits.header_timeout, 10, 300);
     time("limits.body_timeout", limits.body_timeout, 10, 3600);
     time("limits.answer_timeout", limits.answer_timeout, 10, 3600);

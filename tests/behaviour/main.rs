@@ -1,6 +1,7 @@
 //! What mimid promises, by behaviour: one binary, because linking it is the slow part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod groups;
 mod http;
 mod large_group;
 mod layers;
@@ -9,3 +10,6 @@ mod samples;
 mod support;
 mod vectors;
 mod wire;
+
+#[path = "../support/world.rs"]
+mod world;

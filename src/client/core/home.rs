@@ -78,8 +78,6 @@ pub(super) enum Kind {
     Contact = 7,
     Request = 8,
     Setting = 9,
-    LastResort = 10,
-    Pool = 11,
 }
 
 /// A client's database.

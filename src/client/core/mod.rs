@@ -142,12 +142,20 @@ impl Member {
     /// [`CoreError::Invalid`] where the home has a client, [`CoreError::Store`]
     pub fn new(home: Home, identity: Identity) -> Result<Self, CoreError> {
         home.step(|| {
-            if home.find::<serde::de::IgnoredAny>(Kind::Identity, b"")?.is_some() {
+            if Self::is_in(&home)? {
                 return Err(CoreError::Invalid("this home already belongs to a client"));
             }
             identity.store(&home)
         })?;
         Ok(Self { home, identity })
+    }
+
+    /// Whether a client lives in `home`.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn is_in(home: &Home) -> Result<bool, CoreError> {
+        Ok(home.find::<serde::de::IgnoredAny>(Kind::Identity, b"")?.is_some())
     }
 
     /// The client that lives in `home`.
