@@ -181,8 +181,7 @@ async fn take_group(
     payload: web::Payload,
     ops: &Ops,
 ) -> Result<String, Refusal> {
-    let body =
-        body::read(request, payload, INFO_BYTES_MAX, IMPORT_TIMEOUT, &ops.imports).await?;
+    let body = body::read(request, payload, INFO_BYTES_MAX, IMPORT_TIMEOUT, &ops.imports).await?;
     // tens of milliseconds for a large group, which /livez shall not wait for
     let decoded = web::block(move || decode::<GroupImport>(&body.bytes)).await;
     let malformed = |why: String| DsError::Malformed { detail: Detail::truncated(&why) };

@@ -28,7 +28,7 @@ fn hub() -> Arc<Hub> {
 }
 
 fn synth(hub: &Hub, size: usize) -> Synth {
-    Synth::new(&domain(), &hub.keys[0], size)
+    Synth::new(&domain(), hub.keys[0].public(), size)
 }
 
 /// A real device of the group's admin.
@@ -231,7 +231,7 @@ fn a_group_that_is_not_under_this_hubs_key_is_refused() {
     let foreign = refused(
         |synth| {
             let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
-            synth.external_senders = Synth::new(&domain(), &key, 1).external_senders;
+            synth.external_senders = Synth::new(&domain(), key.public(), 1).external_senders;
         },
         as_it_is,
     );
@@ -308,7 +308,7 @@ fn a_group_without_admin_of_another_provider_or_too_large_is_refused() {
         |synth| {
             let key = hub().keys[0].clone();
             let senders = synth.external_senders.clone();
-            *synth = Synth::new(&domain(), &key, 13);
+            *synth = Synth::new(&domain(), key.public(), 13);
             synth.external_senders = senders;
         },
         as_it_is,

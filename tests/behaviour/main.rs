@@ -3,6 +3,7 @@
 
 mod groups;
 mod http;
+mod import;
 mod large_group;
 mod layers;
 mod samples;

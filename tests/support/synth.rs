@@ -8,10 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use mimid::{
     crypto::{self, SigningKey},
-    group::hub::external_sender,
     policy,
     wire::{
-        codec::{List, Opaque, Raw, append_vector, encode},
+        client::Register,
+        codec::{List, Opaque, Raw, Text, append_vector, encode},
         extensions::{
             ClientQueueConfig, GROUP_POLICY, GroupPolicy, PublicKey, QueueToken, USER_KEY, UserKey,
             UserKeyTbs,
@@ -63,12 +63,14 @@ pub enum Spoil {
 impl Synth {
     /// `size` users of `domain` with one client each, `mimi://<domain>/d/u0000/phone` and so on, in a group that
     /// `hub_key` is the external sender of.
-    pub fn new(domain: &Domain, hub_key: &SigningKey, size: usize) -> Self {
+    pub fn new(domain: &Domain, hub_key: &PublicKey, size: usize) -> Self {
         let members: Vec<SynthMember> = (0..size).map(|index| member(domain, index)).collect();
-        let senders =
-            Raw::<openmls::prelude::ExternalSender>::of(&external_sender(domain, hub_key));
+        let mut sender = Vec::new();
+        append_vector(&mut sender, hub_key.as_slice());
+        sender.extend(u16s(&[BASIC]));
+        append_vector(&mut sender, domain.as_str().as_bytes());
         let mut external_senders = Vec::new();
-        append_vector(&mut external_senders, senders.as_slice());
+        append_vector(&mut external_senders, &sender);
         let members_max = u32::try_from(size + 1000).unwrap();
         let policy = GroupPolicy { members_max, ..policy::default_policy(&members[0].user()) };
         Self {
@@ -293,6 +295,20 @@ impl SynthMember {
         UserKey { scheme, user_public_key, signature }
     }
 
+    /// What the client is registered with at its provider. Its leaf key is its client key, too.
+    pub fn register(&self) -> Register {
+        Register {
+            user: self.client.user(),
+            device: Text::new(self.client.device()).unwrap(),
+            credential: self.credential(),
+            user_key: self.vouch(),
+            scheme: self.leaf_key.scheme(),
+            client_key: self.leaf_key.public().clone(),
+            token: Opaque::default(),
+            csr: Opaque::default(),
+        }
+    }
+
     pub fn credential(&self) -> Credential {
         let basic =
             openmls::prelude::BasicCredential::new(self.client.as_str().as_bytes().to_vec());
@@ -311,7 +327,8 @@ pub fn any_token(index: usize) -> QueueToken {
     Opaque::new(derived("token", index)).unwrap()
 }
 
-fn member(domain: &Domain, index: usize) -> SynthMember {
+/// The client that has leaf `index` in a group at `domain`; the same in every group and run.
+pub fn member(domain: &Domain, index: usize) -> SynthMember {
     let seed = |label| SigningKey::from_seed(derived(label, index).try_into().unwrap()).unwrap();
     SynthMember {
         client: ClientUri::new(format!("mimi://{domain}/d/u{index:04}/phone")).unwrap(),
