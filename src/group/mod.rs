@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
+mod commit;
 pub mod hub;
 pub mod import;
 mod memory;
