@@ -19,8 +19,8 @@ use crate::{
             DsMessage, DsRequest, DsResponseBody, DsSenderId, ExternalCommitInfo, FanoutFilter,
             GroupUpdate, Info, ProtocolVersion, WelcomeInfo,
         },
-        extensions::{ClientQueueConfig, SignatureScheme},
-        ids::{Epoch, LeafIndex, Timestamp},
+        extensions::{ClientQueueConfig, JoinCode, JoinPolicy, JoinProof, SignatureScheme},
+        ids::{Epoch, LeafIndex, Timestamp, UserKeyHash},
         mls::MlsMessage,
         queueing::QueueEvent,
     },
@@ -57,7 +57,7 @@ impl GroupState {
                 Err(Reject::NotAuthorized("this provider does not move groups".into()))
             }
             DsRequest::WelcomeInfo(info) => self.welcome_info(request, info, now),
-            DsRequest::ExternalCommitInfo(info) => self.external_commit_info(request, info),
+            DsRequest::ExternalCommitInfo(info) => self.external_commit_info(request, info, now),
             DsRequest::JoinGroup(join) => {
                 self.same_group(&join.group_id)?;
                 let config = Some(&join.client_queue_config);
@@ -209,6 +209,7 @@ impl GroupState {
         &self,
         request: &Request,
         info: &ExternalCommitInfo,
+        now: Timestamp,
     ) -> Result<Decision, Reject> {
         self.same_group(&info.group_id)?;
         let DsSenderId::UserKeyHash(hash) = &request.message.sender_id else {
@@ -251,8 +252,26 @@ impl GroupState {
         if banned || !resyncs {
             let proof = info.join_proof.as_ref();
             policy::may_join(&self.policy, &self.roster, &self.id, hash, &info.sender, proof)?;
+            self.code_is_good(hash, proof, now)?;
         }
         Ok(Decision::Answer(DsResponseBody::Info(Box::new(self.info()?))))
+    }
+
+    /// A joining code's end, which only the hub judges: members' clocks may differ. Behind [`policy::may_join`].
+    pub(super) fn code_is_good(
+        &self,
+        user: &UserKeyHash,
+        proof: Option<&JoinProof>,
+        now: Timestamp,
+    ) -> Result<(), Reject> {
+        if self.policy.join != JoinPolicy::Code || self.roster.has_user(user) {
+            return Ok(());
+        }
+        let of = |code: &&JoinCode| proof.is_some_and(|proof| proof.public_key == code.public_key);
+        match self.policy.codes.iter().find(of) {
+            Some(code) if code.expires_at > now => Ok(()),
+            _ => Err(Reject::NotAuthorized("the joining code has expired; ask for another".into())),
+        }
     }
 
     fn stage_queue(
@@ -350,13 +369,13 @@ impl GroupState {
         });
         if blocks {
             let why = "the hub's removals must be committed before this message";
-            return Err(self.pending_reject(why));
+            return Err(self.pending_reject(why, false));
         }
         Ok(())
     }
 
-    pub(super) fn pending_reject(&self, why: &'static str) -> Reject {
-        Reject::Pending { why, pending: self.pending_messages().cloned().collect() }
+    pub(super) fn pending_reject(&self, why: &'static str, commit: bool) -> Reject {
+        Reject::Pending { why, pending: self.pending_messages().cloned().collect(), commit }
     }
 
     /// Check 6. What a sender missed is told only to whom is known to be in the group.
