@@ -1,5 +1,7 @@
 //! Rules of one queue, and the property that nothing is lost, doubled or reordered whatever happens when.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -126,7 +128,7 @@ impl World {
         sequence
     }
 
-    fn from_member(&mut self, seed: u8) -> u64 {
+    fn own_message(&mut self, seed: u8) -> u64 {
         let member = self.log(seed).member;
         self.append(seed, false, member)
     }
@@ -349,7 +351,7 @@ fn own_messages_are_skipped_and_previous_names_what_was_given() {
     let mut world = World::new();
     world.join(1, false);
     world.append(1, false, None);
-    world.from_member(1);
+    world.own_message(1);
     world.append(1, false, None);
     let entries = world.online();
     assert_eq!(sequences(&entries), [(1, 2), (1, 4)]);
@@ -657,7 +659,7 @@ fn skipped_entries_need_no_acknowledgement() {
     let mut world = World::new();
     world.join(1, false);
     for _ in 0..5 {
-        world.from_member(1);
+        world.own_message(1);
     }
     assert_eq!(world.online().len(), 0);
     assert!(!world.state.has_unpersisted_acks());
@@ -734,7 +736,7 @@ proptest! {
         for (op, seed, x) in ops {
             match op {
                 0..=2 => { world.append(seed, x & 1 == 1, None); }
-                3 => { world.from_member(seed); }
+                3 => { world.own_message(seed); }
                 4 => world.join(seed, x & 1 == 1),
                 5 => world.leave(seed, x & 7 != 0),
                 6 => world.filter(seed, x & 1 == 1),
