@@ -70,8 +70,7 @@ async fn load_at(
     let bytes = stored.map_err(|error| store_error(&error))?;
     let bytes =
         bytes.ok_or_else(|| internal(&format!("snapshot {snapshot} of {} is gone", head.group)))?;
-    let state =
-        GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
+    let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
     let mut found = Found {
         state,
         head: head.clone(),

@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::FAILED;
 use crate::{
     client::{
-        Authorization, Client, ClientError, Outcome, Registration, Server,
+        Authorization, Client, ClientError, Registration, Server,
         core::{Event, GroupState, Home, NewProposal, Operation, PolicyChange, SUITES},
         system_clock,
     },

@@ -24,7 +24,7 @@ use crate::{
     wire::{
         codec::{Raw, decode, encode},
         extensions::JoinProof,
-        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Timestamp, Sequence},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent},
     },
