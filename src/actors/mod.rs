@@ -12,6 +12,7 @@ pub mod group;
 pub mod groups;
 pub mod hints;
 mod history;
+pub mod import;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
