@@ -37,7 +37,7 @@ use crate::{
     },
     server::Endpoints,
     wire::{
-        extensions::{JoinPolicy, Role},
+        extensions::JoinPolicy,
         ids::{ClientUri, Domain, GroupId, UserUri},
     },
 };

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand. Exit codes are for people and scripts: 0 done, 1 failed, 2 wrong usage or
 //! configuration.
 
+pub mod admin;
 pub mod check_config;
 pub mod client;
 pub mod demo;
@@ -28,6 +29,8 @@ enum Command {
     Client(client::Args),
     /// Start a provider and let real clients use everything that it does
     Demo(demo::Args),
+    /// Operate a provider that runs
+    Admin(admin::Args),
 }
 
 /// It did not work.
@@ -44,5 +47,6 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Client(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Admin(args) => admin::run(&args),
     }
 }

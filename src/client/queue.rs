@@ -43,7 +43,8 @@ impl Client {
             taken += round.taken;
             // what waited for an answer, and what a Welcome opened, comes with the next round
             idle = if round.taken > 0 { 0 } else { idle + 1 };
-            if round.entries == 0 || (round.taken == 0 && !round.waits) || idle > IDLE_ROUNDS_MAX {
+            let nothing = round.taken == 0 && round.again == 0 && !round.waits;
+            if round.entries == 0 || nothing || idle > IDLE_ROUNDS_MAX {
                 return Ok(taken);
             }
             wait_ms = 0;
@@ -75,12 +76,12 @@ impl Client {
             for handled in self.take_all(entries)? {
                 match handled {
                     Handled::Taken => round.taken += 1,
-                    Handled::Duplicate => {}
+                    Handled::Duplicate => round.again += 1,
                     Handled::Wait => round.waits = true,
                 }
             }
         }
-        if round.taken > 0 {
+        if round.taken + round.again > 0 {
             // nothing is lost where this fails: acknowledging is repeated with the next call
             if let Err(error) = self.acknowledge().await {
                 tracing::debug!(%error, "the queue was not acknowledged");
@@ -222,6 +223,8 @@ impl Client {
 pub(super) struct Round {
     pub entries: usize,
     pub taken: usize,
+    /// Entries that came again: their acknowledgement was lost.
+    pub again: usize,
     /// Some of it rests on a request that is on its way.
     pub waits: bool,
 }

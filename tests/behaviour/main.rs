@@ -5,8 +5,12 @@ mod cli;
 mod client;
 mod groups;
 mod http;
+mod import;
+mod large_group;
 mod layers;
 mod samples;
+#[path = "../support/mod.rs"]
+mod support;
 mod vectors;
 mod wire;
 

@@ -131,7 +131,7 @@ impl World {
         self.register(Identity::with_user_key(uri, user_key).unwrap()).await
     }
 
-    async fn register(&self, identity: Identity) -> TestClient {
+    pub async fn register(&self, identity: Identity) -> TestClient {
         let uri = identity.client.clone();
         let register = Register {
             user: uri.user(),
@@ -143,6 +143,15 @@ impl World {
             token: Opaque::default(),
             csr: Opaque::default(),
         };
+        self.enrol(&uri, &identity.client_key, register).await;
+        let member = Member::new(Home::in_memory().unwrap(), identity).unwrap();
+        let client = TestClient { member, uri };
+        client.stock_up(self, 3).await;
+        client
+    }
+
+    /// Registers a client that signs with `key`, and nothing more.
+    pub async fn enrol(&self, uri: &ClientUri, key: &SigningKey, register: Register) {
         let body = Opaque::new(encode(&register)).unwrap();
         let content = ClientMessageTbs {
             version: ProtocolVersion::MIMI10,
@@ -152,16 +161,11 @@ impl World {
             nonce: random(),
             body,
         };
-        let signature =
-            identity.client_key.sign_with_label("ClientMessageTBS", &encode(&content)).unwrap();
+        let signature = key.sign_with_label("ClientMessageTBS", &encode(&content)).unwrap();
         let ClientMessageTbs { version, client, endpoint, timestamp, nonce, body } = content;
         let message =
             ClientMessage { version, client, endpoint, timestamp, nonce, body, signature };
         self.node.register(&message, register).await.unwrap();
-        let member = Member::new(Home::in_memory().unwrap(), identity).unwrap();
-        let client = TestClient { member, uri };
-        client.stock_up(self, 3).await;
-        client
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     wire::{
         codec::{Raw, decode, encode},
         extensions::JoinProof,
-        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Timestamp},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent},
     },
@@ -114,6 +114,11 @@ impl Member {
         let key = entry.feed.0.to_be_bytes();
         let mut feed: FeedRecord = self.home.find(Kind::Feed, &key)?.unwrap_or_default();
         if feed.last >= entry.sequence {
+            // the provider does not have the acknowledgement any more, or not yet: it is given again
+            if feed.acknowledged >= entry.sequence {
+                feed.acknowledged = Sequence(entry.sequence.0.saturating_sub(1));
+                self.home.put(Kind::Feed, &key, &feed)?;
+            }
             return Ok(Handled::Duplicate);
         }
         let group = GroupId::from_bytes(entry.group_id.as_slice()).ok();
