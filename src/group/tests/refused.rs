@@ -2,9 +2,10 @@
 
 use openmls::prelude as mls;
 
-use super::rogue::{Builder, Rogue, unknown};
-use super::scenario::{Scenario, Setup};
+use super::rogue::{Rogue, unknown};
+use super::scenario::{Scenario, Setup, policy};
 use crate::{
+    client::core::PolicyChange,
     group::{Reject, hub::external_sender},
     wire::{
         codec::{List, Raw, encode},
@@ -20,18 +21,14 @@ fn scene() -> (Scenario, Rogue) {
     scene_with(Setup::default())
 }
 
-/// A group in which `mallory`, a rogue, may do all that policy gives to anyone.
+/// A group in which `mallory`, a rogue, is an admin.
 fn scene_with(setup: Setup) -> (Scenario, Rogue) {
-    let setup = Setup {
-        policy: Some(|policy| {
-            policy.may_update = Role::Member;
-            policy.may_remove = Role::Member;
-            policy.may_delete = Role::Member;
-        }),
-        ..setup
-    };
     let mut scenario = setup.group_of(["alice/phone", "bob/phone"]);
-    let rogue = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    let mut rogue = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    let change = PolicyChange::Role { user: rogue.client.user(), role: Role::Admin };
+    scenario.act("alice/phone", policy(change)).unwrap();
+    scenario.deliver_all();
+    rogue.follow(&scenario);
     (scenario, rogue)
 }
 
@@ -51,7 +48,7 @@ fn commit_holds_what_its_operation_says() {
     let adds_own = rogue.commit(|b| b.propose_adds([own]));
     let removes = rogue.commit(|b| b.propose_removals([bob]));
     let updates = rogue.commit(|b| b);
-    let policy = rogue.commit(|b| b.propose_group_context_extensions(context).unwrap());
+    let context_only = rogue.commit(|b| b.propose_group_context_extensions(context).unwrap());
     let mixed = rogue.commit(|b| b.propose_adds([zoe]).propose_removals([bob]));
     let id = scenario.id.clone();
     let delete = |update: &GroupUpdate| {
@@ -73,12 +70,12 @@ fn commit_holds_what_its_operation_says() {
         DsRequest::RemoveClients(updates.clone()),
         DsRequest::UpdateClient(removes.clone()),
         DsRequest::UpdateClient(adds_user.clone()),
-        DsRequest::UpdateClient(policy.clone()),
+        DsRequest::UpdateClient(context_only.clone()),
         group(&updates),
         group(&removes),
         delete(&updates),
         delete(&removes),
-        delete(&policy),
+        delete(&context_only),
     ];
     for (index, request) in requests.into_iter().enumerate() {
         let message = rogue.request(&scenario, request);
@@ -106,16 +103,9 @@ fn users_are_removed_with_all_their_clients() {
 }
 
 #[test]
-fn pre_shared_keys_and_custom_proposals_are_refused() {
+fn pre_shared_keys_and_unknown_proposals_are_refused() {
     let (mut scenario, mut rogue) = scene();
     let custom = mls::CustomProposal::new(0xF777, vec![1, 2, 3]);
-    let by_value = rogue.commit({
-        let custom = custom.clone();
-        |b: Builder<'_>| b.add_proposal(mls::Proposal::Custom(Box::new(custom)))
-    });
-    let message = rogue.request(&scenario, DsRequest::UpdateClient(by_value));
-    let refused = scenario.submit(&message);
-    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
     let group = rogue.group.as_mut().unwrap();
     let (proposal, _) =
         group.propose_custom_proposal_by_reference(&rogue.provider, &rogue.leaf, custom).unwrap();
@@ -178,7 +168,7 @@ fn group_context_keeps_what_must_stay() {
             "proposal types that members do not have",
             changed(required(
                 &[USER_KEY, GROUP_POLICY],
-                &[self_remove, mls::ProposalType::Custom(0xF778)],
+                &[self_remove, mls::ProposalType::Custom(0xF777)],
             )),
         ),
     ];
@@ -209,16 +199,21 @@ fn policy_by_reference_is_committed_by_another() {
     new.add_or_replace(unknown(GROUP_POLICY, encode(&policy))).unwrap();
     let group = rogue.group.as_mut().unwrap();
     let (proposal, _) =
-        group.propose_group_context_extensions(&rogue.provider, new.clone(), &rogue.leaf).unwrap();
+        group.propose_group_context_extensions(&rogue.provider, new, &rogue.leaf).unwrap();
     let message = rogue.propose(&scenario, &proposal);
     scenario.submit(&message).unwrap();
     scenario.agree();
     // one at a time
-    let other = scenario.act(
-        "alice/phone",
-        super::scenario::policy(crate::client::core::PolicyChange::MembersMax(5)),
-    );
-    assert!(other.is_err(), "{other:?}");
+    let second = {
+        let mut policy = scenario.state.policy().clone();
+        policy.members_max = 78;
+        let mut new = rogue.group().extensions().clone();
+        new.add_or_replace(unknown(GROUP_POLICY, encode(&policy))).unwrap();
+        rogue.commit(|b| b.propose_group_context_extensions(new).unwrap())
+    };
+    let request = DsRequest::UpdateGroup(UpdateGroup { update: second });
+    let message = rogue.request(&scenario, request);
+    assert!(matches!(scenario.submit(&message), Err(Reject::Pending { .. })));
     scenario.act("bob/phone", super::scenario::update()).unwrap();
     scenario.agree();
     assert_eq!(scenario.state.policy().members_max, 77);
@@ -270,17 +265,16 @@ fn group_info_is_the_new_epochs_and_signed_by_the_committers_new_key() {
     bytes[5] ^= 1;
     let forged =
         PartialGroupInfo { signature: Signature::new(bytes).unwrap(), ..good.group_info.clone() };
-    let tree = Raw::of(&mls::Extension::RatchetTree(mls::RatchetTreeExtension::new(
-        rogue.group().export_ratchet_tree(),
-    )));
+    let other: crate::wire::mls::Extension =
+        Raw::of(&mls::Extension::ApplicationId(mls::ApplicationIdExtension::new(b"more")));
     let external_pub = good.group_info.group_info_extensions[0].clone();
-    let with_tree = PartialGroupInfo {
-        group_info_extensions: List::new(vec![external_pub, tree]).unwrap(),
+    let with_more = PartialGroupInfo {
+        group_info_extensions: List::new(vec![external_pub, other.clone()]).unwrap(),
         ..good.group_info.clone()
     };
     let empty =
         PartialGroupInfo { group_info_extensions: List::default(), ..good.group_info.clone() };
-    for group_info in [stale, forged, with_tree, empty] {
+    for group_info in [stale, forged, with_more, other_one, empty] {
         let update = GroupUpdate { group_info, ..good.clone() };
         let message = rogue.request(&scenario, DsRequest::UpdateClient(update));
         let refused = scenario.submit(&message);
