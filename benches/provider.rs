@@ -1,9 +1,15 @@
 //! criterion benches: `cargo bench --bench provider`. A speed claim names its bench and gives before and after of one run.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod decode;
+mod group;
+mod store;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use criterion::{criterion_group, criterion_main};
 
 criterion_group!(wire, decode::largest_structs);
-criterion_main!(wire);
+criterion_group!(groups, group::update_commit, group::send_message);
+criterion_group!(stores, store::batches);
+criterion_main!(wire, groups, stores);

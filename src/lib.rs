@@ -25,6 +25,7 @@ pub mod client;
 pub mod crypto;
 pub mod group;
 pub mod http;
+pub mod key_package;
 pub mod policy;
 pub mod queue;
 pub mod server;

@@ -1,63 +1,434 @@
-//! Accounts.
-use super::{limits::Limits, node::Node};
-use crate::wire::{
-    client::{ClientMessage, Consent, DeleteDevice, ProviderKeysAnswer, Register, Registered},
-    ds::{Detail, DsError},
-    ids::{ClientUri, Domain},
+//! Who a client is: authentication of its messages, registration, deletion, consent. PROTOCOL.md §3.
+//!
+//! Thin: [`crate::account`] decides about registrations. Deliberately absent: limits per address, which are the
+//! listener's.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Mutex,
 };
 
-#[derive(Debug)]
-pub struct Nonces;
+use super::{
+    errors::{
+        malformed, not_authorized, of_registration, of_store, rate_limited, too_large,
+        unauthenticated, unavailable,
+    },
+    hints::locked,
+    limits::Limits,
+    node::Node,
+};
+use crate::{
+    account::{self, Decision},
+    crypto,
+    queue::state::client_gone,
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{ConsentHash, Device, GoneReason, InboxItem},
+    },
+    wire::{
+        client::{
+            ClientMessage, ClientMessageTbs, Consent, DeleteDevice, ProviderKeysAnswer, Register,
+            Registered, VerificationKey, VerificationKeyResponse,
+        },
+        codec::{List, Opaque, encode},
+        ds::{DsError, ProtocolVersion},
+        extensions::SignatureScheme,
+        ids::{ClientUri, Domain, GroupId, Timestamp},
+    },
+};
+
+/// The nonces of late: within the window in which a timestamp is accepted none comes twice.
+pub struct Nonces {
+    seen: Mutex<Seen>,
+    window_ms: u64,
+    per_client_max: usize,
+    max: usize,
+}
+
+#[derive(Default)]
+struct Seen {
+    clients: HashMap<ClientUri, VecDeque<([u8; 16], Timestamp)>>,
+    count: usize,
+    swept_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NonceProblem {
+    Repeated,
+    TooMany,
+}
 
 impl Nonces {
     #[must_use]
-    pub fn new(_limits: &Limits) -> Self {
-        Self
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            seen: Mutex::new(Seen::default()),
+            window_ms: limits.clock_skew_ms,
+            per_client_max: limits.nonces_per_client_max,
+            max: limits.nonces_max,
+        }
     }
-}
 
-pub(super) fn skeleton() -> DsError {
-    DsError::Unavailable { detail: Detail::truncated("not here yet"), retry_after_ms: 1000 }
+    /// Remembers the nonce of a message that is authentic otherwise, until its timestamp alone refuses it.
+    fn insert(
+        &self,
+        client: &ClientUri,
+        nonce: [u8; 16],
+        timestamp: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), NonceProblem> {
+        let mut seen = locked(&self.seen);
+        let Seen { clients, count, swept_at } = &mut *seen;
+        let is_old = |timestamp: Timestamp| timestamp.plus_ms(self.window_ms) < now;
+        if *count >= self.max || now.ms_since(*swept_at) > self.window_ms {
+            *swept_at = now;
+            clients.retain(|_, nonces| {
+                nonces.retain(|(_, timestamp)| !is_old(*timestamp));
+                !nonces.is_empty()
+            });
+            *count = clients.values().map(VecDeque::len).sum();
+        }
+        let nonces = clients.entry(client.clone()).or_default();
+        while nonces.front().is_some_and(|(_, timestamp)| is_old(*timestamp)) {
+            nonces.pop_front();
+            *count -= 1;
+        }
+        if nonces.iter().any(|(known, _)| *known == nonce) {
+            return Err(NonceProblem::Repeated);
+        }
+        if nonces.len() >= self.per_client_max || *count >= self.max {
+            return Err(NonceProblem::TooMany);
+        }
+        nonces.push_back((nonce, timestamp));
+        *count += 1;
+        Ok(())
+    }
 }
 
 impl Node {
     /// Who sent `message`: a registered client of this provider whose device is there. `endpoint` is the path called.
     ///
     /// # Errors
-    /// unsupported_version, unauthenticated, stale_request, rate_limited, unavailable.
+    /// unsupported_version, malformed (another endpoint), unauthenticated, stale_request, rate_limited, unavailable.
     pub async fn authenticate(
         &self,
-        _message: &ClientMessage,
-        _endpoint: &str,
+        message: &ClientMessage,
+        endpoint: &str,
     ) -> Result<ClientUri, DsError> {
-        Err(skeleton())
+        let outcome = self.try_authenticate(message, endpoint).await;
+        let name = outcome.as_ref().map_or_else(DsError::name, |_| "ok");
+        self.metrics.authentications.with_label_values(&[name]).inc();
+        outcome
     }
 
+    async fn try_authenticate(
+        &self,
+        message: &ClientMessage,
+        endpoint: &str,
+    ) -> Result<ClientUri, DsError> {
+        self.check_envelope(message, endpoint)?;
+        let device = self.store.device(&message.client).await.map_err(of_store)?;
+        let device = match device {
+            Some(device) if device.deleted_at.is_none() => device,
+            _ => return Err(unauthenticated("no such client is registered here")),
+        };
+        verify(message, SignatureScheme(device.key_scheme), &device.key)?;
+        self.remember_nonce(message)?;
+        Ok(message.client.clone())
+    }
+
+    /// Opens an account with its first device, or adds a device to one. Repeated with the same keys it answers the same.
+    ///
+    /// # Errors
+    /// malformed, unauthenticated, not_authorized, stale_request, rate_limited, unavailable.
     pub async fn register(
         &self,
-        _message: &ClientMessage,
-        _register: Register,
+        message: &ClientMessage,
+        register: Register,
     ) -> Result<Registered, DsError> {
-        Err(skeleton())
+        self.check_envelope(message, REGISTER)?;
+        verify(message, register.scheme, register.client_key.as_slice())?;
+        let credential = register.credential.clone();
+        let claim = account::check(&self.domain, &message.client, register)
+            .map_err(|refusal| of_registration(&refusal))?;
+        self.remember_nonce(message)?;
+        let (client, user) = (claim.client.clone(), claim.client.user());
+        for _ in 0..CONFLICTS_MAX {
+            let account = self.store.account(&user).await.map_err(of_store)?;
+            let device = self.store.device(&client).await.map_err(of_store)?;
+            let decision = account::decide(
+                &claim,
+                &self.registration,
+                account.as_ref(),
+                device.as_ref(),
+                self.limits.devices_per_user_max,
+                crypto::random(),
+                self.clock.now(),
+            )
+            .map_err(|refusal| of_registration(&refusal))?;
+            let absent = Condition::DeviceAbsent(client.clone());
+            let user_write = |account| Write::Account { user: user.clone(), account };
+            let device_write = |device| Write::Device { client: client.clone(), device };
+            let batch = match (decision, account) {
+                (Decision::Repeated, _) => Batch::new(),
+                (Decision::NewUser { account, device }, _) => Batch::new()
+                    .when(Condition::AccountAbsent(user.clone()))
+                    .when(absent)
+                    .and(user_write(account))
+                    .and(device_write(device)),
+                (Decision::NewDevice { account, device }, before) => Batch::new()
+                    .when(Condition::AccountAt {
+                        user: user.clone(),
+                        revision: before.map_or(0, |before| before.revision),
+                    })
+                    .when(absent)
+                    .and(user_write(account))
+                    .and(device_write(device)),
+            };
+            match self.store.write(batch).await {
+                Ok(()) => {
+                    return Ok(Registered { client, credential, chain: Opaque::default() });
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(of_store(error)),
+            }
+        }
+        Err(unavailable("too many changes of this account at a time; try again"))
     }
 
+    /// Deletes a device of the same user, which may be the sender. The groups that it is in are told to remove it. A
+    /// repeat changes nothing.
+    ///
+    /// # Errors
+    /// not_authorized, unavailable.
     pub async fn delete_device(
         &self,
-        _from: &ClientUri,
-        _delete: DeleteDevice,
+        from: &ClientUri,
+        delete: DeleteDevice,
     ) -> Result<(), DsError> {
-        Err(skeleton())
+        if delete.client.user() != from.user() {
+            return Err(not_authorized("only a client of the same user can delete a device"));
+        }
+        match self.store.device(&delete.client).await.map_err(of_store)? {
+            None => Err(not_authorized("there is no such device")),
+            Some(device) if device.deleted_at.is_some() => Ok(()),
+            Some(_) => self.delete(from, &[delete.client], GoneReason::DeviceDeleted).await,
+        }
     }
 
-    pub async fn delete_account(&self, _from: &ClientUri) -> Result<(), DsError> {
-        Err(skeleton())
+    /// Deletes the sender's account with all of its devices. Its name is not given again.
+    ///
+    /// # Errors
+    /// unavailable; part of the work may be done then, and a repeat does the rest.
+    pub async fn delete_account(&self, from: &ClientUri) -> Result<(), DsError> {
+        let account = self.store.account(&from.user()).await.map_err(of_store)?;
+        let devices = account.map(|account| account.devices).unwrap_or_default();
+        self.delete(from, &devices, GoneReason::AccountDeleted).await
     }
 
-    pub async fn consent(&self, _from: &ClientUri, _consent: Consent) -> Result<(), DsError> {
-        Err(skeleton())
+    /// Adds and revokes consent tokens, by their hashes. A repeat changes nothing.
+    ///
+    /// # Errors
+    /// too_large, unavailable.
+    pub async fn consent(&self, from: &ClientUri, consent: Consent) -> Result<(), DsError> {
+        let user = from.user();
+        let hash = |hash: &Opaque<32, 32>| {
+            let mut bytes = [0; 32];
+            bytes.copy_from_slice(hash.as_slice());
+            ConsentHash(bytes)
+        };
+        let mut batch = Batch::new();
+        let mut added = 0;
+        for token in consent.add.iter().map(hash) {
+            if !self.store.has_consent(&user, &token).await.map_err(of_store)? {
+                added += 1;
+            }
+            batch.push(Write::Consent { user: user.clone(), token });
+        }
+        let max = self.limits.consents_per_user_max;
+        if added > 0 {
+            let count = self.store.consent_count(&user, max + 1).await.map_err(of_store)?;
+            if count + added > max {
+                return Err(too_large("too many consent tokens; revoke some first", max));
+            }
+        }
+        for token in consent.revoke.iter().map(hash) {
+            batch.push(Write::DropConsent { user: user.clone(), token });
+        }
+        self.store.write(batch).await.map_err(of_store)
     }
 
-    pub fn provider_keys(&self, _domain: &Domain) -> Result<ProviderKeysAnswer, DsError> {
-        Err(skeleton())
+    /// The keys of this provider. Those of others are theirs to give.
+    ///
+    /// # Errors
+    /// unavailable for another provider's.
+    pub fn provider_keys(&self, domain: &Domain) -> Result<ProviderKeysAnswer, DsError> {
+        if domain != &self.domain {
+            return Err(unavailable("this provider does not reach other providers"));
+        }
+        let keys = self.external_senders.iter().filter_map(|key| {
+            Some(VerificationKey {
+                scheme: key.key.scheme(),
+                public_key: Opaque::new(key.key.public().as_slice()).ok()?,
+                not_before: key.not_before,
+                not_after: key.not_after,
+                purpose: Opaque::new(*b"external-sender").ok()?,
+            })
+        });
+        let answer = |keys: Vec<VerificationKey>| VerificationKeyResponse {
+            version: ProtocolVersion::MIMI10,
+            domain: self.domain.clone(),
+            keys: List::new(keys).unwrap_or_default(),
+            cache_until: self.clock.now().plus_ms(KEYS_CACHED_MS),
+        };
+        Ok(ProviderKeysAnswer {
+            verification: answer(Vec::new()),
+            signature: answer(keys.collect()),
+        })
+    }
+
+    /// What can be refused before anything is looked up.
+    fn check_envelope(&self, message: &ClientMessage, endpoint: &str) -> Result<(), DsError> {
+        if message.version != ProtocolVersion::MIMI10 {
+            return Err(DsError::UnsupportedVersion {
+                detail: super::errors::detail("this provider speaks mimi10 (1)"),
+                versions: List::new(vec![ProtocolVersion::MIMI10]).unwrap_or_default(),
+            });
+        }
+        if message.endpoint.as_str() != endpoint {
+            return Err(malformed(format!("the message is for {}", message.endpoint)));
+        }
+        if message.client.domain() != self.domain {
+            return Err(unauthenticated("a client of another provider; go there"));
+        }
+        let now = self.clock.now();
+        let sent = message.timestamp;
+        let skew = now.ms_since(sent).max(sent.ms_since(now));
+        // what was sent before this process began may have been taken by the one before
+        if skew > self.limits.clock_skew_ms || sent < self.started_at {
+            return Err(DsError::StaleRequest {
+                detail: super::errors::detail("send it anew, with the time of the server"),
+                server_time: now,
+            });
+        }
+        Ok(())
+    }
+
+    fn remember_nonce(&self, message: &ClientMessage) -> Result<(), DsError> {
+        let now = self.clock.now();
+        self.nonces.insert(&message.client, message.nonce, message.timestamp, now).map_err(
+            |problem| match problem {
+                NonceProblem::Repeated => {
+                    unauthenticated("this message was taken already; a retry takes a new nonce")
+                }
+                NonceProblem::TooMany => {
+                    rate_limited("too many messages in a few minutes", NONCES_RETRY_MS)
+                }
+            },
+        )
+    }
+
+    async fn delete(
+        &self,
+        from: &ClientUri,
+        clients: &[ClientUri],
+        reason: GoneReason,
+    ) -> Result<(), DsError> {
+        for client in clients {
+            self.close_queue(client).await;
+        }
+        for _ in 0..CONFLICTS_MAX {
+            match self.try_delete(from, clients, reason).await {
+                Ok(told) => {
+                    for client in clients {
+                        self.close_queue(client).await;
+                    }
+                    told.iter().for_each(|group| self.hints.notice(group));
+                    return Ok(());
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(of_store(error)),
+            }
+        }
+        Err(unavailable("too many changes of this account at a time; try again"))
+    }
+
+    /// Gives the groups that were told. Their notices are written before the devices are marked as deleted: where this
+    /// ends half-way, a repeat does the rest.
+    async fn try_delete(
+        &self,
+        from: &ClientUri,
+        clients: &[ClientUri],
+        reason: GoneReason,
+    ) -> Result<Vec<GroupId>, StoreError> {
+        let (user, now) = (from.user(), self.clock.now());
+        let Some(mut account) = self.store.account(&user).await? else { return Ok(Vec::new()) };
+        let mut told = Vec::new();
+        let mut notices = Batch::new();
+        for client in clients {
+            for group in self.groups_of(client).await? {
+                notices.push(client_gone(client, &group, reason));
+                told.push(group);
+                if notices.writes.len() >= NOTICES_PER_BATCH {
+                    self.store.write(std::mem::take(&mut notices)).await?;
+                }
+            }
+        }
+        let mut batch =
+            notices.when(Condition::AccountAt { user: user.clone(), revision: account.revision });
+        account.revision += 1;
+        account.devices.retain(|device| !clients.contains(device));
+        if reason == GoneReason::AccountDeleted {
+            account.deleted_at = Some(now);
+        }
+        batch.push(Write::Account { user, account });
+        for client in clients {
+            let Some(device) = self.store.device(client).await? else { continue };
+            let device = Device { deleted_at: Some(now), ..device };
+            batch.push(Write::Device { client: client.clone(), device });
+            batch.push(Write::DropQueue(client.clone()));
+        }
+        self.store.write(batch).await?;
+        Ok(told)
+    }
+
+    /// The groups that `client` is in, also where its queue has not taken that up yet.
+    async fn groups_of(&self, client: &ClientUri) -> Result<Vec<GroupId>, StoreError> {
+        let subscriptions = self.store.subscriptions(client).await?;
+        let open = subscriptions.into_iter().filter(|subscription| subscription.last.is_none());
+        let mut groups: Vec<GroupId> = open.map(|subscription| subscription.group).collect();
+        let inbox = self.store.inbox(client, self.limits.subscriptions_max).await?;
+        groups.extend(inbox.into_iter().filter_map(|(_, item)| match item {
+            InboxItem::Open { group, .. } => Some(group),
+            InboxItem::Filter { .. } | InboxItem::Close { .. } | InboxItem::Event { .. } => None,
+        }));
+        groups.sort_unstable();
+        groups.dedup();
+        Ok(groups)
     }
 }
+
+fn verify(message: &ClientMessage, scheme: SignatureScheme, key: &[u8]) -> Result<(), DsError> {
+    let tbs = ClientMessageTbs {
+        version: message.version,
+        client: message.client.clone(),
+        endpoint: message.endpoint.clone(),
+        timestamp: message.timestamp,
+        nonce: message.nonce,
+        body: message.body.clone(),
+    };
+    crypto::verify_with_label(
+        scheme,
+        key,
+        "ClientMessageTBS",
+        &encode(&tbs),
+        message.signature.as_slice(),
+    )
+    .map_err(|_| unauthenticated("the signature does not verify with the client's key"))
+}
+
+const REGISTER: &str = "/v1/register";
+const CONFLICTS_MAX: usize = 8;
+const NOTICES_PER_BATCH: usize = 1_000;
+const KEYS_CACHED_MS: u64 = 3_600_000;
+const NONCES_RETRY_MS: u64 = 60_000;

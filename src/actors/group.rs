@@ -213,7 +213,7 @@ impl GroupActor {
         if loaded.state.is_deleted() {
             head.status = GroupStatus::Deleted;
             head.wake_at = Some(at.plus_ms(self.node.groups.options.retention_ms));
-        } else if effects.committed || head.wake_at.is_none() {
+        } else if effects.committed {
             head.wake_at = loaded.state.wake_at();
         }
         batch.push(Write::GroupHead(head.clone()));
@@ -232,7 +232,7 @@ impl GroupActor {
             self.create_or_refuse(*request, reply, permits, now, ctx);
             return;
         };
-        if loaded.state.members().count() <= self.node.groups.options.inline_members_max {
+        if loaded.state.member_count() <= self.node.groups.options.inline_members_max {
             let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
             self.decided(decided.ok(), *request, reply, permits, now, ctx);
             return;
@@ -552,12 +552,7 @@ impl GroupActor {
             .map(|(_, GroupNotice::ClientGone { client, reason })| (client.clone(), *reason))
             .collect();
         let Some(staged) = loaded.state.stage_hub(&gone, now) else {
-            loaded.head.wake_at = loaded.state.wake_at().or(loaded.head.wake_at);
-            if notices.is_empty() {
-                self.when_durable(Box::new(finish));
-            } else {
-                self.drop_notices(&notices, Box::new(finish), ctx);
-            }
+            self.nothing_to_do(&notices, Box::new(finish), ctx);
             return;
         };
         let effects = match loaded.state.merge(staged) {
@@ -569,10 +564,10 @@ impl GroupActor {
             }
         };
         let tell = self.tell(&effects);
-        let Some(mut batch) = self.batch(&effects, now) else { return };
         if let Some(loaded) = self.loaded.as_mut() {
-            loaded.head.wake_at = loaded.state.wake_at().or(loaded.head.wake_at);
+            loaded.head.wake_at = loaded.state.wake_at();
         }
+        let Some(mut batch) = self.batch(&effects, now) else { return };
         for (key, _) in &notices {
             batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
         }
@@ -582,6 +577,34 @@ impl GroupActor {
             }
             finish(outcome);
         });
+        self.write(batch, waiter, ctx);
+    }
+
+    /// Takes the notices away, and writes down when the group next has something to do, where that has changed.
+    fn nothing_to_do(
+        &mut self,
+        notices: &[([u8; 16], GroupNotice)],
+        waiter: Waiter,
+        ctx: &mut Context<Self>,
+    ) {
+        let Some(loaded) = self.loaded.as_mut() else { return };
+        let wake_at =
+            if loaded.state.is_deleted() { loaded.head.wake_at } else { loaded.state.wake_at() };
+        if wake_at == loaded.head.wake_at && notices.is_empty() {
+            self.when_durable(waiter);
+            return;
+        }
+        let mut batch = Batch::new().when(Condition::GroupAt {
+            group: self.id.clone(),
+            next_sequence: loaded.head.next_sequence,
+            revision: loaded.head.revision,
+        });
+        loaded.head.wake_at = wake_at;
+        loaded.head.revision += 1;
+        batch.push(Write::GroupHead(loaded.head.clone()));
+        for (key, _) in notices {
+            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
+        }
         self.write(batch, waiter, ctx);
     }
 
@@ -656,7 +679,9 @@ impl GroupActor {
         let mut batch = Batch::new().when(condition);
         plan.apply(head, &mut batch);
         head.revision += 1;
-        head.wake_at = loaded.state.wake_at().or(head.wake_at);
+        if !loaded.state.is_deleted() {
+            head.wake_at = loaded.state.wake_at();
+        }
         batch.push(Write::GroupHead(head.clone()));
         self.write(batch, Box::new(|_| ()), ctx);
     }
@@ -683,10 +708,13 @@ impl Actor for GroupActor {
         let load = async move { history::load(&node, &hub, &id).await };
         let loaded = load.into_actor(self).map(|loaded, actor: &mut Self, ctx| {
             match loaded {
-                Ok(Some((state, head))) => {
+                Ok(Some(found)) => {
                     actor.node.metrics.group_activations.inc();
-                    let records = head.next_sequence.0.saturating_sub(head.snapshot.0 + 1);
-                    let since_snapshot = SinceSnapshot { records, ..Default::default() };
+                    let history::Found { state, head, records, change_bytes, snapshot_bytes } =
+                        found;
+                    let bytes = change_bytes;
+                    let since_snapshot =
+                        SinceSnapshot { records, bytes, snapshot_bytes, writing: false };
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }
                 Ok(None) => {}

@@ -1,64 +1,412 @@
-//! KeyPackages.
-use super::{accounts::skeleton, limits::Limits, node::Node};
-use crate::wire::{
-    client::{KeyPackagesLeft, MintedTokens, PublishKeyPackages, QueueTokens},
-    ds::DsError,
-    ids::ClientUri,
-    key_packages::{
-        ConnectionKeyPackageRequest, ConnectionKeyPackageResponse, ConnectionRequest,
-        GroupKeyPackageRequest, GroupKeyPackageResponse,
+//! KeyPackages at work: published, handed out once by the store's conditions, with the user's consent.
+//! PROTOCOL.md §5; TR §5.8, §5.9. The rules are in [`crate::key_package`].
+
+use std::{collections::HashMap, sync::Mutex};
+
+use openmls::prelude::{CredentialType, ExtensionType, ProposalType};
+
+use super::{
+    errors::{
+        internal, of_key_package, of_store, of_too_many, rate_limited, too_large, unavailable,
     },
-    queueing::QueueingServiceResponse,
+    hints::locked,
+    limits::Limits,
+    node::Node,
+};
+use crate::{
+    crypto::{self, MlsCrypto},
+    key_package::{
+        pick,
+        publish::{self, Checked, KeyPackageProblem, Owner, Parsed},
+    },
+    queue::token::{self, TokenClass},
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{ConsentHash, InboxItem, InboxKey, StoredKeyPackage},
+    },
+    wire::{
+        client::{KeyPackagesLeft, PublishKeyPackages},
+        codec::{List, encode},
+        ds::DsError,
+        extensions::{KeyPackageClass, PublicKey, SignatureScheme},
+        ids::{ClientUri, Timestamp, UserUri},
+        key_packages::{
+            ClientKeyPackage, ConnectionKeyPackageRequest, ConnectionKeyPackageResponse,
+            GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus,
+        },
+        mls::{self, KeyPackage},
+        queueing::QueueEvent,
+    },
 };
 
-#[derive(Debug)]
-pub struct Fetches;
+/// Who fetched KeyPackages, and whose, in this hour.
+pub struct Fetches {
+    hour: Mutex<Hour>,
+    by_requester_max: u32,
+    of_target_max: u32,
+}
+
+#[derive(Default)]
+struct Hour {
+    began_at: Timestamp,
+    by: HashMap<UserUri, u32>,
+    of: HashMap<UserUri, u32>,
+}
 
 impl Fetches {
     #[must_use]
-    pub fn new(_limits: &Limits) -> Self {
-        Self
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            hour: Mutex::new(Hour::default()),
+            by_requester_max: limits.key_package_fetches_per_hour,
+            of_target_max: limits.key_package_targets_per_hour,
+        }
     }
+
+    /// Counts a fetch, whether or not there is such a target.
+    ///
+    /// # Errors
+    /// rate_limited
+    fn count(&self, by: &UserUri, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
+        let mut hour = locked(&self.hour);
+        if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
+            *hour = Hour { began_at: now, ..Hour::default() };
+        }
+        let left_ms = HOUR_MS - now.ms_since(hour.began_at);
+        let limits = (self.by_requester_max, self.of_target_max);
+        let Hour { by: requesters, of: targets, .. } = &mut *hour;
+        for (counts, user, max) in [(requesters, by, limits.0), (targets, of, limits.1)] {
+            if counts.len() >= FETCH_USERS_MAX && !counts.contains_key(user) {
+                return Err(rate_limited("too many users fetch KeyPackages", left_ms));
+            }
+            let count = counts.entry(user.clone()).or_default();
+            if *count >= max {
+                return Err(rate_limited("too many KeyPackages fetched in this hour", left_ms));
+            }
+            *count += 1;
+        }
+        Ok(())
+    }
+}
+
+/// What one client of a user has to offer.
+struct Wanted<'a> {
+    class: KeyPackageClass,
+    ciphersuites: &'a [u16],
+    extensions: &'a [ExtensionType],
+    proposals: &'a [ProposalType],
+    credentials: &'a [CredentialType],
 }
 
 impl Node {
+    /// Takes KeyPackages of the sender. All or none are taken; what it has published before is not taken twice, also
+    /// where it was handed out since, so a request whose answer was lost may be repeated.
+    ///
+    /// # Errors
+    /// invalid_key_package with its index, too_large, unavailable.
     pub async fn publish_key_packages(
         &self,
-        _from: &ClientUri,
-        _publish: PublishKeyPackages,
+        from: &ClientUri,
+        publish: PublishKeyPackages,
     ) -> Result<KeyPackagesLeft, DsError> {
-        Err(skeleton())
+        let max = self.limits.key_packages_per_request_max;
+        let key_packages = publish.key_packages.into_vec();
+        if key_packages.len() > max {
+            return Err(too_large("too many KeyPackages at once", max));
+        }
+        let owner = self.owner(from).await?;
+        let node = self.clone();
+        let checked = actix_rt::task::spawn_blocking(move || node.check_all(&key_packages, &owner));
+        let checked = checked.await.map_err(internal)??;
+        for _ in 0..CONFLICTS_MAX {
+            match self.try_publish(from, &checked).await? {
+                Ok(left) => return Ok(left),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(of_store(error)),
+            }
+        }
+        Err(unavailable("too many changes at a time; try again"))
     }
 
-    pub async fn queue_tokens(
+    fn check_all(
         &self,
-        _from: &ClientUri,
-        _request: QueueTokens,
-    ) -> Result<MintedTokens, DsError> {
-        Err(skeleton())
+        key_packages: &[KeyPackage],
+        owner: &Owner,
+    ) -> Result<Vec<Checked>, DsError> {
+        let (crypto, now) = (MlsCrypto::default(), self.clock.now());
+        let lifetime_max_s = self.limits.key_package_lifetime_max_s;
+        let mut checked = Vec::with_capacity(key_packages.len());
+        for (index, bytes) in key_packages.iter().enumerate() {
+            let one = publish::check(&crypto, bytes, owner, &self.token_keys, lifetime_max_s, now)
+                .map_err(|problem| of_key_package(index, &problem))?;
+            checked.push(one);
+        }
+        match publish::token_twice(&checked) {
+            Some(index) => Err(of_key_package(index, &KeyPackageProblem::TokenTwice)),
+            None => Ok(checked),
+        }
     }
 
+    async fn try_publish(
+        &self,
+        from: &ClientUri,
+        checked: &[Checked],
+    ) -> Result<Result<KeyPackagesLeft, StoreError>, DsError> {
+        let now = self.clock.now();
+        let limits = &self.limits;
+        let held = self.held(from).await.map_err(of_store)?;
+        let mut batch = Batch::new();
+        let mut new = Vec::with_capacity(checked.len());
+        for Checked { stored, token } in checked {
+            let record = self.store.token(&token.id).await.map_err(of_store)?;
+            let revoked = record.as_ref().is_some_and(|record| record.revoked);
+            // from the hand-out on the token has a record: a repeat does not bring the KeyPackage back
+            if !revoked && (record.is_none() || stored.last_resort) {
+                let revision = token::revision(record.as_ref());
+                batch = batch.when(Condition::TokenAt { token: token.id, revision });
+                new.push(stored.clone());
+            }
+        }
+        let (group_max, connection_max) =
+            (limits.group_key_packages_max, limits.connection_key_packages_max);
+        let admitted =
+            publish::admit(&held, &new, group_max, connection_max, now).map_err(of_too_many)?;
+        let mut kept = held;
+        kept.retain(|held| !admitted.drop.contains(&held.reference));
+        kept.extend(admitted.add.iter().cloned());
+        let published = admitted.add.len() as u64;
+        for key_package in admitted.drop {
+            batch.push(Write::DropKeyPackage { client: from.clone(), key_package });
+        }
+        for key_package in admitted.add {
+            batch.push(Write::KeyPackage { client: from.clone(), key_package });
+        }
+        if !batch.writes.is_empty()
+            && let Err(error) = self.store.write(batch).await
+        {
+            return Ok(Err(error));
+        }
+        self.metrics.key_packages_published.inc_by(published);
+        Ok(Ok(pick::left(&kept, now)))
+    }
+
+    /// One KeyPackage of class connection per client of the user; none for a user that does not exist.
+    ///
+    /// # Errors
+    /// not_authorized, rate_limited, unavailable.
     pub async fn connection_key_packages(
         &self,
-        _from: &ClientUri,
-        _request: ConnectionKeyPackageRequest,
+        from: &ClientUri,
+        request: ConnectionKeyPackageRequest,
     ) -> Result<ConnectionKeyPackageResponse, DsError> {
-        Err(skeleton())
+        if request.requester != from.user() {
+            return Err(super::errors::not_authorized("the requester is not the sender's user"));
+        }
+        self.check_target(from, &request.target_user)?;
+        let wanted = Wanted {
+            class: KeyPackageClass::Connection,
+            ciphersuites: &[],
+            extensions: &[],
+            proposals: &[],
+            credentials: &[],
+        };
+        let mut key_packages = Vec::new();
+        for client in self.devices(&request.target_user).await.map_err(of_store)? {
+            let (_, key_package) = self.claim(&client, &wanted).await?;
+            key_packages.extend(key_package);
+        }
+        let key_packages = List::new(key_packages).map_err(internal)?;
+        Ok(ConnectionKeyPackageResponse { key_packages })
     }
 
+    /// One KeyPackage of class group per client of a user who consents. Without consent the answer is the same as
+    /// for a user that does not exist.
+    ///
+    /// # Errors
+    /// rate_limited, unavailable.
     pub async fn group_key_packages(
         &self,
-        _from: &ClientUri,
-        _request: GroupKeyPackageRequest,
+        from: &ClientUri,
+        request: GroupKeyPackageRequest,
     ) -> Result<GroupKeyPackageResponse, DsError> {
-        Err(skeleton())
+        let target = &request.target_user;
+        self.check_target(from, target)?;
+        // the same reads whether there is such a user or not
+        let consent = ConsentHash(crypto::sha256(request.consent_token.as_slice()));
+        let has_consent = self.store.has_consent(target, &consent).await.map_err(of_store)?;
+        let devices = self.devices(target).await.map_err(of_store)?;
+        if !has_consent || devices.is_empty() {
+            let status = KeyPackageStatus::NoConsent;
+            return Ok(GroupKeyPackageResponse { status, clients: List::default() });
+        }
+        let required = request.required.as_ref().map(mls::RequiredCapabilities::parse);
+        let required = required.transpose().map_err(super::errors::malformed)?;
+        let wanted = Wanted {
+            class: KeyPackageClass::Group,
+            ciphersuites: &request.ciphersuites,
+            extensions: required.as_ref().map_or(&[], |required| required.extension_types()),
+            proposals: required.as_ref().map_or(&[], |required| required.proposal_types()),
+            credentials: required.as_ref().map_or(&[], |required| required.credential_types()),
+        };
+        let mut clients = Vec::with_capacity(devices.len());
+        for client in devices {
+            let (status, key_package) = self.claim(&client, &wanted).await?;
+            clients.push(ClientKeyPackage { client, status, key_package });
+        }
+        let found =
+            |wanted| clients.iter().any(|client: &ClientKeyPackage| client.status == wanted);
+        let status = [KeyPackageStatus::Ok, KeyPackageStatus::Incompatible]
+            .into_iter()
+            .find(|status| found(*status))
+            .unwrap_or(KeyPackageStatus::NoneLeft);
+        let clients = List::new(clients).map_err(internal)?;
+        Ok(GroupKeyPackageResponse { status, clients })
     }
 
-    pub async fn connection_request(
+    /// Hands out one KeyPackage of `client`: whoever asks at the same time gets another one.
+    async fn claim(
         &self,
-        _from: &ClientUri,
-        _request: ConnectionRequest,
-    ) -> Result<QueueingServiceResponse, DsError> {
-        Err(skeleton())
+        client: &ClientUri,
+        wanted: &Wanted<'_>,
+    ) -> Result<(KeyPackageStatus, Option<KeyPackage>), DsError> {
+        for _ in 0..CONFLICTS_MAX {
+            match self.try_claim(client, wanted).await {
+                Ok((status, key_package, kind)) => {
+                    let class = match wanted.class {
+                        KeyPackageClass::Group => "group",
+                        KeyPackageClass::Connection => "connection",
+                    };
+                    self.metrics.key_packages_claimed.with_label_values(&[class, kind]).inc();
+                    return Ok((status, key_package));
+                }
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(of_store(error)),
+            }
+        }
+        Err(unavailable("too many requests for the same KeyPackages; try again"))
+    }
+
+    async fn try_claim(
+        &self,
+        client: &ClientUri,
+        wanted: &Wanted<'_>,
+    ) -> Result<(KeyPackageStatus, Option<KeyPackage>, &'static str), StoreError> {
+        let now = self.clock.now();
+        let held = self.held(client).await?;
+        let crypto = MlsCrypto::default();
+        let candidates = pick::candidates(&held, wanted.class, wanted.ciphersuites, now);
+        for candidate in candidates.into_iter().take(CANDIDATES_MAX) {
+            let Ok(bytes) = KeyPackage::new(candidate.bytes.clone()) else { continue };
+            let Ok(Parsed { key_package, queue }) = publish::parse(&crypto, &bytes) else {
+                continue;
+            };
+            let capabilities = key_package.leaf_node().capabilities();
+            let Wanted { extensions, proposals, credentials, .. } = wanted;
+            if !pick::supports(capabilities, extensions, proposals, credentials) {
+                continue;
+            }
+            let Ok(token) = self.token_keys.open(&queue.config.queue_token) else { continue };
+            let record = self.store.token(&token.id).await?;
+            let is_spent = record.as_ref().is_some_and(|record| {
+                record.revoked || (token.class == TokenClass::Group && !record.bound_to.is_empty())
+            });
+            if is_spent {
+                continue;
+            }
+            let revision = token::revision(record.as_ref());
+            let mut batch = Batch::new()
+                .when(Condition::KeyPackageHeld {
+                    client: client.clone(),
+                    key_package: candidate.reference.clone(),
+                })
+                .when(Condition::TokenAt { token: token.id, revision });
+            let before = pick::left(&held, now).group_left;
+            let mut left = before;
+            if !candidate.last_resort {
+                batch.push(Write::DropKeyPackage {
+                    client: client.clone(),
+                    key_package: candidate.reference.clone(),
+                });
+                if let Some(record) = token::hand_out(record.as_ref(), client) {
+                    batch.push(Write::Token { token: token.id, record });
+                }
+                left = before.saturating_sub(u32::from(!candidate.connection));
+            }
+            // the last-resort one goes out where those of its ciphersuite are used up, whatever else is left
+            let is_low = !candidate.connection
+                && (candidate.last_resort
+                    || pick::is_low(before, left, self.limits.key_packages_low_at));
+            if is_low {
+                batch.push(low_notice(client, left, now));
+            }
+            if !batch.writes.is_empty() {
+                self.store.write(batch).await?;
+            }
+            if is_low {
+                self.metrics.key_packages_low.inc();
+                self.hints.inbox(client);
+            }
+            let kind = if candidate.last_resort { "last_resort" } else { "single" };
+            return Ok((KeyPackageStatus::Ok, Some(bytes), kind));
+        }
+        Ok((pick::status_without(&held, wanted.class, now), None, "none"))
+    }
+
+    fn check_target(&self, from: &ClientUri, target: &UserUri) -> Result<(), DsError> {
+        if target.domain() != self.domain {
+            return Err(unavailable("this provider does not reach other providers"));
+        }
+        self.fetches.count(&from.user(), target, self.clock.now())
+    }
+
+    async fn devices(&self, user: &UserUri) -> Result<Vec<ClientUri>, StoreError> {
+        let account = self.store.account(user).await?;
+        Ok(account
+            .filter(|account| account.deleted_at.is_none())
+            .map(|account| account.devices)
+            .unwrap_or_default())
+    }
+
+    async fn held(&self, client: &ClientUri) -> Result<Vec<StoredKeyPackage>, StoreError> {
+        let limits = &self.limits;
+        let max =
+            limits.group_key_packages_max + limits.connection_key_packages_max + LAST_RESORTS_MAX;
+        self.store.key_packages(client, max).await
+    }
+
+    async fn owner(&self, client: &ClientUri) -> Result<Owner, DsError> {
+        let device = self.device_of(client).await?;
+        let account = self.store.account(&client.user()).await.map_err(of_store)?;
+        let account = account.ok_or_else(|| internal("a device without an account"))?;
+        let key = PublicKey::new(account.user_key).map_err(internal)?;
+        Ok(Owner {
+            domain: self.domain.clone(),
+            client: client.clone(),
+            user: crypto::user_key_hash(SignatureScheme(account.user_key_scheme), &key),
+            credential: device.credential,
+            queue: device.queue,
+        })
     }
 }
+
+/// Of each number one notice in an hour, however often it is due.
+fn low_notice(client: &ClientUri, left: u32, now: Timestamp) -> Write {
+    let name = format!("key_packages_low {client} {left} {}", now.0 / HOUR_MS);
+    let mut id = [0; 16];
+    id.copy_from_slice(&crypto::sha256(name.as_bytes())[..16]);
+    let event = encode(&QueueEvent::KeyPackagesLow { left });
+    Write::Inbox {
+        client: client.clone(),
+        key: InboxKey::Item(id),
+        item: InboxItem::Event { group: None, event },
+    }
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const CONFLICTS_MAX: usize = 16;
+/// KeyPackages that are tried for one request.
+const CANDIDATES_MAX: usize = 8;
+/// Of two classes and the ciphersuites that there are.
+const LAST_RESORTS_MAX: usize = 32;
+/// Users that are counted in an hour; beyond, newcomers wait for the next one.
+const FETCH_USERS_MAX: usize = 1_000_000;

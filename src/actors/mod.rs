@@ -6,15 +6,19 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+pub mod deliver;
+mod errors;
 pub mod group;
 pub mod groups;
 pub mod hints;
 mod history;
+pub mod import;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod queue;
+pub mod tokens;
 
 pub use clock::Clock;
 pub use groups::GroupOptions;
@@ -22,3 +26,12 @@ pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
 pub use queue::QueueStream;
+
+#[cfg(test)]
+mod account_tests;
+#[cfg(test)]
+mod key_package_tests;
+#[cfg(test)]
+mod queue_tests;
+#[cfg(test)]
+pub(crate) mod testing;

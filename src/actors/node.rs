@@ -113,6 +113,12 @@ impl Node {
         &self.0.domain
     }
 
+    /// The store's counters.
+    #[must_use]
+    pub fn store_stats(&self) -> crate::store::StoreStats {
+        self.0.store.stats()
+    }
+
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics

@@ -139,7 +139,12 @@ impl GroupState {
             return Err(Reject::InvalidCommit("who is to be removed cannot commit".into()));
         }
         let judged_as = if operation == Operation::Resync { None } else { committer };
-        policy::judge(&self.policy, &self.roster, &self.id, judged_as, &change.acts)?;
+        // a newcomer's own Add was judged, with its proof, when it was proposed in this epoch
+        let newcomers = |act: &&Act| {
+            !matches!((&act.author, &act.what), (Author::Newcomer { .. }, What::Add(_)))
+        };
+        let acts: Vec<Act> = change.acts.iter().filter(newcomers).cloned().collect();
+        policy::judge(&self.policy, &self.roster, &self.id, judged_as, &acts)?;
         self.leaves_an_admin(judged_as, &change.acts)?;
         let grows = change.added.len() + usize::from(change.joined.is_some());
         let after = self.roster.len() + grows - change.removed.len();

@@ -5,13 +5,15 @@
 //! replace this file. RFC 9420 §7, §8, §12.
 
 use openmls::{
-    group::{GroupContext, PublicGroup, StagedCommit},
+    group::{GroupContext, MlsGroup, PublicGroup, StagedCommit},
     messages::{external_proposals::ExternalProposal, group_info::VerifiableGroupInfo},
     prelude::{
-        Ciphersuite, ConfirmationTag, ExtensionType, Extensions, GroupId as MlsGroupId, LeafNode,
-        LeafNodeIndex, MlsMessageBodyIn, ProcessedMessage, ProposalStore, ProtocolMessage,
-        PublicMessageIn, QueuedProposal, RatchetTreeIn, SenderExtensionIndex,
+        BasicCredential, Ciphersuite, ConfirmationTag, CredentialWithKey, ExtensionType,
+        Extensions, GroupId as MlsGroupId, LeafNode, LeafNodeIndex, MlsMessageBodyIn,
+        ProcessedMessage, ProposalStore, ProtocolMessage, PublicMessageIn, QueuedProposal,
+        RatchetTreeIn, SenderExtensionIndex,
     },
+    treesync::{Node, ParentNode},
 };
 use openmls_traits::public_storage::PublicStorageProvider;
 use openmls_traits::storage::{CURRENT_VERSION, traits};
@@ -83,24 +85,39 @@ impl Tree {
         Ok(Self { group })
     }
 
-    /// A group whose tree and GroupInfo somebody else has validated but for its leaves' lifetimes: it is put
-    /// together without looking at any clock. See `super::import`.
+    /// A group from its GroupInfo and tree, validated but for the lifetimes of its leaves.
+    ///
+    /// openmls' `PublicGroup` cannot skip lifetimes; the start of an external commit makes the same checks and
+    /// can. The state is then put together in openmls' own stored form, which pins its version.
     ///
     /// # Errors
-    /// [`MlsProblem::Record`]
-    pub(super) fn assemble(
-        group_id: &[u8],
-        tree: Vec<u8>,
-        context: &GroupContext,
-        confirmation_tag: &ConfirmationTag,
-    ) -> Result<Self, MlsProblem> {
-        let parts = Parts {
-            group_id: group_id.to_vec(),
-            tree,
-            context: to_record(context)?,
-            confirmation_tag: to_record(confirmation_tag)?,
+    /// [`MlsProblem::Invalid`]
+    pub fn import(tree: &RatchetTree, info: &GroupInfo) -> Result<Self, MlsProblem> {
+        let parsed: VerifiableGroupInfo = info.parse().map_err(invalid)?;
+        if parsed.extensions().ratchet_tree().is_some() {
+            return Err(MlsProblem::GroupInfoExtensions);
+        }
+        let nodes: RatchetTreeIn = tree.parse().map_err(invalid)?;
+        let provider = crypto::MlsProvider::<openmls_memory_storage::MemoryStorage>::default();
+        let nobody = CredentialWithKey {
+            credential: BasicCredential::new(b"import".to_vec()).into(),
+            signature_key: crypto::random::<32>().to_vec().into(),
         };
-        Self::from_parts(parts)
+        MlsGroup::external_commit_builder()
+            .skip_lifetime_validation()
+            .with_ratchet_tree(nodes.clone())
+            .build_group(&provider, parsed.clone(), nobody)
+            .map_err(invalid)?;
+        let context = parsed.group_context();
+        let head = encode(context).len() + encode(parsed.extensions()).len();
+        let (tag, _) =
+            ConfirmationTag::tls_deserialize_bytes(&info.as_slice()[head..]).map_err(invalid)?;
+        Self::from_parts(Parts {
+            group_id: context.group_id().as_slice().to_vec(),
+            tree: tree_record(&nodes, context.tree_hash())?,
+            context: to_record(context)?,
+            confirmation_tag: to_record(&tag)?,
+        })
     }
 
     /// The inverse of [`Tree::snapshot`].
@@ -269,6 +286,45 @@ fn build_group_info(
         signature,
     );
     Ok(Raw::of(&info))
+}
+
+/// openmls' stored form of a tree: leaves and parents apart, padded to the next power of two.
+fn tree_record(nodes: &RatchetTreeIn, tree_hash: &[u8]) -> Result<Vec<u8>, MlsProblem> {
+    #[derive(Serialize)]
+    struct Slot<T> {
+        node: Option<T>,
+    }
+    #[derive(Serialize)]
+    struct Nodes {
+        leaf_nodes: Vec<Slot<LeafNode>>,
+        parent_nodes: Vec<Slot<ParentNode>>,
+        default_leaf: Slot<LeafNode>,
+        default_parent: Slot<ParentNode>,
+    }
+    #[derive(Serialize)]
+    struct Stored<'a> {
+        tree: Nodes,
+        tree_hash: &'a [u8],
+    }
+    // the tree was validated; this reads the same nodes as their verified types
+    let nodes: Vec<Option<Node>> = from_record(&to_record(nodes)?)?;
+    let width = nodes.len().div_ceil(2).next_power_of_two();
+    let mut leaf_nodes: Vec<Slot<LeafNode>> = Vec::with_capacity(width);
+    let mut parent_nodes: Vec<Slot<ParentNode>> = Vec::with_capacity(width - 1);
+    for (index, node) in nodes.into_iter().enumerate() {
+        match (index % 2, node) {
+            (0, None) => leaf_nodes.push(Slot { node: None }),
+            (0, Some(Node::LeafNode(leaf))) => leaf_nodes.push(Slot { node: Some(*leaf) }),
+            (_, None) => parent_nodes.push(Slot { node: None }),
+            (1, Some(Node::ParentNode(parent))) => parent_nodes.push(Slot { node: Some(*parent) }),
+            _ => return Err(MlsProblem::Record),
+        }
+    }
+    leaf_nodes.resize_with(width, || Slot { node: None });
+    parent_nodes.resize_with(width - 1, || Slot { node: None });
+    let (default_leaf, default_parent) = (Slot { node: None }, Slot { node: None });
+    let tree = Nodes { leaf_nodes, parent_nodes, default_leaf, default_parent };
+    to_record(&Stored { tree, tree_hash })
 }
 
 /// What a whole GroupInfo adds to the state that it is of.

@@ -240,6 +240,11 @@ impl GroupState {
         &self.policy
     }
 
+    #[must_use]
+    pub fn member_count(&self) -> usize {
+        self.members.len()
+    }
+
     /// Members by leaf, with what the hub keeps of each.
     pub fn members(&self) -> impl Iterator<Item = (LeafIndex, &Member)> {
         self.members.iter().map(|(leaf, member)| (*leaf, member))

@@ -1,7 +1,8 @@
-//! The operator's listener: plain HTTP, on loopback unless told otherwise. `/livez`, `/readyz`, `/metrics`, and
-//! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub.
+//! The operator's listener: plain HTTP, on loopback unless told otherwise. `/livez`, `/readyz`, `/metrics`,
+//! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub, and
+//! `POST /v1/import_group`, a whole group (`mimid admin import-group`).
 //!
-//! Whoever reaches this listener is trusted with what it shows; it shows no content and no names.
+//! Whoever reaches this listener is trusted with what it shows and takes; it shows no content and no names.
 
 use std::{
     io,
@@ -27,8 +28,9 @@ use crate::{
     actors::Node,
     wire::{
         decode,
-        ds::{Detail, DsError, REQUEST_BYTES_MAX},
+        ds::{Detail, DsError, INFO_BYTES_MAX, REQUEST_BYTES_MAX},
         encode,
+        import::GroupImport,
         queueing::QueueingServiceRequest,
     },
 };
@@ -45,6 +47,7 @@ struct Ops {
     registry: Registry,
     drain: Drain,
     bodies: BodyBudget,
+    imports: BodyBudget,
 }
 
 /// Binds the ops listener. Must be called inside an actix `System`.
@@ -58,7 +61,8 @@ pub fn ops_listener(
     drain: Drain,
 ) -> io::Result<OpsListener> {
     let bodies = BodyBudget::new(2 * REQUEST_BYTES_MAX);
-    let ops = web::Data::new(Ops { node, registry, drain, bodies });
+    let imports = BodyBudget::new(INFO_BYTES_MAX);
+    let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
     let server = HttpServer::new(move || {
         App::new()
             .app_data(ops.clone())
@@ -66,6 +70,7 @@ pub fn ops_listener(
             .route("/readyz", web::get().to(readyz))
             .route("/metrics", web::get().to(metrics))
             .route("/v1/deliver_message", web::post().to(deliver_message))
+            .route("/v1/import_group", web::post().to(import_group))
             .default_service(web::to(|| async {
                 text(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics\n".to_owned())
             }))
@@ -159,6 +164,37 @@ async fn deliver_message(
     }
 }
 
+/// The body is a GroupImport; what comes back is for people, and for scripts by its status.
+async fn import_group(
+    request: HttpRequest,
+    payload: web::Payload,
+    ops: web::Data<Ops>,
+) -> HttpResponse {
+    match take_group(&request, payload, &ops).await {
+        Ok(told) => text(StatusCode::OK, told),
+        Err(refusal) => text(refusal.http, format!("{}\n", refusal.error)),
+    }
+}
+
+async fn take_group(
+    request: &HttpRequest,
+    payload: web::Payload,
+    ops: &Ops,
+) -> Result<String, Refusal> {
+    let body = body::read(request, payload, INFO_BYTES_MAX, IMPORT_TIMEOUT, &ops.imports).await?;
+    // tens of milliseconds for a large group, which /livez shall not wait for
+    let decoded = web::block(move || decode::<GroupImport>(&body.bytes)).await;
+    let malformed = |why: String| DsError::Malformed { detail: Detail::truncated(&why) };
+    let import = decoded
+        .map_err(|error| malformed(error.to_string()))?
+        .map_err(|error| malformed(error.to_string()))?;
+    let imported = ops.node.bring_in(import).await?;
+    Ok(format!(
+        "{} is here: {} members, epoch {}\n",
+        imported.group, imported.members, imported.epoch
+    ))
+}
+
 fn text(status: StatusCode, body: String) -> HttpResponse {
     HttpResponse::build(status)
         .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
@@ -166,3 +202,65 @@ fn text(status: StatusCode, body: String) -> HttpResponse {
 }
 
 const CONNECTIONS_MAX: usize = 64;
+const IMPORT_TIMEOUT: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{body::to_bytes, rt::task::spawn_blocking};
+
+    use super::*;
+    use crate::{
+        account::Registration,
+        actors::{
+            GroupOptions, Limits, Metrics, NodeParts, arbiters::ArbiterPool, clock::SystemClock,
+        },
+        crypto::BoxKey,
+        http::DrainSwitch,
+        queue::token::TokenKeys,
+        store::{Batch, Write, faults::Fault, memory::Disk},
+        wire::ids::Domain,
+    };
+
+    #[actix_web::test]
+    async fn a_read_only_store_and_a_drain_are_not_ready_and_say_why() {
+        let disk = Disk::new();
+        let store = disk.open().unwrap();
+        let (arbiters, threads) = ArbiterPool::start(1).unwrap();
+        let domain = Domain::new("a.example").unwrap();
+        let metrics = Metrics::new().unwrap();
+        let registry = metrics.registry.clone();
+        let node = Node::new(NodeParts {
+            groups: GroupOptions::new(domain.clone()),
+            domain,
+            store: store.clone(),
+            clock: std::sync::Arc::new(SystemClock),
+            limits: Limits::default(),
+            registration: Registration::Closed,
+            token_keys: TokenKeys::new(vec![(1, BoxKey::generate().unwrap())]).unwrap(),
+            external_senders: Vec::new(),
+            metrics,
+            arbiters,
+        });
+        let (switch, drain) = DrainSwitch::new();
+        let (bodies, imports) = (BodyBudget::new(0), BodyBudget::new(0));
+        let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
+        let ready = async || {
+            let response = readyz(ops.clone()).await;
+            let status = response.status().as_u16();
+            let body = to_bytes(response.into_body()).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        assert_eq!(ready().await, (200, "ready\n".to_owned()));
+
+        disk.faults().fail_flush(1, Fault::Lost);
+        let write = Batch::new().and(Write::Node { name: "n", bytes: vec![1] });
+        assert!(store.write(write).await.is_err());
+        let (status, reason) = ready().await;
+        assert_eq!(status, 503);
+        assert!(reason.starts_with("not ready: the store takes no writes: "), "{reason}");
+
+        switch.drain();
+        assert!(ready().await.1.contains("the node is stopping; the store"));
+        spawn_blocking(move || threads.stop_and_join()).await.unwrap();
+    }
+}

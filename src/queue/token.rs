@@ -190,6 +190,28 @@ pub fn bind(
     Ok(Some(record))
 }
 
+/// Whether a Welcome from `hub` may come in by a token. It does not name its group, so it binds nothing; but a token
+/// that is bound elsewhere is not `hub`'s to use.
+///
+/// # Errors
+/// [`TokenProblem`]
+pub fn welcomed(
+    token: &Token,
+    record: Option<&TokenRecord>,
+    client: &ClientUri,
+    hub: &Domain,
+) -> Result<(), TokenProblem> {
+    let record = usable(record, client)?;
+    let bound = &record.bound_to;
+    match token.class {
+        TokenClass::Connection => Err(TokenProblem::WrongClass(token.class)),
+        TokenClass::Group if !bound.is_empty() && bound.iter().all(|(other, _)| other != hub) => {
+            Err(TokenProblem::BoundElsewhere)
+        }
+        TokenClass::Group | TokenClass::LastResort => Ok(()),
+    }
+}
+
 /// Whether a connection request may come in by a token.
 ///
 /// # Errors

@@ -15,7 +15,11 @@ use toml::de::{DeTable, DeValue};
 
 pub use super::setting::Bytes;
 use super::setting::{Given, Setting, choice, nearest};
-use crate::{http, wire::ids::Domain};
+use crate::{
+    actors::{self, GroupOptions},
+    http,
+    wire::ids::Domain,
+};
 
 /// All that can be configured. `Default` is what a provider without a configuration runs with.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,6 +32,8 @@ pub struct Config {
     pub ops: Ops,
     pub store: Store,
     pub registration: Registration,
+    pub groups: Groups,
+    pub queues: Queues,
     pub limits: Limits,
     pub log: Log,
 }
@@ -68,6 +74,7 @@ pub struct Registration {
     pub mode: RegistrationMode,
     /// SHA-256 of each token, in hex.
     pub token_hashes: Vec<String>,
+    pub devices_per_user_max: usize,
 }
 
 choice! {
@@ -80,6 +87,29 @@ choice! {
     }
 }
 
+/// What a group may be, and what is kept of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Groups {
+    pub members_max: usize,
+    pub adds_per_commit_max: usize,
+    /// Whoever sends nothing for so long is removed.
+    pub inactive_after: Option<Duration>,
+    /// A group that nobody asks for leaves the memory.
+    pub passivate_after: Duration,
+    /// Of a group's log, what is older or more than this goes, read or not.
+    pub retention_age: Duration,
+    pub retention_bytes: Bytes,
+}
+
+/// What waits for one client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queues {
+    pub groups_per_client_max: usize,
+    /// Unread requests and notices; Welcomes and groups' messages are not counted.
+    pub notices_max: usize,
+    pub passivate_after: Duration,
+}
+
 /// Bounds of the client listener: `http::Limits`, as people write them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
@@ -89,6 +119,7 @@ pub struct Limits {
     pub backlog: u32,
     pub requests_max: usize,
     pub waiting_max: usize,
+    pub requests_per_address_s: u32,
     pub request_bytes_max: Bytes,
     pub bodies_bytes_max: Bytes,
     pub header_timeout: Duration,
@@ -122,6 +153,7 @@ impl Default for Config {
         let loopback = std::net::Ipv4Addr::LOCALHOST;
         #[expect(clippy::expect_used, reason = "the text is a domain")]
         let domain = Domain::new("localhost").expect("a domain");
+        let (node, groups) = (actors::Limits::default(), GroupOptions::new(domain.clone()));
         Self {
             domain,
             data_dir: PathBuf::from("mimid-data"),
@@ -132,7 +164,24 @@ impl Default for Config {
             },
             ops: Ops { listen: SocketAddr::from((loopback, 9443)) },
             store: Store { engine: Engine::Sled, cache: Bytes(256 * 1024 * 1024) },
-            registration: Registration { mode: RegistrationMode::Open, token_hashes: Vec::new() },
+            registration: Registration {
+                mode: RegistrationMode::Open,
+                token_hashes: Vec::new(),
+                devices_per_user_max: node.devices_per_user_max,
+            },
+            groups: Groups {
+                members_max: groups.settings.members_max,
+                adds_per_commit_max: groups.settings.adds_per_commit_max,
+                inactive_after: groups.settings.inactive_after_ms.map(Duration::from_millis),
+                passivate_after: Duration::from_millis(groups.idle_ms),
+                retention_age: Duration::from_millis(groups.retention_ms),
+                retention_bytes: Bytes(groups.retention_bytes),
+            },
+            queues: Queues {
+                groups_per_client_max: node.subscriptions_max,
+                notices_max: node.own_entries_max,
+                passivate_after: Duration::from_millis(node.queue_idle_ms),
+            },
             limits: Limits {
                 workers: http.workers,
                 actor_threads: 2,
@@ -140,6 +189,7 @@ impl Default for Config {
                 backlog: http.backlog,
                 requests_max: http.requests_max,
                 waiting_max: http.waiting_max,
+                requests_per_address_s: http.requests_per_address_s,
                 request_bytes_max: Bytes(http.request_bytes_max as u64),
                 bodies_bytes_max: Bytes(http.bodies_bytes_max as u64),
                 header_timeout: http.header_timeout,
@@ -157,6 +207,38 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// The node's bounds: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn node_limits(&self) -> actors::Limits {
+        actors::Limits {
+            devices_per_user_max: self.registration.devices_per_user_max,
+            subscriptions_max: self.queues.groups_per_client_max,
+            own_entries_max: self.queues.notices_max,
+            queue_idle_ms: ms(self.queues.passivate_after),
+            dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
+            ..actors::Limits::default()
+        }
+    }
+
+    /// The bounds of groups: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn group_options(&self) -> GroupOptions {
+        let mut options = GroupOptions::new(self.domain.clone());
+        options.settings.members_max = self.groups.members_max;
+        options.settings.adds_per_commit_max = self.groups.adds_per_commit_max;
+        options.settings.inactive_after_ms = self.groups.inactive_after.map(ms);
+        options.idle_ms = ms(self.groups.passivate_after);
+        options.retention_ms = ms(self.groups.retention_age);
+        options.retention_bytes = self.groups.retention_bytes.0;
+        options
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl Limits {
     /// The same bounds as the listener takes them.
     #[must_use]
@@ -167,6 +249,7 @@ impl Limits {
             backlog: self.backlog,
             requests_max: self.requests_max,
             waiting_max: self.waiting_max,
+            requests_per_address_s: self.requests_per_address_s,
             request_bytes_max: self.request_bytes_max.in_memory(),
             bodies_bytes_max: self.bodies_bytes_max.in_memory(),
             header_timeout: self.header_timeout,
@@ -217,9 +300,13 @@ settings! {
     client: [listen, certificate, key]
     ops: [listen]
     store: [engine, cache]
-    registration: [mode, token_hashes]
+    registration: [mode, token_hashes, devices_per_user_max]
+    groups: [
+        members_max, adds_per_commit_max, inactive_after, passivate_after, retention_age, retention_bytes,
+    ]
+    queues: [groups_per_client_max, notices_max, passivate_after]
     limits: [
-        workers, actor_threads, connections_max, backlog, requests_max, waiting_max, request_bytes_max,
+        workers, actor_threads, connections_max, backlog, requests_max, waiting_max, requests_per_address_s, request_bytes_max,
         bodies_bytes_max, header_timeout, body_timeout, answer_timeout, keep_alive, poll_max,
         stream_open_timeout, stream_ping, stream_stall, drain_timeout,
     ]
@@ -341,14 +428,14 @@ impl Loading {
         for (name, value) in &table {
             let place = at(name.span().start);
             let (name, value) = (name.get_ref().as_ref(), value.get_ref());
-            match value {
-                DeValue::Table(section) if is_section(name) => {
+            match value.as_table().filter(|_| is_section(name)) {
+                Some(section) => {
                     for (inner, value) in section {
                         let key = format!("{name}.{}", inner.get_ref());
                         self.set(&key, Given::Toml(value.get_ref()), at(inner.span().start));
                     }
                 }
-                _ => self.set(name, Given::Toml(value), place),
+                None => self.set(name, Given::Toml(value), place),
             }
         }
     }
@@ -425,7 +512,7 @@ impl Loading {
 /// Which of its values a configuration cannot run with, and what is allowed.
 fn check(config: &Config) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
-    let Config { client, registration, limits, store, log, .. } = config;
+    let Config { client, registration, limits, store, log, groups, queues, .. } = config;
     if client.certificate.is_some() != client.key.is_some() {
         let key = if client.key.is_some() { "client.key" } else { "client.certificate" };
         wrong.push((
@@ -456,11 +543,17 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
             wrong.push((key, format!("{value} is not from {min} to {max}")));
         }
     };
+    count("registration.devices_per_user_max", registration.devices_per_user_max, 1, 1000);
+    count("groups.members_max", groups.members_max, 1, 100_000);
+    count("groups.adds_per_commit_max", groups.adds_per_commit_max, 1, 10_000);
+    count("queues.groups_per_client_max", queues.groups_per_client_max, 1, 100_000);
+    count("queues.notices_max", queues.notices_max, 10, 100_000);
     count("limits.workers", limits.workers, 1, 1024);
     count("limits.actor_threads", limits.actor_threads, 1, 1024);
     count("limits.connections_max", limits.connections_max, 1, 1_000_000);
     count("limits.requests_max", limits.requests_max, 1, 100_000);
     count("limits.waiting_max", limits.waiting_max, 1, 1_000_000);
+    count("limits.requests_per_address_s", limits.requests_per_address_s as usize, 1, 1_000_000);
     count("limits.backlog", limits.backlog as usize, 1, 65_535);
     let mut size = |key, value: Bytes, min: u64, max: u64| {
         if !(min..=max).contains(&value.0) {
@@ -471,6 +564,7 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     size("limits.request_bytes_max", limits.request_bytes_max, 16 << 10, 64 << 20);
     size("limits.bodies_bytes_max", limits.bodies_bytes_max, 8 << 20, 1 << 40);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
+    size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
         let (min, max) = (Duration::from_millis(min_ms), Duration::from_secs(max_s));
         if !(min..=max).contains(&value) {
@@ -480,6 +574,13 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
             ));
         }
     };
+    let years = 10 * 365 * 24 * 3600;
+    if let Some(after) = groups.inactive_after {
+        time("groups.inactive_after", after, 3_600_000, years);
+    }
+    time("groups.passivate_after", groups.passivate_after, 10, years);
+    time("groups.retention_age", groups.retention_age, 3_600_000, years);
+    time("queues.passivate_after", queues.passivate_after, 10, years);
     time("limits.header_timeout", limits.header_timeout, 10, 300);
     time("limits.body_timeout", limits.body_timeout, 10, 3600);
     time("limits.answer_timeout", limits.answer_timeout, 10, 3600);
@@ -514,8 +615,7 @@ fn variable_of(key: &str) -> String {
 const REGISTRATION_TOKEN: &str = "MIMID_REGISTRATION_TOKEN";
 
 /// Variables of the command line that are no settings of the provider.
-const NOT_SETTINGS: [&str; 6] =
-    ["MIMID_CONFIG", "MIMID_HOME", "MIMID_SERVER", "MIMID_CERTIFICATE", "MIMID_TOKEN", "MIMID_LOG"];
+const NOT_SETTINGS: [&str; 2] = ["MIMID_CONFIG", "MIMID_HOME"];
 
 #[cfg(test)]
 mod tests {
@@ -540,7 +640,7 @@ mod tests {
                 let place = match problem.place {
                     Place::Line { line, .. } => format!("line {line}"),
                     Place::Variable(name) => name,
-                    other => other.to_string(),
+                    place @ (Place::File(_) | Place::Default) => place.to_string(),
                 };
                 (place, problem.message)
             })

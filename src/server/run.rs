@@ -23,10 +23,7 @@ use super::{
 };
 use crate::{
     account::Registration,
-    actors::{
-        Clock, GroupOptions, Limits, Metrics, Node, NodeParts, arbiters::ArbiterPool,
-        clock::SystemClock,
-    },
+    actors::{Clock, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
     http::{self, ClientListener, DrainSwitch, HttpMetrics, OpsListener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
 };
@@ -191,8 +188,8 @@ impl Composed {
             domain: config.domain.clone(),
             store: Arc::clone(&store),
             clock,
-            limits: node_limits(&config),
-            groups: GroupOptions::new(config.domain.clone()),
+            limits: config.node_limits(),
+            groups: config.group_options(),
             registration: registration(&config.registration),
             token_keys: keys.token_keys,
             external_senders: keys.external_senders,
@@ -293,12 +290,6 @@ fn tls_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
         (Some(certificate), Some(key)) => keys::operators_tls(certificate, key),
         (None | Some(_), None | Some(_)) => keys::self_signed_tls(data_dir, &config.domain),
     }
-}
-
-/// The node's bounds: those that the configuration names, the rest as built in.
-fn node_limits(config: &Config) -> Limits {
-    let wait_ms = u32::try_from(config.limits.poll_max.as_millis()).unwrap_or(u32::MAX);
-    Limits { dequeue_wait_ms_max: wait_ms, ..Limits::default() }
 }
 
 fn registration(config: &config::Registration) -> Registration {

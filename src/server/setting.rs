@@ -178,6 +178,25 @@ impl Setting for Duration {
     }
 }
 
+/// "never" is none.
+impl Setting for Option<Duration> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let never = match given {
+            Given::Text(text) => text == NEVER,
+            Given::Toml(value) => value.as_str() == Some(NEVER),
+        };
+        if never {
+            return Ok(None);
+        }
+        Duration::read(given).map(Some).map_err(|error| format!("{error}, or \"{NEVER}\""))
+    }
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| quoted(NEVER), Setting::show)
+    }
+}
+
+const NEVER: &str = "never";
+
 impl Setting for Bytes {
     fn read(given: Given<'_>) -> Result<Self, String> {
         let allowed = "a size, e.g. \"512KiB\", \"64MiB\" or \"1GiB\"";
@@ -197,7 +216,8 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn show_unit(value: u64, units: &[(&str, u64)]) -> String {
-    let largest = units.iter().rev().find(|(_, factor)| value >= *factor && value % factor == 0);
+    let largest =
+        units.iter().rev().find(|(_, factor)| value >= *factor && value.is_multiple_of(*factor));
     let (name, factor) = largest.unwrap_or(&units[0]);
     quoted(&format!("{}{name}", value / factor))
 }
@@ -257,6 +277,9 @@ mod tests {
             let read = Duration::read(Given::Text(text.trim_matches('"'))).unwrap();
             assert_eq!((read, read.show().as_str()), (Duration::from_millis(ms), text));
         }
+        assert_eq!(Option::<Duration>::read(Given::Text("never")).unwrap(), None);
+        assert_eq!(None::<Duration>.show(), "\"never\"");
+        assert!(Option::<Duration>::read(Given::Text("nie")).unwrap_err().ends_with("\"never\""));
         assert_eq!(Bytes::read(Given::Text("64MiB")).unwrap(), Bytes(64 << 20));
         assert_eq!(Bytes(1536).show(), "\"1536B\"");
         assert_eq!(Bytes(0).show(), "\"0B\"");

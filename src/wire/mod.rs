@@ -8,6 +8,7 @@ pub mod codec;
 pub mod ds;
 pub mod extensions;
 pub mod ids;
+pub mod import;
 pub mod key_packages;
 pub mod mls;
 pub mod portability;

@@ -1,5 +1,7 @@
 //! The listeners from outside, over real sockets and TLS: what a stranger can and cannot do to them.
 
+mod signed;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -118,8 +120,7 @@ impl Drop for Provider {
 }
 
 fn config_in(folder: &Path) -> Config {
-    let mut config = Config::default();
-    config.data_dir = folder.join("data");
+    let mut config = Config { data_dir: folder.join("data"), ..Config::default() };
     config.client.listen.set_port(0);
     config.ops.listen.set_port(0);
     config.store.engine = Engine::Memory;
@@ -133,17 +134,20 @@ struct Answer {
 }
 
 impl Answer {
-    /// Reads until the connection ends. A server that hangs up without a TLS goodbye has still answered.
+    /// Reads one answer; every one has a Content-Length.
     fn read(stream: &mut impl Read) -> Self {
-        let mut bytes = Vec::new();
-        let mut chunk = [0; 4096];
-        while let Ok(read @ 1..) = stream.read(&mut chunk) {
-            bytes.extend_from_slice(&chunk[..read]);
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            head.extend_from_slice(&byte);
         }
-        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
-        let head = String::from_utf8(bytes[..end].to_vec()).unwrap().to_lowercase();
+        let head = String::from_utf8(head).unwrap().to_lowercase();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Self { status, head, body: bytes[end + 4..].to_vec() }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let mut body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut body).unwrap();
+        Self { status, head, body }
     }
 
     fn has_header(&self, line: &str) -> bool {
@@ -452,6 +456,7 @@ fn stopping_lets_requests_end_and_closes_streams() {
     let stopping = std::thread::spawn(move || running.stop());
     let (code, reason) = runtime.block_on(closing(&mut stream));
     assert_eq!(code, 1001, "{reason}");
+    drop(stream);
 
     let mut socket = TcpStream::connect(ops).unwrap();
     write!(socket, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();

@@ -78,8 +78,6 @@ pub(super) enum Kind {
     Contact = 7,
     Request = 8,
     Setting = 9,
-    LastResort = 10,
-    Pool = 11,
 }
 
 /// A client's database.
@@ -217,6 +215,13 @@ impl Home {
         self.connection
             .prepare_cached("DELETE FROM mimid_record WHERE kind = ?1 AND key = ?2")?
             .execute(params![kind as u8, key])?;
+        Ok(())
+    }
+
+    pub(super) fn remove_until(&self, kind: Kind, last: &[u8]) -> Result<(), CoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM mimid_record WHERE kind = ?1 AND key <= ?2")?
+            .execute(params![kind as u8, last])?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Several clients over a small ordering loop: it gives sequences, keeps feeds and checks nothing. What a hub
 //! checks is tested in `group`, and both together in `tests/behaviour`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use openmls::prelude::{OpenMlsProvider as _, tls_codec::Serialize as _};
 
@@ -18,7 +18,11 @@ use crate::wire::{
     queueing::{QueueEntry, QueueEvent},
 };
 
-const NOW: Timestamp = Timestamp(1_800_000_000_000);
+/// openmls judges lifetimes by the system's clock, so the tests' clock is that one, stopped.
+static NOW: LazyLock<Timestamp> = LazyLock::new(|| {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+    Timestamp(u64::try_from(since.as_millis()).unwrap())
+});
 
 fn domain() -> Domain {
     Domain::new("a.example").unwrap()
@@ -102,7 +106,7 @@ impl Wire {
             version: ProtocolVersion::MIMI10,
             outcome: Outcome::Ok(DsResponseBody::Accepted(Accepted {
                 group_sequence: Sequence(self.sequence),
-                accepted_at: NOW,
+                accepted_at: *NOW,
                 epoch: Epoch(self.epoch),
             })),
         }
@@ -125,16 +129,16 @@ impl Wire {
                 feed: FeedId(*feed),
                 sequence: Sequence(*sequence),
                 previous: Sequence(*previous),
-                accepted_at: NOW,
+                accepted_at: *NOW,
                 group_id: Opaque::new(group.as_bytes()).unwrap(),
                 event: event.clone(),
             };
-            let handled = member.handle(&entry, NOW).unwrap();
+            let handled = member.handle(&entry, *NOW).unwrap();
             last = Some(handled);
             if handled == Handled::Wait {
                 break;
             }
-            assert_eq!(member.handle(&entry, NOW).unwrap(), Handled::Duplicate);
+            assert_eq!(member.handle(&entry, *NOW).unwrap(), Handled::Duplicate);
             (*got, *previous) = (*sequence, *sequence);
         }
         last
@@ -168,9 +172,9 @@ fn info(from: &Member, group: &GroupId) -> DsResponse {
 
 fn run(wire: &mut Wire, member: &Member, request: RequestId) -> Settled {
     loop {
-        let outbound = member.outbound(request, NOW).unwrap();
+        let outbound = member.outbound(request, *NOW).unwrap();
         let response = wire.accept(&outbound.message, member.client());
-        match member.settle(request, &response, NOW).unwrap() {
+        match member.settle(request, &response, *NOW).unwrap() {
             Settled::Again { .. } => {}
             settled => return settled,
         }
@@ -186,14 +190,14 @@ fn operate(wire: &mut Wire, member: &Member, group: &GroupId, operation: Operati
 fn create(wire: &mut Wire, creator: &Member, suite: mls::Ciphersuite) -> GroupId {
     let scheme = crate::policy::leaf::scheme_of(suite);
     let new = NewGroup { suite, ..NewGroup::default() };
-    let (group, request) = creator.create_group(&hub(scheme), &new, NOW).unwrap();
+    let (group, request) = creator.create_group(&hub(scheme), &new, *NOW).unwrap();
     assert!(matches!(run(wire, creator, request), Settled::Done(_)));
     wire.open(creator.client());
     group
 }
 
 fn key_package(of: &Member, suite: mls::Ciphersuite) -> Vec<u8> {
-    let mut made = of.key_packages(KeyPackageClass::Group, suite, false, 1, NOW).unwrap();
+    let mut made = of.key_packages(KeyPackageClass::Group, suite, false, 1, *NOW).unwrap();
     made.remove(0).into_vec()
 }
 
@@ -202,11 +206,11 @@ fn add(wire: &mut Wire, group: &GroupId, adder: &Member, added: &Member) {
     let suite = adder.load(group).unwrap().ciphersuite();
     let key_packages = vec![key_package(added, suite)];
     let request = adder.begin(group, Operation::AddUsers { key_packages }).unwrap();
-    let outbound = adder.outbound(request, NOW).unwrap();
+    let outbound = adder.outbound(request, *NOW).unwrap();
     let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
     let welcome = body.welcome.clone();
     let response = wire.accept(&outbound.message, adder.client());
-    assert!(matches!(adder.settle(request, &response, NOW).unwrap(), Settled::Done(_)));
+    assert!(matches!(adder.settle(request, &response, *NOW).unwrap(), Settled::Done(_)));
     take_welcome(wire, group, added, adder, welcome);
 }
 
@@ -222,14 +226,14 @@ fn take_welcome(
         feed: FeedId(0),
         sequence: Sequence(sequence),
         previous: Sequence(0),
-        accepted_at: NOW,
+        accepted_at: *NOW,
         group_id: Opaque::new(group.as_bytes()).unwrap(),
         event: QueueEvent::Welcome { hub_domain: domain(), welcome },
     };
-    assert_eq!(added.handle(&entry, NOW).unwrap(), Handled::Taken);
+    assert_eq!(added.handle(&entry, *NOW).unwrap(), Handled::Taken);
     let (request, ..) = added.pending().unwrap().pop().expect("the Welcome is to be taken up");
-    added.outbound(request, NOW).unwrap();
-    let settled = added.settle(request, &info(info_from, group), NOW).unwrap();
+    added.outbound(request, *NOW).unwrap();
+    let settled = added.settle(request, &info(info_from, group), *NOW).unwrap();
     assert_eq!(settled, Settled::Entered);
     assert_eq!(added.group(group).unwrap().state, GroupState::Active, "{:?}", all(added));
     wire.open(added.client());
@@ -239,12 +243,12 @@ fn take_welcome(
 fn enter(wire: &mut Wire, group: &GroupId, joiner: &Member, inside: &Member, request: RequestId) {
     let mut steps = 0;
     loop {
-        let outbound = joiner.outbound(request, NOW).unwrap();
+        let outbound = joiner.outbound(request, *NOW).unwrap();
         let response = match outbound.message.request {
             DsRequest::ExternalCommitInfo(_) => info(inside, group),
             _ => wire.accept(&outbound.message, joiner.client()),
         };
-        match joiner.settle(request, &response, NOW).unwrap() {
+        match joiner.settle(request, &response, *NOW).unwrap() {
             Settled::Again { .. } => {}
             Settled::Done(_) => break,
             other => panic!("{other:?}"),
@@ -310,14 +314,14 @@ fn loser_of_a_race_catches_up_from_the_answer_and_succeeds_under_the_same_reques
     let group = create(&mut wire, &alice, SUITES[0]);
     add(&mut wire, &group, &alice, &bob);
     let slow = bob.begin(&group, Operation::UpdateClient { rotate_key: true }).unwrap();
-    let first = bob.outbound(slow, NOW).unwrap();
+    let first = bob.outbound(slow, *NOW).unwrap();
     operate(&mut wire, &alice, &group, Operation::UpdateClient { rotate_key: false });
     let refused = wire.accept(&first.message, bob.client());
-    assert_eq!(bob.settle(slow, &refused, NOW).unwrap(), Settled::Again { after_ms: 0 });
-    let second = bob.outbound(slow, NOW).unwrap();
+    assert_eq!(bob.settle(slow, &refused, *NOW).unwrap(), Settled::Again { after_ms: 0 });
+    let second = bob.outbound(slow, *NOW).unwrap();
     assert_eq!(second.message.context.request_id, first.message.context.request_id);
     let accepted = wire.accept(&second.message, bob.client());
-    assert!(matches!(bob.settle(slow, &accepted, NOW).unwrap(), Settled::Done(_)));
+    assert!(matches!(bob.settle(slow, &accepted, *NOW).unwrap(), Settled::Done(_)));
     // the commit that it caught up with comes again through the queue and changes nothing
     wire.deliver(&group, &bob);
     wire.deliver(&group, &alice);
@@ -334,7 +338,7 @@ fn commit_of_another_in_the_same_epoch_takes_the_place_of_ones_own() {
     let group = create(&mut wire, &alice, SUITES[0]);
     add(&mut wire, &group, &alice, &bob);
     let mine = bob.begin(&group, Operation::UpdateClient { rotate_key: false }).unwrap();
-    bob.outbound(mine, NOW).unwrap();
+    bob.outbound(mine, *NOW).unwrap();
     operate(&mut wire, &alice, &group, Operation::UpdateClient { rotate_key: false });
     assert_eq!(wire.deliver(&group, &bob), Some(Handled::Taken));
     agree(&group, &[&alice, &bob]);
@@ -350,12 +354,12 @@ fn entry_behind_an_unanswered_commit_waits_for_the_answer() {
     let group = create(&mut wire, &alice, SUITES[0]);
     add(&mut wire, &group, &alice, &bob);
     let mine = bob.begin(&group, Operation::UpdateClient { rotate_key: false }).unwrap();
-    let outbound = bob.outbound(mine, NOW).unwrap();
+    let outbound = bob.outbound(mine, *NOW).unwrap();
     let lost_answer = wire.accept(&outbound.message, bob.client());
     wire.deliver(&group, &alice);
     operate(&mut wire, &alice, &group, Operation::UpdateClient { rotate_key: false });
     assert_eq!(wire.deliver(&group, &bob), Some(Handled::Wait));
-    assert!(matches!(bob.settle(mine, &lost_answer, NOW).unwrap(), Settled::Done(_)));
+    assert!(matches!(bob.settle(mine, &lost_answer, *NOW).unwrap(), Settled::Done(_)));
     assert_eq!(wire.deliver(&group, &bob), Some(Handled::Taken));
     agree(&group, &[&alice, &bob]);
 }
@@ -380,7 +384,7 @@ fn pending_proposals_are_covered_and_displaced_alike_by_everyone() {
     wire.deliver(&group, &bob);
     wire.deliver(&group, &carol);
     let send = alice.begin(&group, Operation::Send { content: vec![1] }).unwrap();
-    assert!(matches!(alice.outbound(send, NOW), Err(CoreError::MustCommitFirst(_))));
+    assert!(matches!(alice.outbound(send, *NOW), Err(CoreError::MustCommitFirst(_))));
     // what is pending already is not removed by value again
     let users = vec![bob.client().user()];
     operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
@@ -403,7 +407,7 @@ fn second_device_joins_by_itself_and_a_stranger_only_with_a_code() {
         Identity::with_user_key(client("alice", "laptop"), alice.identity().user_key.clone());
     let laptop = stocked(laptop.unwrap());
     let join = |member: &Member, code| {
-        member.join(&group, &domain(), "", Operation::Join { code }, NOW).unwrap()
+        member.join(&group, &domain(), "", Operation::Join { code }, *NOW).unwrap()
     };
     let request = join(&laptop, None);
     enter(&mut wire, &group, &laptop, &alice, request);
@@ -450,19 +454,61 @@ fn resync_leaves_the_old_state_in_use_until_it_is_accepted() {
     operate(&mut wire, &bob, &group, Operation::UpdateClient { rotate_key: true });
     wire.deliver(&group, &alice);
     let request = bob.begin(&group, Operation::Resync).unwrap();
-    bob.outbound(request, NOW).unwrap();
-    bob.settle(request, &info(&alice, &group), NOW).unwrap();
-    let outbound = bob.outbound(request, NOW).unwrap();
+    bob.outbound(request, *NOW).unwrap();
+    bob.settle(request, &info(&alice, &group), *NOW).unwrap();
+    let outbound = bob.outbound(request, *NOW).unwrap();
     say(&mut wire, &alice, &group, "in between");
     wire.deliver(&group, &bob);
     assert_eq!(texts(&bob), ["in between"]);
     let accepted = wire.accept(&outbound.message, bob.client());
-    assert!(matches!(bob.settle(request, &accepted, NOW).unwrap(), Settled::Done(_)));
+    assert!(matches!(bob.settle(request, &accepted, *NOW).unwrap(), Settled::Done(_)));
     wire.deliver(&group, &alice);
     agree(&group, &[&alice, &bob]);
     say(&mut wire, &bob, &group, "back");
     wire.deliver(&group, &alice);
     assert_eq!(texts(&alice), ["back"]);
+}
+
+#[test]
+fn welcome_that_comes_before_the_removal_is_taken_up_behind_it() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    add(&mut wire, &group, &alice, &bob);
+    let users = vec![bob.client().user()];
+    operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
+    let key_packages = vec![key_package(&bob, SUITES[0])];
+    let request = alice.begin(&group, Operation::AddUsers { key_packages }).unwrap();
+    let outbound = alice.outbound(request, *NOW).unwrap();
+    let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
+    let welcome = body.welcome.clone();
+    let response = wire.accept(&outbound.message, alice.client());
+    alice.settle(request, &response, *NOW).unwrap();
+    let entry = QueueEntry {
+        feed: FeedId(0),
+        sequence: Sequence(100),
+        previous: Sequence(0),
+        accepted_at: *NOW,
+        group_id: Opaque::new(group.as_bytes()).unwrap(),
+        event: QueueEvent::Welcome { hub_domain: domain(), welcome },
+    };
+    assert_eq!(bob.handle(&entry, *NOW).unwrap(), Handled::Taken);
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Active);
+    wire.feed.truncate(wire.feed.len() - 1);
+    wire.deliver(&group, &bob);
+    let (request, ..) = bob.pending().unwrap().pop().expect("the Welcome that was kept");
+    bob.outbound(request, *NOW).unwrap();
+    assert_eq!(bob.settle(request, &info(&alice, &group), *NOW).unwrap(), Settled::Entered);
+    agree(&group, &[&alice, &bob]);
+    // what is left of the old feed says nothing any more
+    let late = QueueEntry {
+        feed: FeedId(wire.readers[bob.client()].0),
+        sequence: Sequence(101),
+        event: QueueEvent::Removed,
+        ..entry
+    };
+    bob.handle(&late, *NOW).unwrap();
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Active);
 }
 
 #[test]
@@ -492,8 +538,8 @@ fn request_survives_the_process_and_keeps_its_id() {
     let token = Opaque::new([1; 16]).unwrap();
     alice.store_tokens(KeyPackageClass::Group, false, &[token]).unwrap();
     let hub = hub(SignatureScheme::ED25519);
-    let (group, request) = alice.create_group(&hub, &NewGroup::default(), NOW).unwrap();
-    let before = alice.outbound(request, NOW).unwrap();
+    let (group, request) = alice.create_group(&hub, &NewGroup::default(), *NOW).unwrap();
+    let before = alice.outbound(request, *NOW).unwrap();
     drop(alice);
     let alice = Member::open(Home::open(&path).unwrap()).unwrap();
     assert_eq!(alice.pending().unwrap(), [(request, group.clone(), Operation::CreateGroup)]);
@@ -501,9 +547,9 @@ fn request_survives_the_process_and_keeps_its_id() {
     assert_eq!(again.message.request, before.message.request);
     assert_eq!(again.message.context.request_id, before.message.context.request_id);
     let accepted = Wire::default().accept(&again.message, alice.client());
-    assert!(matches!(alice.settle(request, &accepted, NOW).unwrap(), Settled::Done(_)));
+    assert!(matches!(alice.settle(request, &accepted, *NOW).unwrap(), Settled::Done(_)));
     assert_eq!(alice.group(&group).unwrap().state, GroupState::Active);
-    assert_eq!(alice.settle(request, &accepted, NOW).unwrap(), Settled::Entered);
+    assert_eq!(alice.settle(request, &accepted, *NOW).unwrap(), Settled::Entered);
 }
 
 #[test]
@@ -525,7 +571,7 @@ fn what_the_provider_leaves_out_is_seen() {
 fn offer_opens_only_for_whom_it_is() {
     let (alice, bob, carol) =
         (member("alice", "phone"), member("bob", "phone"), member("carol", "phone"));
-    let made = bob.key_packages(KeyPackageClass::Connection, SUITES[1], false, 1, NOW).unwrap();
+    let made = bob.key_packages(KeyPackageClass::Connection, SUITES[1], false, 1, *NOW).unwrap();
     let target = OfferTarget {
         recipient: bob.client().user(),
         group: GroupId::of(&domain(), [1; 16]),
@@ -538,20 +584,20 @@ fn offer_opens_only_for_whom_it_is() {
         feed: FeedId(0),
         sequence: Sequence(1),
         previous: Sequence(0),
-        accepted_at: NOW,
+        accepted_at: *NOW,
         group_id: Opaque::default(),
         event: QueueEvent::ConnectionRequest {
             sender_domain: Domain::new(domain).unwrap(),
             offer: request.offers[0].clone(),
         },
     };
-    carol.handle(&entry("a.example"), NOW).unwrap();
+    carol.handle(&entry("a.example"), *NOW).unwrap();
     assert!(matches!(all(&carol)[..], [Event::Misbehaviour { .. }]));
     let other = member("bob", "phone");
     assert!(
         other.offer(&OfferTarget { recipient: carol.client().user(), ..target }, &made).is_err()
     );
-    bob.handle(&entry("a.example"), NOW).unwrap();
+    bob.handle(&entry("a.example"), *NOW).unwrap();
     let requests = bob.requests().unwrap();
     assert_eq!(requests.len(), 1, "{:?}", all(&bob));
     assert_eq!((&requests[0].from, requests[0].join_code), (&alice.client().user(), [2; 32]));

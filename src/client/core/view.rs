@@ -75,6 +75,14 @@ impl Member {
         })
     }
 
+    /// The ciphersuite of a group.
+    ///
+    /// # Errors
+    /// [`CoreError::NoSuchGroup`], [`CoreError::Store`]
+    pub fn suite_of(&self, id: &GroupId) -> Result<mls::Ciphersuite, CoreError> {
+        Ok(self.load(id)?.ciphersuite())
+    }
+
     fn view(&self, id: GroupId, record: &GroupRecord) -> Result<GroupView, CoreError> {
         let mut view = GroupView {
             id,

@@ -1,0 +1,129 @@
+//! What a commit and a message cost their hub by the size of the group: `stage` and `merge`, without store and network.
+//!
+//! "bare openmls" is `PublicGroup` over a storage that keeps nothing and the same cryptography: parse, process, merge.
+//! What mimid does more is to verify the request and its GroupInfo, to judge the commit, to make the log record, and
+//! to keep its own view of the members.
+
+use std::{hint::black_box, sync::Arc};
+
+use criterion::{BatchSize, BenchmarkId, Criterion};
+use mimid::{
+    client::core::{Content, Member, Operation},
+    crypto::MlsCrypto,
+    group::{Decision, Effects, GroupState, Hub, Request, mls::Tree},
+    wire::{
+        ds::{DsMessage, DsRequest},
+        ids::{Domain, GroupId, Timestamp},
+        mls::MlsMessage,
+    },
+};
+use openmls::prelude::{MlsMessageBodyIn, ProcessedMessageContent, ProtocolMessage};
+
+use crate::support::{
+    hosted::{self, Hosted},
+    synth::{Synth, any_token, system_now},
+};
+
+/// A group of so many members, the last of them real and ready to send.
+struct Scene {
+    hub: Arc<Hub>,
+    id: GroupId,
+    now: Timestamp,
+    snapshot: Vec<u8>,
+    tree: Vec<u8>,
+    alice: Member,
+}
+
+impl Scene {
+    fn of(size: usize) -> Self {
+        let domain = Domain::new("a.example").unwrap();
+        let hub = hosted::hub(&domain, |_| {});
+        let synth = Synth::new(&domain, hub.keys[0].public(), size - 1);
+        let now = system_now();
+        let mut group = Hosted::import(&hub, &synth.import(any_token), now).unwrap();
+        let first = &synth.members[0];
+        let alice = hosted::device(&first.client, "laptop", &first.user_key);
+        group.join(&alice);
+        assert_eq!(group.state.members().count(), size);
+        let snapshot = group.state.snapshot().unwrap();
+        let tree = group.state.to_snapshot().unwrap().tree;
+        Self { hub, id: group.id(), now, snapshot, tree, alice }
+    }
+
+    fn state(&self) -> GroupState {
+        GroupState::load(Arc::clone(&self.hub), self.id.clone(), &self.snapshot).unwrap()
+    }
+
+    /// What alice sends for `operation`; she has not got an answer yet.
+    fn request(&self, operation: Operation) -> DsMessage {
+        let request = self.alice.begin(&self.id, operation).unwrap();
+        self.alice.outbound(request, self.now).unwrap().message
+    }
+
+    /// What the hub does with `message`. The state is given back so that dropping it is not measured.
+    fn accept(&self, mut state: GroupState, message: DsMessage) -> (GroupState, Effects) {
+        let request = Request { relay: self.hub.settings.hub.clone(), message };
+        let Decision::Write(staged) = state.stage(&request, self.now).unwrap() else {
+            panic!("nothing to write");
+        };
+        let effects = state.merge(*staged).unwrap();
+        (state, effects)
+    }
+}
+
+/// An update commit at a hub, beside openmls alone.
+pub fn update_commit(c: &mut Criterion) {
+    let mut group = c.benchmark_group("update commit");
+    for size in [2, 10, 100, 1000] {
+        let scene = Scene::of(size);
+        let message = scene.request(Operation::UpdateClient { rotate_key: false });
+        let DsRequest::UpdateClient(update) = &message.request else { panic!("an update") };
+        let commit = update.commit.clone();
+        group.bench_with_input(BenchmarkId::new("bare openmls", size), &size, |b, _| {
+            let crypto = MlsCrypto::default();
+            b.iter_batched(
+                || Tree::load(&scene.tree).unwrap(),
+                |tree| process_and_merge(&crypto, tree, black_box(&commit)),
+                BatchSize::PerIteration,
+            );
+        });
+        group.bench_with_input(BenchmarkId::new("stage and merge", size), &size, |b, _| {
+            b.iter_batched(
+                || (scene.state(), message.clone()),
+                |(state, message)| scene.accept(state, black_box(message)),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// An application message at a hub.
+pub fn send_message(c: &mut Criterion) {
+    let mut group = c.benchmark_group("send message");
+    for size in [10, 100, 1000] {
+        let scene = Scene::of(size);
+        let content = Content::text("a message of ordinary length, as people send them").encode();
+        let message = scene.request(Operation::Send { content });
+        group.bench_with_input(BenchmarkId::new("stage and merge", size), &size, |b, _| {
+            b.iter_batched(
+                || (scene.state(), message.clone()),
+                |(state, message)| scene.accept(state, black_box(message)),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+fn process_and_merge(crypto: &MlsCrypto, mut tree: Tree, commit: &MlsMessage) -> Tree {
+    let MlsMessageBodyIn::PublicMessage(public) = commit.parse().unwrap().extract() else {
+        panic!("a public message");
+    };
+    let processed = tree.process(crypto, ProtocolMessage::PublicMessage(Box::new(public))).unwrap();
+    let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else {
+        panic!("a commit");
+    };
+    tree.merge(*staged).unwrap();
+    tree
+}

@@ -1,0 +1,186 @@
+//! What comes in for one client from outside its groups: single messages of a hub (DS §6.1) and connection requests
+//! (TR §5.6). It is left in the client's inbox, under its hash: a repeat within a day is stored once.
+
+use super::{
+    errors::of_store,
+    node::Node,
+    tokens::{BindError, Opened},
+};
+use crate::{
+    crypto,
+    queue::{
+        state::own_backlog,
+        token::{self, TokenClass, TokenProblem},
+    },
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{InboxItem, InboxKey},
+    },
+    wire::{
+        codec::encode,
+        ds::DsError,
+        ids::{ClientUri, Domain, GroupId},
+        key_packages::ConnectionRequest,
+        mls::MlsMessage,
+        queueing::{QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
+    },
+};
+use openmls::prelude::{MlsMessageBodyIn, ProtocolMessage};
+
+impl Node {
+    /// DS §6.1: one message for one client. `from` is the provider whose Delivery Service sent it. A token is bound to
+    /// the hub and group of the first message that comes in by it.
+    ///
+    /// # Errors
+    /// unavailable; all else is in the answer.
+    pub async fn queueing_service_request(
+        &self,
+        request: QueueingServiceRequest,
+        from: &Domain,
+    ) -> Result<QueueingServiceResponse, DsError> {
+        let id = item_id(&encode(&request));
+        let opened = match self.open_token(&request.client_queue_information).await {
+            Ok(opened) => opened,
+            Err(BindError::Token(problem)) => return Ok(refused(problem)),
+            Err(BindError::Store(error)) => return Err(of_store(error)),
+        };
+        let Some(kind) = kind_of(&request.message) else {
+            return Ok(QueueingServiceResponse::InvalidClientQueueInformation);
+        };
+        let Opened { token, client, record, while_there } = opened;
+        let groups_max = self.limits.last_resort_bindings_max;
+        let bound = match &kind {
+            Kind::OfGroup(group) => {
+                token::bind(&token, record.as_ref(), &client, from, group, groups_max)
+            }
+            // a Welcome does not say which group it is to
+            Kind::Welcome => token::welcomed(&token, record.as_ref(), &client, from).map(|()| None),
+        };
+        let bound = match bound {
+            Ok(bound) => bound,
+            Err(problem) => return Ok(refused(problem)),
+        };
+        let event = match kind {
+            Kind::OfGroup(_) => QueueEvent::MlsMessage { message: request.message },
+            Kind::Welcome => {
+                QueueEvent::Welcome { hub_domain: from.clone(), welcome: request.message }
+            }
+        };
+        let revision = token::revision(record.as_ref());
+        let mut batch =
+            Batch::new().when(Condition::TokenAt { token: token.id, revision }).when(while_there);
+        if let Some(record) = bound {
+            batch.push(Write::Token { token: token.id, record });
+        }
+        self.leave(&client, id, event, batch).await
+    }
+
+    /// Leaves sealed offers for the clients that they are to. `from` is a client of this provider. The answer is of
+    /// the worst that befell one of the offers; where it is lost, the same request may be sent again.
+    ///
+    /// # Errors
+    /// unavailable.
+    pub async fn connection_request(
+        &self,
+        from: &ClientUri,
+        request: ConnectionRequest,
+    ) -> Result<QueueingServiceResponse, DsError> {
+        let mut worst = QueueingServiceResponse::Ok;
+        for offer in request.offers.into_vec() {
+            let answer = match self.open_token(&offer.client_queue_information).await {
+                Ok(Opened { token, client, record, while_there }) => {
+                    match token::admit_connection(&token, record.as_ref(), &client) {
+                        Ok(()) => {
+                            let id = item_id(&encode(&offer));
+                            let sender_domain = from.domain();
+                            let event = QueueEvent::ConnectionRequest { sender_domain, offer };
+                            let batch = Batch::new().when(while_there);
+                            self.leave(&client, id, event, batch).await?
+                        }
+                        Err(problem) => refused(problem),
+                    }
+                }
+                Err(BindError::Token(problem)) => refused(problem),
+                Err(BindError::Store(error)) => return Err(of_store(error)),
+            };
+            if answer != QueueingServiceResponse::Ok {
+                worst = answer;
+            }
+        }
+        Ok(worst)
+    }
+
+    /// Leaves `event` for `client` together with `batch`, unless its own feed is full.
+    async fn leave(
+        &self,
+        client: &ClientUri,
+        id: [u8; 16],
+        event: QueueEvent,
+        mut batch: Batch,
+    ) -> Result<QueueingServiceResponse, DsError> {
+        let max = self.limits.own_entries_max;
+        let head = self.store.queue_head(client).await.map_err(of_store)?.unwrap_or_default();
+        if head.recent.iter().any(|(_, recent)| *recent == id) {
+            return Ok(QueueingServiceResponse::Ok);
+        }
+        let waiting = self.store.inbox(client, max).await.map_err(of_store)?;
+        let known = waiting.iter().any(|(key, _)| *key == InboxKey::Item(id));
+        if !known && own_backlog(&head) + waiting.len() >= max {
+            self.metrics.queue_overflows.with_label_values(&["request"]).inc();
+            return Ok(QueueingServiceResponse::QueueFull);
+        }
+        batch.push(Write::Inbox {
+            client: client.clone(),
+            key: InboxKey::Item(id),
+            item: InboxItem::Event { group: None, event: encode(&event) },
+        });
+        match self.store.write(batch).await {
+            Ok(()) => {
+                self.hints.inbox(client);
+                Ok(QueueingServiceResponse::Ok)
+            }
+            // the token or the account changed meanwhile
+            Err(error @ StoreError::Conflict { .. }) => Err(of_store(error)),
+            Err(error) => Err(of_store(error)),
+        }
+    }
+}
+
+enum Kind {
+    OfGroup(GroupId),
+    Welcome,
+}
+
+/// What a hub may send to one client: a message of a group or a Welcome.
+fn kind_of(message: &MlsMessage) -> Option<Kind> {
+    let message = message.parse().ok()?;
+    if let MlsMessageBodyIn::Welcome(_) = message.clone().extract() {
+        return Some(Kind::Welcome);
+    }
+    let message = message.try_into_protocol_message().ok()?;
+    let group = match &message {
+        ProtocolMessage::PrivateMessage(message) => message.group_id(),
+        ProtocolMessage::PublicMessage(message) => message.group_id(),
+    };
+    GroupId::from_bytes(group.as_slice()).ok().map(Kind::OfGroup)
+}
+
+fn refused(problem: TokenProblem) -> QueueingServiceResponse {
+    match problem {
+        TokenProblem::Unknown
+        | TokenProblem::OtherClient
+        | TokenProblem::ClientGone
+        | TokenProblem::Revoked
+        | TokenProblem::BoundElsewhere
+        | TokenProblem::Full
+        | TokenProblem::WrongClass(
+            TokenClass::Group | TokenClass::LastResort | TokenClass::Connection,
+        ) => QueueingServiceResponse::InvalidClientQueueInformation,
+    }
+}
+
+fn item_id(bytes: &[u8]) -> [u8; 16] {
+    let mut id = [0; 16];
+    id.copy_from_slice(&crypto::sha256(bytes)[..16]);
+    id
+}

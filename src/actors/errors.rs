@@ -1,0 +1,104 @@
+//! How what the layers below refuse becomes what the protocol says.
+
+use crate::{
+    account::Refusal,
+    crypto,
+    key_package::publish::{KeyPackageProblem, TooMany},
+    queue::{state::AckProblem, token::TokenProblem},
+    store::StoreError,
+    wire::{
+        codec::Text,
+        ds::{Detail, DsError},
+    },
+};
+
+pub(crate) fn detail(text: impl std::fmt::Display) -> Detail {
+    Detail::truncated(&text.to_string())
+}
+
+/// What failed inside is for the log; the requester may try again.
+pub(crate) fn of_store(error: StoreError) -> DsError {
+    match error {
+        StoreError::Conflict { .. } => unavailable("somebody else changed the same; try again"),
+        StoreError::Busy => unavailable("the store is busy; try again"),
+        StoreError::Unavailable(reason) => {
+            tracing::error!(%reason, "the store failed");
+            unavailable("the store is out of reach; try again")
+        }
+        StoreError::ReadOnly(reason) => {
+            tracing::warn!(%reason, "refused a write: the store is read-only");
+            unavailable("the provider takes no changes now; try again later")
+        }
+        StoreError::Corrupt { what } => internal(format!("a stored record cannot be read: {what}")),
+    }
+}
+
+pub(crate) fn unavailable(text: &str) -> DsError {
+    DsError::Unavailable { detail: detail(text), retry_after_ms: RETRY_AFTER_MS }
+}
+
+pub(crate) fn rate_limited(text: &str, retry_after_ms: u64) -> DsError {
+    DsError::RateLimited { detail: detail(text), retry_after_ms }
+}
+
+pub(crate) fn unauthenticated(text: &str) -> DsError {
+    DsError::Unauthenticated { detail: detail(text) }
+}
+
+pub(crate) fn not_authorized(text: impl std::fmt::Display) -> DsError {
+    DsError::NotAuthorized { detail: detail(text) }
+}
+
+pub(crate) fn malformed(text: impl std::fmt::Display) -> DsError {
+    DsError::Malformed { detail: detail(text) }
+}
+
+/// A fault of ours. The requester gets a reference to find `reason` in the log by.
+pub(crate) fn internal(reason: impl std::fmt::Display) -> DsError {
+    let reference = hex::encode(crypto::random::<8>());
+    tracing::error!(%reference, %reason, "internal error");
+    DsError::Internal {
+        detail: detail("a fault of this provider"),
+        reference: Text::truncated(&reference),
+    }
+}
+
+pub(crate) fn of_ack(problem: AckProblem) -> DsError {
+    match problem {
+        AckProblem::Beyond { .. } | AckProblem::UnknownFeed(_) => malformed(problem),
+    }
+}
+
+pub(crate) fn of_registration(refusal: &Refusal) -> DsError {
+    match refusal {
+        Refusal::BadName | Refusal::Scheme(_) | Refusal::Credential(_) => malformed(refusal),
+        Refusal::OtherClient(_) | Refusal::UserKey => unauthenticated(&refusal.to_string()),
+        Refusal::ForeignUser(_)
+        | Refusal::Closed
+        | Refusal::Token
+        | Refusal::AnotherUserKey
+        | Refusal::UserGone
+        | Refusal::DeviceGone
+        | Refusal::DeviceTaken
+        | Refusal::TooManyDevices(_) => not_authorized(refusal),
+    }
+}
+
+pub(crate) fn of_key_package(index: usize, problem: &KeyPackageProblem) -> DsError {
+    let index = u32::try_from(index).unwrap_or(u32::MAX);
+    DsError::InvalidKeyPackage { detail: detail(problem), index }
+}
+
+pub(crate) fn of_too_many(problem: TooMany) -> DsError {
+    DsError::TooLarge { detail: detail(problem), limit: problem.limit as u64 }
+}
+
+pub(crate) fn too_large(text: &str, limit: usize) -> DsError {
+    DsError::TooLarge { detail: detail(text), limit: limit as u64 }
+}
+
+pub(crate) fn of_token(problem: TokenProblem) -> DsError {
+    not_authorized(problem)
+}
+
+const RETRY_AFTER_MS: u64 = 1_000;

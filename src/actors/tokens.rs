@@ -1,0 +1,170 @@
+//! Queue tokens at work: minted and revoked for clients, bound for groups; and how far a group's feed was
+//! acknowledged. The rules are in [`crate::queue::token`]. PROTOCOL.md §1.
+
+use super::{
+    errors::{internal, not_authorized, of_store, of_token, too_large},
+    node::Node,
+};
+use crate::{
+    queue::token::{self, Token, TokenClass, TokenProblem},
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{Device, TokenRecord},
+    },
+    wire::{
+        client::{Flag, MintedTokens, QueueTokens},
+        codec::List,
+        ds::DsError,
+        extensions::{ClientQueueConfig, QueueToken},
+        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence},
+    },
+};
+
+/// What goes into the batch that uses a token, so that using it and binding it are one write.
+#[derive(Debug, Default)]
+pub struct TokenUse {
+    pub conditions: Vec<Condition>,
+    pub writes: Vec<Write>,
+}
+
+/// Why a token cannot be used now.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error(transparent)]
+    Token(#[from] TokenProblem),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A token of this provider whose client is there.
+pub(super) struct Opened {
+    pub token: Token,
+    pub client: ClientUri,
+    pub record: Option<TokenRecord>,
+    /// Holds for as long as no device of the client's user is registered or deleted.
+    pub while_there: Condition,
+}
+
+impl Node {
+    /// Mints tokens and revokes others. A revoked token is good for nothing new; a group that it is bound to already
+    /// keeps delivering until the client gives it another one or leaves.
+    ///
+    /// # Errors
+    /// malformed, not_authorized (a token that is not this client's), too_large, unavailable.
+    pub async fn queue_tokens(
+        &self,
+        from: &ClientUri,
+        request: QueueTokens,
+    ) -> Result<MintedTokens, DsError> {
+        let max = self.limits.tokens_per_request_max;
+        if request.count > max {
+            return Err(too_large("too many tokens at once", usize::from(max)));
+        }
+        let device = self.device_of(from).await?;
+        let mut batch = Batch::new();
+        for revoked in request.revoke.iter() {
+            let token = self.token_keys.open(revoked).map_err(of_token)?;
+            if token.queue != device.queue {
+                return Err(of_token(TokenProblem::OtherClient));
+            }
+            let record = self.store.token(&token.id).await.map_err(of_store)?;
+            if let Some(revoked) = token::revoke(record.as_ref(), from) {
+                let at = token::revision(record.as_ref());
+                batch = batch.when(Condition::TokenAt { token: token.id, revision: at });
+                batch.push(Write::Token { token: token.id, record: revoked });
+            }
+        }
+        if !batch.writes.is_empty() {
+            self.store.write(batch).await.map_err(of_store)?;
+        }
+        let class = TokenClass::of(request.class, request.last_resort == Flag::Yes);
+        let now = self.clock.now();
+        let tokens: Result<Vec<QueueToken>, _> =
+            (0..request.count).map(|_| self.token_keys.mint(device.queue, class, now)).collect();
+        let tokens = tokens.map_err(internal)?;
+        Ok(MintedTokens { tokens: List::new(tokens).map_err(internal)? })
+    }
+
+    /// Whether `config` leads to a queue of `client`, for `group` at `hub`. What it returns goes into the batch that
+    /// accepts the request; where a condition of it does not hold then, ask again.
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub async fn bind_token(
+        &self,
+        config: &ClientQueueConfig,
+        client: &ClientUri,
+        hub: &Domain,
+        group: &GroupId,
+    ) -> Result<TokenUse, BindError> {
+        if config.domain != self.domain {
+            return Err(TokenProblem::Unknown.into());
+        }
+        let opened = self.open_token(&config.queue_token).await?;
+        if &opened.client != client {
+            return Err(TokenProblem::OtherClient.into());
+        }
+        let Opened { token, record, while_there, .. } = opened;
+        let groups_max = self.limits.last_resort_bindings_max;
+        let bound = token::bind(&token, record.as_ref(), client, hub, group, groups_max)?;
+        let revision = token::revision(record.as_ref());
+        let write = bound.map(|record| Write::Token { token: token.id, record });
+        Ok(TokenUse {
+            conditions: vec![Condition::TokenAt { token: token.id, revision }, while_there],
+            writes: write.into_iter().collect(),
+        })
+    }
+
+    /// Opens a token, whatever its class, and finds whose it is.
+    pub(super) async fn open_token(&self, token: &QueueToken) -> Result<Opened, BindError> {
+        let token = self.token_keys.open(token)?;
+        let client = self.store.client_of_queue(&token.queue).await?;
+        let client = client.ok_or(TokenProblem::ClientGone)?;
+        let account = self.store.account(&client.user()).await?;
+        let there = account.filter(|account| account.devices.contains(&client));
+        let account = there.ok_or(TokenProblem::ClientGone)?;
+        let record = self.store.token(&token.id).await?;
+        let while_there = Condition::AccountAt { user: client.user(), revision: account.revision };
+        Ok(Opened { token, client, record, while_there })
+    }
+
+    /// Up to where every one of `members` (client, its number in the group, and the first sequence that it is to get)
+    /// has acknowledged the group's feed, as far as that is persisted. A client that is gone holds nothing back.
+    /// Without members nothing is held: the highest sequence there is.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn slowest_cursor(
+        &self,
+        group: &GroupId,
+        members: &[(ClientUri, RecipientId, Sequence)],
+    ) -> Result<Sequence, StoreError> {
+        let mut slowest = Sequence(u64::MAX);
+        for (client, recipient, from) in members {
+            let subscriptions = self.store.subscriptions(client).await?;
+            let mine = subscriptions.iter().find(|subscription| {
+                &subscription.group == group && subscription.recipient == *recipient
+            });
+            let cursor = match mine {
+                Some(subscription) => subscription.acknowledged,
+                None if self.is_gone(client).await? => continue,
+                // the queue has not taken up the membership yet
+                None => Sequence(from.0.saturating_sub(1)),
+            };
+            slowest = slowest.min(cursor);
+        }
+        Ok(slowest)
+    }
+
+    async fn is_gone(&self, client: &ClientUri) -> Result<bool, StoreError> {
+        let device = self.store.device(client).await?;
+        Ok(device.is_none_or(|device| device.deleted_at.is_some()))
+    }
+
+    pub(super) async fn device_of(&self, client: &ClientUri) -> Result<Device, DsError> {
+        let device = self.store.device(client).await.map_err(of_store)?;
+        device
+            .filter(|device| device.deleted_at.is_none())
+            .ok_or_else(|| not_authorized("this device is not registered here"))
+    }
+}

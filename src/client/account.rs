@@ -1,0 +1,303 @@
+//! A client's account at its provider: registering, further devices, KeyPackages and queue tokens, leaving.
+//! PROTOCOL.md §3, §5.
+
+use openmls::prelude::Ciphersuite;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Client, ClientError, Clock, REGISTERED, SERVER, Server,
+    core::{Contact, CoreError, GroupState, Home, Identity, Member, Operation, SUITES},
+};
+use crate::{
+    crypto::SigningKey,
+    wire::{
+        client::{
+            DeleteDevice, Flag, KeyPackagesLeft, MintedTokens, ProviderKeys, ProviderKeysAnswer,
+            PublishKeyPackages, QueueTokens, Register, Registered,
+        },
+        codec::{List, Opaque, Raw, Text},
+        encode,
+        extensions::{KeyPackageClass, SignatureScheme},
+        ids::{ClientUri, Domain, GroupId, UserUri},
+        mls::KeyPackage,
+    },
+};
+
+/// Tokens to ask for at a time.
+const TOKENS_BATCH: u8 = 20;
+/// KeyPackages to publish, by ciphersuite in the order of [`SUITES`]. Those of the preferred one are most, so that
+/// the provider's word that few are left (of all together) comes before they have run out.
+const GROUP_STOCK: [usize; 3] = [40, 4, 4];
+const CONNECTION_STOCK: usize = 20;
+/// More than this are never waiting at the provider.
+const GROUP_LEFT_MAX: usize = 200;
+
+/// What a new client is registered as.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    pub client: ClientUri,
+    pub server: Server,
+    /// What the operator gave out, where registration asks for it.
+    pub token: Vec<u8>,
+    /// From a device that the user has already; none: the user is new.
+    pub authorization: Option<Authorization>,
+}
+
+/// What a device of a user gives to a further one: the user's key and where the user is. It is a secret.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Authorization {
+    pub user: UserUri,
+    pub server: Server,
+    user_key_scheme: u16,
+    user_key: String,
+    groups: Vec<(GroupId, Domain, String)>,
+    contacts: Vec<(UserUri, Contact)>,
+}
+
+impl Registration {
+    fn identity(&self) -> Result<Identity, ClientError> {
+        let Some(authorization) = &self.authorization else {
+            return Ok(Identity::generate(self.client.clone())?);
+        };
+        if authorization.user != self.client.user() {
+            return Err(ClientError::Invalid(format!(
+                "the authorization is for {} and the device for {}",
+                authorization.user,
+                self.client.user()
+            )));
+        }
+        let bytes = hex::decode(&authorization.user_key)
+            .map_err(|_| ClientError::Invalid("the authorization is damaged".to_owned()))?;
+        let scheme = SignatureScheme(authorization.user_key_scheme);
+        let user_key = SigningKey::from_bytes(scheme, &bytes).map_err(CoreError::from)?;
+        Ok(Identity::with_user_key(self.client.clone(), user_key)?)
+    }
+}
+
+impl std::fmt::Debug for Authorization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Authorization({})", self.user)
+    }
+}
+
+impl Client {
+    /// Registers a new client and puts its KeyPackages up. A home in which this was begun and not finished goes on
+    /// with the keys that it made then.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where the provider does not take the client; the home can be thrown away then.
+    pub async fn register(
+        home: Home,
+        registration: Registration,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        let member = if Member::is_in(&home)? {
+            Member::open(home)?
+        } else {
+            let identity = registration.identity()?;
+            Member::new(home, identity)?
+        };
+        Self::register_member(member, registration, clock).await
+    }
+
+    async fn register_member(
+        member: Member,
+        registration: Registration,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        if member.client() != &registration.client {
+            return Err(ClientError::Invalid(format!("this home belongs to {}", member.client())));
+        }
+        if member.setting(REGISTERED)? == Some(true) {
+            return Err(ClientError::Invalid(format!("{} is registered already", member.client())));
+        }
+        member.set(SERVER, &registration.server)?;
+        let client = Self::with_server(member, &registration.server, clock)?;
+        let register = {
+            let member = client.member();
+            let identity = member.identity();
+            Register {
+                user: identity.client.user(),
+                device: Text::new(identity.client.device())
+                    .map_err(|_| ClientError::Invalid("the device's name is too long".into()))?,
+                credential: Raw::of(&identity.credential()),
+                user_key: identity.vouch(identity.client_key.public())?,
+                scheme: identity.client_key.scheme(),
+                client_key: identity.client_key.public().clone(),
+                token: Opaque::new(registration.token)
+                    .map_err(|_| ClientError::Invalid("the token is too long".into()))?,
+                csr: Opaque::default(),
+            }
+        };
+        let _: Registered = client.call("/v1/register", encode(&register)).await?;
+        client.member().set(REGISTERED, &true)?;
+        client.stock_up().await?;
+        if let Some(authorization) = registration.authorization {
+            for (user, contact) in &authorization.contacts {
+                client.member().set_contact(user, contact)?;
+            }
+            client.member().set(TO_JOIN, &authorization.groups)?;
+            client.join_groups_of_user().await?;
+        }
+        Ok(client)
+    }
+
+    /// Joins the groups that this device was told of when it was authorised, as far as that has not been done.
+    ///
+    /// # Errors
+    /// [`ClientError::Unanswered`]: what is left is done at the next call.
+    pub async fn join_groups_of_user(&self) -> Result<usize, ClientError> {
+        let groups: Vec<(GroupId, Domain, String)> =
+            self.member().setting(TO_JOIN)?.unwrap_or_default();
+        let mut joined = 0;
+        for (at, (group, hub, name)) in groups.iter().enumerate() {
+            let now = self.now();
+            let join = Operation::Join { code: None };
+            let begun = self.member().join(group, hub, name, join, now);
+            match begun {
+                Ok(request) => match self.drive(request).await {
+                    Ok(_) => joined += 1,
+                    Err(ClientError::Refused(refusal)) => {
+                        // by now the user may not be in it any more
+                        tracing::warn!(%group, %refusal, "a group of the user was not joined");
+                    }
+                    Err(error) => return Err(error),
+                },
+                Err(CoreError::AlreadyIn(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.member().set(TO_JOIN, &groups[at + 1..].to_vec())?;
+        }
+        Ok(joined)
+    }
+
+    /// What a further device of this user needs to register and to join the user's groups. It holds the user's
+    /// key: whoever has it is the user.
+    ///
+    /// # Errors
+    /// [`ClientError::Core`]
+    pub fn authorize_device(&self) -> Result<Authorization, ClientError> {
+        let member = self.member();
+        let identity = member.identity();
+        let groups = member
+            .groups()?
+            .into_iter()
+            .filter(|group| group.state == GroupState::Active)
+            .map(|group| (group.id, group.hub, group.name))
+            .collect();
+        Ok(Authorization {
+            user: identity.client.user(),
+            server: member.setting(SERVER)?.ok_or(ClientError::NotRegistered)?,
+            user_key_scheme: identity.user_key.scheme().0,
+            user_key: hex::encode(&*identity.user_key.to_bytes()),
+            groups,
+            contacts: member.contacts()?,
+        })
+    }
+
+    /// Deletes a device of this user at the provider; hubs remove it from its groups.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Http`]
+    pub async fn delete_device(&self, client: &ClientUri) -> Result<(), ClientError> {
+        self.tell("/v1/devices/delete", encode(&DeleteDevice { client: client.clone() })).await
+    }
+
+    /// Deletes the user with all its devices.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Http`]
+    pub async fn delete_account(&self) -> Result<(), ClientError> {
+        self.tell("/v1/account/delete", Vec::new()).await
+    }
+
+    /// The keys of a provider: what signs for its hub, among others.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Http`]
+    pub async fn provider_keys(&self, domain: &Domain) -> Result<ProviderKeysAnswer, ClientError> {
+        self.call("/v1/provider_keys", encode(&ProviderKeys { domain: domain.clone() })).await
+    }
+
+    /// Publishes KeyPackages until there are as many as wanted: of each ciphersuite, a last-resort one each, and
+    /// those for first contact.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], [`ClientError::Http`]
+    pub async fn stock_up(&self) -> Result<KeyPackagesLeft, ClientError> {
+        // publishing nothing says what there is
+        let left = self.publish(Vec::new()).await?;
+        let group_left = usize::try_from(left.group_left).unwrap_or(usize::MAX);
+        let connection_left = usize::try_from(left.connection_left).unwrap_or(usize::MAX);
+        let mut wanted = vec![(
+            KeyPackageClass::Connection,
+            SUITES[0],
+            false,
+            CONNECTION_STOCK.saturating_sub(connection_left),
+        )];
+        for (suite, stock) in SUITES.into_iter().zip(GROUP_STOCK) {
+            // the count says nothing of suites: what is left counts for the preferred one
+            let there = if suite == SUITES[0] { group_left } else { 0 };
+            let count = if group_left > GROUP_LEFT_MAX { 0 } else { stock.saturating_sub(there) };
+            wanted.push((KeyPackageClass::Group, suite, false, count));
+            if self.member().setting(&last_resort_setting(suite))? != Some(true) {
+                wanted.push((KeyPackageClass::Group, suite, true, 1));
+            }
+        }
+        let mut made = Vec::new();
+        for (class, suite, last_resort, count) in wanted {
+            self.have_tokens(class, last_resort, count).await?;
+            let now = self.now();
+            made.extend(self.member().key_packages(class, suite, last_resort, count, now)?);
+        }
+        let left = self.publish(made).await?;
+        for suite in SUITES {
+            self.member().set(&last_resort_setting(suite), &true)?;
+        }
+        Ok(left)
+    }
+
+    async fn publish(&self, made: Vec<KeyPackage>) -> Result<KeyPackagesLeft, ClientError> {
+        let key_packages = List::new(made)
+            .map_err(|_| ClientError::Invalid("too many KeyPackages at once".to_owned()))?;
+        self.call("/v1/key_packages", encode(&PublishKeyPackages { key_packages })).await
+    }
+
+    async fn have_tokens(
+        &self,
+        class: KeyPackageClass,
+        last_resort: bool,
+        count: usize,
+    ) -> Result<(), ClientError> {
+        while self.member().tokens(class, last_resort)? < count {
+            self.mint(class, last_resort).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks the provider for queue tokens.
+    pub(super) async fn mint(
+        &self,
+        class: KeyPackageClass,
+        last_resort: bool,
+    ) -> Result<(), ClientError> {
+        let request = QueueTokens {
+            class,
+            last_resort: if last_resort { Flag::Yes } else { Flag::No },
+            count: if last_resort { 3 } else { TOKENS_BATCH },
+            revoke: List::default(),
+        };
+        let minted: MintedTokens = self.call("/v1/queue_tokens", encode(&request)).await?;
+        if minted.tokens.is_empty() {
+            return Err(ClientError::Invalid("the provider gave no queue token".to_owned()));
+        }
+        Ok(self.member().store_tokens(class, last_resort, &minted.tokens)?)
+    }
+}
+
+fn last_resort_setting(suite: Ciphersuite) -> String {
+    format!("last_resort_{:#06x}", suite as u16)
+}
+
+/// The groups that a further device still has to join.
+const TO_JOIN: &str = "groups_to_join";

@@ -1,0 +1,339 @@
+//! What an application does with groups. Each call is done when the hub has accepted it.
+
+use openmls::prelude::Ciphersuite;
+
+use super::{
+    Client, ClientError, Outcome,
+    core::{Content, GroupState, GroupView, Hub, NewGroup, NewProposal, Operation, PolicyChange},
+};
+use crate::{
+    policy::leaf::scheme_of,
+    wire::{
+        codec::{List, Opaque},
+        ds::FanoutFilter,
+        encode,
+        extensions::{GROUP_POLICY, GroupPolicy, KeyPackageClass, USER_KEY},
+        ids::{ClientUri, Domain, GroupId, UserUri},
+        key_packages::{GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus},
+        mls::RequiredCapabilities,
+    },
+};
+
+impl Client {
+    /// Creates a group at this client's own provider.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn create_group(
+        &self,
+        name: &str,
+        suite: Ciphersuite,
+        policy: Option<GroupPolicy>,
+    ) -> Result<GroupId, ClientError> {
+        let domain = self.member().client().domain();
+        let hub = self.hub(&domain, suite).await?;
+        self.have_group_tokens().await?;
+        let new = NewGroup { name: name.to_owned(), suite, policy };
+        let now = self.now();
+        let (group, request) = self.member().create_group(&hub, &new, now)?;
+        self.drive(request).await?;
+        Ok(group)
+    }
+
+    /// Deletes a group for everyone.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn delete_group(&self, group: &GroupId) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::DeleteGroup).await
+    }
+
+    /// Adds users with all their clients. Each must have handed this user a consent token ([`Client::connect`]).
+    ///
+    /// # Errors
+    /// [`ClientError::NotConnected`], [`ClientError::NoKeyPackages`], [`ClientError`]
+    pub async fn add_users(
+        &self,
+        group: &GroupId,
+        users: &[UserUri],
+    ) -> Result<Outcome, ClientError> {
+        let present = self.member().group(group)?.members;
+        let mut key_packages = Vec::new();
+        for user in users {
+            if !present.iter().any(|member| member.user == *user) {
+                key_packages.extend(self.group_key_packages(group, user).await?);
+            }
+        }
+        if key_packages.is_empty() {
+            return Ok(Outcome::AlreadySo);
+        }
+        let key_packages = key_packages.into_iter().map(|(_, key_package)| key_package).collect();
+        self.operate(group, Operation::AddUsers { key_packages }).await
+    }
+
+    /// Adds the user's own other clients: all of them, or those named.
+    ///
+    /// # Errors
+    /// [`ClientError::NoKeyPackages`], [`ClientError`]
+    pub async fn add_own_clients(
+        &self,
+        group: &GroupId,
+        only: &[ClientUri],
+    ) -> Result<Outcome, ClientError> {
+        let user = self.member().client().user();
+        // one's own consent token is given to oneself
+        let token = self.own_token(&user).await?;
+        let mut contact = self.member().contact(&user)?;
+        contact.their_token = Some(token);
+        self.member().set_contact(&user, &contact)?;
+        let present = self.member().group(group)?.members;
+        let key_packages: Vec<Vec<u8>> = self
+            .group_key_packages(group, &user)
+            .await?
+            .into_iter()
+            .filter(|(client, _)| only.is_empty() || only.contains(client))
+            .filter(|(client, _)| !present.iter().any(|member| member.client == *client))
+            .map(|(_, key_package)| key_package)
+            .collect();
+        if key_packages.is_empty() {
+            return Ok(Outcome::AlreadySo);
+        }
+        self.operate(group, Operation::AddClients { key_packages }).await
+    }
+
+    /// One group KeyPackage of each client of `user`, for `group`.
+    ///
+    /// # Errors
+    /// [`ClientError::NotConnected`], [`ClientError::NoKeyPackages`] where not one client has one.
+    pub async fn group_key_packages(
+        &self,
+        group: &GroupId,
+        user: &UserUri,
+    ) -> Result<Vec<(ClientUri, Vec<u8>)>, ClientError> {
+        let token = self.member().contact(user)?.their_token;
+        let token = token.ok_or_else(|| ClientError::NotConnected(user.clone()))?;
+        let suite = self.member().suite_of(group)?;
+        let required =
+            RequiredCapabilities::of(&openmls::prelude::RequiredCapabilitiesExtension::new(
+                &[
+                    openmls::prelude::ExtensionType::Unknown(USER_KEY),
+                    openmls::prelude::ExtensionType::Unknown(GROUP_POLICY),
+                ],
+                &[openmls::prelude::ProposalType::SelfRemove],
+                &[],
+            ));
+        let request = GroupKeyPackageRequest {
+            target_user: user.clone(),
+            consent_token: Opaque::new(token)
+                .map_err(|_| ClientError::Invalid("a consent token is too long".to_owned()))?,
+            ciphersuites: List::new(vec![suite as u16])
+                .map_err(|_| ClientError::Invalid("too many ciphersuites".to_owned()))?,
+            required: Some(required),
+        };
+        let answer: GroupKeyPackageResponse =
+            self.call("/v1/group_key_packages", encode(&request)).await?;
+        let mut status = answer.status;
+        let mut found = Vec::new();
+        for client in answer.clients.into_vec() {
+            match client.key_package {
+                Some(key_package) if client.status == KeyPackageStatus::Ok => {
+                    let key_package = key_package.into_vec();
+                    let (owner, class) = self.member().owner_of(&key_package)?;
+                    // a provider must not bring somebody else in under this user's name
+                    let as_asked = owner == client.client && owner.user() == *user;
+                    if !as_asked || class != KeyPackageClass::Group {
+                        return Err(ClientError::Invalid(format!(
+                            "the provider answered with a KeyPackage that is none of {user} for groups"
+                        )));
+                    }
+                    found.push((client.client, key_package));
+                }
+                _ => status = client.status,
+            }
+        }
+        if found.is_empty() {
+            return Err(ClientError::NoKeyPackages { user: user.clone(), status });
+        }
+        Ok(found)
+    }
+
+    /// Removes users with all their clients.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn remove_users(
+        &self,
+        group: &GroupId,
+        users: Vec<UserUri>,
+    ) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::RemoveUsers { users }).await
+    }
+
+    /// Removes clients of the own user.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn remove_clients(
+        &self,
+        group: &GroupId,
+        clients: Vec<ClientUri>,
+    ) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::RemoveClients { clients }).await
+    }
+
+    /// Proposes that this client leaves; another member's next commit makes it so.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn leave(&self, group: &GroupId) -> Result<Outcome, ClientError> {
+        let proposals = vec![NewProposal::Leave];
+        self.operate(group, Operation::Propose { proposals }).await
+    }
+
+    /// New keys for this client's leaf; commits what is pending.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn update(&self, group: &GroupId, rotate_key: bool) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::UpdateClient { rotate_key }).await
+    }
+
+    /// Changes the group's policy.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn change_policy(
+        &self,
+        group: &GroupId,
+        changes: Vec<PolicyChange>,
+    ) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::UpdateGroup { changes }).await
+    }
+
+    /// Enters the group anew by an external commit that replaces this client's leaf.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn resync(&self, group: &GroupId) -> Result<Outcome, ClientError> {
+        self.have_group_tokens().await?;
+        self.operate(group, Operation::Resync).await
+    }
+
+    /// Enters a group as a new client, by external commit.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn join(
+        &self,
+        group: &GroupId,
+        hub: &Domain,
+        name: &str,
+        code: Option<[u8; 32]>,
+    ) -> Result<Outcome, ClientError> {
+        let now = self.now();
+        let operation = Operation::Join { code };
+        let request = self.member().join(group, hub, name, operation, now)?;
+        self.drive(request).await
+    }
+
+    /// Proposes to be added to a group; a member's next commit makes it so.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn ask_to_join(
+        &self,
+        group: &GroupId,
+        hub: &Domain,
+        name: &str,
+    ) -> Result<Outcome, ClientError> {
+        let now = self.now();
+        let request = self.member().join(group, hub, name, Operation::AskToJoin, now)?;
+        self.drive(request).await
+    }
+
+    /// Sends a message that shows `text`.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn send_text(&self, group: &GroupId, text: &str) -> Result<Outcome, ClientError> {
+        self.send_content(group, &Content::text(text)).await
+    }
+
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn send_content(
+        &self,
+        group: &GroupId,
+        content: &Content,
+    ) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::Send { content: content.encode() }).await
+    }
+
+    /// Stops or starts the delivery of application messages of a group to this client.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn mute(&self, group: &GroupId, muted: bool) -> Result<Outcome, ClientError> {
+        let filter = if muted { FanoutFilter::HandshakeOnly } else { FanoutFilter::All };
+        self.operate(group, Operation::UpdateFanoutInfo { filter }).await
+    }
+
+    /// Gives the hub a new queue token.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn update_queue_info(&self, group: &GroupId) -> Result<Outcome, ClientError> {
+        self.operate(group, Operation::UpdateQueueInfo).await
+    }
+
+    /// The group that `name` means: its own name, its id, or the beginning of its id's last part.
+    ///
+    /// # Errors
+    /// [`ClientError::NoSuchGroup`], [`ClientError::Ambiguous`]
+    pub fn find_group(&self, name: &str) -> Result<GroupView, ClientError> {
+        let gone =
+            |group: &GroupView| matches!(group.state, GroupState::Left | GroupState::Deleted);
+        let fits = |group: &GroupView| {
+            let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
+            group.name == name || group.id.as_str() == name || tail.starts_with(name)
+        };
+        let mut found: Vec<GroupView> = self.member().groups()?.into_iter().filter(fits).collect();
+        if found.iter().any(|group| !gone(group)) {
+            found.retain(|group| !gone(group));
+        }
+        match found.len() {
+            0 => Err(ClientError::NoSuchGroup(name.to_owned())),
+            1 => Ok(found.remove(0)),
+            _ => Err(ClientError::Ambiguous {
+                name: name.to_owned(),
+                matches: found.into_iter().map(|group| group.id).collect(),
+            }),
+        }
+    }
+
+    async fn hub(&self, domain: &Domain, suite: Ciphersuite) -> Result<Hub, ClientError> {
+        let keys = self.provider_keys(domain).await?;
+        let now = self.now();
+        let key = keys
+            .signature
+            .keys
+            .iter()
+            .chain(keys.verification.keys.iter())
+            .filter(|key| key.purpose.as_slice() == b"external-sender")
+            .filter(|key| key.scheme == scheme_of(suite))
+            .find(|key| key.not_before <= now && now < key.not_after)
+            .ok_or_else(|| {
+                ClientError::Invalid(format!("{domain} hosts no groups of ciphersuite {suite:?}"))
+            })?;
+        let external_sender = Opaque::new(key.public_key.as_slice())
+            .map_err(|_| ClientError::Invalid("the hub's key is too long".to_owned()))?;
+        Ok(Hub { domain: domain.clone(), external_sender })
+    }
+
+    async fn have_group_tokens(&self) -> Result<(), ClientError> {
+        if self.member().tokens(KeyPackageClass::Group, false)? < 2 {
+            self.mint(KeyPackageClass::Group, false).await?;
+        }
+        Ok(())
+    }
+}

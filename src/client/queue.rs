@@ -1,0 +1,220 @@
+//! A client's queue: fetched or followed, taken in, and only then acknowledged. PROTOCOL.md §3.
+
+use std::time::Duration;
+
+use super::{
+    Client, ClientError,
+    core::{Event, Handled},
+    http::{HttpError, Stream},
+};
+use crate::wire::{
+    client::{Dequeue, Dequeued},
+    codec::List,
+    encode,
+    queueing::{QueueEntry, QueueEvent},
+};
+
+/// Entries to ask for at a time.
+const ENTRIES_MAX: u32 = 500;
+/// How long after a broken stream the next one is tried.
+const RECONNECT_MIN: Duration = Duration::from_millis(200);
+const RECONNECT_MAX: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Takes in what is in the queue, waiting up to `wait_ms` for something, and does what follows from it (takes up
+    /// Welcomes, resyncs, publishes KeyPackages). Gives the number of new entries.
+    ///
+    /// # Errors
+    /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
+    pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
+        self.member().revive()?;
+        self.resume().await?;
+        let mut taken = 0;
+        let mut wait_ms = wait_ms;
+        loop {
+            let round = self.pull(wait_ms).await?;
+            self.resume().await?;
+            self.keep_stock().await?;
+            taken += round.taken;
+            // what waited for an answer, and what a Welcome opened, comes with the next round
+            if round.entries == 0 || (round.taken == 0 && round.again == 0 && !round.waits) {
+                return Ok(taken);
+            }
+            wait_ms = 0;
+        }
+    }
+
+    /// Takes in one answer of the long poll and nothing more.
+    pub(super) async fn pull(&self, wait_ms: u32) -> Result<Round, ClientError> {
+        let acks = self.member().acks()?;
+        let request = Dequeue {
+            acks: List::new(acks.clone())
+                .map_err(|_| ClientError::Invalid("too many feeds".to_owned()))?,
+            max: ENTRIES_MAX,
+            wait_ms,
+        };
+        let body = encode(&request);
+        let dequeued: Dequeued = self
+            .patiently(async || {
+                let body = body.clone();
+                self.as_caller(async |http, caller| {
+                    http.call(caller, "/v1/dequeue", body, wait_ms).await
+                })
+                .await
+            })
+            .await?;
+        self.member().acknowledged(&acks)?;
+        let mut round = Round { entries: dequeued.entries.len(), ..Round::default() };
+        for entry in dequeued.entries.iter() {
+            match self.take(entry)? {
+                Handled::Taken => round.taken += 1,
+                Handled::Duplicate => round.again += 1,
+                Handled::Wait => round.waits = true,
+            }
+        }
+        if round.taken + round.again > 0 {
+            // nothing is lost where this fails: acknowledging is repeated with the next call
+            if let Err(error) = self.acknowledge().await {
+                tracing::debug!(%error, "the queue was not acknowledged");
+            }
+        }
+        Ok(round)
+    }
+
+    async fn acknowledge(&self) -> Result<(), ClientError> {
+        let acks = self.member().acks()?;
+        let request = Dequeue {
+            acks: List::new(acks.clone())
+                .map_err(|_| ClientError::Invalid("too many feeds".to_owned()))?,
+            max: 0,
+            wait_ms: 0,
+        };
+        let _: Dequeued = self.call("/v1/dequeue", encode(&request)).await?;
+        Ok(self.member().acknowledged(&acks)?)
+    }
+
+    fn take(&self, entry: &QueueEntry) -> Result<Handled, ClientError> {
+        let now = self.now();
+        let member = self.member();
+        let handled = member.handle(entry, now)?;
+        if handled == Handled::Taken && matches!(entry.event, QueueEvent::KeyPackagesLow { .. }) {
+            member.set(LOW, &true)?;
+        }
+        Ok(handled)
+    }
+
+    async fn keep_stock(&self) -> Result<(), ClientError> {
+        if self.member().setting(LOW)? == Some(true) {
+            self.stock_up().await?;
+            self.member().set(LOW, &false)?;
+        }
+        Ok(())
+    }
+
+    /// Follows the queue over its stream until `on_event` says `false`, connecting again where the stream breaks.
+    /// `on_event` gets each event with its number once in this call, beginning behind number `after`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] where the provider will not have this client any more, [`ClientError::Core`]
+    pub async fn follow(
+        &self,
+        mut after: u64,
+        mut on_event: impl FnMut(u64, &Event) -> bool,
+    ) -> Result<(), ClientError> {
+        let mut delay = RECONNECT_MIN;
+        loop {
+            let ended = match self.open_stream().await {
+                Ok(mut stream) => {
+                    delay = RECONNECT_MIN;
+                    match self.follow_stream(&mut stream, &mut after, &mut on_event).await {
+                        Ok(()) => {
+                            stream.close().await;
+                            return Ok(());
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            match &ended {
+                ClientError::Http(error) if error.passes().is_some() => {}
+                ClientError::Unanswered { .. } => {}
+                _ => return Err(ended),
+            }
+            tracing::info!(%ended, "the stream is opened again");
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RECONNECT_MAX);
+        }
+    }
+
+    async fn open_stream(&self) -> Result<Stream, ClientError> {
+        // what is unanswered comes first: entries may rest on it
+        self.resume().await?;
+        let stream = self.as_caller(async |http, caller| http.stream(caller).await).await?;
+        Ok(stream)
+    }
+
+    async fn follow_stream(
+        &self,
+        stream: &mut Stream,
+        after: &mut u64,
+        on_event: &mut impl FnMut(u64, &Event) -> bool,
+    ) -> Result<(), ClientError> {
+        loop {
+            if !self.show(after, on_event)? {
+                return Ok(());
+            }
+            let entry = tokio::select! {
+                entry = stream.next() => entry?,
+                // another task or process may have made something known
+                () = tokio::time::sleep(LOOK_AROUND) => continue,
+            };
+            let mut handled = self.take(&entry)?;
+            if handled == Handled::Wait {
+                self.resume().await?;
+                handled = self.take(&entry)?;
+            }
+            if handled == Handled::Wait {
+                return Err(HttpError::StreamEnded(
+                    "an entry rests on a request that has no answer yet".to_owned(),
+                )
+                .into());
+            }
+            let acks = self.member().acks()?;
+            stream.acknowledge(&acks).await?;
+            self.member().acknowledged(&acks)?;
+            self.resume().await?;
+            self.keep_stock().await?;
+        }
+    }
+
+    fn show(
+        &self,
+        after: &mut u64,
+        on_event: &mut impl FnMut(u64, &Event) -> bool,
+    ) -> Result<bool, ClientError> {
+        let events = self.member().events(*after, 1000)?;
+        for (number, event) in events {
+            *after = number;
+            if !on_event(number, &event) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What one answer of the long poll brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Round {
+    pub entries: usize,
+    pub taken: usize,
+    /// Entries that came again: their acknowledgement was lost.
+    pub again: usize,
+    /// Some of it rests on a request that is on its way.
+    pub waits: bool,
+}
+
+const LOOK_AROUND: Duration = Duration::from_millis(500);
+/// The provider said that KeyPackages are running out.
+const LOW: &str = "key_packages_low";

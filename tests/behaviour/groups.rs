@@ -1,0 +1,288 @@
+//! Groups as actors: what is answered is durable, what is not durable is not answered, and a group comes back from
+//! the store as it was.
+
+use mimid::{
+    client::core::Operation,
+    store::faults::Fault,
+    wire::{
+        client::DeleteDevice,
+        ds::{DsError, DsResponseBody, Outcome},
+        ids::GroupId,
+    },
+};
+
+use crate::world::{TestClient, World};
+
+/// Runs one test inside an actix `System`.
+fn run(test: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(test);
+}
+
+/// alice and bob in one group.
+async fn two(world: &World) -> (TestClient, TestClient, GroupId) {
+    let alice = world.client("alice", "phone").await;
+    let bob = world.client("bob", "laptop").await;
+    let group = alice.create(world).await;
+    alice.add(world, &group, &bob).await;
+    bob.receive(world).await;
+    (alice, bob, group)
+}
+
+#[test]
+fn a_message_reaches_everybody_but_its_sender_once() {
+    run(async {
+        let world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        alice.say(&world, &group, "hello").await;
+        bob.receive(&world).await;
+        bob.say(&world, &group, "hello yourself").await;
+        alice.receive(&world).await;
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["hello"]);
+        assert_eq!(alice.texts(), ["hello yourself"]);
+        world.end();
+    });
+}
+
+#[test]
+fn a_group_survives_a_crash_between_any_two_steps() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        for round in 0..4 {
+            world = world.crash();
+            alice.say(&world, &group, &format!("before {round}")).await;
+            world = world.crash();
+            let update = Operation::UpdateClient { rotate_key: round % 2 == 0 };
+            alice.act(&world, &group, update).await.unwrap();
+            world = world.crash();
+            bob.receive(&world).await;
+            bob.say(&world, &group, &format!("after {round}")).await;
+            world = world.crash();
+            alice.receive(&world).await;
+        }
+        assert_eq!(bob.texts(), ["before 0", "before 1", "before 2", "before 3"]);
+        assert_eq!(alice.texts(), ["after 0", "after 1", "after 2", "after 3"]);
+        world.end();
+    });
+}
+
+#[test]
+fn a_retry_of_what_was_accepted_is_answered_alike_after_a_crash_and_delivered_once() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let content = mimid::client::core::Content::text("once").encode();
+        let request = alice.member.begin(&group, Operation::Send { content }).unwrap();
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            // the answer is lost each time: the client knows of none
+            let outbound = alice.member.outbound(request, world.now()).unwrap();
+            let response = world.node.group_operation(&alice.uri, outbound.message).await;
+            answers.push(response.outcome);
+            world = world.crash();
+        }
+        assert!(matches!(&answers[0], Outcome::Ok(DsResponseBody::Accepted(_))), "{answers:?}");
+        assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+        alice.drive(&world, request).await.unwrap();
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["once"]);
+        world.end();
+    });
+}
+
+#[test]
+fn nothing_is_answered_before_it_is_durable_refusals_included() {
+    run(async {
+        let world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let update = Operation::UpdateClient { rotate_key: false };
+        let winner = alice.member.begin(&group, update.clone()).unwrap();
+        let loser = bob.member.begin(&group, update).unwrap();
+        world.clock.advance_ms(1);
+        let winning = alice.member.outbound(winner, world.now()).unwrap().message;
+        let losing = bob.member.outbound(loser, world.now()).unwrap().message;
+
+        world.disk.faults().hold();
+        let (node, uri) = (world.node.clone(), alice.uri.clone());
+        let first = actix_rt::spawn(async move { node.group_operation(&uri, winning).await });
+        world.disk.faults().until_queued(1).await;
+        let (node, uri) = (world.node.clone(), bob.uri.clone());
+        let second = actix_rt::spawn(async move { node.group_operation(&uri, losing).await });
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!first.is_finished() && !second.is_finished(), "both rest on a write in flight");
+        world.disk.faults().release();
+        assert!(matches!(first.await.unwrap().outcome, Outcome::Ok(_)));
+        let second = second.await.unwrap().outcome;
+        let Outcome::Err(DsError::WrongEpoch { missed, .. }) = &second else {
+            panic!("{second:?}");
+        };
+        assert_eq!(missed.len(), 1, "the commit that won is in the answer");
+        world.end();
+    });
+}
+
+#[test]
+fn a_failed_write_is_unavailable_and_the_group_goes_on_from_what_was_durable() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        for fault in [Fault::Lost, Fault::Kept, Fault::Refused] {
+            let content = mimid::client::core::Content::text("again").encode();
+            let request = alice.member.begin(&group, Operation::Send { content }).unwrap();
+            world.disk.faults().fail_flush(1, fault);
+            let outbound = alice.member.outbound(request, world.now()).unwrap();
+            let response = world.node.group_operation(&alice.uri, outbound.message).await;
+            assert!(
+                matches!(&response.outcome, Outcome::Err(DsError::Unavailable { .. })),
+                "{fault:?}: {response:?}"
+            );
+            world = world.crash();
+            alice.drive(&world, request).await.unwrap();
+        }
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["again", "again", "again"]);
+        world.end();
+    });
+}
+
+#[test]
+fn a_joiner_who_comes_many_snapshots_late_gets_the_tree_of_its_epoch() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let carol = world.client("carol", "phone").await;
+        alice.add(&world, &group, &carol).await;
+        // enough commits for the snapshot that carol's epoch is in to be replaced twice
+        for round in 0..60 {
+            let update = Operation::UpdateClient { rotate_key: false };
+            alice.act(&world, &group, update).await.unwrap();
+            if round % 20 == 0 {
+                world = world.crash();
+            }
+        }
+        let head = world.head(&group).await;
+        assert!(head.previous_snapshot.is_some(), "{head:?}");
+        carol.receive(&world).await;
+        carol.say(&world, &group, "late").await;
+        bob.receive(&world).await;
+        alice.receive(&world).await;
+        assert_eq!(bob.texts(), ["late"]);
+        assert_eq!(alice.texts(), ["late"]);
+        world.end();
+    });
+}
+
+#[test]
+fn an_idle_group_is_passivated_and_comes_back() {
+    run(async {
+        let world = World::with(|options| options.idle_ms = 20);
+        let (alice, bob, group) = two(&world).await;
+        let active = || world.node.metrics().group_actors.get();
+        world.clock.advance_ms(1_000);
+        while active() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        alice.say(&world, &group, "awake").await;
+        assert!(world.node.metrics().group_activations.get() >= 1);
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["awake"]);
+        world.end();
+    });
+}
+
+#[test]
+fn a_deleted_device_is_proposed_for_removal_even_if_the_provider_dies_in_between() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let tablet = world.further(&bob, "tablet").await;
+        let join = tablet
+            .member
+            .join(&group, &crate::world::domain(), "g", Operation::Join { code: None }, world.now())
+            .unwrap();
+        tablet.drive(&world, join).await.unwrap();
+        alice.receive(&world).await;
+
+        let delete = DeleteDevice { client: tablet.uri.clone() };
+        world.node.delete_device(&bob.uri, delete).await.unwrap();
+        world = world.crash();
+        world.node.wake_noticed_groups().await.unwrap();
+        assert_eq!(world.node.wake_noticed_groups().await.unwrap(), 0, "each is taken once");
+
+        // a commit that does not cover the hub's removal is refused, and the client library then covers it
+        alice.act(&world, &group, Operation::UpdateClient { rotate_key: false }).await.unwrap();
+        let view = alice.member.group(&group).unwrap();
+        assert_eq!(view.members.len(), 2, "{view:?}");
+        alice.say(&world, &group, "without it").await;
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["without it"]);
+        world.end();
+    });
+}
+
+#[test]
+fn a_member_that_is_inactive_for_the_configured_time_is_removed() {
+    run(async {
+        let world = World::with(|options| options.settings.inactive_after_ms = Some(60_000));
+        let (alice, bob, group) = two(&world).await;
+        bob.say(&world, &group, "here").await;
+        world.clock.advance_ms(59_000);
+        alice.receive(&world).await;
+        alice.say(&world, &group, "here too").await;
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 0);
+        world.clock.advance_ms(2_000);
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 1);
+        alice.receive(&world).await;
+        alice.act(&world, &group, Operation::UpdateClient { rotate_key: false }).await.unwrap();
+        assert_eq!(alice.member.group(&group).unwrap().members.len(), 1);
+        world.end();
+    });
+}
+
+#[test]
+fn a_deleted_group_is_gone_and_its_id_stays_taken() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        alice.act(&world, &group, Operation::DeleteGroup).await.unwrap();
+        bob.receive(&world).await;
+        let events = bob.member.events(0, 1000).unwrap();
+        assert!(
+            events
+                .iter()
+                .any(|(_, event)| matches!(event, mimid::client::core::Event::Deleted { .. })),
+            "{events:?}"
+        );
+        world = world.crash();
+        world.clock.advance_ms(31 * 24 * 60 * 60 * 1000);
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 1, "its log is dropped");
+        let head = world.head(&group).await;
+        assert_eq!(head.log_bytes, 0);
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 0);
+        world.end();
+    });
+}
+
+#[test]
+fn a_message_costs_one_log_record_and_one_head_whatever_the_groups_size() {
+    run(async {
+        let world = World::new();
+        let (alice, _bob, group) = two(&world).await;
+        let cost = async |alice: &TestClient| {
+            let before = world.node.store_stats();
+            alice.say(&world, &group, "counted").await;
+            let after = world.node.store_stats();
+            (after.batches - before.batches, after.writes - before.writes)
+        };
+        let at_two = cost(&alice).await;
+        for name in ["carol", "dave", "erin", "frank"] {
+            let other = world.client(name, "phone").await;
+            alice.add(&world, &group, &other).await;
+        }
+        assert_eq!(cost(&alice).await, at_two);
+        world.end();
+    });
+}

@@ -1,0 +1,312 @@
+//! A node without listeners, on a store that can be made to fail, and real MLS clients that speak with it directly.
+//! For what a listener would hide: the order of writes and answers, crashes at a chosen write, the clock.
+
+use std::sync::Arc;
+
+use mimid::{
+    account::Registration,
+    actors::{
+        GroupOptions, Limits, Metrics, Node, NodeParts, ProviderKey,
+        arbiters::{ArbiterPool, ArbiterThreads},
+        clock::ManualClock,
+    },
+    client::core::{
+        Content, CoreError, Event, Home, Hub, Identity, Member, NewGroup, Operation, SUITES,
+        Settled,
+    },
+    crypto::{BoxKey, SigningKey, random},
+    queue::token::TokenKeys,
+    store::{SharedStore, memory::Disk, records::GroupHead},
+    wire::{
+        client::{
+            ClientMessage, ClientMessageTbs, Dequeue, Flag, PublishKeyPackages, QueueTokens,
+            Register,
+        },
+        codec::{List, Opaque, Raw, Text, encode},
+        ds::{Accepted, ProtocolVersion},
+        extensions::{KeyPackageClass, SignatureScheme},
+        ids::{ClientUri, Domain, GroupId, Timestamp},
+        key_packages::GroupKeyPackageRequest,
+    },
+};
+
+/// A provider in one process.
+pub struct World {
+    pub node: Node,
+    pub disk: Disk,
+    pub clock: Arc<ManualClock>,
+    store: SharedStore,
+    threads: ArbiterThreads,
+    token_key: [u8; 32],
+    sender: SigningKey,
+    options: GroupOptions,
+}
+
+pub fn domain() -> Domain {
+    Domain::new("a.example").unwrap()
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    /// `change` sets what is to be other than by default.
+    pub fn with(change: impl FnOnce(&mut GroupOptions)) -> Self {
+        let mut options = GroupOptions::new(domain());
+        change(&mut options);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let clock = Arc::new(ManualClock::at(Timestamp(u64::try_from(now.as_millis()).unwrap())));
+        let sender = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+        Self::start(Disk::new(), clock, random(), sender, options)
+    }
+
+    fn start(
+        disk: Disk,
+        clock: Arc<ManualClock>,
+        token_key: [u8; 32],
+        sender: SigningKey,
+        options: GroupOptions,
+    ) -> Self {
+        let (arbiters, threads) = ArbiterPool::start(2).unwrap();
+        let store = disk.open().unwrap();
+        let node = Node::new(NodeParts {
+            domain: domain(),
+            store: Arc::clone(&store),
+            clock: clock.clone(),
+            limits: Limits::default(),
+            groups: options.clone(),
+            registration: Registration::Open,
+            token_keys: TokenKeys::new(vec![(1, BoxKey::from_bytes(token_key).unwrap())]).unwrap(),
+            external_senders: vec![ProviderKey {
+                key: sender.clone(),
+                not_before: Timestamp(0),
+                not_after: Timestamp(u64::MAX),
+            }],
+            metrics: Metrics::new().unwrap(),
+            arbiters,
+        });
+        Self { node, disk, clock, store, threads, token_key, sender, options }
+    }
+
+    /// Ends the node as SIGKILL would, and starts another on what was durable.
+    pub fn crash(self) -> Self {
+        let Self { node, disk, clock, store, threads, token_key, sender, options } = self;
+        disk.crash();
+        drop((node, store));
+        threads.stop_and_join();
+        // signed before the new process started is refused: its clients sign anew, later
+        clock.advance_ms(1);
+        Self::start(disk, clock, token_key, sender, options)
+    }
+
+    pub fn end(self) {
+        drop(self.node);
+        self.threads.stop_and_join();
+    }
+
+    pub async fn head(&self, group: &GroupId) -> GroupHead {
+        self.store.group_head(group).await.unwrap().unwrap()
+    }
+
+    pub fn now(&self) -> Timestamp {
+        use mimid::actors::Clock as _;
+        self.clock.now()
+    }
+
+    pub fn hub(&self) -> Hub {
+        Hub { domain: domain(), external_sender: self.sender.public().clone() }
+    }
+
+    /// A registered client with a few KeyPackages.
+    pub async fn client(&self, user: &str, device: &str) -> TestClient {
+        let uri = ClientUri::new(format!("mimi://a.example/d/{user}/{device}")).unwrap();
+        self.register(Identity::generate(uri).unwrap()).await
+    }
+
+    /// A further client of `other`'s user.
+    pub async fn further(&self, other: &TestClient, device: &str) -> TestClient {
+        let uri = ClientUri::of(&other.uri.user(), device).unwrap();
+        let user_key = other.member.identity().user_key.clone();
+        self.register(Identity::with_user_key(uri, user_key).unwrap()).await
+    }
+
+    pub async fn register(&self, identity: Identity) -> TestClient {
+        let uri = identity.client.clone();
+        let register = Register {
+            user: uri.user(),
+            device: Text::new(uri.device()).unwrap(),
+            credential: Raw::of(&identity.credential()),
+            user_key: identity.vouch(identity.client_key.public()).unwrap(),
+            scheme: identity.client_key.scheme(),
+            client_key: identity.client_key.public().clone(),
+            token: Opaque::default(),
+            csr: Opaque::default(),
+        };
+        self.enrol(&uri, &identity.client_key, register).await;
+        let member = Member::new(Home::in_memory().unwrap(), identity).unwrap();
+        let client = TestClient { member, uri };
+        client.stock_up(self, 3).await;
+        client
+    }
+
+    /// Registers a client that signs with `key`, and nothing more.
+    pub async fn enrol(&self, uri: &ClientUri, key: &SigningKey, register: Register) {
+        let body = Opaque::new(encode(&register)).unwrap();
+        let content = ClientMessageTbs {
+            version: ProtocolVersion::MIMI10,
+            client: uri.clone(),
+            endpoint: Text::new("/v1/register").unwrap(),
+            timestamp: self.now(),
+            nonce: random(),
+            body,
+        };
+        let signature = key.sign_with_label("ClientMessageTBS", &encode(&content)).unwrap();
+        let ClientMessageTbs { version, client, endpoint, timestamp, nonce, body } = content;
+        let message =
+            ClientMessage { version, client, endpoint, timestamp, nonce, body, signature };
+        self.node.register(&message, register).await.unwrap();
+    }
+}
+
+/// One MLS client.
+pub struct TestClient {
+    pub member: Member,
+    pub uri: ClientUri,
+}
+
+impl TestClient {
+    pub async fn tokens(&self, world: &World, class: KeyPackageClass, last_resort: bool) {
+        let flag = if last_resort { Flag::Yes } else { Flag::No };
+        let request = QueueTokens { class, last_resort: flag, count: 8, revoke: List::default() };
+        let minted = world.node.queue_tokens(&self.uri, request).await.unwrap();
+        self.member.store_tokens(class, last_resort, &minted.tokens).unwrap();
+    }
+
+    pub async fn stock_up(&self, world: &World, count: usize) {
+        self.tokens(world, KeyPackageClass::Group, false).await;
+        let made = self
+            .member
+            .key_packages(KeyPackageClass::Group, SUITES[0], false, count, world.now())
+            .unwrap();
+        let publish = PublishKeyPackages { key_packages: List::new(made).unwrap() };
+        world.node.publish_key_packages(&self.uri, publish).await.unwrap();
+    }
+
+    /// KeyPackages of every client of this user, as one who has its consent gets them.
+    pub async fn key_packages(&self, world: &World, by: &TestClient) -> Vec<Vec<u8>> {
+        let token: [u8; 32] = random();
+        let hash = Opaque::new(mimid::crypto::sha256(&token)).unwrap();
+        let consent = mimid::wire::client::Consent {
+            add: List::new(vec![hash]).unwrap(),
+            revoke: List::default(),
+        };
+        world.node.consent(&self.uri, consent).await.unwrap();
+        let request = GroupKeyPackageRequest {
+            target_user: self.uri.user(),
+            consent_token: Opaque::new(token).unwrap(),
+            ciphersuites: List::new(vec![1]).unwrap(),
+            required: None,
+        };
+        let answer = world.node.group_key_packages(&by.uri, request).await.unwrap();
+        let packages = answer.clients.iter().filter_map(|client| client.key_package.as_ref());
+        packages.map(|key_package| key_package.as_slice().to_vec()).collect()
+    }
+
+    pub async fn create(&self, world: &World) -> GroupId {
+        let new = NewGroup { name: "test".into(), ..NewGroup::default() };
+        let (group, request) = self.member.create_group(&world.hub(), &new, world.now()).unwrap();
+        self.drive(world, request).await.unwrap();
+        group
+    }
+
+    pub async fn act(
+        &self,
+        world: &World,
+        group: &GroupId,
+        operation: Operation,
+    ) -> Result<Option<Accepted>, String> {
+        let request = self.member.begin(group, operation).map_err(|error| error.to_string())?;
+        self.drive(world, request).await
+    }
+
+    /// Sends a request until it is answered.
+    pub async fn drive(
+        &self,
+        world: &World,
+        request: mimid::wire::ids::RequestId,
+    ) -> Result<Option<Accepted>, String> {
+        for _ in 0..30 {
+            world.clock.advance_ms(1);
+            let outbound = match self.member.outbound(request, world.now()) {
+                Ok(outbound) => outbound,
+                Err(CoreError::NoToken { class, last_resort }) => {
+                    self.tokens(world, class, last_resort).await;
+                    continue;
+                }
+                Err(error) => return Err(error.to_string()),
+            };
+            let response = world.node.group_operation(&self.uri, outbound.message).await;
+            match self.member.settle(request, &response, world.now()).map_err(|e| e.to_string())? {
+                Settled::Done(accepted) => return Ok(Some(accepted)),
+                Settled::Entered => return Ok(None),
+                Settled::Again { .. } => {}
+                Settled::Refused(refusal) => return Err(refusal.to_string()),
+            }
+        }
+        Err("not answered after 30 tries".into())
+    }
+
+    /// Takes in everything that is there, Welcomes included.
+    pub async fn receive(&self, world: &World) -> usize {
+        let mut taken = 0;
+        loop {
+            let acks = self.member.acks().unwrap();
+            let dequeue = Dequeue { acks: List::new(acks.clone()).unwrap(), max: 100, wait_ms: 0 };
+            let answer = world.node.dequeue(&self.uri, dequeue).await.unwrap();
+            self.member.acknowledged(&acks).unwrap();
+            if answer.entries.is_empty() {
+                return taken;
+            }
+            for entry in answer.entries.iter() {
+                loop {
+                    match self.member.handle(entry, world.now()).unwrap() {
+                        mimid::client::core::Handled::Wait => self.resume(world).await,
+                        _ => break,
+                    }
+                }
+                taken += 1;
+            }
+            self.resume(world).await;
+        }
+    }
+
+    pub async fn resume(&self, world: &World) {
+        for (request, _, _) in self.member.pending().unwrap() {
+            self.drive(world, request).await.unwrap();
+        }
+    }
+
+    pub async fn say(&self, world: &World, group: &GroupId, text: &str) -> Accepted {
+        let content = Content::text(text).encode();
+        self.act(world, group, Operation::Send { content }).await.unwrap().unwrap()
+    }
+
+    /// Adds every client of `other`'s user.
+    pub async fn add(&self, world: &World, group: &GroupId, other: &TestClient) {
+        let key_packages = other.key_packages(world, self).await;
+        self.act(world, group, Operation::AddUsers { key_packages }).await.unwrap();
+    }
+
+    /// The texts that this client has received.
+    pub fn texts(&self) -> Vec<String> {
+        let events = self.member.events(0, usize::MAX >> 1).unwrap();
+        events
+            .into_iter()
+            .filter_map(|(_, event)| match event {
+                Event::Message { text, .. } => text,
+                _ => None,
+            })
+            .collect()
+    }
+}
