@@ -597,6 +597,10 @@ impl GroupState {
                 self.pending_reject("the commit does not cover every pending proposal", true)
             );
         }
+        if committer.is_none() {
+            // the one Remove of an external commit is that of the leaf which it replaces
+            return Ok(());
+        }
         let by_value: Vec<&Proposal> = staged
             .queued_proposals()
             .filter(|queued| queued.proposal_or_ref_type() == ProposalOrRefType::Proposal)

@@ -525,26 +525,15 @@ impl Member {
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = decode::<JoinProof>(aad).ok();
             if let Some(proof) = proof {
-                record.proofs.push((reference, encode(proof)));
+                record.proofs.push((reference.clone(), encode(proof)));
             }
         }
         policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
-        // what this one displaces at the hub is displaced here
-        let standing: Vec<mls::QueuedProposal> = group.pending_proposals().cloned().collect();
-        let acts = standing
-            .iter()
-            .map(|it| self.act(it, group, &roster, &record))
-            .collect::<Result<Vec<_>, _>>()?;
-        let refs: Vec<&Act> = acts.iter().collect();
-        let displaced = pending::place(&refs, &act, roster.len(), usize::MAX).unwrap_or_default();
-        let provider = self.home.provider();
-        for index in displaced {
-            if let Some(old) = standing.get(index) {
-                group
-                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
-                    .map_err(CoreError::mls)?;
-            }
+        if !self.make_place(group, &act, &reference, &roster, &record)? {
+            // it was displaced by what this client proposed itself and knew of first
+            return Ok(Followed::No);
         }
+        let provider = self.home.provider();
         group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
         self.put_record(id, &record)?;
         self.push(&Event::Proposed {
@@ -553,6 +542,63 @@ impl Member {
             what: describe(&act, &roster),
         })?;
         Ok(Followed::Yes)
+    }
+
+    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands.
+    fn make_place(
+        &self,
+        group: &mut mls::MlsGroup,
+        act: &Act,
+        reference: &[u8],
+        roster: &Roster,
+        record: &GroupRecord,
+    ) -> Result<bool, Unacceptable> {
+        let standing: Vec<mls::QueuedProposal> = group
+            .pending_proposals()
+            .filter(|it| it.proposal_reference_ref().as_slice() != reference)
+            .cloned()
+            .collect();
+        let acts = standing
+            .iter()
+            .map(|it| self.act(it, group, roster, record))
+            .collect::<Result<Vec<_>, _>>()?;
+        let refs: Vec<&Act> = acts.iter().collect();
+        let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
+            Ok(displaced) => displaced,
+            Err(pending::PendingProblem::LeavingAlready) => return Ok(false),
+            Err(_) => Vec::new(),
+        };
+        let provider = self.home.provider();
+        for index in displaced {
+            if let Some(old) = standing.get(index) {
+                group
+                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
+                    .map_err(CoreError::mls)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Proposals of this client's own that the hub accepted take their place among the others.
+    pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
+        let mut group = self.load(id)?;
+        let (roster, record) = (roster_of(&group)?, self.record(id)?);
+        for reference in own {
+            let found = group
+                .pending_proposals()
+                .find(|it| it.proposal_reference_ref().as_slice() == reference)
+                .cloned();
+            let Some(proposal) = found else { continue };
+            let placed = self
+                .act(&proposal, &group, &roster, &record)
+                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, &record));
+            match placed {
+                Ok(_) => {}
+                Err(Unacceptable::Core(error)) => return Err(error),
+                Err(problem) => return Err(CoreError::mls(problem)),
+            }
+        }
+        Ok(())
     }
 
     fn act(

@@ -76,7 +76,7 @@ impl Member {
             .ok_or(CoreError::Invalid("accepted is no answer to what was asked"))?;
         match built.effect {
             Effect::Nothing => {}
-            Effect::Proposed { .. } => {}
+            Effect::Proposed { references } => self.place_own(&pending.group, &references)?,
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
                 group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
