@@ -191,6 +191,7 @@ const SCHEMES: [SignatureScheme; 2] =
     [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256];
 
 #[cfg(test)]
+#[allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
 mod tests {
     use openmls::prelude::BasicCredential;
 

@@ -709,10 +709,13 @@ impl Actor for GroupActor {
         let load = async move { history::load(&node, &hub, &id).await };
         let loaded = load.into_actor(self).map(|loaded, actor: &mut Self, ctx| {
             match loaded {
-                Ok(Some((state, head))) => {
+                Ok(Some(found)) => {
                     actor.node.metrics.group_activations.inc();
-                    let records = head.next_sequence.0.saturating_sub(head.snapshot.0 + 1);
-                    let since_snapshot = SinceSnapshot { records, ..Default::default() };
+                    let history::Found { state, head, records, change_bytes, snapshot_bytes } =
+                        found;
+                    let bytes = change_bytes;
+                    let since_snapshot =
+                        SinceSnapshot { records, bytes, snapshot_bytes, writing: false };
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }
                 Ok(None) => {}

@@ -24,8 +24,10 @@ pub struct Hints {
     /// Without a thread of their own hints are given on the caller's.
     has_thread: bool,
     metrics: Metrics,
-    on_notice: OnceLock<Box<dyn Fn(&GroupId) + Send + Sync>>,
+    on_notice: OnceLock<WakeGroup>,
 }
+
+type WakeGroup = Box<dyn Fn(&GroupId) + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {

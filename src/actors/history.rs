@@ -23,6 +23,16 @@ use crate::{
     },
 };
 
+/// A group as it was loaded.
+pub(super) struct Found {
+    pub(super) state: GroupState,
+    pub(super) head: GroupHead,
+    /// What was replayed on top of the snapshot, and how large that is.
+    pub(super) records: u64,
+    pub(super) change_bytes: usize,
+    pub(super) snapshot_bytes: usize,
+}
+
 /// The group as the store has it; none where it was never here.
 ///
 /// # Errors
@@ -31,7 +41,7 @@ pub(super) async fn load(
     node: &Node,
     hub: &Arc<Hub>,
     id: &GroupId,
-) -> Result<Option<(GroupState, GroupHead)>, DsError> {
+) -> Result<Option<Found>, DsError> {
     let head = node.store.group_head(id).await.map_err(|error| store_error(&error))?;
     let Some(head) = head else { return Ok(None) };
     if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
@@ -40,11 +50,12 @@ pub(super) async fn load(
             detail: Detail::truncated("this group was deleted; its id is not used again"),
         });
     }
-    let state = load_at(node, hub, &head, head.snapshot, None).await?;
+    let found = load_at(node, hub, &head, head.snapshot, None).await?;
+    let state = &found.state;
     if state.next_sequence() != head.next_sequence {
         return Err(internal(&format!("the log of {id} ends at {}", state.next_sequence())));
     }
-    Ok(Some((state, head)))
+    Ok(Some(found))
 }
 
 /// A snapshot brought up to the first record behind `until` (the whole log where there is none).
@@ -54,13 +65,20 @@ async fn load_at(
     head: &GroupHead,
     snapshot: Sequence,
     until: Option<Epoch>,
-) -> Result<GroupState, DsError> {
+) -> Result<Found, DsError> {
     let stored = node.store.snapshot(&head.group, snapshot).await;
     let bytes = stored.map_err(|error| store_error(&error))?;
     let bytes =
         bytes.ok_or_else(|| internal(&format!("snapshot {snapshot} of {} is gone", head.group)))?;
-    let mut state =
-        GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
+    let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
+    let mut found = Found {
+        state,
+        head: head.clone(),
+        records: 0,
+        change_bytes: 0,
+        snapshot_bytes: bytes.len(),
+    };
+    let state = &mut found.state;
     while state.next_sequence() < head.next_sequence {
         let page = node.store.log(&head.group, state.next_sequence(), PAGE).await;
         let page = page.map_err(|error| store_error(&error))?;
@@ -68,16 +86,16 @@ async fn load_at(
             break;
         }
         for record in &page {
-            if until.is_some_and(|epoch| state.epoch() >= epoch) {
-                return Ok(state);
-            }
-            if record.feed.sequence >= head.next_sequence {
-                return Ok(state);
+            let there = until.is_some_and(|epoch| state.epoch() >= epoch);
+            if there || record.feed.sequence >= head.next_sequence {
+                return Ok(found);
             }
             state.replay(record).map_err(ds_error)?;
+            found.records += 1;
+            found.change_bytes += record.change.len();
         }
     }
-    Ok(state)
+    Ok(found)
 }
 
 /// GroupInfo and tree of `epoch`, in which a pending joiner was added.
@@ -95,7 +113,7 @@ pub(super) async fn joiner_info(
         return decode(&bytes).map_err(|error| internal(&error.to_string()));
     }
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
-        let state = load_at(node, hub, head, snapshot, Some(epoch)).await?;
+        let state = load_at(node, hub, head, snapshot, Some(epoch)).await?.state;
         if state.epoch() == epoch {
             return state.joiner_info().map_err(ds_error);
         }

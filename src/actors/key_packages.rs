@@ -332,8 +332,10 @@ impl Node {
                 }
                 left = before.saturating_sub(u32::from(!candidate.connection));
             }
+            // the last-resort one goes out where those of its ciphersuite are used up, whatever else is left
             let is_low = !candidate.connection
-                && pick::is_low(before, left, self.limits.key_packages_low_at);
+                && (candidate.last_resort
+                    || pick::is_low(before, left, self.limits.key_packages_low_at));
             if is_low {
                 batch.push(low_notice(client, left, now));
             }

@@ -26,3 +26,12 @@ pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
 pub use queue::QueueStream;
+
+#[cfg(test)]
+mod account_tests;
+#[cfg(test)]
+mod key_package_tests;
+#[cfg(test)]
+mod queue_tests;
+#[cfg(test)]
+pub(crate) mod testing;

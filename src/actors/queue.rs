@@ -634,15 +634,17 @@ impl QueueActor {
             .iter()
             .filter(|entry| matches!(entry.event, crate::wire::queueing::QueueEvent::Gap { .. }));
         metrics.queue_gaps.inc_by(gaps.count() as u64);
-        match &mut self.session {
+        let is_read = match &mut self.session {
             // the window bounds what the channel holds
-            Some(Session::Stream { entries: stream, .. }) => {
-                if stream.send(entries).is_err() {
-                    self.end_session();
-                }
+            Some(Session::Stream { entries: stream, .. }) => stream.send(entries).is_ok(),
+            Some(Session::Poll { collected, .. }) => {
+                collected.extend(entries);
+                true
             }
-            Some(Session::Poll { collected, .. }) => collected.extend(entries),
-            None => {}
+            None => true,
+        };
+        if !is_read {
+            self.end_session();
         }
     }
 

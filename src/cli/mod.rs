@@ -3,6 +3,8 @@
 
 pub mod admin;
 pub mod check_config;
+pub mod client;
+pub mod demo;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -23,6 +25,10 @@ enum Command {
     Serve(serve::Args),
     /// Say what a configuration means, and what is wrong with it
     CheckConfig(check_config::Args),
+    /// A client on the command line: register, create groups, chat
+    Client(client::Args),
+    /// Start a provider and let real clients use everything that it does
+    Demo(demo::Args),
     /// Operate a provider that runs
     Admin(admin::Args),
 }
@@ -39,6 +45,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::CheckConfig(args) => check_config::run(&args),
+        Command::Client(args) => client::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Admin(args) => admin::run(&args),
     }
 }

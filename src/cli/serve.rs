@@ -1,6 +1,9 @@
 //! `mimid serve`: a provider until SIGTERM or SIGINT.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -83,12 +86,9 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(running) => running,
         Err(error) => return said(FAILED, &error.to_string()),
     };
-    greet(
-        running.endpoints(),
-        &data_dir.display().to_string(),
-        &format!("{store:?}").to_lowercase(),
-        is_default,
-    );
+    // it is there: the node has just written into it
+    let data_dir = data_dir.canonicalize().unwrap_or(data_dir);
+    greet(running.endpoints(), &data_dir, &format!("{store:?}").to_lowercase(), is_default);
     runtime.block_on(async {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -102,22 +102,25 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn greet(endpoints: &Endpoints, data_dir: &str, store: &str, is_default: bool) {
+fn greet(endpoints: &Endpoints, data_dir: &Path, store: &str, is_default: bool) {
     let trust = endpoints
         .certificate
         .as_ref()
-        .map_or_else(String::new, |path| format!(" --certificate {}", path.display()));
+        .map_or_else(String::new, |path| format!(" --ca {}", path.display()));
+    let file = data_dir.join(server::endpoints::FILE);
     println!("mimid {} serves {}", env!("CARGO_PKG_VERSION"), endpoints.domain);
     println!("  clients   {}", endpoints.client);
     println!("  operator  {}/readyz and /metrics", endpoints.ops);
-    println!("  data      {data_dir} ({store})");
+    println!("  data      {} ({store})", data_dir.display());
     if is_default {
-        println!("  no configuration was given: these are the defaults (see `mimid check-config`)");
+        println!("  no file was given: these are the defaults (see `mimid check-config`)");
     }
     println!("To become its first user, in another terminal:");
+    println!("  mimid client --home ./alice register alice --endpoints {}", file.display());
+    println!("and from elsewhere, with a copy of the certificate:");
     println!(
-        "  mimid client --home ./alice register alice phone --server {}{trust}",
-        endpoints.client
+        "  mimid client --home ./alice register mimi://{}/u/alice --server {}{trust}",
+        endpoints.domain, endpoints.client
     );
     println!("Stop it with Ctrl-C.");
 }

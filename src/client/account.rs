@@ -25,9 +25,12 @@ use crate::{
 
 /// Tokens to ask for at a time.
 const TOKENS_BATCH: u8 = 20;
-/// KeyPackages to have published, by ciphersuite in the order of [`SUITES`].
-const GROUP_STOCK: [usize; 3] = [40, 10, 10];
-const CONNECTION_STOCK: [usize; 3] = [20, 0, 0];
+/// KeyPackages to publish, by ciphersuite in the order of [`SUITES`]. Those of the preferred one are most, so that
+/// the provider's word that few are left (of all together) comes before they have run out.
+const GROUP_STOCK: [usize; 3] = [40, 4, 4];
+const CONNECTION_STOCK: usize = 20;
+/// More than this are never waiting at the provider.
+const GROUP_LEFT_MAX: usize = 200;
 
 /// What a new client is registered as.
 #[derive(Debug, Clone)]
@@ -222,12 +225,21 @@ impl Client {
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Http`]
     pub async fn stock_up(&self) -> Result<KeyPackagesLeft, ClientError> {
-        let mut wanted = Vec::new();
-        for (suite, (group, connection)) in
-            SUITES.into_iter().zip(GROUP_STOCK.into_iter().zip(CONNECTION_STOCK))
-        {
-            wanted.push((KeyPackageClass::Group, suite, false, group));
-            wanted.push((KeyPackageClass::Connection, suite, false, connection));
+        // publishing nothing says what there is
+        let left = self.publish(Vec::new()).await?;
+        let group_left = usize::try_from(left.group_left).unwrap_or(usize::MAX);
+        let connection_left = usize::try_from(left.connection_left).unwrap_or(usize::MAX);
+        let mut wanted = vec![(
+            KeyPackageClass::Connection,
+            SUITES[0],
+            false,
+            CONNECTION_STOCK.saturating_sub(connection_left),
+        )];
+        for (suite, stock) in SUITES.into_iter().zip(GROUP_STOCK) {
+            // the count says nothing of suites: what is left counts for the preferred one
+            let there = if suite == SUITES[0] { group_left } else { 0 };
+            let count = if group_left > GROUP_LEFT_MAX { 0 } else { stock.saturating_sub(there) };
+            wanted.push((KeyPackageClass::Group, suite, false, count));
             if self.member().setting(&last_resort_setting(suite))? != Some(true) {
                 wanted.push((KeyPackageClass::Group, suite, true, 1));
             }

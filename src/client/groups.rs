@@ -12,7 +12,7 @@ use crate::{
         codec::{List, Opaque},
         ds::FanoutFilter,
         encode,
-        extensions::{GROUP_POLICY, GroupPolicy, USER_KEY},
+        extensions::{GROUP_POLICY, GroupPolicy, KeyPackageClass, USER_KEY},
         ids::{ClientUri, Domain, GroupId, UserUri},
         key_packages::{GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus},
         mls::RequiredCapabilities,
@@ -137,7 +137,16 @@ impl Client {
         for client in answer.clients.into_vec() {
             match client.key_package {
                 Some(key_package) if client.status == KeyPackageStatus::Ok => {
-                    found.push((client.client, key_package.into_vec()));
+                    let key_package = key_package.into_vec();
+                    let (owner, class) = self.member().owner_of(&key_package)?;
+                    // a provider must not bring somebody else in under this user's name
+                    let as_asked = owner == client.client && owner.user() == *user;
+                    if !as_asked || class != KeyPackageClass::Group {
+                        return Err(ClientError::Invalid(format!(
+                            "the provider answered with a KeyPackage that is none of {user} for groups"
+                        )));
+                    }
+                    found.push((client.client, key_package));
                 }
                 _ => status = client.status,
             }
@@ -322,9 +331,8 @@ impl Client {
     }
 
     async fn have_group_tokens(&self) -> Result<(), ClientError> {
-        use crate::wire::extensions::KeyPackageClass::Group;
-        if self.member().tokens(Group, false)? < 2 {
-            self.mint(Group, false).await?;
+        if self.member().tokens(KeyPackageClass::Group, false)? < 2 {
+            self.mint(KeyPackageClass::Group, false).await?;
         }
         Ok(())
     }

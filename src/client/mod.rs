@@ -89,7 +89,11 @@ pub struct Client {
     clock: Clock,
     /// One operation at a time, so that answers come in the order of requests.
     operations: tokio::sync::Mutex<()>,
+    attempts_max: u32,
 }
+
+/// Attempts at one call unless said otherwise: about half a minute.
+const ATTEMPTS_MAX: u32 = 12;
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -113,7 +117,14 @@ impl Client {
     fn with_server(member: Member, server: &Server, clock: Clock) -> Result<Self, ClientError> {
         let http = Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes))?;
         let operations = tokio::sync::Mutex::new(());
-        Ok(Self { member: Mutex::new(member), http, clock, operations })
+        Ok(Self { member: Mutex::new(member), http, clock, operations, attempts_max: ATTEMPTS_MAX })
+    }
+
+    /// How often a call is tried before it is left for later: at least once.
+    #[must_use]
+    pub fn with_attempts(mut self, attempts_max: u32) -> Self {
+        self.attempts_max = attempts_max.max(1);
+        self
     }
 
     /// This client's state. Do not hold it while waiting for anything.

@@ -27,6 +27,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
+        self.member().revive()?;
         self.resume().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
@@ -36,7 +37,7 @@ impl Client {
             self.keep_stock().await?;
             taken += round.taken;
             // what waited for an answer, and what a Welcome opened, comes with the next round
-            if round.entries == 0 || (round.taken == 0 && !round.waits) {
+            if round.entries == 0 || (round.taken == 0 && round.again == 0 && !round.waits) {
                 return Ok(taken);
             }
             wait_ms = 0;
@@ -67,11 +68,11 @@ impl Client {
         for entry in dequeued.entries.iter() {
             match self.take(entry)? {
                 Handled::Taken => round.taken += 1,
-                Handled::Duplicate => {}
+                Handled::Duplicate => round.again += 1,
                 Handled::Wait => round.waits = true,
             }
         }
-        if round.taken > 0 {
+        if round.taken + round.again > 0 {
             // nothing is lost where this fails: acknowledging is repeated with the next call
             if let Err(error) = self.acknowledge().await {
                 tracing::debug!(%error, "the queue was not acknowledged");
@@ -208,6 +209,8 @@ impl Client {
 pub(super) struct Round {
     pub entries: usize,
     pub taken: usize,
+    /// Entries that came again: their acknowledgement was lost.
+    pub again: usize,
     /// Some of it rests on a request that is on its way.
     pub waits: bool,
 }

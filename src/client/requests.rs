@@ -19,8 +19,6 @@ use crate::wire::{
     ids::{GroupId, RequestId},
 };
 
-/// Attempts at one call before it is left for later.
-const ATTEMPTS_MAX: u32 = 12;
 /// Rounds of building one request anew.
 const ROUNDS_MAX: u32 = 40;
 const BACKOFF_MIN_MS: u64 = 100;
@@ -109,6 +107,7 @@ impl Client {
                     self.member().give_up(request)?;
                     return Ok(Outcome::AlreadySo);
                 }
+                Err(CoreError::Answered) => return Ok(Outcome::AlreadySo),
                 Err(error @ CoreError::Store(_)) => return Err(error.into()),
                 Err(error) => {
                     self.member().give_up(request)?;
@@ -198,7 +197,7 @@ impl Client {
                 continue;
             }
             match error.passes() {
-                Some(after_ms) if attempt < ATTEMPTS_MAX => {
+                Some(after_ms) if attempt < self.attempts_max => {
                     let backoff = BACKOFF_MIN_MS << attempt.min(8);
                     pause(after_ms.max(backoff.min(BACKOFF_MAX_MS))).await;
                 }

@@ -182,7 +182,11 @@ impl GroupState {
             }
         }
         newly.extend(self.inactive(now).into_iter().map(|leaf| (leaf, GoneReason::Inactive)));
-        newly.retain(|(leaf, _)| !self.going.contains_key(leaf));
+        // a resync voids an inactivity removal: who is inactive can still become a deleted one
+        newly.retain(|(leaf, reason)| match self.going.get(leaf) {
+            Some((known, _)) => *known == GoneReason::Inactive && *reason != GoneReason::Inactive,
+            None => true,
+        });
         newly.sort_by_key(|(leaf, _)| *leaf);
         newly.dedup_by_key(|(leaf, _)| *leaf);
         for (leaf, reason) in &newly {

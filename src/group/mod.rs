@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
+mod commit;
 pub mod hub;
 pub mod import;
 mod memory;
@@ -304,7 +305,7 @@ impl GroupState {
 
     /// Remembers whose proposals made a commit fail; the second time they wait for the next epoch.
     pub fn note_refusal(&mut self, reject: &Reject) {
-        if matches!(reject, Reject::Pending { .. }) {
+        if matches!(reject, Reject::Pending { commit: true, .. }) {
             let authors: std::collections::BTreeSet<LeafIndex> =
                 self.pending.iter().filter_map(|pending| pending.record.by).collect();
             for leaf in authors {
@@ -372,7 +373,7 @@ impl GroupState {
             }
             Kind::Commit(stored) => self.apply_commit(&stored, commit, sequence, at)?,
             Kind::Going { leaf, reason } => {
-                self.going.entry(leaf).or_insert((reason, at));
+                self.going.entry(leaf).or_insert((reason, at)).0 = reason;
             }
             Kind::Deleted => {
                 self.deleted = true;
@@ -464,6 +465,7 @@ impl GroupState {
                 }
             };
             member.config = joined.config.clone();
+            member.queue_timestamp = member.queue_timestamp.max(joined.timestamp);
             member.last_active = at;
             self.members.insert(joined.leaf, member);
         }

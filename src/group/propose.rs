@@ -114,7 +114,12 @@ impl GroupState {
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = self.newcomer(request, &queued, &aad)?;
         }
-        self.may_stand(queued, act, message, earlier, now)
+        let pending = self.may_stand(queued, act, message, earlier, now)?;
+        if let Act { author: Author::Newcomer { proof }, what: What::Add(identity) } = &pending.act
+        {
+            self.code_is_good(&identity.user, proof.as_ref(), now)?;
+        }
+        Ok(pending)
     }
 
     /// A newcomer's own Add: the KeyPackage's leaf key signs the request.
@@ -175,8 +180,13 @@ impl GroupState {
         policy::judge(&self.policy, &self.roster, &self.id, None, std::slice::from_ref(&act))?;
         let mut all: Vec<Act> = kept(acts.iter(), &displaced).cloned().collect();
         all.push(act.clone());
-        let judged: Vec<Act> = all.iter().filter(|act| proven(act)).cloned().collect();
-        policy::judge(&self.policy, &self.roster, &self.id, None, &judged)?;
+        policy::judge(&self.policy, &self.roster, &self.id, None, &all)?;
+        if !policy::an_admin_stays(&self.policy, &self.roster, &all)
+            && policy::an_admin_stays(&self.policy, &self.roster, &acts)
+        {
+            return Err(policy::Denied::NoAdminLeft.into());
+        }
+        self.fits_in(&all)?;
 
         let added = match queued.proposal() {
             Proposal::Add(add) => {
@@ -196,6 +206,26 @@ impl GroupState {
             _ => Vec::new(),
         };
         Pending::new(queued, act, message.clone(), now, update_key, added).map_err(super::broken)
+    }
+
+    /// What only this hub limits: no set of proposals may stand that no commit could cover.
+    fn fits_in(&self, all: &[Act]) -> Result<(), Reject> {
+        let settings = &self.hub.settings;
+        let adds = all.iter().filter(|act| matches!(act.what, What::Add(_))).count();
+        if adds > settings.adds_per_commit_max {
+            return Err(Reject::TooMany {
+                what: "pending Adds",
+                limit: settings.adds_per_commit_max,
+            });
+        }
+        // who leaves may be taken back (a resync voids an inactivity removal): every Add needs a place
+        if adds > 0 && self.roster.len() + adds > settings.members_max {
+            return Err(Reject::NotAuthorized(format!(
+                "a group here may have {} members",
+                settings.members_max
+            )));
+        }
+        Ok(())
     }
 
     /// What openmls would check of a commit of all of it, and what it would not (RFC 9420 §12.2).
@@ -289,11 +319,6 @@ impl Step {
         step.pending = Some(pending);
         step
     }
-}
-
-/// A newcomer's proof was judged when its proposal came, and is not kept.
-fn proven(act: &Act) -> bool {
-    !matches!(&act.author, Author::Newcomer { proof: None })
 }
 
 fn kept<'a, T: 'a>(

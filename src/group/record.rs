@@ -86,6 +86,8 @@ pub struct AddedRecord {
 pub struct JoinedRecord {
     pub leaf: LeafIndex,
     pub config: ClientQueueConfig,
+    /// Of the request: an update of the queue that is older must not follow.
+    pub timestamp: Timestamp,
     pub replaces: Option<LeafIndex>,
 }
 
@@ -102,6 +104,8 @@ pub struct PendingRecord {
     pub target: Target,
     /// Of an Add: what becomes of it when it is committed.
     pub added: Option<PendingAdd>,
+    /// The TLS encoding of a newcomer's JoinProof: whoever commits its Add has no other.
+    pub proof: Option<Vec<u8>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,8 +200,10 @@ impl Pending {
         let author = match (record.hub, record.by) {
             (true, _) => Author::Hub,
             (false, Some(leaf)) => Author::Leaf(leaf),
-            // a newcomer's proof was judged when it came
-            (false, None) => Author::Newcomer { proof: None },
+            (false, None) => {
+                let proof = record.proof.as_ref().map(|proof| decode(proof)).transpose();
+                Author::Newcomer { proof: proof.map_err(|_| MlsProblem::Record)? }
+            }
         };
         let what = match &record.target {
             Target::Add { client, user, key, credential_type, print } => {
@@ -250,6 +256,10 @@ impl Pending {
             What::HubKey => Target::HubKey,
             What::Join(_) | What::Resync(_) => return Err(MlsProblem::Record),
         };
+        let proof = match &act.author {
+            Author::Newcomer { proof } => proof.as_ref().map(encode),
+            Author::Leaf(_) | Author::Hub => None,
+        };
         let by = match &act.author {
             Author::Leaf(leaf) => Some(*leaf),
             Author::Hub | Author::Newcomer { .. } => None,
@@ -262,6 +272,7 @@ impl Pending {
             by,
             target,
             added,
+            proof,
         };
         Ok(Self { queued, act, message, record })
     }

@@ -35,8 +35,9 @@ pub enum Reject {
     InvalidCommit(String),
     #[error("{why}")]
     InvalidProposal { why: String, refs: Vec<Vec<u8>> },
+    /// `commit`: it is a commit that does not cover them.
     #[error("{why}; process the pending proposals and commit them by reference")]
-    Pending { why: &'static str, pending: Vec<MlsMessage> },
+    Pending { why: &'static str, pending: Vec<MlsMessage>, commit: bool },
     #[error("{0}")]
     InvalidMessage(String),
     #[error("{what} is larger than the {limit} bytes that this hub takes")]

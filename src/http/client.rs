@@ -21,6 +21,7 @@ use tls_codec::DeserializeBytes;
 use tokio::sync::Semaphore;
 
 use super::{
+    addresses::Addresses,
     answer::{Answer, Refusal},
     body::{self, BodyBudget},
     drain::Drain,
@@ -121,6 +122,7 @@ pub(super) struct ClientApi {
     pub waiting: Arc<Semaphore>,
     requests: Arc<Semaphore>,
     bodies: BodyBudget,
+    addresses: Addresses,
 }
 
 impl ClientApi {
@@ -129,6 +131,7 @@ impl ClientApi {
             waiting: Arc::new(Semaphore::new(limits.waiting_max)),
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             bodies: BodyBudget::new(limits.bodies_bytes_max),
+            addresses: Addresses::new(limits.requests_per_address_s),
             node,
             limits,
             metrics,
@@ -142,6 +145,7 @@ impl ClientApi {
         request: &HttpRequest,
         payload: web::Payload,
     ) -> Result<Answer, Refusal> {
+        self.admit(request)?;
         let bytes_max = endpoint.body_bytes_max().min(self.limits.request_bytes_max);
         let body =
             body::read(request, payload, bytes_max, self.limits.body_timeout, &self.bodies).await?;
@@ -162,6 +166,16 @@ impl ClientApi {
                 retry_after_ms: 1000,
             })),
         }
+    }
+
+    /// Counts a request against the address that it comes from.
+    pub fn admit(&self, request: &HttpRequest) -> Result<(), DsError> {
+        // a socket without a peer has just been closed
+        let Some(peer) = request.peer_addr() else { return Ok(()) };
+        self.addresses.admit(peer, Instant::now()).map_err(|wait| DsError::RateLimited {
+            detail: Detail::truncated("too many requests from this address"),
+            retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        })
     }
 
     fn waits_at_most(&self, endpoint: Endpoint) -> Duration {

@@ -15,6 +15,8 @@ pub struct Limits {
     pub requests_max: usize,
     /// Long polls and streams together; one more is answered `unavailable`.
     pub waiting_max: usize,
+    /// Requests of one address in a second, with a burst of five seconds' worth; one more is `rate_limited`.
+    pub requests_per_address_s: u32,
     /// The largest body of any request. Endpoints with small requests have smaller limits of their own.
     pub request_bytes_max: usize,
     /// Memory for request bodies above [`SMALL_BODY_BYTES`], all requests together.
@@ -50,6 +52,7 @@ impl Default for Limits {
             backlog: 1024,
             requests_max: 512,
             waiting_max: 10_000,
+            requests_per_address_s: 200,
             request_bytes_max: 4 * 1024 * 1024 + 128 * 1024,
             bodies_bytes_max: 256 * 1024 * 1024,
             header_timeout: Duration::from_secs(10),

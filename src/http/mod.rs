@@ -4,6 +4,7 @@
 //! ("A client and its own provider"). Deliberately absent: every rule (that is `actors::Node`'s), files and
 //! configuration (`server`). A limit and a timeout stand before everything that a stranger can make us do.
 
+mod addresses;
 mod answer;
 mod body;
 mod client;

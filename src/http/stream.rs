@@ -40,6 +40,9 @@ pub async fn open(
     let refuse = |refusal: Refusal| {
         finish(&api, Endpoint::Stream, started, Answer::refused(Form::ClientResponse, refusal))
     };
+    if let Err(error) = api.admit(&request) {
+        return refuse(error.into());
+    }
     if api.drain.is_draining() {
         return refuse(busy().into());
     }
@@ -173,12 +176,21 @@ async fn deliver(
                         return end;
                     }
                 }
-                None => return End::Refused(DsError::Unauthenticated {
-                    detail: Detail::truncated("the device was deleted, or a newer stream replaced this one"),
-                }),
+                None => return over(api),
             },
         }
     }
+}
+
+/// The queue ended the session, and does not say why: a client that comes back learns whether its device is gone.
+fn over(api: &ClientApi) -> End {
+    if api.drain.is_draining() {
+        return End::Draining;
+    }
+    End::Refused(DsError::Unavailable {
+        detail: Detail::truncated("another session took over, or reconnect"),
+        retry_after_ms: 1000,
+    })
 }
 
 async fn send(api: &ClientApi, session: &mut Session, entries: &[QueueEntry]) -> Result<(), End> {

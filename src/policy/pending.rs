@@ -57,7 +57,11 @@ pub fn place(
             }
         }
         What::Remove(leaf) | What::Leave(leaf) => {
-            if leaving(*leaf) {
+            // the hub's own Remove blocks what it must for as long as it stands: a member's takes nothing of that away
+            let hubs = pending
+                .iter()
+                .any(|act| act.author == Author::Hub && act.what == What::Remove(*leaf));
+            if leaving(*leaf) || (hubs && matches!(new.what, What::Remove(_))) {
                 return Err(PendingProblem::LeavingAlready);
             }
             displaced = pending

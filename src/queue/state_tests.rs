@@ -1,5 +1,7 @@
 //! Rules of one queue, and the property that nothing is lost, doubled or reordered whatever happens when.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -126,7 +128,7 @@ impl World {
         sequence
     }
 
-    fn from_member(&mut self, seed: u8) -> u64 {
+    fn own_message(&mut self, seed: u8) -> u64 {
         let member = self.log(seed).member;
         self.append(seed, false, member)
     }
@@ -349,7 +351,7 @@ fn own_messages_are_skipped_and_previous_names_what_was_given() {
     let mut world = World::new();
     world.join(1, false);
     world.append(1, false, None);
-    world.from_member(1);
+    world.own_message(1);
     world.append(1, false, None);
     let entries = world.online();
     assert_eq!(sequences(&entries), [(1, 2), (1, 4)]);
@@ -398,7 +400,9 @@ fn what_was_accepted_behind_the_removal_is_not_delivered_even_if_read_with_it() 
         world.leave(1, true);
         world.append(1, false, None);
     });
-    assert_eq!(sequences(&entries.unwrap()), [(1, 2), (1, 3), (1, 4)]);
+    let entries = entries.unwrap();
+    assert_eq!(sequences(&entries), [(1, 2), (1, 3), (1, 4)]);
+    assert_eq!(entries[2].event, QueueEvent::Removed, "not what was accepted as number 4");
     assert_eq!(world.state.next(), Next::Idle);
 }
 
@@ -657,7 +661,7 @@ fn skipped_entries_need_no_acknowledgement() {
     let mut world = World::new();
     world.join(1, false);
     for _ in 0..5 {
-        world.from_member(1);
+        world.own_message(1);
     }
     assert_eq!(world.online().len(), 0);
     assert!(!world.state.has_unpersisted_acks());
@@ -696,6 +700,9 @@ impl Client {
                 if let QueueEvent::Gap { next_available } = entry.event {
                     feed.gaps.push((entry.previous.0, next_available.0));
                 }
+                let before = feed.got.range(..sequence).next_back().map_or(0, |(known, _)| *known);
+                let chained = entry.previous.0 == before || !feed.gaps.is_empty();
+                assert!(chained, "{entry:?} again, after {before}");
                 continue;
             }
             // acknowledgements that a crash lost may leave a gap that begins before what was received
@@ -734,7 +741,7 @@ proptest! {
         for (op, seed, x) in ops {
             match op {
                 0..=2 => { world.append(seed, x & 1 == 1, None); }
-                3 => { world.from_member(seed); }
+                3 => { world.own_message(seed); }
                 4 => world.join(seed, x & 1 == 1),
                 5 => world.leave(seed, x & 7 != 0),
                 6 => world.filter(seed, x & 1 == 1),
@@ -742,7 +749,7 @@ proptest! {
                 8..=10 => {
                     for _ in 0..=(x % 6) {
                         let entries = world.step(|world| match x % 5 {
-                            0 => world.leave(seed, true),
+                            0 => { world.leave(seed, true); world.append(seed, true, None); }
                             1 => { world.append(seed, false, None); }
                             2 => world.trim(seed, false),
                             _ => {}
@@ -831,6 +838,9 @@ proptest! {
                         }
                         Some(event) => prop_assert_eq!(number(event), *number_expected),
                     }
+                }
+                if let (true, Some(last)) = (membership.removed, membership.last) {
+                    prop_assert_eq!(received.got.get(&(last + 1)), Some(&QueueEvent::Removed));
                 }
                 for (sequence, event) in &received.got {
                     let known = expected.contains(sequence) || matches!(event, QueueEvent::Gap { .. });

@@ -119,6 +119,7 @@ pub struct Limits {
     pub backlog: u32,
     pub requests_max: usize,
     pub waiting_max: usize,
+    pub requests_per_address_s: u32,
     pub request_bytes_max: Bytes,
     pub bodies_bytes_max: Bytes,
     pub header_timeout: Duration,
@@ -188,6 +189,7 @@ impl Default for Config {
                 backlog: http.backlog,
                 requests_max: http.requests_max,
                 waiting_max: http.waiting_max,
+                requests_per_address_s: http.requests_per_address_s,
                 request_bytes_max: Bytes(http.request_bytes_max as u64),
                 bodies_bytes_max: Bytes(http.bodies_bytes_max as u64),
                 header_timeout: http.header_timeout,
@@ -247,6 +249,7 @@ impl Limits {
             backlog: self.backlog,
             requests_max: self.requests_max,
             waiting_max: self.waiting_max,
+            requests_per_address_s: self.requests_per_address_s,
             request_bytes_max: self.request_bytes_max.in_memory(),
             bodies_bytes_max: self.bodies_bytes_max.in_memory(),
             header_timeout: self.header_timeout,
@@ -303,7 +306,7 @@ settings! {
     ]
     queues: [groups_per_client_max, notices_max, passivate_after]
     limits: [
-        workers, actor_threads, connections_max, backlog, requests_max, waiting_max, request_bytes_max,
+        workers, actor_threads, connections_max, backlog, requests_max, waiting_max, requests_per_address_s, request_bytes_max,
         bodies_bytes_max, header_timeout, body_timeout, answer_timeout, keep_alive, poll_max,
         stream_open_timeout, stream_ping, stream_stall, drain_timeout,
     ]
@@ -425,14 +428,14 @@ impl Loading {
         for (name, value) in &table {
             let place = at(name.span().start);
             let (name, value) = (name.get_ref().as_ref(), value.get_ref());
-            match value {
-                DeValue::Table(section) if is_section(name) => {
+            match value.as_table().filter(|_| is_section(name)) {
+                Some(section) => {
                     for (inner, value) in section {
                         let key = format!("{name}.{}", inner.get_ref());
                         self.set(&key, Given::Toml(value.get_ref()), at(inner.span().start));
                     }
                 }
-                _ => self.set(name, Given::Toml(value), place),
+                None => self.set(name, Given::Toml(value), place),
             }
         }
     }
@@ -550,6 +553,7 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("limits.connections_max", limits.connections_max, 1, 1_000_000);
     count("limits.requests_max", limits.requests_max, 1, 100_000);
     count("limits.waiting_max", limits.waiting_max, 1, 1_000_000);
+    count("limits.requests_per_address_s", limits.requests_per_address_s as usize, 1, 1_000_000);
     count("limits.backlog", limits.backlog as usize, 1, 65_535);
     let mut size = |key, value: Bytes, min: u64, max: u64| {
         if !(min..=max).contains(&value.0) {
@@ -611,8 +615,7 @@ fn variable_of(key: &str) -> String {
 const REGISTRATION_TOKEN: &str = "MIMID_REGISTRATION_TOKEN";
 
 /// Variables of the command line that are no settings of the provider.
-const NOT_SETTINGS: [&str; 6] =
-    ["MIMID_CONFIG", "MIMID_HOME", "MIMID_SERVER", "MIMID_CERTIFICATE", "MIMID_TOKEN", "MIMID_LOG"];
+const NOT_SETTINGS: [&str; 2] = ["MIMID_CONFIG", "MIMID_HOME"];
 
 #[cfg(test)]
 mod tests {
@@ -637,7 +640,7 @@ mod tests {
                 let place = match problem.place {
                     Place::Line { line, .. } => format!("line {line}"),
                     Place::Variable(name) => name,
-                    other => other.to_string(),
+                    place @ (Place::File(_) | Place::Default) => place.to_string(),
                 };
                 (place, problem.message)
             })

@@ -216,7 +216,8 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 }
 
 fn show_unit(value: u64, units: &[(&str, u64)]) -> String {
-    let largest = units.iter().rev().find(|(_, factor)| value >= *factor && value % factor == 0);
+    let largest =
+        units.iter().rev().find(|(_, factor)| value >= *factor && value.is_multiple_of(*factor));
     let (name, factor) = largest.unwrap_or(&units[0]);
     quoted(&format!("{}{name}", value / factor))
 }

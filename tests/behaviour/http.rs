@@ -1,5 +1,7 @@
 //! The listeners from outside, over real sockets and TLS: what a stranger can and cannot do to them.
 
+mod signed;
+
 use std::{
     fs,
     io::{Read, Write},
@@ -118,8 +120,7 @@ impl Drop for Provider {
 }
 
 fn config_in(folder: &Path) -> Config {
-    let mut config = Config::default();
-    config.data_dir = folder.join("data");
+    let mut config = Config { data_dir: folder.join("data"), ..Config::default() };
     config.client.listen.set_port(0);
     config.ops.listen.set_port(0);
     config.store.engine = Engine::Memory;

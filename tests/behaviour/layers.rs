@@ -14,7 +14,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("policy", &["wire", "crypto"]),
     ("group", RULES),
     ("queue", RULES),
-    ("key_package", RULES),
+    ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
     ("account", RULES),
     ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
     ("metrics", &["wire"]),
@@ -64,7 +64,8 @@ const IMPURE: &[&str] = &[
     "sled::",
 ];
 
-const LINES_MAX: usize = 800;
+/// Lines of one file, its tests not counted.
+const LINES_MAX: usize = 1000;
 
 #[test]
 fn imports_go_downward_only() {
@@ -145,10 +146,12 @@ fn files_say_what_they_hold_and_stay_short() {
         if !text.starts_with("//!") {
             wrong.push(format!("{name} does not begin with //!"));
         }
-        let lines = text.lines().count();
+    }
+    for Source { path, production, .. } in sources() {
+        let lines = production.lines().count();
         if lines > LINES_MAX {
             wrong.push(format!(
-                "{name} has {lines} lines, more than {LINES_MAX}: look for the second idea"
+                "{path} has {lines} lines, more than {LINES_MAX}: look for the second idea"
             ));
         }
     }
@@ -167,17 +170,57 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    rust_files(&["src"])
+    let files: Vec<(PathBuf, String)> = rust_files(&["src"])
         .into_iter()
-        .filter(|path| !path.ends_with("tests.rs") && !path.iter().any(|part| part == "tests"))
-        .map(|path| {
+        .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+        .collect();
+    let tests: BTreeSet<PathBuf> =
+        files.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
+    files
+        .into_iter()
+        .filter(|(path, _)| {
+            !tests.iter().any(|test| path.starts_with(test) || *path == test.with_extension("rs"))
+        })
+        .map(|(path, text)| {
             let name = relative(&path);
             let first = name.trim_start_matches("src/").split('/').next().unwrap();
-            let text = fs::read_to_string(&path).unwrap();
-            let production = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned();
-            Source { layer: first.trim_end_matches(".rs").to_owned(), path: name, production }
+            Source {
+                layer: first.trim_end_matches(".rs").to_owned(),
+                production: production(&text),
+                path: name,
+            }
         })
         .collect()
+}
+
+/// A file without its test modules, which stand last.
+fn production(text: &str) -> String {
+    let tests =
+        test_attributes(text).find(|(_, item)| item.contains("mod ") && item.ends_with('{'));
+    text[..tests.map_or(text.len(), |(at, _)| at)].to_owned()
+}
+
+/// The files (without extension) of modules that are compiled for tests only.
+fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
+    let stem = path.file_stem().unwrap().to_str().unwrap();
+    let parent = path.parent().unwrap();
+    let own =
+        if ["mod", "lib", "main"].contains(&stem) { parent.to_owned() } else { parent.join(stem) };
+    test_attributes(text)
+        .filter_map(|(_, item)| match item.split_once("path = \"") {
+            Some((_, named)) => Some(parent.join(named.split(".rs").next()?)),
+            None => Some(own.join(identifier(item.strip_suffix(';')?.split_once("mod ")?.1)?)),
+        })
+        .collect()
+}
+
+/// Where each `#[cfg(test)]` stands, and the item behind it up to its `{` or `;` on one line, attributes included.
+fn test_attributes(text: &str) -> impl Iterator<Item = (usize, String)> {
+    text.match_indices("#[cfg(test)]").map(|(at, attribute)| {
+        let rest = &text[at + attribute.len()..];
+        let end = rest.find(['{', ';']).map_or(rest.len(), |end| end + 1);
+        (at, rest[..end].split_whitespace().collect::<Vec<_>>().join(" "))
+    })
 }
 
 /// Modules of ours that a text imports or names: `use crate::a::…`, `use crate::{a::…, b}`, `crate::a::f()`.
@@ -267,4 +310,12 @@ fn the_scanner_sees_nested_imports() {
     assert_eq!(found, ["group", "policy", "store", "wire"]);
     assert!(has_word("use openmls::{PublicGroup};", "PublicGroup"));
     assert!(!has_word("PublicGroupError", "PublicGroup"));
+}
+
+#[test]
+fn the_scanner_tells_tests_from_the_rest() {
+    let text = "fn f() {}\n#[cfg(test)]\nfn helper() {}\n#[cfg(test)]\n#[allow(x)]\nmod more;\n#[cfg(test)]\nmod tests {\n}\n";
+    assert!(production(text).ends_with("mod more;\n") && production(text).contains("helper"));
+    assert_eq!(test_modules(Path::new("src/a/mod.rs"), text), [PathBuf::from("src/a/more")]);
+    assert_eq!(test_modules(Path::new("src/a.rs"), text), [PathBuf::from("src/a/more")]);
 }

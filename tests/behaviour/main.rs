@@ -1,6 +1,8 @@
 //! What mimid promises, by behaviour: one binary, because linking it is the slow part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cli;
+mod client;
 mod groups;
 mod http;
 mod import;

@@ -76,9 +76,7 @@ impl Member {
     /// as was wanted, [`CoreError::Mls`], [`CoreError::Store`]
     pub fn outbound(&self, request: RequestId, now: Timestamp) -> Result<Outbound, CoreError> {
         self.home.step(|| {
-            let (key, mut pending) = self
-                .find_pending(request)?
-                .ok_or(CoreError::Invalid("this request has been answered"))?;
+            let (key, mut pending) = self.find_pending(request)?.ok_or(CoreError::Answered)?;
             let mut record = self.record(&pending.group)?;
             if let Some(built) = &pending.built {
                 let (sender, body) = (decode(&built.sender)?, decode(&built.request)?);
@@ -354,10 +352,12 @@ impl Member {
             state: GroupState::Joining,
             leaf_key: StoredKey::of(key),
             feed: None,
+            past_feed: None,
             queue: None,
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,
             proofs: Vec::new(),
+            welcome: None,
         };
         self.put_record(id, &record)
     }

@@ -218,6 +218,13 @@ impl Home {
         Ok(())
     }
 
+    pub(super) fn remove_until(&self, kind: Kind, last: &[u8]) -> Result<(), CoreError> {
+        self.connection
+            .prepare_cached("DELETE FROM mimid_record WHERE kind = ?1 AND key <= ?2")?
+            .execute(params![kind as u8, last])?;
+        Ok(())
+    }
+
     /// All records of `kind` whose key is greater than `after`, in the order of their keys.
     pub(super) fn list<T: DeserializeOwned>(
         &self,

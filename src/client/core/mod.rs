@@ -81,6 +81,8 @@ pub enum CoreError {
     NothingToDo(&'static str),
     #[error("proposals are pending in {0}: they must be committed before a message can be sent")]
     MustCommitFirst(GroupId),
+    #[error("this request has been answered")]
+    Answered,
     #[error("another request to the same group is on its way")]
     Busy(RequestId),
     #[error("no queue token is left; ask the provider for more")]
@@ -246,6 +248,19 @@ impl Member {
         })
     }
 
+    /// Whose KeyPackage this is, and of which class. It is valid where this is no error.
+    ///
+    /// # Errors
+    /// [`CoreError::Wire`], [`CoreError::Mls`]
+    pub fn owner_of(&self, key_package: &[u8]) -> Result<(ClientUri, KeyPackageClass), CoreError> {
+        let key_package = self.open_key_package(key_package)?;
+        let client = crate::policy::leaf::client_of(key_package.leaf_node().credential())
+            .map_err(CoreError::mls)?;
+        let queue = offer::queue_of(&key_package)
+            .ok_or(CoreError::Invalid("a KeyPackage says nothing of its queue"))?;
+        Ok((client, queue.class))
+    }
+
     /// Starts a group: makes it here and keeps the request that creates it at `hub`.
     ///
     /// # Errors
@@ -348,12 +363,35 @@ impl Member {
         Ok(found.into_iter().filter_map(|(key, event)| Some((number(&key)?, event))).collect())
     }
 
+    /// Forgets the events up to the one numbered `until`.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn forget_events(&self, until: u64) -> Result<(), CoreError> {
+        self.home.step(|| self.home.remove_until(Kind::Event, &until.to_be_bytes()))
+    }
+
     /// The number of the last event.
     ///
     /// # Errors
     /// [`CoreError::Store`]
     pub fn last_event(&self) -> Result<u64, CoreError> {
         Ok(self.home.next_number(Kind::Event)? - 1)
+    }
+
+    /// Begins to enter anew every group that this state cannot follow, where that is not under way.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn revive(&self) -> Result<(), CoreError> {
+        self.home.step(|| {
+            for (key, record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
+                if let (GroupState::Lost, Ok(id)) = (record.state, GroupId::from_bytes(&key)) {
+                    self.keep_resync(&id)?;
+                }
+            }
+            Ok(())
+        })
     }
 
     /// What can be acknowledged to the provider: everything that is in this state and was not acknowledged.
@@ -477,11 +515,13 @@ impl Member {
                 name,
                 state: GroupState::Joining,
                 leaf_key: StoredKey::of(self.identity.leaf_key(SUITES[0])?),
-                feed: old.and_then(|old| old.feed),
+                feed: None,
+                past_feed: old.and_then(|old| old.feed.max(old.past_feed)),
                 queue: None,
                 filter: FanoutFilter::All,
                 joined_at: now,
                 proofs: Vec::new(),
+                welcome: None,
             },
         )
     }
@@ -507,6 +547,18 @@ impl Member {
         };
         self.home.put(Kind::Pending, &number.to_be_bytes(), &pending)?;
         Ok(request)
+    }
+
+    /// Keeps a resync of `group`, unless one is kept already.
+    fn keep_resync(&self, group: &GroupId) -> Result<(), CoreError> {
+        let begun = self
+            .pending()?
+            .iter()
+            .any(|(_, other, operation)| other == group && *operation == Operation::Resync);
+        if !begun {
+            self.keep(group, Operation::Resync)?;
+        }
+        Ok(())
     }
 
     fn find_pending(&self, request: RequestId) -> Result<Option<(Vec<u8>, Pending)>, CoreError> {

@@ -229,7 +229,7 @@ impl Member {
     }
 }
 
-fn queue_of(key_package: &mls::KeyPackage) -> Option<KeyPackageQueue> {
+pub(super) fn queue_of(key_package: &mls::KeyPackage) -> Option<KeyPackageQueue> {
     decode(&key_package.extensions().unknown(CLIENT_QUEUE_CONFIG)?.0).ok()
 }
 

@@ -11,7 +11,7 @@ use super::{
     build::{join_config, references},
     epoch_of,
     identity::StoredKey,
-    records::{Contact, Effect, FeedRecord, GroupRecord, Operation, Pending},
+    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
     view::{policy_of, roster_of},
 };
 use crate::{
@@ -22,9 +22,9 @@ use crate::{
         roster::Roster,
     },
     wire::{
-        codec::{decode, encode},
+        codec::{Raw, decode, encode},
         extensions::JoinProof,
-        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Timestamp},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent},
     },
@@ -80,6 +80,11 @@ impl Member {
             let key = entry.feed.0.to_be_bytes();
             let mut feed: FeedRecord = self.home.find(Kind::Feed, &key)?.unwrap_or_default();
             if feed.last >= entry.sequence {
+                // the provider does not have the acknowledgement any more, or not yet: it is given again
+                if feed.acknowledged >= entry.sequence {
+                    feed.acknowledged = Sequence(entry.sequence.0.saturating_sub(1));
+                    self.home.put(Kind::Feed, &key, &feed)?;
+                }
                 return Ok(Handled::Duplicate);
             }
             let group = GroupId::from_bytes(entry.group_id.as_slice()).ok();
@@ -140,7 +145,8 @@ impl Member {
         let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())? else {
             return Ok(Handled::Taken);
         };
-        if record.feed.is_some_and(|current| entry.feed < current) {
+        let before = record.past_feed.is_some_and(|past| entry.feed <= past);
+        if before || record.feed.is_some_and(|current| entry.feed < current) {
             // of a membership before this one
             return Ok(Handled::Taken);
         }
@@ -220,14 +226,6 @@ impl Member {
         welcome: &MlsMessage,
         now: Timestamp,
     ) -> Result<Handled, CoreError> {
-        if let Some(record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())?
-            && matches!(record.state, GroupState::Active | GroupState::Lost)
-        {
-            self.push(&Event::Misbehaviour {
-                what: format!("a Welcome came to {id}, which this client is in"),
-            })?;
-            return Ok(Handled::Taken);
-        }
         let found = self.peek(welcome);
         let (key_package, epoch) = match found {
             Ok((key_package, group, epoch)) if group == *id => (key_package, epoch),
@@ -243,6 +241,22 @@ impl Member {
                 return Ok(Handled::Taken);
             }
         };
+        if let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())?
+            && matches!(record.state, GroupState::Active | GroupState::Lost)
+        {
+            let ours = self.load(id).map(|group| epoch_of(&group)).unwrap_or_default();
+            if epoch > ours {
+                // this client was removed and added again, and has not come to that in the group's feed
+                let (hub, welcome) = (hub.clone(), welcome.as_slice().to_vec());
+                record.welcome = Some(KeptWelcome { hub, welcome, came_at: now });
+                self.put_record(id, &record)?;
+            } else {
+                self.push(&Event::Misbehaviour {
+                    what: format!("a Welcome came to {id}, which this client is in"),
+                })?;
+            }
+            return Ok(Handled::Taken);
+        }
         for (request, group, operation) in self.pending()? {
             // who asked to be let in and now is added needs no other way
             if group == *id
@@ -582,17 +596,21 @@ impl Member {
     /// This client is not a member any more.
     fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
         record.state = GroupState::Left;
+        let kept = record.welcome.take();
         self.put_record(id, &record)?;
         for (request, group, _) in self.pending()? {
             if group == *id
-                && let Some((key, pending)) = self.find_pending(request)?
+                && let Some((key, _)) = self.find_pending(request)?
             {
                 self.home.remove(Kind::Pending, &key)?;
-                drop(pending);
             }
         }
         self.home.lift(id)?;
-        self.push(&Event::Removed { group: id.clone() })
+        self.push(&Event::Removed { group: id.clone() })?;
+        if let Some(kept) = kept {
+            self.welcomed(id, &kept.hub, &Raw::new(kept.welcome)?, kept.came_at)?;
+        }
+        Ok(())
     }
 
     /// This state cannot follow the group any more: a resync is begun.
@@ -601,14 +619,7 @@ impl Member {
         record.state = GroupState::Lost;
         self.put_record(id, &record)?;
         self.push(&Event::Lost { group: id.clone(), why })?;
-        let pending = self.pending()?;
-        let begun = |(_, group, operation): &(_, GroupId, Operation)| {
-            group == id && *operation == Operation::Resync
-        };
-        if !pending.iter().any(begun) {
-            self.keep(id, Operation::Resync)?;
-        }
-        Ok(())
+        self.keep_resync(id)
     }
 }
 

@@ -33,12 +33,25 @@ pub(super) struct GroupRecord {
     pub state: GroupState,
     /// What this client's leaf signs with.
     pub leaf_key: StoredKey,
+    /// The feed of this membership, once its first entry has come.
     pub feed: Option<FeedId>,
+    /// The last feed of a membership before this one: what is left of it says nothing any more.
+    pub past_feed: Option<FeedId>,
     pub queue: Option<ClientQueueConfig>,
     pub filter: FanoutFilter,
     pub joined_at: Timestamp,
     /// The JoinProofs of newcomers' pending proposals, by proposal reference.
     pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// A Welcome that came before the entry that says that this client was removed.
+    pub welcome: Option<KeptWelcome>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct KeptWelcome {
+    pub hub: Domain,
+    #[serde(with = "bytes")]
+    pub welcome: Vec<u8>,
+    pub came_at: Timestamp,
 }
 
 /// Something to do at a group's hub. It says what is wanted and not how: the messages for it are made anew when

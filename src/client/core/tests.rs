@@ -470,6 +470,48 @@ fn resync_leaves_the_old_state_in_use_until_it_is_accepted() {
 }
 
 #[test]
+fn welcome_that_comes_before_the_removal_is_taken_up_behind_it() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    add(&mut wire, &group, &alice, &bob);
+    let users = vec![bob.client().user()];
+    operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
+    let key_packages = vec![key_package(&bob, SUITES[0])];
+    let request = alice.begin(&group, Operation::AddUsers { key_packages }).unwrap();
+    let outbound = alice.outbound(request, *NOW).unwrap();
+    let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
+    let welcome = body.welcome.clone();
+    let response = wire.accept(&outbound.message, alice.client());
+    alice.settle(request, &response, *NOW).unwrap();
+    let entry = QueueEntry {
+        feed: FeedId(0),
+        sequence: Sequence(100),
+        previous: Sequence(0),
+        accepted_at: *NOW,
+        group_id: Opaque::new(group.as_bytes()).unwrap(),
+        event: QueueEvent::Welcome { hub_domain: domain(), welcome },
+    };
+    assert_eq!(bob.handle(&entry, *NOW).unwrap(), Handled::Taken);
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Active);
+    wire.feed.truncate(wire.feed.len() - 1);
+    wire.deliver(&group, &bob);
+    let (request, ..) = bob.pending().unwrap().pop().expect("the Welcome that was kept");
+    bob.outbound(request, *NOW).unwrap();
+    assert_eq!(bob.settle(request, &info(&alice, &group), *NOW).unwrap(), Settled::Entered);
+    agree(&group, &[&alice, &bob]);
+    // what is left of the old feed says nothing any more
+    let late = QueueEntry {
+        feed: FeedId(wire.readers[bob.client()].0),
+        sequence: Sequence(101),
+        event: QueueEvent::Removed,
+        ..entry
+    };
+    bob.handle(&late, *NOW).unwrap();
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Active);
+}
+
+#[test]
 fn client_that_missed_a_commit_begins_a_resync() {
     let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
     let mut wire = Wire::default();

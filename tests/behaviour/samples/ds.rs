@@ -23,6 +23,9 @@ pub fn ds_messages(samples: &mut Samples) {
     let carol = &keys()["carol_user"];
     let carol = DsSenderId::UserKeyHash(user_key_hash(carol.scheme(), carol.public()));
 
+    let user = &keys()["alice_user"];
+    let alice_user = DsSenderId::UserKeyHash(user_key_hash(user.scheme(), user.public()));
+
     let removal = || update("commit_remove", false);
     let refresh = || update("commit_update", false);
     let add = || Add {
@@ -91,9 +94,9 @@ pub fn ds_messages(samples: &mut Samples) {
         ),
         (
             "external_commit_info_member",
-            &alice,
-            "alice_leaf",
-            "a member that must resync asks as its leaf",
+            &alice_user,
+            "alice_user",
+            "a member that must resync: the hub knows its user key",
             DsRequest::ExternalCommitInfo(ExternalCommitInfo {
                 group_id: group_id(),
                 sender: alice_leaf.clone(),

@@ -18,6 +18,7 @@ use mimid::{
         encode,
         extensions::*,
         ids::*,
+        import::*,
         key_packages::*,
         mls as wire_mls,
         portability::*,
@@ -363,6 +364,17 @@ fn queueing(samples: &mut Samples) {
 }
 
 fn portability(samples: &mut Samples) {
+    let members = ["alice", "bob"].into_iter().zip(0..).map(|(name, leaf)| MemberImport {
+        leaf_index: LeafIndex(leaf),
+        client_queue_config: queue_config(name),
+    });
+    let import = GroupImport {
+        group_id: group_id(),
+        group_info: mls_struct("group_info_1"),
+        ratchet_tree: mls_struct("ratchet_tree_1"),
+        members: List::new(members.collect()).unwrap(),
+    };
+    samples.add("", "what `mimid admin import-group` reads", &import);
     samples.add("", "reserved; its signatures are placeholders", &migration_init());
     samples.add("", "reserved; its signature is a placeholder", &confirmation());
 }

@@ -1,0 +1,208 @@
+//! Accounts and authentication, through the node.
+
+use super::testing::*;
+use crate::{
+    account::Registration,
+    actors::{Clock, Limits},
+    crypto,
+    store::records::{GoneReason, GroupNotice},
+    wire::{
+        client::{Consent, DeleteDevice},
+        codec::{List, Opaque},
+        ds::{DsError, ProtocolVersion},
+        ids::Domain,
+    },
+};
+
+const ENDPOINT: &str = "/v1/dequeue";
+
+#[actix::test]
+async fn message_of_a_registered_client_is_authentic_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let message = world.sign(&alice, ENDPOINT, &1u32);
+    assert_eq!(world.node.authenticate(&message, ENDPOINT).await, Ok(alice.client.clone()));
+    let again = world.node.authenticate(&message, ENDPOINT).await;
+    assert!(matches!(again, Err(DsError::Unauthenticated { .. })), "{again:?}");
+}
+
+#[actix::test]
+async fn message_is_refused_elsewhere_altered_or_by_another_key() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let refuse = async |message, endpoint| {
+        world.node.authenticate(&message, endpoint).await.unwrap_err().name()
+    };
+    let good = || world.sign(&alice, ENDPOINT, &1u32);
+    assert_eq!(refuse(good(), "/v1/stream").await, "malformed");
+    let mut altered = good();
+    altered.body = Opaque::new(*b"other").unwrap();
+    assert_eq!(refuse(altered, ENDPOINT).await, "unauthenticated");
+    let mut version = good();
+    version.version = ProtocolVersion(2);
+    assert_eq!(refuse(version, ENDPOINT).await, "unsupported_version");
+    let impostor = Person::new("alice", "phone", None);
+    assert_eq!(refuse(world.sign(&impostor, ENDPOINT, &1u32), ENDPOINT).await, "unauthenticated");
+    let unknown = Person::new("nobody", "phone", None);
+    assert_eq!(refuse(world.sign(&unknown, ENDPOINT, &1u32), ENDPOINT).await, "unauthenticated");
+    // none of these took the nonce of the good one
+    assert!(world.node.authenticate(&good(), ENDPOINT).await.is_ok());
+}
+
+#[actix::test]
+async fn message_outside_the_window_or_from_before_the_start_is_stale() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    let before = world.sign(&alice, ENDPOINT, &1u32);
+    world.clock.advance_ms(1000);
+    world.restart();
+    let stale = world.node.authenticate(&before, ENDPOINT).await.unwrap_err();
+    assert!(matches!(stale, DsError::StaleRequest { server_time, .. } if server_time.0 > 0));
+
+    let late = world.sign(&alice, ENDPOINT, &1u32);
+    world.clock.advance_ms(world.limits.clock_skew_ms + 1);
+    assert_eq!(world.node.authenticate(&late, ENDPOINT).await.unwrap_err().name(), "stale_request");
+    let ahead = world.clock.now().plus_ms(world.limits.clock_skew_ms + 1);
+    let early = alice.sign(ENDPOINT, vec![1], ahead, [1; 16]);
+    assert_eq!(
+        world.node.authenticate(&early, ENDPOINT).await.unwrap_err().name(),
+        "stale_request"
+    );
+}
+
+#[actix::test]
+async fn nonces_are_bounded_and_forgotten_with_their_window() {
+    let limits = Limits { nonces_per_client_max: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await; // the first nonce
+    let say = async || {
+        let message = world.sign(&alice, ENDPOINT, &1u32);
+        world.node.authenticate(&message, ENDPOINT).await.map_err(|error| error.name())
+    };
+    assert!(say().await.is_ok());
+    assert_eq!(say().await, Err("rate_limited"));
+    world.clock.advance_ms(world.limits.clock_skew_ms + 1);
+    assert!(say().await.is_ok());
+}
+
+#[actix::test]
+async fn registration_may_be_repeated_and_a_second_device_joins_the_account() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    assert_eq!(world.try_register(&phone).await.unwrap().client, phone.client);
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    let thief = Person::new("alice", "tablet", None);
+    assert_eq!(world.try_register(&thief).await.unwrap_err().name(), "not_authorized");
+    let account = world.node.store.account(&phone.user).await.unwrap().unwrap();
+    assert_eq!(account.devices, [phone.client, laptop.client]);
+}
+
+#[actix::test]
+async fn two_devices_that_register_at_once_are_both_there() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let others: Vec<Person> = (0..8)
+        .map(|index| Person::new("alice", &format!("d{index}"), Some(&phone.user_key)))
+        .collect();
+    let all = futures_util::future::join_all(others.iter().map(|other| world.try_register(other)));
+    assert!(all.await.iter().all(Result::is_ok));
+    let account = world.node.store.account(&phone.user).await.unwrap().unwrap();
+    assert_eq!(account.devices.len(), 9);
+}
+
+#[actix::test]
+async fn registration_message_must_be_signed_by_the_key_that_it_registers() {
+    let world = World::new();
+    let alice = Person::new("alice", "phone", None);
+    let mallory = Person::new("alice", "phone", None);
+    let message = world.sign(&mallory, "/v1/register", &alice.registration());
+    let refused = world.node.register(&message, alice.registration()).await.unwrap_err();
+    assert_eq!(refused.name(), "unauthenticated");
+    assert_eq!(world.node.store.account(&alice.user).await, Ok(None));
+}
+
+#[actix::test]
+async fn closed_provider_takes_no_one() {
+    let world = World::with(Limits::default(), Registration::Closed);
+    let refused = world.try_register(&Person::new("alice", "phone", None)).await.unwrap_err();
+    assert_eq!(refused.name(), "not_authorized");
+}
+
+#[actix::test]
+async fn deleted_device_is_nobody_and_its_groups_are_told() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    let bob = world.register("bob").await;
+    world.add(1, &[&laptop], true).await; // taken up
+    assert_eq!(world.dequeue(&laptop, &[], 0).await.len(), 1);
+    world.add(2, &[&laptop], true).await; // still in the inbox
+    let delete = || DeleteDevice { client: laptop.client.clone() };
+    let stranger = world.node.delete_device(&bob.client, delete()).await.unwrap_err();
+    assert_eq!(stranger.name(), "not_authorized");
+
+    world.node.delete_device(&phone.client, delete()).await.unwrap();
+    world.node.delete_device(&phone.client, delete()).await.unwrap();
+    let message = world.sign(&laptop, ENDPOINT, &1u32);
+    let refused = world.node.authenticate(&message, ENDPOINT).await.unwrap_err();
+    assert_eq!(refused.name(), "unauthenticated");
+    for seed in [1, 2] {
+        let notices = world.node.store.group_notices(&group(seed), 9).await.unwrap();
+        let gone = GroupNotice::ClientGone {
+            client: laptop.client.clone(),
+            reason: GoneReason::DeviceDeleted,
+        };
+        assert_eq!(notices.into_iter().map(|(_, notice)| notice).collect::<Vec<_>>(), [gone]);
+    }
+    assert!(world.node.store.subscriptions(&laptop.client).await.unwrap().is_empty());
+    assert_eq!(world.try_register(&laptop).await.unwrap_err().name(), "not_authorized");
+    assert!(world.try_dequeue(&laptop, &[], 0).await.is_err());
+}
+
+#[actix::test]
+async fn deleted_account_takes_all_devices_with_it_and_keeps_its_name() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    world.add(1, &[&phone, &laptop], true).await;
+    world.node.delete_account(&phone.client).await.unwrap();
+    assert_eq!(world.node.store.group_notices(&group(1), 9).await.unwrap().len(), 2);
+    for person in [&phone, &laptop] {
+        let message = world.sign(person, ENDPOINT, &1u32);
+        assert!(world.node.authenticate(&message, ENDPOINT).await.is_err());
+    }
+    let successor = Person::new("alice", "new", None);
+    assert_eq!(world.try_register(&successor).await.unwrap_err().name(), "not_authorized");
+}
+
+#[actix::test]
+async fn consent_tokens_are_limited_and_revoked() {
+    let limits = Limits { consents_per_user_max: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    world.consent(&alice, [1; 32]).await;
+    world.consent(&alice, [2; 32]).await;
+    world.consent(&alice, [2; 32]).await;
+    let hash = |seed: u8| Opaque::new(crypto::sha256(&[seed; 32])).unwrap();
+    let consent = |add: &[u8], revoke: &[u8]| Consent {
+        add: List::new(add.iter().map(|seed| hash(*seed)).collect()).unwrap(),
+        revoke: List::new(revoke.iter().map(|seed| hash(*seed)).collect()).unwrap(),
+    };
+    let refused = world.node.consent(&alice.client, consent(&[3], &[])).await.unwrap_err();
+    assert_eq!(refused.name(), "too_large");
+    world.node.consent(&alice.client, consent(&[], &[1])).await.unwrap();
+    world.node.consent(&alice.client, consent(&[3], &[])).await.unwrap();
+}
+
+#[actix::test]
+async fn provider_gives_its_own_keys_only() {
+    let world = World::new();
+    let keys = world.node.provider_keys(&domain()).unwrap();
+    assert_eq!(keys.signature.keys.len(), 1);
+    assert_eq!(keys.signature.keys[0].purpose.as_slice(), b"external-sender");
+    let other = Domain::new("b.example").unwrap();
+    assert_eq!(world.node.provider_keys(&other).unwrap_err().name(), "unavailable");
+}

@@ -1,0 +1,423 @@
+//! Queues, tokens and single deliveries, through the node.
+
+use super::testing::*;
+use crate::{
+    account::Registration,
+    actors::{Limits, queue::BindError},
+    queue::token::TokenProblem,
+    store::{
+        Batch, Write,
+        records::{InboxItem, InboxKey},
+    },
+    wire::{
+        client::{DeleteDevice, Flag, QueueTokens},
+        codec::{List, Opaque, append_vector, encode},
+        extensions::{ClientQueueConfig, KeyPackageClass, QueueToken},
+        ids::{Domain, KeyPackageRef, RecipientId, Sequence},
+        key_packages::{ConnectionRequest, SealedOffer},
+        mls::MlsMessage,
+        queueing::{QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
+    },
+};
+
+const LONG_MS: u32 = 50_000;
+
+#[actix::test]
+async fn welcome_then_feed_then_what_is_acknowledged_is_gone() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.accept(1, None, Vec::new()).await;
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert_eq!(sequences(&entries), [(0, 1), (1, 2)]);
+    assert_eq!(world.dequeue(&alice, &[], 0).await, entries, "a lost answer is repeated");
+    world.accept(1, None, Vec::new()).await;
+    let entries = world.dequeue(&alice, &[(0, 1), (1, 2)], 0).await;
+    assert_eq!(sequences(&entries), [(1, 3)]);
+}
+
+#[actix::test]
+async fn long_poll_is_answered_by_what_comes() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], false).await;
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty());
+    let (entries, _) =
+        futures_util::join!(world.dequeue(&alice, &[], LONG_MS), world.accept(1, None, Vec::new()));
+    assert_eq!(sequences(&entries), [(1, 2)]);
+    // an invitation to a new group wakes as well
+    let invited = [&alice];
+    let (entries, ()) = futures_util::join!(
+        world.dequeue(&alice, &[(1, 2)], LONG_MS),
+        world.add(2, &invited, true)
+    );
+    assert_eq!(sequences(&entries), [(0, 1)]);
+}
+
+#[actix::test]
+async fn stream_gives_what_is_there_and_what_comes_within_its_window() {
+    let limits = Limits { window_bytes_min: 1, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], false).await;
+    for _ in 0..3 {
+        world.accept(1, None, Vec::new()).await;
+    }
+    let mut stream = world.node.open_stream(&alice.client, 250).await.unwrap();
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        got.extend(stream.next().await.unwrap());
+    }
+    assert_eq!(sequences(&got), [(1, 2), (1, 3)], "the window holds two");
+    stream.ack(ack_of((1, 2)));
+    assert_eq!(sequences(&stream.next().await.unwrap()), [(1, 4)]);
+    stream.ack(ack_of((1, 4)));
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(sequences(&stream.next().await.unwrap()), [(1, 5)]);
+}
+
+#[actix::test]
+async fn newer_session_ends_the_older_one() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let mut first = world.node.open_stream(&alice.client, 0).await.unwrap();
+    let mut second = world.node.open_stream(&alice.client, 0).await.unwrap();
+    assert!(first.next().await.is_none());
+    drop(first);
+    world.add(1, &[&alice], true).await;
+    assert_eq!(sequences(&second.next().await.unwrap()), [(0, 1)], "its end is not the other's");
+}
+
+#[actix::test]
+async fn stream_of_a_deleted_device_ends() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let mut stream = world.node.open_stream(&alice.client, 0).await.unwrap();
+    let delete = DeleteDevice { client: alice.client.clone() };
+    world.node.delete_device(&alice.client, delete).await.unwrap();
+    assert!(stream.next().await.is_none());
+    assert!(world.node.open_stream(&alice.client, 0).await.is_err());
+}
+
+#[actix::test]
+async fn drained_queue_has_persisted_its_acknowledgements() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 2);
+    assert!(world.dequeue(&alice, &[(0, 1), (1, 2)], 0).await.is_empty());
+    world.node.drain_queues().await;
+    assert_eq!(world.node.metrics().queue_actors.get(), 0);
+    world.restart();
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty());
+}
+
+#[actix::test]
+async fn acknowledgements_lost_in_a_crash_repeat_a_delivery_and_nothing_else() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.accept(1, None, Vec::new()).await;
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert!(world.dequeue(&alice, &[(0, 1), (1, 2)], 0).await.is_empty());
+    world.restart();
+    assert_eq!(world.dequeue(&alice, &[], 0).await, entries);
+    // the client may acknowledge to the new process what the old one gave
+    assert!(world.dequeue(&alice, &[(0, 1), (1, 2)], 0).await.is_empty());
+}
+
+#[actix::test]
+async fn idle_queue_is_let_go_and_comes_back() {
+    let limits = Limits { queue_idle_ms: 0, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    for round in 0..3 {
+        world.accept(1, None, Vec::new()).await;
+        let acks: &[_] = if round == 0 { &[] } else { &[(0, 1), (1, round + 1)] };
+        let entries = world.dequeue(&alice, acks, 0).await;
+        assert_eq!(entries.last().unwrap().sequence, Sequence(round + 2));
+        while world.node.metrics().queue_actors.get() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    let passivated = world.node.metrics().queue_passivations.with_label_values(&["idle"]).get();
+    assert_eq!(passivated, 3);
+}
+
+#[actix::test]
+async fn acknowledgement_of_what_was_never_delivered_is_refused() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    for bad in [(1, 2), (0, 9), (7, 1)] {
+        world.dequeue(&alice, &[], 0).await;
+        let refused = world.try_dequeue(&alice, &[bad], 0).await.unwrap_err();
+        assert_eq!(refused.name(), "malformed", "{bad:?}");
+    }
+}
+
+#[actix::test]
+async fn message_costs_no_write_per_recipient() {
+    let world = World::new();
+    let mut people = Vec::new();
+    for index in 0..60 {
+        people.push(world.register(&format!("user{index}")).await);
+    }
+    world.add(1, &people.iter().collect::<Vec<_>>(), true).await;
+    let mut streams = Vec::new();
+    for person in &people[..30] {
+        let mut stream = world.node.open_stream(&person.client, 0).await.unwrap();
+        stream.next().await.unwrap();
+        streams.push(stream);
+    }
+    let before = world.node.store.stats();
+    for _ in 0..5 {
+        world.accept(1, None, Vec::new()).await;
+        for stream in &mut streams {
+            assert_eq!(stream.next().await.unwrap().len(), 1);
+        }
+    }
+    let after = world.node.store.stats();
+    assert_eq!(after.batches - before.batches, 5, "one batch per message, whoever receives it");
+    assert_eq!(after.writes - before.writes, 10, "a log record and a head");
+}
+
+#[actix::test]
+async fn store_that_fails_is_unavailable_and_the_next_request_loads_anew() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.dequeue(&alice, &[], 0).await;
+    world.disk.faults().fail_reads(true);
+    let failed = world.try_dequeue(&alice, &[], 0).await.unwrap_err();
+    assert_eq!(failed.name(), "unavailable");
+    world.disk.faults().fail_reads(false);
+    assert_eq!(sequences(&world.dequeue(&alice, &[], 0).await), [(0, 1)]);
+}
+
+#[actix::test]
+async fn token_binds_in_the_batch_that_uses_it() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    let token = world.tokens(&alice, TokenClass::Group, 1).await.remove(0);
+    let config = |domain| ClientQueueConfig { domain, queue_token: token.clone() };
+    let ours = config(domain());
+    let bind =
+        async |seed| world.node.bind_token(&ours, &alice.client, &domain(), &group(seed)).await;
+    let refused = world.node.bind_token(&ours, &bob.client, &domain(), &group(1)).await;
+    assert!(matches!(refused, Err(BindError::Token(TokenProblem::OtherClient))));
+    let other = config(Domain::new("b.example").unwrap());
+    let refused = world.node.bind_token(&other, &alice.client, &domain(), &group(1)).await;
+    assert!(matches!(refused, Err(BindError::Token(TokenProblem::Unknown))));
+
+    let (first, second) = (bind(1).await.unwrap(), bind(2).await.unwrap());
+    let batch = |used: crate::actors::queue::TokenUse| Batch {
+        conditions: used.conditions,
+        writes: used.writes,
+        ..Batch::default()
+    };
+    world.node.store.write(batch(first)).await.unwrap();
+    let raced = world.node.store.write(batch(second)).await;
+    assert!(raced.is_err(), "of two groups that use one token at a time one gets it");
+    assert!(matches!(bind(2).await, Err(BindError::Token(TokenProblem::BoundElsewhere))));
+    let again = bind(1).await.unwrap();
+    assert!(again.writes.is_empty());
+    let delete = DeleteDevice { client: alice.client.clone() };
+    world.node.delete_device(&alice.client, delete).await.unwrap();
+    let batch = batch(again).and(Write::DropQueue(alice.client.clone()));
+    assert!(world.node.store.write(batch).await.is_err(), "the client went meanwhile");
+    assert!(matches!(bind(1).await, Err(BindError::Token(TokenProblem::ClientGone))));
+}
+
+#[actix::test]
+async fn revoked_token_is_refused_and_only_its_owner_revokes_it() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    let token = world.tokens(&alice, TokenClass::Group, 1).await.remove(0);
+    let revoke = |token: &QueueToken| QueueTokens {
+        class: KeyPackageClass::Group,
+        last_resort: Flag::No,
+        count: 0,
+        revoke: List::new(vec![token.clone()]).unwrap(),
+    };
+    let refused = world.node.queue_tokens(&bob.client, revoke(&token)).await.unwrap_err();
+    assert_eq!(refused.name(), "not_authorized");
+    for _ in 0..2 {
+        assert!(world.node.queue_tokens(&alice.client, revoke(&token)).await.is_ok());
+    }
+    let config = ClientQueueConfig { domain: domain(), queue_token: token };
+    let refused = world.node.bind_token(&config, &alice.client, &domain(), &group(1)).await;
+    assert!(matches!(refused, Err(BindError::Token(TokenProblem::Revoked))));
+    let many = QueueTokens { count: 255, ..revoke(&config.queue_token) };
+    let refused = world.node.queue_tokens(&alice.client, many).await.unwrap_err();
+    assert_eq!(refused.name(), "too_large");
+}
+
+#[actix::test]
+async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    world.add(1, &[&alice, &bob], false).await;
+    for _ in 0..3 {
+        world.accept(1, None, Vec::new()).await;
+    }
+    let members = [(&alice, 2000), (&bob, 2001)]
+        .map(|(person, recipient)| (person.client.clone(), RecipientId(recipient), Sequence(2)));
+    let slowest =
+        async |count: usize| world.node.slowest_cursor(&group(1), &members[..count]).await.unwrap();
+    assert_eq!(slowest(0).await, Sequence(u64::MAX));
+    assert_eq!(slowest(2).await, Sequence(1), "nobody has looked into the inbox");
+    world.dequeue(&alice, &[], 0).await;
+    world.dequeue(&alice, &[(1, 4)], 0).await;
+    world.node.drain_queues().await;
+    assert_eq!(slowest(1).await, Sequence(4));
+    assert_eq!(slowest(2).await, Sequence(1));
+    let delete = DeleteDevice { client: bob.client.clone() };
+    world.node.delete_device(&bob.client, delete).await.unwrap();
+    assert_eq!(slowest(2).await, Sequence(4), "who is gone holds nothing back");
+}
+
+/// A PrivateMessage of `group` that nobody can read.
+fn message(seed: u8, content: &[u8]) -> MlsMessage {
+    let mut bytes = vec![0, 1, 0, 2];
+    append_vector(&mut bytes, group(seed).as_bytes());
+    bytes.extend(0u64.to_be_bytes());
+    bytes.push(1);
+    for part in [&b""[..], b"sender", content] {
+        append_vector(&mut bytes, part);
+    }
+    MlsMessage::new(bytes).unwrap()
+}
+
+#[actix::test]
+async fn single_message_is_stored_once_and_binds_its_token() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let hub = Domain::new("b.example").unwrap();
+    let mut tokens = world.tokens(&alice, TokenClass::Group, 1).await;
+    let token = tokens.remove(0);
+    let send = async |seed, content: &[u8], token: &QueueToken, hub: &Domain| {
+        let request = QueueingServiceRequest {
+            client_queue_information: token.clone(),
+            message: message(seed, content),
+        };
+        world.node.queueing_service_request(request, hub).await.unwrap()
+    };
+    let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
+    assert_eq!(send(1, b"one", &token, &hub).await, QueueingServiceResponse::Ok);
+    assert_eq!(send(1, b"one", &token, &hub).await, QueueingServiceResponse::Ok);
+    assert_eq!(sequences(&world.dequeue(&alice, &[], 0).await), [(0, 1)]);
+    assert!(world.dequeue(&alice, &[(0, 1)], 0).await.is_empty());
+    assert_eq!(send(1, b"one", &token, &hub).await, QueueingServiceResponse::Ok);
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty(), "a repeat is not delivered again");
+    assert_eq!(send(2, b"two", &token, &hub).await, invalid, "bound to another group");
+    let other = Domain::new("c.example").unwrap();
+    assert_eq!(send(1, b"two", &token, &other).await, invalid, "bound to another hub");
+    let connection = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    assert_eq!(send(1, b"two", &connection, &hub).await, invalid);
+    let forged = QueueToken::new(vec![1; 77]).unwrap();
+    assert_eq!(send(1, b"two", &forged, &hub).await, invalid);
+    assert_eq!(send(1, b"two", &token, &hub).await, QueueingServiceResponse::Ok);
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let expected = QueueEvent::MlsMessage { message: message(1, b"two") };
+    assert_eq!(entries[0].event, expected);
+}
+
+fn offer(token: QueueToken, content: u8) -> SealedOffer {
+    SealedOffer {
+        client_queue_information: token,
+        key_package_ref: KeyPackageRef(Opaque::new([1; 32]).unwrap()),
+        kem_output: Opaque::new([2; 32]).unwrap(),
+        ciphertext: Opaque::new([content; 64]).unwrap(),
+    }
+}
+
+#[actix::test]
+async fn connection_request_reaches_the_client_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let send = async |offers: Vec<SealedOffer>| {
+        let request = ConnectionRequest { offers: List::new(offers).unwrap() };
+        world.node.connection_request(&bob.client, request).await.unwrap()
+    };
+    for _ in 0..2 {
+        assert_eq!(send(vec![offer(token.clone(), 7)]).await, QueueingServiceResponse::Ok);
+    }
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let event =
+        QueueEvent::ConnectionRequest { sender_domain: domain(), offer: offer(token.clone(), 7) };
+    assert_eq!(entries.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(), [event]);
+    let group_token = world.tokens(&alice, TokenClass::Group, 1).await.remove(0);
+    let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
+    assert_eq!(send(vec![offer(group_token, 7)]).await, invalid);
+}
+
+#[actix::test]
+async fn full_own_feed_takes_no_connection_requests_until_it_is_acknowledged() {
+    let limits = Limits { own_entries_max: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let send = async |content| {
+        let request =
+            ConnectionRequest { offers: List::new(vec![offer(token.clone(), content)]).unwrap() };
+        world.node.connection_request(&bob.client, request).await.unwrap()
+    };
+    assert_eq!(send(1).await, QueueingServiceResponse::Ok);
+    world.dequeue(&alice, &[], 0).await;
+    assert_eq!(send(2).await, QueueingServiceResponse::Ok);
+    assert_eq!(send(3).await, QueueingServiceResponse::QueueFull);
+    assert_eq!(send(2).await, QueueingServiceResponse::Ok, "what is there already is there");
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 2);
+    world.dequeue(&alice, &[(0, 2)], 0).await;
+    world.node.drain_queues().await;
+    assert_eq!(send(3).await, QueueingServiceResponse::Ok);
+}
+
+#[actix::test]
+async fn removal_in_the_inbox_stops_a_stream_behind_its_commit() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], false).await;
+    let mut stream = world.node.open_stream(&alice.client, 0).await.unwrap();
+    let recipient = RecipientId(2000);
+    let close = InboxItem::Close { group: group(1), recipient, last: Sequence(2), removed: true };
+    world.accept(1, None, vec![(alice.client.clone(), close)]).await;
+    world.accept(1, None, Vec::new()).await;
+    let mut got = Vec::new();
+    while got.len() < 2 {
+        got.extend(stream.next().await.unwrap());
+    }
+    assert_eq!(sequences(&got), [(1, 2), (1, 3)]);
+    assert_eq!(got[1].event, QueueEvent::Removed);
+    stream.ack(ack_of((1, 3)));
+    drop(stream);
+    world.node.drain_queues().await;
+    assert!(world.node.store.subscriptions(&alice.client).await.unwrap().is_empty());
+}
+
+#[actix::test]
+async fn two_processes_on_one_queue_do_not_both_write() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.dequeue(&alice, &[], 0).await;
+    // somebody else writes the queue's head
+    let head = world.node.store.queue_head(&alice.client).await.unwrap().unwrap_or_default();
+    let head = crate::store::records::QueueHead { revision: head.revision + 5, ..head };
+    let write = Write::QueueHead { client: alice.client.clone(), head };
+    world.node.store.write(Batch::new().and(write)).await.unwrap();
+    let item = InboxItem::Event { group: None, event: encode(&event(1)) };
+    let left = Write::Inbox { client: alice.client.clone(), key: InboxKey::Item([1; 16]), item };
+    world.node.store.write(Batch::new().and(left)).await.unwrap();
+    let fenced = world.try_dequeue(&alice, &[], 0).await.unwrap_err();
+    assert_eq!(fenced.name(), "unavailable");
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 1, "the next request loads anew");
+}

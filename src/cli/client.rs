@@ -1,0 +1,998 @@
+//! `mimid client`: the client library on the command line. Its state is in a home folder of its own; several
+//! commands may run in one home at the same time.
+//!
+//! Here: arguments in, lines out. What a command does is the library's.
+
+use std::{
+    fmt::Display,
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::FAILED;
+use crate::{
+    client::{
+        Authorization, Client, ClientError, Outcome, Registration, Server,
+        core::{
+            CoreError, Event, GroupState, GroupView, Home, Member, NewProposal, Operation,
+            PolicyChange, Right, SUITES,
+        },
+        system_clock,
+    },
+    server::Endpoints,
+    wire::{
+        extensions::{JoinPolicy, Role},
+        ids::{ClientUri, Domain, GroupId, UserUri},
+    },
+};
+
+/// A client of a provider, on the command line.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where this client's keys, groups and messages are kept
+    #[arg(long, global = true, value_name = "DIR", env = "MIMID_HOME")]
+    home: Option<PathBuf>,
+    /// Print JSON, one value a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this home a client of a provider
+    Register(Register),
+    /// This client, its user and its provider
+    Whoami,
+    /// Further devices of the user: let one in, or delete one
+    Devices {
+        #[command(subcommand)]
+        what: Devices,
+    },
+    /// Create a group
+    Create {
+        /// What you call it; others may call it otherwise
+        name: String,
+        /// MLS ciphersuite: 1, 2 or 3
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
+        suite: u16,
+    },
+    /// The groups that this client is in
+    Groups {
+        /// Those that it left and that were deleted, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Call a group something, in this home only
+    Name { group: String, name: String },
+    /// Who is in a group, and what the group's policy lets them do
+    Members { group: String },
+    /// Add users, or one's own other devices, to a group
+    Add {
+        group: String,
+        /// Users who gave you their consent (`connect`)
+        #[arg(required_unless_present = "own")]
+        users: Vec<String>,
+        /// All other devices of yours
+        #[arg(long, conflicts_with = "users")]
+        own: bool,
+    },
+    /// Remove users, or devices of your own (their name or URI), from a group
+    Remove {
+        group: String,
+        #[arg(required = true)]
+        whom: Vec<String>,
+    },
+    /// Leave a group; it takes effect with the next change that somebody else makes
+    Leave { group: String },
+    /// Join a group from outside: as a further device, with a code, or where the group is open
+    Join {
+        /// The group's id: mimi://…/g/…
+        group: GroupId,
+        /// The provider that hosts it, if not the one in the id
+        #[arg(long)]
+        hub: Option<Domain>,
+        /// A joining code
+        #[arg(long)]
+        code: Option<String>,
+        /// What you call the group
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Ask to be added instead of entering at once
+        #[arg(long, conflicts_with = "code")]
+        ask: bool,
+    },
+    /// New keys for this device in a group; commits what is proposed
+    Update {
+        group: String,
+        /// A new signature key, too
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// Enter a group anew where this device lost track of it
+    Resync { group: String },
+    /// Send a message
+    Send {
+        group: String,
+        #[arg(required = true)]
+        text: Vec<String>,
+    },
+    /// Fetch and show what is new
+    Receive {
+        /// Stay, and show what comes as it comes
+        #[arg(long, short)]
+        follow: bool,
+        /// Wait so long for something, in seconds
+        #[arg(long, default_value_t = 0)]
+        wait: u32,
+    },
+    /// Ask a user to connect: you can add each other to groups once they accept
+    Connect { user: String },
+    /// Users who ask to connect
+    Requests,
+    /// Accept a user's request to connect
+    Accept { user: String },
+    /// Users that you are connected with
+    Contacts,
+    /// Take your consent back: the user cannot add you to groups any more
+    Revoke { user: String },
+    /// Show or change what a group's policy lets whom do
+    Policy(Policy),
+    /// Make a joining code for a group: who has it may join
+    Code {
+        group: String,
+        /// How long it is good
+        #[arg(long, default_value_t = 7)]
+        days: u64,
+    },
+    /// Propose a change for others to commit
+    Propose {
+        group: String,
+        #[command(subcommand)]
+        what: Proposal,
+    },
+    /// Receive no messages of a group, only its changes
+    Mute { group: String },
+    /// Receive messages of a muted group again
+    Unmute { group: String },
+    /// Give a group's hub a new address of this device's queue
+    RefreshQueue { group: String },
+    /// Delete a group for everyone in it
+    DeleteGroup { group: String },
+    /// Publish KeyPackages, by which others add this device to groups
+    KeyPackages,
+    /// Go on with requests that had no answer
+    Resume,
+    /// Delete the user with all its devices at the provider
+    DeleteAccount {
+        /// Yes, really
+        #[arg(long, required = true)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct Register {
+    /// mimi://<domain>/u/<name>, or only the name where the provider's domain is known
+    user: String,
+    /// What to call this device
+    #[arg(long, default_value = "cli")]
+    device: String,
+    /// The provider's address, e.g. https://127.0.0.1:8443
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
+    /// The certificate to trust (PEM), where the system does not
+    #[arg(long, alias = "certificate", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// endpoints.json of a provider on this machine, in place of --server and --ca
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["server", "ca"])]
+    endpoints: Option<PathBuf>,
+    /// What the operator gave you, where the provider asks for it
+    #[arg(long, default_value = "")]
+    token: String,
+    /// A further device of a user: the file that `devices authorize` wrote on another one
+    #[arg(long, value_name = "FILE", conflicts_with = "from_home")]
+    authorization: Option<PathBuf>,
+    /// A further device of the user whose device lives in this home folder
+    #[arg(long, value_name = "DIR")]
+    from_home: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Devices {
+    /// Devices of this user as its groups know them
+    List,
+    /// Write the file that a further device registers with. It is the user's key: move it safely, delete it after use
+    Authorize {
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Delete a device at the provider; its groups remove it
+    Delete { device: String },
+}
+
+#[derive(Debug, clap::Args)]
+struct Policy {
+    group: String,
+    /// Who may join without being added
+    #[arg(long)]
+    join: Option<Join>,
+    /// Give a user a role: bob=moderator
+    #[arg(long, value_name = "USER=ROLE")]
+    role: Vec<String>,
+    /// The least role for a right (add, remove, update, delete, migrate, send): send=moderator
+    #[arg(long, value_name = "RIGHT=ROLE")]
+    may: Vec<String>,
+    #[arg(long, value_name = "N")]
+    members_max: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Join {
+    Closed,
+    OwnClients,
+    Code,
+    Open,
+}
+
+#[derive(Debug, Subcommand)]
+enum Proposal {
+    /// New keys for this device
+    Update,
+    /// That this device leaves
+    Leave,
+    /// That a client is removed
+    Remove { client: ClientUri },
+    /// That a user is added
+    Add { user: String },
+}
+
+/// Runs a command and says how it went.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // a second call in one process finds one that is there
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(args.json, &error),
+    };
+    match runtime.block_on(execute(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(args.json, &error),
+    }
+}
+
+fn failed(json: bool, error: &dyn Display) -> ExitCode {
+    if json {
+        let _ = writeln!(std::io::stdout(), "{}", json!({ "error": error.to_string() }));
+    } else {
+        eprintln!("mimid: {error}");
+    }
+    ExitCode::from(FAILED)
+}
+
+/// Where lines go: for people, or JSON.
+struct Out {
+    json: bool,
+}
+
+impl Out {
+    /// Prints `value` or `line`. A reader that has gone away ends nothing half-done: everything is stored.
+    fn say(&self, value: Value, line: impl Display) {
+        let mut out = std::io::stdout().lock();
+        let written = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{line}") };
+        let _ = written.and_then(|()| out.flush());
+    }
+
+    fn done(&self, outcome: &Outcome, line: impl Display) {
+        match outcome {
+            Outcome::Accepted(accepted) => self.say(
+                json!({
+                    "done": true,
+                    "sequence": accepted.group_sequence,
+                    "epoch": accepted.epoch,
+                }),
+                line,
+            ),
+            Outcome::AlreadySo => {
+                self.say(json!({ "done": true, "already": true }), "it is so already");
+            }
+        }
+    }
+}
+
+async fn execute(args: &Args) -> Result<(), ClientError> {
+    let out = Out { json: args.json };
+    let home = home_dir(args.home.as_deref())?;
+    if let Command::Register(register) = &args.command {
+        return register_here(register, &home, &out).await;
+    }
+    let client = open(&home)?;
+    match &args.command {
+        Command::Receive { follow, wait } => return receive(&client, *follow, *wait, &out).await,
+        Command::Whoami | Command::Devices { .. } | Command::DeleteAccount { .. } => {}
+        // what others did meanwhile is taken in first: the command is meant for the groups as they are
+        _ => {
+            client.receive(0).await?;
+            client.join_groups_of_user().await?;
+        }
+    }
+    command(&client, &args.command, &out).await
+}
+
+async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), ClientError> {
+    match command {
+        Command::Register(_) | Command::Receive { .. } => {}
+        Command::Whoami => whoami(client, out),
+        Command::Devices { what } => devices(client, what, out).await?,
+        Command::Create { name, suite } => {
+            let suite = SUITES[usize::from(suite - 1)];
+            let group = client.create_group(name, suite, None).await?;
+            out.say(json!({ "group": group, "name": name }), format!("created {name}: {group}"));
+        }
+        Command::Groups { all } => groups(client, *all, out)?,
+        Command::Name { group, name } => {
+            let group = client.find_group(group)?.id;
+            client.member().name_group(&group, name)?;
+            out.say(json!({ "group": group, "name": name }), format!("{group} is called {name}"));
+        }
+        Command::Members { group } => members(&client.find_group(group)?, out),
+        Command::Add { group, users, own } => {
+            let group = client.find_group(group)?.id;
+            let outcome = if *own {
+                client.add_own_clients(&group, &[]).await?
+            } else {
+                let users = users
+                    .iter()
+                    .map(|user| user_named(client, user))
+                    .collect::<Result<Vec<_>, _>>()?;
+                client.add_users(&group, &users).await?
+            };
+            out.done(&outcome, "added");
+        }
+        Command::Remove { group, whom } => remove(client, group, whom, out).await?,
+        Command::Leave { group } => {
+            let group = client.find_group(group)?.id;
+            let outcome = client.leave(&group).await?;
+            out.done(
+                &outcome,
+                "leaving: it takes effect with the next change that another member makes",
+            );
+        }
+        Command::Join { group, hub, code, name, ask } => {
+            let hub = hub.clone().unwrap_or_else(|| group.domain());
+            let outcome = if *ask {
+                client.ask_to_join(group, &hub, name).await?
+            } else {
+                let code = code.as_deref().map(code_bytes).transpose()?;
+                client.join(group, &hub, name, code).await?
+            };
+            out.done(&outcome, if *ask { "asked to be added" } else { "joined" });
+        }
+        Command::Update { group, rotate } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.update(&group, *rotate).await?, "updated");
+        }
+        Command::Resync { group } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.resync(&group).await?, "entered anew");
+        }
+        Command::Send { group, text } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.send_text(&group, &text.join(" ")).await?, "sent");
+        }
+        Command::Connect { user } => {
+            let user = user_named(client, user)?;
+            let group = client.connect(&user).await?;
+            out.say(
+                json!({ "asked": user, "group": group }),
+                format!("asked {user}; you are connected once they accept"),
+            );
+        }
+        Command::Requests => {
+            let requests = client.member().requests()?;
+            if requests.is_empty() {
+                out.say(json!({ "requests": [] }), "nobody asks to connect");
+            }
+            for request in requests {
+                let line = format!("{}  (accept {})", request.from, request.from.name());
+                out.say(json!({ "from": request.from, "group": request.group }), line);
+            }
+        }
+        Command::Accept { user } => {
+            let user = user_named(client, user)?;
+            let group = client.accept(&user).await?;
+            let line =
+                format!("connected with {user}; your group of two is called {}", user.name());
+            out.say(json!({ "connected": user, "group": group }), line);
+        }
+        Command::Contacts => {
+            for (user, contact) in client.member().contacts()? {
+                let connected = contact.their_token.is_some();
+                let line = format!("{user}  {}", if connected { "connected" } else { "asked" });
+                out.say(json!({ "user": user, "connected": connected }), line);
+            }
+        }
+        Command::Revoke { user } => {
+            let user = user_named(client, user)?;
+            client.revoke(&user).await?;
+            out.say(json!({ "revoked": user }), format!("{user} has your consent no more"));
+        }
+        Command::Policy(policy) => change_policy(client, policy, out).await?,
+        Command::Code { group, days } => {
+            let view = client.find_group(group)?;
+            let code = hex::encode(client.add_code(&view.id, *days).await?);
+            let line = format!(
+                "who has this code may join within {days} days:\n  mimid client join {} --hub {} --code {code}",
+                view.id, view.hub
+            );
+            out.say(json!({ "group": view.id, "hub": view.hub, "code": code }), line);
+        }
+        Command::Propose { group, what } => propose(client, group, what, out).await?,
+        Command::Mute { group } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.mute(&group, true).await?, "muted");
+        }
+        Command::Unmute { group } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.mute(&group, false).await?, "messages come again");
+        }
+        Command::RefreshQueue { group } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.update_queue_info(&group).await?, "the hub has a new address");
+        }
+        Command::DeleteGroup { group } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.delete_group(&group).await?, "deleted");
+        }
+        Command::KeyPackages => {
+            let left = client.stock_up().await?;
+            out.say(
+                json!({ "group": left.group_left, "connection": left.connection_left }),
+                format!(
+                    "the provider has {} for groups and {} for connecting",
+                    left.group_left, left.connection_left
+                ),
+            );
+        }
+        Command::Resume => {
+            let left = client.member().pending()?.len();
+            out.say(json!({ "unanswered": left }), format!("{left} requests have no answer"));
+        }
+        Command::DeleteAccount { .. } => {
+            client.delete_account().await?;
+            out.say(json!({ "deleted": true }), "the user is deleted at the provider");
+        }
+    }
+    Ok(())
+}
+
+async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), ClientError> {
+    let authorization = match (&args.authorization, &args.from_home) {
+        (Some(file), _) => Some(read_authorization(file)?),
+        (None, Some(from)) => Some(open(from)?.authorize_device()?),
+        (None, None) => None,
+    };
+    let (server, domain) = match (&args.server, endpoints_file(args), &authorization) {
+        (Some(url), ..) => {
+            let certificate = args.ca.as_deref().map(read_text).transpose()?;
+            (Server { url: url.clone(), certificate }, None)
+        }
+        (None, Some(file), _) if args.endpoints.is_some() || authorization.is_none() => {
+            let endpoints: Endpoints = serde_json::from_str(&read_text(&file)?)
+                .map_err(|error| invalid(format!("{}: {error}", file.display())))?;
+            let certificate = endpoints.certificate.as_deref().map(read_text).transpose()?;
+            (Server { url: endpoints.client, certificate }, Some(endpoints.domain))
+        }
+        (None, _, Some(authorization)) => (authorization.server.clone(), None),
+        (None, _, None) => {
+            return Err(invalid(
+                "which provider? Say --server URL (and --ca FILE), or --endpoints FILE of one on this machine",
+            ));
+        }
+    };
+    let domain = domain.or_else(|| authorization.as_ref().map(|it| it.user.domain()));
+    let user = if args.user.contains("://") {
+        UserUri::new(&args.user)
+    } else {
+        let domain = domain.ok_or_else(|| {
+            invalid(format!("say the whole of the user: mimi://<domain>/u/{}", args.user))
+        })?;
+        UserUri::of(&domain, &args.user)
+    }
+    .map_err(|error| invalid(error.to_string()))?;
+    let client = ClientUri::of(&user, &args.device).map_err(|error| invalid(error.to_string()))?;
+    let registration = Registration {
+        client: client.clone(),
+        server,
+        token: args.token.as_bytes().to_vec(),
+        authorization,
+    };
+    make_private(home)?;
+    let database = home.join(DATABASE);
+    let was_there = database.exists();
+    let registered = Client::register(Home::open(&database)?, registration, system_clock()).await;
+    let registered = match registered {
+        Ok(registered) => registered,
+        Err(error) => {
+            if matches!(error, ClientError::Refused(_)) && !was_there {
+                // the provider knows nothing of these keys: the next try begins from nothing
+                for suffix in ["", "-wal", "-shm"] {
+                    let _ = std::fs::remove_file(home.join(format!("{DATABASE}{suffix}")));
+                }
+            }
+            return Err(error);
+        }
+    };
+    let groups = registered.member().groups()?.len();
+    let line = if groups > 0 {
+        format!("registered {client}; it joined {groups} groups of its user")
+    } else {
+        format!("registered {client}")
+    };
+    out.say(json!({ "client": client, "groups": groups }), line);
+    Ok(())
+}
+
+fn endpoints_file(args: &Register) -> Option<PathBuf> {
+    let default = PathBuf::from("mimid-data/endpoints.json");
+    args.endpoints.clone().or_else(|| default.exists().then_some(default))
+}
+
+fn whoami(client: &Client, out: &Out) {
+    let member = client.member();
+    let uri = member.client();
+    out.say(
+        json!({ "client": uri, "user": uri.user(), "device": uri.device() }),
+        format!("{} on device {}", uri.user(), uri.device()),
+    );
+}
+
+async fn devices(client: &Client, what: &Devices, out: &Out) -> Result<(), ClientError> {
+    match what {
+        Devices::List => {
+            let member = client.member();
+            let user = member.client().user();
+            let mut devices = vec![member.client().clone()];
+            for group in member.groups()? {
+                devices.extend(
+                    group.members.into_iter().filter(|it| it.user == user).map(|it| it.client),
+                );
+            }
+            devices.sort();
+            devices.dedup();
+            for device in devices {
+                let here = if &device == member.client() { "  (this one)" } else { "" };
+                out.say(json!({ "client": device }), format!("{device}{here}"));
+            }
+        }
+        Devices::Authorize { file } => {
+            let authorization = client.authorize_device()?;
+            let text = serde_json::to_string(&authorization)
+                .map_err(|error| invalid(error.to_string()))?;
+            write_secret(file, text.as_bytes())?;
+            out.say(
+                json!({ "file": file }),
+                format!(
+                    "{0} holds your user key. On the new device:\n  mimid client register {1} --device NAME --authorization {0}\nthen delete the file",
+                    file.display(),
+                    authorization.user
+                ),
+            );
+        }
+        Devices::Delete { device } => {
+            let uri = own_device(client, device)?;
+            client.delete_device(&uri).await?;
+            out.say(
+                json!({ "deleted": uri }),
+                format!("{uri} is deleted; its groups remove it with their next change"),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
+    let groups = client.member().groups()?;
+    let shown: Vec<&GroupView> = groups
+        .iter()
+        .filter(|it| all || !matches!(it.state, GroupState::Left | GroupState::Deleted))
+        .collect();
+    if shown.is_empty() && !out.json {
+        out.say(Value::Null, "no groups yet: create one, or connect with somebody");
+    }
+    for group in shown {
+        let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
+        let line = format!(
+            "{:<16} {:<10} {:>3} clients  epoch {:<4} {}{}",
+            if group.name.is_empty() { "-" } else { &group.name },
+            tail.get(..8).unwrap_or(tail),
+            group.members.len(),
+            group.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
+            format!("{:?}", group.state).to_lowercase(),
+            if group.muted { ", muted" } else { "" },
+        );
+        out.say(json!(group), line);
+    }
+    Ok(())
+}
+
+fn members(group: &GroupView, out: &Out) {
+    if out.json {
+        let mut value = json!(group);
+        if let Some(policy) = &group.policy {
+            value["policy"] = policy_json(policy);
+        }
+        out.say(value, "");
+        return;
+    }
+    for member in &group.members {
+        let role = format!("{:?}", member.role).to_lowercase();
+        out.say(Value::Null, format!("{:<44} {role}", member.client));
+    }
+    if group.pending > 0 {
+        let line = format!("{} proposals wait for a commit (`update` makes one)", group.pending);
+        out.say(Value::Null, line);
+    }
+}
+
+async fn remove(
+    client: &Client,
+    group: &str,
+    whom: &[String],
+    out: &Out,
+) -> Result<(), ClientError> {
+    let view = client.find_group(group)?;
+    let me = client.member().client().user();
+    let mut users = Vec::new();
+    let mut devices = Vec::new();
+    for name in whom {
+        let own = own_device(client, name)?;
+        if view.members.iter().any(|it| it.client == own) && own.user() == me {
+            devices.push(own);
+        } else {
+            users.push(user_named(client, name)?);
+        }
+    }
+    if !users.is_empty() {
+        out.done(&client.remove_users(&view.id, users).await?, "removed");
+    }
+    if !devices.is_empty() {
+        out.done(&client.remove_clients(&view.id, devices).await?, "removed");
+    }
+    Ok(())
+}
+
+async fn change_policy(client: &Client, args: &Policy, out: &Out) -> Result<(), ClientError> {
+    let group = client.find_group(&args.group)?;
+    let mut changes = Vec::new();
+    if let Some(join) = args.join {
+        changes.push(PolicyChange::Join(match join {
+            Join::Closed => JoinPolicy::Closed,
+            Join::OwnClients => JoinPolicy::OwnClients,
+            Join::Code => JoinPolicy::Code,
+            Join::Open => JoinPolicy::Open,
+        }));
+    }
+    for given in &args.role {
+        let (user, role) = pair(given)?;
+        changes
+            .push(PolicyChange::Role { user: user_named(client, user)?, role: role_named(role)? });
+    }
+    for given in &args.may {
+        let (right, role) = pair(given)?;
+        let what = match right {
+            "add" => Right::Add,
+            "remove" => Right::Remove,
+            "update" => Right::Update,
+            "delete" => Right::Delete,
+            "migrate" => Right::Migrate,
+            "send" => Right::Send,
+            other => {
+                return Err(invalid(format!(
+                    "{other:?} is no right; they are add, remove, update, delete, migrate, send"
+                )));
+            }
+        };
+        changes.push(PolicyChange::May { what, role: role_named(role)? });
+    }
+    changes.extend(args.members_max.map(PolicyChange::MembersMax));
+    if !changes.is_empty() {
+        out.done(&client.change_policy(&group.id, changes).await?, "the policy is changed");
+        return Ok(());
+    }
+    let policy = group.policy.ok_or_else(|| CoreError::NotActive(group.id, group.state))?;
+    let value = policy_json(&policy);
+    let line = serde_json::to_string_pretty(&value).unwrap_or_default();
+    out.say(value, line);
+    Ok(())
+}
+
+async fn propose(
+    client: &Client,
+    group: &str,
+    what: &Proposal,
+    out: &Out,
+) -> Result<(), ClientError> {
+    let group = client.find_group(group)?.id;
+    let proposals = match what {
+        Proposal::Update => vec![NewProposal::Update],
+        Proposal::Leave => vec![NewProposal::Leave],
+        Proposal::Remove { client } => vec![NewProposal::Remove(client.clone())],
+        Proposal::Add { user } => client
+            .group_key_packages(&group, &user_named(client, user)?)
+            .await?
+            .into_iter()
+            .map(|(_, key_package)| NewProposal::Add(key_package))
+            .collect(),
+    };
+    let outcome = client.operate(&group, Operation::Propose { proposals }).await?;
+    out.done(&outcome, "proposed: it takes effect with the next commit");
+    Ok(())
+}
+
+async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<(), ClientError> {
+    let shown: u64 = client.member().setting(SHOWN)?.unwrap_or_default();
+    let show = |number: u64, event: &Event| {
+        let group = event_group(event).and_then(|id| client.member().group(id).ok());
+        let line = describe(event, group.as_ref());
+        let mut value = json!(event);
+        value["number"] = json!(number);
+        if let Value::Object(fields) = &mut value {
+            // what it shows is in `text`; the rest is for programs that read MIMI content
+            if let Some(content) = fields.remove("content").as_ref().and_then(Value::as_array) {
+                let bytes: Vec<u8> = content
+                    .iter()
+                    .filter_map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok()))
+                    .collect();
+                fields.insert("content".to_owned(), json!(hex::encode(bytes)));
+            }
+        }
+        out.say(value, line);
+        let _ = client.member().set(SHOWN, &number);
+        true
+    };
+    if follow {
+        return client.follow(shown, show).await;
+    }
+    let received = client.receive(wait.saturating_mul(1000)).await;
+    let events = client.member().events(shown, usize::MAX)?;
+    if events.is_empty() && !out.json {
+        out.say(Value::Null, "nothing new");
+    }
+    for (number, event) in &events {
+        show(*number, event);
+    }
+    if let Some((last, _)) = events.last() {
+        client.member().forget_events(last.saturating_sub(EVENTS_KEPT))?;
+    }
+    received.map(|_| ())
+}
+
+fn event_group(event: &Event) -> Option<&GroupId> {
+    match event {
+        Event::Message { group, .. }
+        | Event::Joined { group, .. }
+        | Event::Changed { group, .. }
+        | Event::Proposed { group, .. }
+        | Event::Removed { group }
+        | Event::Deleted { group }
+        | Event::Lost { group, .. }
+        | Event::Unreadable { group, .. } => Some(group),
+        Event::ConnectionRequested { .. }
+        | Event::Connected { .. }
+        | Event::KeyPackagesLow { .. }
+        | Event::Misbehaviour { .. } => None,
+    }
+}
+
+fn describe(event: &Event, group: Option<&GroupView>) -> String {
+    let name = group.map_or_else(String::new, |group| {
+        let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
+        if group.name.is_empty() {
+            format!("[{}] ", tail.get(..8).unwrap_or(tail))
+        } else {
+            format!("[{}] ", group.name)
+        }
+    });
+    let short = |client: &ClientUri| format!("{}/{}", client.user().name(), client.device());
+    let names = |clients: &[ClientUri]| clients.iter().map(short).collect::<Vec<_>>().join(", ");
+    match event {
+        Event::Message { sender, text, content, .. } => match text {
+            Some(text) => format!("{name}{}: {}", short(sender), printable(text)),
+            None => format!(
+                "{name}{} sent something without text ({} bytes)",
+                short(sender),
+                content.len()
+            ),
+        },
+        Event::Joined { epoch, group: id } => {
+            let hint = match group {
+                Some(group) if group.name.is_empty() => {
+                    let tail = id.as_str().rsplit('/').next().unwrap_or_default();
+                    let tail = tail.get(..8).unwrap_or(tail);
+                    format!("; give it a name: mimid client name {tail} NAME")
+                }
+                Some(_) | None => String::new(),
+            };
+            format!("{name}you are in (epoch {epoch}){hint}")
+        }
+        Event::Changed { by, added, removed, policy, epoch, .. } => {
+            let by = by.as_ref().map_or_else(|| "somebody".to_owned(), short);
+            let mut parts = Vec::new();
+            if !added.is_empty() {
+                parts.push(format!("{} came in", names(added)));
+            }
+            if !removed.is_empty() {
+                parts.push(format!("{} went out", names(removed)));
+            }
+            if *policy {
+                parts.push("the policy changed".to_owned());
+            }
+            if parts.is_empty() {
+                parts.push("keys were renewed".to_owned());
+            }
+            format!("{name}{} (by {by}, epoch {epoch})", parts.join(", "))
+        }
+        Event::Proposed { by, what, .. } => {
+            let by = by.as_ref().map_or_else(|| "from outside".to_owned(), short);
+            format!("{name}proposed ({by}): {what}")
+        }
+        Event::Removed { .. } => format!("{name}you are not a member any more"),
+        Event::Deleted { .. } => format!("{name}the group is deleted"),
+        Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
+        Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
+        Event::ConnectionRequested { from } => {
+            format!("{from} asks to connect: mimid client accept {}", from.name())
+        }
+        Event::Connected { user } => format!("connected with {user}"),
+        Event::KeyPackagesLow { left } => {
+            format!("{left} KeyPackages were left; new ones are published")
+        }
+        Event::Misbehaviour { what } => format!("warning: {what}"),
+    }
+}
+
+/// Text of others must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+        .collect()
+}
+
+fn policy_json(policy: &crate::wire::extensions::GroupPolicy) -> Value {
+    let roles: serde_json::Map<String, Value> = policy
+        .roles
+        .iter()
+        .map(|entry| (hex::encode(entry.user_key_hash.0.as_slice()), json!(entry.role)))
+        .collect();
+    let codes: Vec<Value> = policy
+        .codes
+        .iter()
+        .map(|code| {
+            json!({ "public": hex::encode(code.public_key.as_slice()), "expires_at": code.expires_at })
+        })
+        .collect();
+    json!({
+        "may_add": policy.may_add,
+        "may_remove": policy.may_remove,
+        "may_update": policy.may_update,
+        "may_delete": policy.may_delete,
+        "may_migrate": policy.may_migrate,
+        "may_send": policy.may_send,
+        "join": policy.join,
+        "members_max": policy.members_max,
+        "roles_by_user_key_hash": roles,
+        "codes": codes,
+    })
+}
+
+fn pair(given: &str) -> Result<(&str, &str), ClientError> {
+    given.split_once('=').ok_or_else(|| invalid(format!("{given:?} is not of the form NAME=ROLE")))
+}
+
+fn role_named(name: &str) -> Result<Role, ClientError> {
+    match name {
+        "banned" => Ok(Role::Banned),
+        "member" => Ok(Role::Member),
+        "moderator" => Ok(Role::Moderator),
+        "admin" => Ok(Role::Admin),
+        other => {
+            Err(invalid(format!("{other:?} is no role; they are banned, member, moderator, admin")))
+        }
+    }
+}
+
+/// A user by URI, or by name at this client's own provider.
+fn user_named(client: &Client, name: &str) -> Result<UserUri, ClientError> {
+    let user = if name.contains("://") {
+        UserUri::new(name)
+    } else {
+        UserUri::of(&client.member().client().domain(), name)
+    };
+    user.map_err(|error| invalid(error.to_string()))
+}
+
+fn own_device(client: &Client, name: &str) -> Result<ClientUri, ClientError> {
+    let uri = if name.contains("://") {
+        ClientUri::new(name).or_else(|_| {
+            // a user's URI: no device of ours
+            UserUri::new(name).and_then(|user| ClientUri::of(&user, "-"))
+        })
+    } else {
+        ClientUri::of(&client.member().client().user(), name)
+    };
+    uri.map_err(|error| invalid(error.to_string()))
+}
+
+fn code_bytes(text: &str) -> Result<[u8; 32], ClientError> {
+    hex::decode(text)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| invalid("a joining code is 64 hexadecimal digits"))
+}
+
+fn open(home: &Path) -> Result<Client, ClientError> {
+    let database = home.join(DATABASE);
+    if !database.exists() {
+        return Err(invalid(format!(
+            "{} holds no client yet: `mimid client register` makes one",
+            home.display()
+        )));
+    }
+    Client::open(Member::open(Home::open(&database)?)?, system_clock())
+}
+
+fn home_dir(given: Option<&Path>) -> Result<PathBuf, ClientError> {
+    match given {
+        Some(home) => Ok(home.to_owned()),
+        None => std::env::home_dir()
+            .map(|home| home.join(".mimid"))
+            .ok_or_else(|| invalid("where? Say --home DIR or set MIMID_HOME")),
+    }
+}
+
+fn make_private(home: &Path) -> Result<(), ClientError> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
+    made.and_then(|()| std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)))
+        .map_err(|error| invalid(format!("{}: {error}", home.display())))
+}
+
+fn write_secret(file: &Path, bytes: &[u8]) -> Result<(), ClientError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .map_err(|error| invalid(format!("{}: {error}", file.display())))
+}
+
+fn read_text(file: &Path) -> Result<String, ClientError> {
+    std::fs::read_to_string(file).map_err(|error| invalid(format!("{}: {error}", file.display())))
+}
+
+fn read_authorization(file: &Path) -> Result<Authorization, ClientError> {
+    serde_json::from_str(&read_text(file)?)
+        .map_err(|_| invalid(format!("{} is not what `devices authorize` writes", file.display())))
+}
+
+fn invalid(text: impl Into<String>) -> ClientError {
+    ClientError::Invalid(text.into())
+}
+
+const DATABASE: &str = "client.sqlite";
+/// Events that are kept after they were shown.
+const EVENTS_KEPT: u64 = 10_000;
+/// The number of the last event that was shown.
+const SHOWN: &str = "shown";

@@ -1,0 +1,203 @@
+//! The binary as people use it: `mimid serve`, `mimid client`, `mimid demo`, each a process.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
+
+struct Provider {
+    folder: tempfile::TempDir,
+    child: Child,
+    address: String,
+}
+
+impl Provider {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (child, address) = serve(folder.path(), "127.0.0.1:0");
+        Self { folder, child, address }
+    }
+
+    /// kill -9, and a new process in its place.
+    fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let (child, address) = serve(self.folder.path(), &self.address);
+        (self.child, self.address) = (child, address);
+    }
+
+    fn run(&self, home: &str, args: &[&str]) -> Output {
+        Command::new(MIMID)
+            .args(["client", "--json", "--home", home])
+            .args(args)
+            .current_dir(self.folder.path())
+            .env_remove("MIMID_HOME")
+            .output()
+            .unwrap()
+    }
+
+    /// What a command prints, which must succeed.
+    fn client(&self, home: &str, args: &[&str]) -> Vec<Value> {
+        let output = self.run(home, args);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            output.status.success(),
+            "{args:?}: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn texts(&self, home: &str) -> Vec<String> {
+        let events = self.client(home, &["receive"]);
+        let text = |event: &Value| event["text"].as_str().map(str::to_owned);
+        events.iter().filter(|event| event["event"] == "message").filter_map(text).collect()
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn serve(folder: &Path, listen: &str) -> (Child, String) {
+    let mut child = Command::new(MIMID)
+        .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
+        .current_dir(folder)
+        .env_remove("MIMID_CONFIG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // the greeting's last line says that everything is there
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("Stop it") {
+        line.clear();
+        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
+    }
+    let endpoints = std::fs::read(folder.join("mimid-data/endpoints.json")).unwrap();
+    let endpoints: Value = serde_json::from_slice(&endpoints).unwrap();
+    let address = endpoints["client"].as_str().unwrap().trim_start_matches("https://");
+    (child, address.to_owned())
+}
+
+#[test]
+fn two_users_get_to_chat_while_the_provider_is_killed_between_any_two_steps() {
+    let mut provider = Provider::start();
+    provider.client("a", &["register", "alice", "--device", "phone"]);
+    provider.kill_and_restart();
+    provider.client("b", &["register", "bob", "--device", "phone"]);
+    provider.kill_and_restart();
+    provider.client("a", &["connect", "bob"]);
+    provider.kill_and_restart();
+    let requests = provider.client("b", &["requests"]);
+    assert_eq!(requests[0]["from"], "mimi://localhost/u/alice");
+    provider.client("b", &["accept", "alice"]);
+    provider.kill_and_restart();
+    let group = provider.client("a", &["create", "team"])[0]["group"].as_str().unwrap().to_owned();
+    provider.kill_and_restart();
+    provider.client("a", &["add", "team", "bob"]);
+    provider.kill_and_restart();
+    provider.client("b", &["name", &group, "the team"]);
+    provider.client("b", &["send", "the team", "hello", "alice"]);
+    provider.kill_and_restart();
+    assert_eq!(provider.texts("a"), ["hello alice"]);
+    provider.client("a", &["send", "team", "hello bob"]);
+    provider.kill_and_restart();
+    assert_eq!(provider.texts("b"), ["hello bob"]);
+    assert_eq!(provider.texts("b"), Vec::<String>::new());
+
+    // a further device joins by itself
+    let registered =
+        provider.client("b2", &["register", "bob", "--device", "laptop", "--from-home", "b"]);
+    assert_eq!(registered[0]["groups"], 2);
+    provider.kill_and_restart();
+    provider.client("b2", &["send", "the team", "from the laptop"]);
+    assert_eq!(provider.texts("a"), ["from the laptop"]);
+    assert_eq!(provider.texts("b"), ["from the laptop"]);
+    provider.kill_and_restart();
+    provider.client("a", &["policy", "team", "--role", "bob=moderator"]);
+    provider.client("b", &["remove", "the team", "laptop"]);
+    provider.kill_and_restart();
+    let members = provider.client("a", &["members", "team"]);
+    assert_eq!(members[0]["members"].as_array().unwrap().len(), 2);
+    let groups = provider.client("b2", &["groups", "--all"]);
+    let left = groups.iter().find(|it| it["id"] == group.as_str()).unwrap();
+    assert_eq!(left["state"], "Left");
+}
+
+#[test]
+fn stream_shows_what_comes_while_other_commands_run_in_the_same_home() {
+    let provider = Provider::start();
+    provider.client("a", &["register", "alice"]);
+    provider.client("b", &["register", "bob"]);
+    provider.client("a", &["connect", "bob"]);
+    provider.client("b", &["accept", "alice"]);
+    let mut follows = Command::new(MIMID)
+        .args(["client", "--json", "--home", "b", "receive", "--follow"])
+        .current_dir(provider.folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines =
+        std::io::BufRead::lines(std::io::BufReader::new(follows.stdout.take().unwrap()));
+    let mut next_text = || loop {
+        let event: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if event["event"] == "message" {
+            return event["text"].as_str().unwrap().to_owned();
+        }
+    };
+    for round in 0..3 {
+        provider.client("a", &["send", "bob", &format!("round {round}")]);
+        assert_eq!(next_text(), format!("round {round}"));
+        provider.client("b", &["send", "alice", &format!("answer {round}")]);
+        assert_eq!(provider.texts("a"), [format!("answer {round}")]);
+    }
+    follows.kill().unwrap();
+    follows.wait().unwrap();
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let provider = Provider::start();
+    let says = |home: &str, args: &[&str]| {
+        let output = provider.run(home, args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        said["error"].as_str().unwrap().to_owned()
+    };
+    assert!(says("nowhere", &["groups"]).contains("mimid client register"));
+    provider.client("a", &["register", "alice"]);
+    assert!(says("a", &["send", "team", "x"]).contains("`groups` lists them"));
+    assert!(says("a", &["register", "alice"]).contains("registered already"));
+    assert!(says("b", &["register", "alice"]).contains("user"));
+    assert!(!Path::new(&provider.folder.path().join("b/client.sqlite")).exists());
+    provider.client("a", &["create", "team"]);
+    assert!(says("a", &["add", "team", "bob"]).contains("connect"));
+    assert!(says("a", &["connect", "nobody"]).contains("no such user"));
+}
+
+#[test]
+fn demo_plays_to_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept: PathBuf = folder.path().join("demo");
+    let output = Command::new(MIMID)
+        .args(["demo", "--users", "4", "--messages", "2", "--seed", "7", "--keep"])
+        .arg(&kept)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    assert!(text.contains("Everything worked"), "{text}");
+    assert!(!text.contains("broke"), "{text}");
+    assert!(kept.join("alice-phone.sqlite").exists());
+}
