@@ -453,16 +453,17 @@ impl GroupActor {
             let (conditions, writes) = match bound {
                 Ok(bound) => bound,
                 Err(error) => {
-                    let _ = reply.send(Err(error));
+                    // first: who tries again at once shall find another actor
                     actor.leave(ctx);
+                    let _ = reply.send(Err(error));
                     return;
                 }
             };
             let snapshot = match state.snapshot() {
                 Ok(snapshot) => snapshot,
                 Err(reject) => {
-                    let _ = reply.send(Err(ds_error(reject)));
                     actor.leave(ctx);
+                    let _ = reply.send(Err(ds_error(reject)));
                     return;
                 }
             };
