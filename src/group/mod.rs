@@ -6,14 +6,18 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod commit;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod hub;
 pub mod import;
 mod memory;
 pub mod mls;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod propose;
 pub mod record;
 pub mod reject;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -712,4 +716,5 @@ pub(crate) fn broken(problem: MlsProblem) -> Reject {
 }
 
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "tests name the case that they are about")]
 mod tests;

@@ -50,7 +50,7 @@ fn group_whose_leaves_have_long_expired_still_loads_and_replays() {
     let old = |scenario: &Scenario| {
         let leaf = scenario.state.tree.leaf(scenario.leaf("bob/phone")).unwrap();
         match leaf.leaf_node_source() {
-            openmls::treesync::LeafNodeSource::KeyPackage(lifetime) => lifetime.clone(),
+            openmls::treesync::LeafNodeSource::KeyPackage(lifetime) => *lifetime,
             other => panic!("{other:?}"),
         }
     };
