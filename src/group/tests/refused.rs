@@ -272,6 +272,10 @@ fn group_info_is_the_new_epochs_and_signed_by_the_committers_new_key() {
         group_info_extensions: List::new(vec![external_pub, other.clone()]).unwrap(),
         ..good.group_info.clone()
     };
+    let other_one = PartialGroupInfo {
+        group_info_extensions: List::new(vec![other]).unwrap(),
+        ..good.group_info.clone()
+    };
     let empty =
         PartialGroupInfo { group_info_extensions: List::default(), ..good.group_info.clone() };
     for group_info in [stale, forged, with_more, empty] {
