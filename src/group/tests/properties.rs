@@ -195,7 +195,7 @@ fn group() -> Scenario {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 60, failure_persistence: Some(Box::new(proptest::test_runner::FileFailurePersistence::WithSource("regressions"))), ..ProptestConfig::default() })]
 
     /// After every step the reloaded group equals the live one and refusals change nothing (the fixture sees to
     /// both); in the end, all members are in the hub's epoch together, and what is pending can be committed.
