@@ -255,10 +255,10 @@ impl GroupState {
     /// Leaves that the hub wants removed and that no pending proposal removes in this epoch.
     fn to_propose(&self) -> Vec<LeafIndex> {
         let leaving = |leaf: &LeafIndex| {
-            self.pending.iter().any(|pending| match pending.act.what {
-                What::Leave(l) => l == *leaf,
-                What::Remove(l) => l == *leaf && pending.record.hub,
-                _ => false,
+            self.pending.iter().any(|pending| {
+                let by_hub = pending.record.hub;
+                pending.act.what == What::Leave(*leaf)
+                    || (by_hub && pending.act.what == What::Remove(*leaf))
             })
         };
         self.going.keys().copied().filter(|leaf| !leaving(leaf)).collect()
