@@ -24,8 +24,7 @@ use crate::{
         records::{GoneReason, GroupHead, GroupNotice, GroupStatus, InboxKey},
     },
     wire::{
-        codec::{List, Opaque, Text},
-        ds::{Detail, DsError, DsRequest, DsResponseBody, ProtocolVersion},
+        ds::{Detail, DsError, DsRequest, DsResponseBody},
         ids::{ClientUri, GroupId, Sequence, Timestamp},
     },
 };
@@ -373,12 +372,17 @@ impl GroupActor {
         let accepted = effects.accepted;
         let tell = self.tell(&effects);
         let Some(mut batch) = self.batch(&effects, now) else { return };
+        let noticed = writes.iter().any(|write| matches!(write, Write::GroupNotice { .. }));
         batch.conditions.extend(conditions);
         batch.writes.extend(writes);
+        let address = ctx.address();
         let waiter: Waiter = Box::new(move |outcome| {
             let answer = match (outcome, accepted) {
                 (Ok(()), Some(accepted)) => {
                     tell();
+                    if noticed {
+                        address.do_send(Tick { done: None });
+                    }
                     Ok(DsResponseBody::Accepted(accepted))
                 }
                 (Ok(()), None) => Err(internal("an accepted request without answer")),
@@ -811,6 +815,13 @@ async fn bind_queues(
                 writes.extend(used.writes);
             }
             Err(BindError::Store(error)) => return Err(of_store(error)),
+            Err(BindError::Token(problem)) if bind.pending => {
+                tracing::info!(client = %bind.client, %problem, "added by reference without a good queue: to be removed");
+                let (client, reason) = (bind.client.clone(), GoneReason::QueueGone);
+                let notice = GroupNotice::ClientGone { client, reason };
+                let key = crate::crypto::random();
+                writes.push(Write::GroupNotice { group: group.clone(), key, notice });
+            }
             Err(BindError::Token(problem)) => {
                 let detail = Detail::truncated(&format!(
                     "the queue token of {} is not good: {problem}; get a new one",

@@ -512,6 +512,7 @@ impl GroupState {
                 client: client.clone(),
                 config: facts.config.clone(),
                 key_package: Some(index),
+                pending: pending.is_some(),
             });
             added.push(AddedRecord {
                 leaf: next,
@@ -530,7 +531,7 @@ impl GroupState {
                 ));
             }
             let client = joined.client.clone();
-            binds.push(Bind { client, config: config.clone(), key_package: None });
+            binds.push(Bind { client, config: config.clone(), key_package: None, pending: false });
         }
         Ok((added, binds))
     }

@@ -90,6 +90,7 @@ impl GroupState {
             client: identity.client.clone(),
             config: create.client_queue_config.clone(),
             key_package: None,
+            pending: false,
         };
         let member = (LeafIndex(0), identity.client.clone(), create.client_queue_config.clone());
         let mut state = Self::found(hub, id.clone(), tree, info, vec![member], now)?;

@@ -162,6 +162,9 @@ pub struct Bind {
     pub config: ClientQueueConfig,
     /// Index of the KeyPackage in the commit, for the error; none where the client itself gave the config.
     pub key_package: Option<u32>,
+    /// The Add was pending and is covered by reference: where its token has gone bad since, the commit stands all the
+    /// same (no commit could be accepted otherwise), and the hub proposes the client's removal.
+    pub pending: bool,
 }
 
 #[derive(Debug)]

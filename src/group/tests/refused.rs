@@ -278,7 +278,7 @@ fn group_info_is_the_new_epochs_and_signed_by_the_committers_new_key() {
     };
     let empty =
         PartialGroupInfo { group_info_extensions: List::default(), ..good.group_info.clone() };
-    for group_info in [stale, forged, with_more, empty] {
+    for group_info in [stale, forged, with_more, other_one, empty] {
         let update = GroupUpdate { group_info, ..good.clone() };
         let message = rogue.request(&scenario, DsRequest::UpdateClient(update));
         let refused = scenario.submit(&message);
