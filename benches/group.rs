@@ -9,10 +9,11 @@ use std::{hint::black_box, sync::Arc};
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use mimid::{
     client::core::{Content, Member, Operation},
-    crypto::MlsCrypto,
+    crypto::{MlsCrypto, SigningKey, verify_with_label},
     group::{Decision, Effects, GroupState, Hub, Request, mls::Tree},
     wire::{
         ds::{DsMessage, DsRequest},
+        extensions::SignatureScheme,
         ids::{Domain, GroupId, Timestamp},
         mls::MlsMessage,
     },
@@ -95,6 +96,19 @@ pub fn update_commit(c: &mut Criterion) {
             );
         });
     }
+    // what mimid verifies beside openmls at any size: the request, and the GroupInfo of the new epoch
+    let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    let content = [7; 4096];
+    let signature = key.sign_with_label("DSMessageTBS", &content).unwrap();
+    group.bench_function("two signatures", |b| {
+        b.iter(|| {
+            for _ in 0..2 {
+                let public = black_box(key.public().as_slice());
+                let (label, signature) = ("DSMessageTBS", signature.as_slice());
+                verify_with_label(key.scheme(), public, label, &content, signature).unwrap();
+            }
+        });
+    });
     group.finish();
 }
 

@@ -482,9 +482,10 @@ impl GroupState {
         config: Option<&ClientQueueConfig>,
         now: Timestamp,
     ) -> Result<(Vec<AddedRecord>, Vec<Bind>), Reject> {
-        let mut occupied: BTreeSet<LeafIndex> = self.roster.leaves().collect();
-        for leaf in &change.removed {
-            occupied.remove(leaf);
+        let mut occupied: BTreeSet<LeafIndex> = BTreeSet::new();
+        if !change.added.is_empty() {
+            let removed: BTreeSet<LeafIndex> = change.removed.iter().copied().collect();
+            occupied.extend(self.roster.leaves().filter(|leaf| !removed.contains(leaf)));
         }
         let (mut added, mut binds) = (Vec::new(), Vec::new());
         let mut next = LeafIndex(0);

@@ -227,9 +227,9 @@ pub fn judge(
             | What::HubKey => None,
         })
         .unwrap_or(policy.members_max);
-    let grows = after.members.len() > roster.len();
-    if grows && after.members.len() > usize::try_from(max).unwrap_or(usize::MAX) {
-        return Err(Denied::TooManyMembers { max, would_be: after.members.len() });
+    let would_be = after.members();
+    if would_be > roster.len() && would_be > usize::try_from(max).unwrap_or(usize::MAX) {
+        return Err(Denied::TooManyMembers { max, would_be });
     }
     if dissolves { Ok(()) } else { keeps_an_admin(policy, roster, acts) }
 }
@@ -395,38 +395,40 @@ pub fn dissolves(
     only_removes && everyone_else && may && !removed.contains(&committer)
 }
 
-/// Who is in the group behind the acts.
+/// Who is in the group behind the acts. To ask costs what the acts and the admins are, not what the members are.
 struct After<'a> {
-    members: BTreeMap<ClientKey, &'a UserKeyHash>,
-}
-
-/// A leaf that stays, or a newcomer by its place among the acts.
-#[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
-enum ClientKey {
-    Leaf(LeafIndex),
-    New(usize),
+    roster: &'a Roster,
+    gone: BTreeSet<LeafIndex>,
+    new: Vec<&'a UserKeyHash>,
 }
 
 impl<'a> After<'a> {
-    fn of(roster: &'a Roster, acts: &'a [Act]) -> Self {
-        let mut members: BTreeMap<ClientKey, &UserKeyHash> =
-            roster.iter().map(|(leaf, id)| (ClientKey::Leaf(leaf), &id.user)).collect();
-        for (index, act) in acts.iter().enumerate() {
+    fn of(roster: &'a Roster, acts: impl IntoIterator<Item = &'a Act>) -> Self {
+        let (mut gone, mut new) = (BTreeSet::new(), Vec::new());
+        for act in acts {
             match &act.what {
-                What::Add(id) | What::Join(id) => {
-                    members.insert(ClientKey::New(index), &id.user);
-                }
+                What::Add(id) | What::Join(id) => new.push(&id.user),
                 What::Remove(leaf) | What::Leave(leaf) => {
-                    members.remove(&ClientKey::Leaf(*leaf));
+                    if roster.get(*leaf).is_some() {
+                        gone.insert(*leaf);
+                    }
                 }
                 What::Update(_) | What::Resync(_) | What::Policy(_) | What::HubKey => {}
             }
         }
-        Self { members }
+        Self { roster, gone, new }
+    }
+
+    fn members(&self) -> usize {
+        self.roster.len() - self.gone.len() + self.new.len()
     }
 
     fn has_admin(&self, policy: &GroupPolicy) -> bool {
-        self.members.values().any(|user| role_of(policy, user) == Role::Admin)
+        let admins = policy.roles.iter().filter(|entry| entry.role == Role::Admin);
+        admins.map(|entry| &entry.user_key_hash).any(|user| {
+            self.new.contains(&user)
+                || self.roster.leaves_of(user).any(|leaf| !self.gone.contains(&leaf))
+        })
     }
 }
 
@@ -439,8 +441,8 @@ fn keeps_an_admin(policy: &GroupPolicy, roster: &Roster, acts: &[Act]) -> Result
         return Ok(());
     }
     // a set of proposals that stands must be committable whatever the hub's own removals come to, in any order
-    let members: Vec<Act> = acts.iter().filter(|act| act.author != Author::Hub).cloned().collect();
-    let by_members = After::of(roster, &members).has_admin(new_policy.unwrap_or(policy));
+    let members = acts.iter().filter(|act| act.author != Author::Hub);
+    let by_members = After::of(roster, members).has_admin(new_policy.unwrap_or(policy));
     if by_members || an_admin_stays(policy, roster, acts) {
         Ok(())
     } else {
@@ -452,8 +454,8 @@ fn keeps_an_admin(policy: &GroupPolicy, roster: &Roster, acts: &[Act]) -> Result
 /// than [`judge`], which lets pass that each of the two would leave one.
 #[must_use]
 pub fn an_admin_stays(policy: &GroupPolicy, roster: &Roster, acts: &[Act]) -> bool {
-    let hubs: Vec<Act> = acts.iter().filter(|act| act.author == Author::Hub).cloned().collect();
-    let had_one = After::of(roster, &hubs).has_admin(policy);
+    let hubs = acts.iter().filter(|act| act.author == Author::Hub);
+    let had_one = After::of(roster, hubs).has_admin(policy);
     !had_one || After::of(roster, acts).has_admin(new_policy(acts).unwrap_or(policy))
 }
 
