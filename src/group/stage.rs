@@ -284,7 +284,7 @@ impl GroupState {
     ) -> Result<Decision, Reject> {
         let member = self.member(leaf)?;
         let timestamp = request.message.context.timestamp;
-        if timestamp <= member.queue_timestamp {
+        if timestamp < member.queue_timestamp {
             return Err(Reject::Stale { now });
         }
         if config.domain != member.client.domain() {
