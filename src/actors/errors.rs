@@ -3,12 +3,13 @@
 use crate::{
     account::Refusal,
     crypto,
+    group::Reject,
     key_package::publish::{KeyPackageProblem, TooMany},
     queue::{state::AckProblem, token::TokenProblem},
     store::StoreError,
     wire::{
-        codec::Text,
-        ds::{Detail, DsError},
+        codec::{List, Opaque, Text},
+        ds::{Detail, DsError, ProtocolVersion},
     },
 };
 
@@ -99,6 +100,44 @@ pub(crate) fn too_large(text: &str, limit: usize) -> DsError {
 
 pub(crate) fn of_token(problem: TokenProblem) -> DsError {
     not_authorized(problem)
+}
+
+/// The one place where a group's refusal becomes a status.
+pub(crate) fn of_reject(reject: Reject) -> DsError {
+    let detail = Detail::truncated(&reject.to_string());
+    match reject {
+        Reject::Malformed(_) => DsError::Malformed { detail },
+        Reject::UnsupportedVersion => DsError::UnsupportedVersion {
+            detail,
+            versions: List::new(vec![ProtocolVersion::MIMI10]).unwrap_or_default(),
+        },
+        Reject::Unauthenticated(_) => DsError::Unauthenticated { detail },
+        Reject::NotAuthorized(_) => DsError::NotAuthorized { detail },
+        Reject::NotFound => DsError::GroupNotFound { detail },
+        Reject::InvalidGroupId(_) => DsError::InvalidGroupId { detail },
+        Reject::InvalidKeyPackage { index, .. } => DsError::InvalidKeyPackage { detail, index },
+        Reject::InvalidGroupInfo(_) => DsError::InvalidGroupInfo { detail },
+        Reject::WrongEpoch { current, missed } => DsError::WrongEpoch {
+            detail,
+            current_epoch: current,
+            missed: List::new(missed).unwrap_or_default(),
+        },
+        Reject::InvalidCommit(_) => DsError::InvalidCommit { detail },
+        Reject::InvalidProposal { refs, .. } => {
+            let refs = refs.into_iter().filter_map(|r| Opaque::new(r).ok()).collect();
+            DsError::InvalidProposal { detail, refs: List::new(refs).unwrap_or_default() }
+        }
+        Reject::Pending { pending, .. } => {
+            DsError::PendingProposals { detail, pending: List::new(pending).unwrap_or_default() }
+        }
+        Reject::InvalidMessage(_) => DsError::InvalidMessage { detail },
+        Reject::TooLarge { limit, .. } | Reject::TooMany { limit, .. } => {
+            DsError::TooLarge { detail, limit: limit as u64 }
+        }
+        Reject::Stale { now } => DsError::StaleRequest { detail, server_time: now },
+        Reject::Blocking => DsError::RateLimited { detail, retry_after_ms: 5_000 },
+        Reject::Broken(why) => internal(why),
+    }
 }
 
 const RETRY_AFTER_MS: u64 = 1_000;

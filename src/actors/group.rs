@@ -15,6 +15,7 @@ use std::{
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::errors::{internal, of_reject, of_store};
 use super::{groups::GroupOptions, history, node::Node, queue::BindError};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Reject, Request, Staged},
@@ -23,8 +24,7 @@ use crate::{
         records::{GoneReason, GroupHead, GroupNotice, GroupStatus, InboxKey},
     },
     wire::{
-        codec::{List, Opaque, Text},
-        ds::{Detail, DsError, DsRequest, DsResponseBody, ProtocolVersion},
+        ds::{Detail, DsError, DsRequest, DsResponseBody},
         ids::{ClientUri, GroupId, Sequence, Timestamp},
     },
 };
@@ -285,7 +285,7 @@ impl GroupActor {
                 if let Some(loaded) = self.loaded.as_mut() {
                     loaded.state.note_refusal(&reject);
                 }
-                self.answer(Err(ds_error(reject)), reply, permits);
+                self.answer(Err(of_reject(reject)), reply, permits);
             }
             Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
             Some(Ok(Decision::History(epoch))) => {
@@ -334,7 +334,7 @@ impl GroupActor {
         permits: [OwnedSemaphorePermit; 2],
     ) {
         self.when_durable(Box::new(move |outcome| {
-            let _ = reply.send(outcome.map_err(store_error).and(answer));
+            let _ = reply.send(outcome.map_err(|error| of_store(error.clone())).and(answer));
             drop(permits);
         }));
     }
@@ -359,7 +359,7 @@ impl GroupActor {
             Ok(Ok(effects)) => effects,
             Ok(Err(reject)) => {
                 tracing::error!(group = %self.id, %reject, "a merge failed");
-                let _ = reply.send(Err(ds_error(reject)));
+                let _ = reply.send(Err(of_reject(reject)));
                 self.fail(&StoreError::Unavailable("a merge failed".into()), ctx);
                 return;
             }
@@ -372,16 +372,21 @@ impl GroupActor {
         let accepted = effects.accepted;
         let tell = self.tell(&effects);
         let Some(mut batch) = self.batch(&effects, now) else { return };
+        let noticed = writes.iter().any(|write| matches!(write, Write::GroupNotice { .. }));
         batch.conditions.extend(conditions);
         batch.writes.extend(writes);
+        let address = ctx.address();
         let waiter: Waiter = Box::new(move |outcome| {
             let answer = match (outcome, accepted) {
                 (Ok(()), Some(accepted)) => {
                     tell();
+                    if noticed {
+                        address.do_send(Tick { done: None });
+                    }
                     Ok(DsResponseBody::Accepted(accepted))
                 }
                 (Ok(()), None) => Err(internal("an accepted request without answer")),
-                (Err(error), _) => Err(store_error(error)),
+                (Err(error), _) => Err(of_store(error.clone())),
             };
             let _ = reply.send(answer);
             drop(permits);
@@ -427,7 +432,7 @@ impl GroupActor {
         match made {
             Ok(Ok(creation)) => self.found(creation, reply, Some(permits), now, ctx),
             Ok(Err(reject)) => {
-                let _ = reply.send(Err(ds_error(reject)));
+                let _ = reply.send(Err(of_reject(reject)));
                 self.leave(ctx);
             }
             Err(_) => {
@@ -463,7 +468,7 @@ impl GroupActor {
                 Ok(snapshot) => snapshot,
                 Err(reject) => {
                     actor.leave(ctx);
-                    let _ = reply.send(Err(ds_error(reject)));
+                    let _ = reply.send(Err(of_reject(reject)));
                     return;
                 }
             };
@@ -502,9 +507,9 @@ impl GroupActor {
                     }
                     (Ok(()), None) => Err(internal("a group without answer")),
                     (Err(StoreError::Conflict { condition: 0 }), _) => {
-                        Err(ds_error(Reject::InvalidGroupId("the group id is taken")))
+                        Err(of_reject(Reject::InvalidGroupId("the group id is taken")))
                     }
-                    (Err(error), _) => Err(store_error(error)),
+                    (Err(error), _) => Err(of_store(error.clone())),
                 };
                 let _ = reply.send(answer);
                 drop(permits);
@@ -757,7 +762,7 @@ impl Handler<Import> for GroupActor {
     fn handle(&mut self, import: Import, ctx: &mut Context<Self>) {
         if self.loaded.is_some() {
             let taken = Reject::InvalidGroupId("a group of this id is here already");
-            let _ = import.reply.send(Err(ds_error(taken)));
+            let _ = import.reply.send(Err(of_reject(taken)));
             return;
         }
         let now = self.node.clock.now();
@@ -809,7 +814,14 @@ async fn bind_queues(
                 conditions.extend(used.conditions);
                 writes.extend(used.writes);
             }
-            Err(BindError::Store(error)) => return Err(store_error(&error)),
+            Err(BindError::Store(error)) => return Err(of_store(error)),
+            Err(BindError::Token(problem)) if bind.pending => {
+                tracing::info!(client = %bind.client, %problem, "added by reference without a good queue: to be removed");
+                let (client, reason) = (bind.client.clone(), GoneReason::QueueGone);
+                let notice = GroupNotice::ClientGone { client, reason };
+                let key = crate::crypto::random();
+                writes.push(Write::GroupNotice { group: group.clone(), key, notice });
+            }
             Err(BindError::Token(problem)) => {
                 let detail = Detail::truncated(&format!(
                     "the queue token of {} is not good: {problem}; get a new one",
@@ -827,72 +839,4 @@ async fn bind_queues(
 
 fn detail(group: &GroupId) -> Detail {
     Detail::truncated(&format!("there is no group {group} here; check its id and hub"))
-}
-
-/// What a failed store is to a requester: nothing was promised, a retry is safe.
-pub(super) fn store_error(error: &StoreError) -> DsError {
-    DsError::Unavailable {
-        detail: Detail::truncated(match error {
-            StoreError::Conflict { .. } => "the request raced with another; send it again",
-            StoreError::Busy => "the store is busy; send it again",
-            StoreError::Unavailable(_) => "the outcome is unknown; send it again",
-            StoreError::ReadOnly(_) => "this provider takes no writes now; try again later",
-            StoreError::Corrupt { .. } => {
-                "a stored record cannot be read; the operator has to look"
-            }
-        }),
-        retry_after_ms: match error {
-            StoreError::Conflict { .. } | StoreError::Busy => 100,
-            StoreError::Unavailable(_) => 500,
-            StoreError::ReadOnly(_) | StoreError::Corrupt { .. } => 30_000,
-        },
-    }
-}
-
-/// An error of ours, under a reference that stands in the log.
-pub(super) fn internal(what: &str) -> DsError {
-    let reference = hex::encode(crate::crypto::random::<8>());
-    tracing::error!(reference, what, "internal error");
-    DsError::Internal {
-        detail: Detail::truncated("an error of this provider; give its operator the reference"),
-        reference: Text::truncated(&reference),
-    }
-}
-
-/// The one place where a group's refusal becomes a status.
-pub(super) fn ds_error(reject: Reject) -> DsError {
-    let detail = Detail::truncated(&reject.to_string());
-    match reject {
-        Reject::Malformed(_) => DsError::Malformed { detail },
-        Reject::UnsupportedVersion => DsError::UnsupportedVersion {
-            detail,
-            versions: List::new(vec![ProtocolVersion::MIMI10]).unwrap_or_default(),
-        },
-        Reject::Unauthenticated(_) => DsError::Unauthenticated { detail },
-        Reject::NotAuthorized(_) => DsError::NotAuthorized { detail },
-        Reject::NotFound => DsError::GroupNotFound { detail },
-        Reject::InvalidGroupId(_) => DsError::InvalidGroupId { detail },
-        Reject::InvalidKeyPackage { index, .. } => DsError::InvalidKeyPackage { detail, index },
-        Reject::InvalidGroupInfo(_) => DsError::InvalidGroupInfo { detail },
-        Reject::WrongEpoch { current, missed } => DsError::WrongEpoch {
-            detail,
-            current_epoch: current,
-            missed: List::new(missed).unwrap_or_default(),
-        },
-        Reject::InvalidCommit(_) => DsError::InvalidCommit { detail },
-        Reject::InvalidProposal { refs, .. } => {
-            let refs = refs.into_iter().filter_map(|r| Opaque::new(r).ok()).collect();
-            DsError::InvalidProposal { detail, refs: List::new(refs).unwrap_or_default() }
-        }
-        Reject::Pending { pending, .. } => {
-            DsError::PendingProposals { detail, pending: List::new(pending).unwrap_or_default() }
-        }
-        Reject::InvalidMessage(_) => DsError::InvalidMessage { detail },
-        Reject::TooLarge { limit, .. } | Reject::TooMany { limit, .. } => {
-            DsError::TooLarge { detail, limit: limit as u64 }
-        }
-        Reject::Stale { now } => DsError::StaleRequest { detail, server_time: now },
-        Reject::Blocking => DsError::RateLimited { detail, retry_after_ms: 5_000 },
-        Reject::Broken(why) => internal(&why),
-    }
 }

@@ -11,7 +11,8 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    group::{GroupActor, Import, Operate, Reply, Tick, store_error},
+    errors::of_store,
+    group::{GroupActor, Import, Operate, Reply, Tick},
     node::Node,
 };
 use crate::{
@@ -169,9 +170,7 @@ impl Node {
             self.groups.forget(&group, &active.actor);
             tries += 1;
             if tries == 3 {
-                return Err(store_error(&StoreError::Unavailable(
-                    "the group's actor ended".into(),
-                )));
+                return Err(of_store(StoreError::Unavailable("the group's actor ended".into())));
             }
         }
     }
@@ -267,7 +266,7 @@ impl Node {
         active.actor.do_send(Import { creation: Box::new(creation), reply });
         answer
             .await
-            .unwrap_or_else(|_| Err(store_error(&StoreError::Unavailable("actor ended".into()))))
+            .unwrap_or_else(|_| Err(of_store(StoreError::Unavailable("actor ended".into()))))
     }
 
     /// What every group of this node shares.

@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    group::{PAGE, ds_error, internal, record_bytes, store_error},
+    errors::{internal, of_reject, of_store},
+    group::{PAGE, record_bytes},
     node::Node,
 };
 use crate::{
@@ -42,7 +43,7 @@ pub(super) async fn load(
     hub: &Arc<Hub>,
     id: &GroupId,
 ) -> Result<Option<Found>, DsError> {
-    let head = node.store.group_head(id).await.map_err(|error| store_error(&error))?;
+    let head = node.store.group_head(id).await.map_err(|error| of_store(error))?;
     let Some(head) = head else { return Ok(None) };
     if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
         // everything but the head is dropped: only that the id is taken is known
@@ -67,10 +68,10 @@ async fn load_at(
     until: Option<Epoch>,
 ) -> Result<Found, DsError> {
     let stored = node.store.snapshot(&head.group, snapshot).await;
-    let bytes = stored.map_err(|error| store_error(&error))?;
+    let bytes = stored.map_err(|error| of_store(error))?;
     let bytes =
         bytes.ok_or_else(|| internal(&format!("snapshot {snapshot} of {} is gone", head.group)))?;
-    let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(ds_error)?;
+    let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(of_reject)?;
     let mut found = Found {
         state,
         head: head.clone(),
@@ -81,7 +82,7 @@ async fn load_at(
     let state = &mut found.state;
     while state.next_sequence() < head.next_sequence {
         let page = node.store.log(&head.group, state.next_sequence(), PAGE).await;
-        let page = page.map_err(|error| store_error(&error))?;
+        let page = page.map_err(|error| of_store(error))?;
         if page.is_empty() {
             break;
         }
@@ -90,7 +91,7 @@ async fn load_at(
             if there || record.feed.sequence >= head.next_sequence {
                 return Ok(found);
             }
-            state.replay(record).map_err(ds_error)?;
+            state.replay(record).map_err(of_reject)?;
             found.records += 1;
             found.change_bytes += record.change.len();
         }
@@ -109,16 +110,16 @@ pub(super) async fn joiner_info(
     epoch: Epoch,
 ) -> Result<Info, DsError> {
     let kept = node.store.joiner_info(&head.group, epoch).await;
-    if let Some(bytes) = kept.map_err(|error| store_error(&error))? {
+    if let Some(bytes) = kept.map_err(|error| of_store(error))? {
         return decode(&bytes).map_err(|error| internal(&error.to_string()));
     }
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
         let state = load_at(node, hub, head, snapshot, Some(epoch)).await?.state;
         if state.epoch() == epoch {
-            return state.joiner_info().map_err(ds_error);
+            return state.joiner_info().map_err(of_reject);
         }
     }
-    Err(ds_error(Reject::Unauthenticated(
+    Err(of_reject(Reject::Unauthenticated(
         "the epoch of this Welcome is no longer kept; resync or ask to be added again",
     )))
 }

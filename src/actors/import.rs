@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    group::{ds_error, internal},
+    errors::{internal, of_reject},
     node::Node,
 };
 use crate::{
@@ -42,7 +42,7 @@ impl Node {
             catch_unwind(AssertUnwindSafe(|| import::judge(&hub, &import, now)))
         });
         let creation = match judged.await {
-            Ok(Ok(judged)) => judged.map_err(ds_error)?,
+            Ok(Ok(judged)) => judged.map_err(of_reject)?,
             Ok(Err(_)) | Err(_) => return Err(internal("a rule panicked on an import")),
         };
         let imported = Imported {

@@ -3,6 +3,10 @@
 //!
 //! Here: arguments in, lines out. What a command does is the library's.
 
+mod home;
+mod names;
+mod show;
+
 use std::{
     fmt::Display,
     io::Write,
@@ -13,19 +17,27 @@ use std::{
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use self::{
+    home::{
+        DATABASE, home_dir, invalid, make_private, open, read_authorization, read_text,
+        write_secret,
+    },
+    names::{code_bytes, own_device, pair, role_named, user_named},
+    show::{Out, describe, event_group, policy_json},
+};
 use super::FAILED;
 use crate::{
     client::{
-        Authorization, Client, ClientError, Outcome, Registration, Server,
+        Client, ClientError, Registration, Server,
         core::{
-            CoreError, Event, GroupState, GroupView, Home, Member, NewProposal, Operation,
-            PolicyChange, Right, SUITES,
+            CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation, PolicyChange,
+            Right, SUITES,
         },
         system_clock,
     },
     server::Endpoints,
     wire::{
-        extensions::{JoinPolicy, Role},
+        extensions::JoinPolicy,
         ids::{ClientUri, Domain, GroupId, UserUri},
     },
 };
@@ -279,36 +291,6 @@ fn failed(json: bool, error: &dyn Display) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// Where lines go: for people, or JSON.
-struct Out {
-    json: bool,
-}
-
-impl Out {
-    /// Prints `value` or `line`. A reader that has gone away ends nothing half-done: everything is stored.
-    fn say(&self, value: Value, line: impl Display) {
-        let mut out = std::io::stdout().lock();
-        let written = if self.json { writeln!(out, "{value}") } else { writeln!(out, "{line}") };
-        let _ = written.and_then(|()| out.flush());
-    }
-
-    fn done(&self, outcome: &Outcome, line: impl Display) {
-        match outcome {
-            Outcome::Accepted(accepted) => self.say(
-                json!({
-                    "done": true,
-                    "sequence": accepted.group_sequence,
-                    "epoch": accepted.epoch,
-                }),
-                line,
-            ),
-            Outcome::AlreadySo => {
-                self.say(json!({ "done": true, "already": true }), "it is so already");
-            }
-        }
-    }
-}
-
 async fn execute(args: &Args) -> Result<(), ClientError> {
     let out = Out { json: args.json };
     let home = home_dir(args.home.as_deref())?;
@@ -316,14 +298,17 @@ async fn execute(args: &Args) -> Result<(), ClientError> {
         return register_here(register, &home, &out).await;
     }
     let client = open(&home)?;
-    match &args.command {
-        Command::Receive { follow, wait } => return receive(&client, *follow, *wait, &out).await,
-        Command::Whoami | Command::Devices { .. } | Command::DeleteAccount { .. } => {}
+    if let Command::Receive { follow, wait } = &args.command {
+        return receive(&client, *follow, *wait, &out).await;
+    }
+    let of_the_account = matches!(
+        args.command,
+        Command::Whoami | Command::Devices { .. } | Command::DeleteAccount { .. }
+    );
+    if !of_the_account {
         // what others did meanwhile is taken in first: the command is meant for the groups as they are
-        _ => {
-            client.receive(0).await?;
-            client.join_groups_of_user().await?;
-        }
+        client.receive(0).await?;
+        client.join_groups_of_user().await?;
     }
     command(&client, &args.command, &out).await
 }
@@ -777,221 +762,6 @@ async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<
     received.map(|_| ())
 }
 
-fn event_group(event: &Event) -> Option<&GroupId> {
-    match event {
-        Event::Message { group, .. }
-        | Event::Joined { group, .. }
-        | Event::Changed { group, .. }
-        | Event::Proposed { group, .. }
-        | Event::Removed { group }
-        | Event::Deleted { group }
-        | Event::Lost { group, .. }
-        | Event::Unreadable { group, .. } => Some(group),
-        Event::ConnectionRequested { .. }
-        | Event::Connected { .. }
-        | Event::KeyPackagesLow { .. }
-        | Event::Misbehaviour { .. } => None,
-    }
-}
-
-fn describe(event: &Event, group: Option<&GroupView>) -> String {
-    let name = group.map_or_else(String::new, |group| {
-        let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
-        if group.name.is_empty() {
-            format!("[{}] ", tail.get(..8).unwrap_or(tail))
-        } else {
-            format!("[{}] ", group.name)
-        }
-    });
-    let short = |client: &ClientUri| format!("{}/{}", client.user().name(), client.device());
-    let names = |clients: &[ClientUri]| clients.iter().map(short).collect::<Vec<_>>().join(", ");
-    match event {
-        Event::Message { sender, text, content, .. } => match text {
-            Some(text) => format!("{name}{}: {}", short(sender), printable(text)),
-            None => format!(
-                "{name}{} sent something without text ({} bytes)",
-                short(sender),
-                content.len()
-            ),
-        },
-        Event::Joined { epoch, group: id } => {
-            let hint = match group {
-                Some(group) if group.name.is_empty() => {
-                    let tail = id.as_str().rsplit('/').next().unwrap_or_default();
-                    let tail = tail.get(..8).unwrap_or(tail);
-                    format!("; give it a name: mimid client name {tail} NAME")
-                }
-                Some(_) | None => String::new(),
-            };
-            format!("{name}you are in (epoch {epoch}){hint}")
-        }
-        Event::Changed { by, added, removed, policy, epoch, .. } => {
-            let by = by.as_ref().map_or_else(|| "somebody".to_owned(), short);
-            let mut parts = Vec::new();
-            if !added.is_empty() {
-                parts.push(format!("{} came in", names(added)));
-            }
-            if !removed.is_empty() {
-                parts.push(format!("{} went out", names(removed)));
-            }
-            if *policy {
-                parts.push("the policy changed".to_owned());
-            }
-            if parts.is_empty() {
-                parts.push("keys were renewed".to_owned());
-            }
-            format!("{name}{} (by {by}, epoch {epoch})", parts.join(", "))
-        }
-        Event::Proposed { by, what, .. } => {
-            let by = by.as_ref().map_or_else(|| "from outside".to_owned(), short);
-            format!("{name}proposed ({by}): {what}")
-        }
-        Event::Removed { .. } => format!("{name}you are not a member any more"),
-        Event::Deleted { .. } => format!("{name}the group is deleted"),
-        Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
-        Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
-        Event::ConnectionRequested { from } => {
-            format!("{from} asks to connect: mimid client accept {}", from.name())
-        }
-        Event::Connected { user } => format!("connected with {user}"),
-        Event::KeyPackagesLow { left } => {
-            format!("{left} KeyPackages were left; new ones are published")
-        }
-        Event::Misbehaviour { what } => format!("warning: {what}"),
-    }
-}
-
-/// Text of others must not steer the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
-        .collect()
-}
-
-fn policy_json(policy: &crate::wire::extensions::GroupPolicy) -> Value {
-    let roles: serde_json::Map<String, Value> = policy
-        .roles
-        .iter()
-        .map(|entry| (hex::encode(entry.user_key_hash.0.as_slice()), json!(entry.role)))
-        .collect();
-    let codes: Vec<Value> = policy
-        .codes
-        .iter()
-        .map(|code| {
-            json!({ "public": hex::encode(code.public_key.as_slice()), "expires_at": code.expires_at })
-        })
-        .collect();
-    json!({
-        "may_add": policy.may_add,
-        "may_remove": policy.may_remove,
-        "may_update": policy.may_update,
-        "may_delete": policy.may_delete,
-        "may_migrate": policy.may_migrate,
-        "may_send": policy.may_send,
-        "join": policy.join,
-        "members_max": policy.members_max,
-        "roles_by_user_key_hash": roles,
-        "codes": codes,
-    })
-}
-
-fn pair(given: &str) -> Result<(&str, &str), ClientError> {
-    given.split_once('=').ok_or_else(|| invalid(format!("{given:?} is not of the form NAME=ROLE")))
-}
-
-fn role_named(name: &str) -> Result<Role, ClientError> {
-    match name {
-        "banned" => Ok(Role::Banned),
-        "member" => Ok(Role::Member),
-        "moderator" => Ok(Role::Moderator),
-        "admin" => Ok(Role::Admin),
-        other => {
-            Err(invalid(format!("{other:?} is no role; they are banned, member, moderator, admin")))
-        }
-    }
-}
-
-/// A user by URI, or by name at this client's own provider.
-fn user_named(client: &Client, name: &str) -> Result<UserUri, ClientError> {
-    let user = if name.contains("://") {
-        UserUri::new(name)
-    } else {
-        UserUri::of(&client.member().client().domain(), name)
-    };
-    user.map_err(|error| invalid(error.to_string()))
-}
-
-fn own_device(client: &Client, name: &str) -> Result<ClientUri, ClientError> {
-    let uri = if name.contains("://") {
-        ClientUri::new(name).or_else(|_| {
-            // a user's URI: no device of ours
-            UserUri::new(name).and_then(|user| ClientUri::of(&user, "-"))
-        })
-    } else {
-        ClientUri::of(&client.member().client().user(), name)
-    };
-    uri.map_err(|error| invalid(error.to_string()))
-}
-
-fn code_bytes(text: &str) -> Result<[u8; 32], ClientError> {
-    hex::decode(text)
-        .ok()
-        .and_then(|bytes| bytes.try_into().ok())
-        .ok_or_else(|| invalid("a joining code is 64 hexadecimal digits"))
-}
-
-fn open(home: &Path) -> Result<Client, ClientError> {
-    let database = home.join(DATABASE);
-    if !database.exists() {
-        return Err(invalid(format!(
-            "{} holds no client yet: `mimid client register` makes one",
-            home.display()
-        )));
-    }
-    Client::open(Member::open(Home::open(&database)?)?, system_clock())
-}
-
-fn home_dir(given: Option<&Path>) -> Result<PathBuf, ClientError> {
-    match given {
-        Some(home) => Ok(home.to_owned()),
-        None => std::env::home_dir()
-            .map(|home| home.join(".mimid"))
-            .ok_or_else(|| invalid("where? Say --home DIR or set MIMID_HOME")),
-    }
-}
-
-fn make_private(home: &Path) -> Result<(), ClientError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
-    made.and_then(|()| std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)))
-        .map_err(|error| invalid(format!("{}: {error}", home.display())))
-}
-
-fn write_secret(file: &Path, bytes: &[u8]) -> Result<(), ClientError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(file)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .map_err(|error| invalid(format!("{}: {error}", file.display())))
-}
-
-fn read_text(file: &Path) -> Result<String, ClientError> {
-    std::fs::read_to_string(file).map_err(|error| invalid(format!("{}: {error}", file.display())))
-}
-
-fn read_authorization(file: &Path) -> Result<Authorization, ClientError> {
-    serde_json::from_str(&read_text(file)?)
-        .map_err(|_| invalid(format!("{} is not what `devices authorize` writes", file.display())))
-}
-
-fn invalid(text: impl Into<String>) -> ClientError {
-    ClientError::Invalid(text.into())
-}
-
-const DATABASE: &str = "client.sqlite";
 /// Events that are kept after they were shown.
 const EVENTS_KEPT: u64 = 10_000;
 /// The number of the last event that was shown.

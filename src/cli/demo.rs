@@ -3,17 +3,18 @@
 //! Here: the play. The provider is a process of this same binary, killed and started again in the middle; the
 //! clients are the client library with homes on disk. Whatever a client shows is compared with what was said.
 
+mod stage;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    future::Future,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
+    process::ExitCode,
     time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use self::stage::{Broke, DOMAIN, Folder, LOG, Provider, Tally, counted};
 use super::FAILED;
 use crate::{
     client::{
@@ -21,7 +22,6 @@ use crate::{
         core::{Event, GroupState, Home, NewProposal, Operation, PolicyChange, SUITES},
         system_clock,
     },
-    server::Endpoints,
     wire::{
         extensions::{JoinPolicy, Role},
         ids::{ClientUri, Domain, GroupId, UserUri},
@@ -88,137 +88,6 @@ pub fn run(args: &Args) -> ExitCode {
 fn failed(why: &str) -> ExitCode {
     eprintln!("mimid demo: {why}");
     ExitCode::from(FAILED)
-}
-
-/// What broke.
-#[derive(Debug, thiserror::Error)]
-enum Broke {
-    #[error("{what}: {error}")]
-    Client { what: String, error: ClientError },
-    #[error("{0}")]
-    Not(String),
-    #[error("the provider: {0}")]
-    Provider(String),
-}
-
-/// Where everything is, and whether it goes away.
-struct Folder {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Folder {
-    fn make(keep: Option<&Path>) -> std::io::Result<Self> {
-        let name = format!("mimid-demo-{}", hex::encode(crate::crypto::random::<6>()));
-        let path = keep.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
-        std::fs::create_dir_all(&path)?;
-        if keep.is_some() && std::fs::read_dir(&path)?.next().is_some() {
-            return Err(std::io::Error::other(format!("{} is not empty", path.display())));
-        }
-        Ok(Self { path: path.canonicalize()?, keep: keep.is_some() })
-    }
-
-    fn end(self, worked: bool) {
-        if self.keep {
-            println!("Everything is kept in {}.", self.path.display());
-        } else if worked {
-            // what is left behind is a temporary folder
-            let _ = std::fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
-/// How often each operation was done, in the order in which they first were.
-#[derive(Default)]
-struct Tally {
-    rows: Vec<(&'static str, u32, u32)>,
-}
-
-impl Tally {
-    fn row(&mut self, name: &'static str) -> &mut (&'static str, u32, u32) {
-        let at = match self.rows.iter().position(|row| row.0 == name) {
-            Some(at) => at,
-            None => {
-                self.rows.push((name, 0, 0));
-                self.rows.len() - 1
-            }
-        };
-        &mut self.rows[at]
-    }
-
-    fn print(&self) {
-        println!("\n{:<44} {:>6} {:>6}", "operation", "count", "ok");
-        println!("{}", "-".repeat(58));
-        for (name, count, ok) in &self.rows {
-            let mark = if count == ok { "" } else { "  <- broke" };
-            println!("{name:<44} {count:>6} {ok:>6}{mark}");
-        }
-    }
-}
-
-/// The provider's process.
-struct Provider {
-    child: Child,
-    folder: PathBuf,
-    endpoints: Endpoints,
-}
-
-impl Provider {
-    async fn start(folder: &Path, listen: &str) -> Result<Self, Broke> {
-        let provider = |error: std::io::Error| Broke::Provider(error.to_string());
-        let log =
-            File::options().create(true).append(true).open(folder.join(LOG)).map_err(provider)?;
-        let data = folder.join("provider");
-        let mut child = Command::new(std::env::current_exe().map_err(provider)?)
-            .args(["serve", "--domain", DOMAIN, "--listen", listen, "--ops-listen", "127.0.0.1:0"])
-            .arg("--data-dir")
-            .arg(&data)
-            .env_remove("MIMID_CONFIG")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(provider)?)
-            .stderr(log)
-            .spawn()
-            .map_err(provider)?;
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            if let Ok(endpoints) = Endpoints::read(&data)
-                && endpoints.pid == child.id()
-            {
-                return Ok(Self { child, folder: folder.to_owned(), endpoints });
-            }
-            if let Some(status) = child.try_wait().map_err(provider)? {
-                return Err(Broke::Provider(format!("it ended at once ({status})")));
-            }
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                return Err(Broke::Provider("it did not start in time".to_owned()));
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Kills it as a power cut of the process would (SIGKILL).
-    fn kill(&mut self) -> Result<(), Broke> {
-        let killed = self.child.kill().and_then(|()| self.child.wait());
-        killed.map(|_| ()).map_err(|error| Broke::Provider(error.to_string()))
-    }
-
-    async fn start_again(&mut self) -> Result<(), Broke> {
-        let listen = self.endpoints.client.trim_start_matches("https://").to_owned();
-        *self = Self::start(&self.folder.clone(), &listen).await?;
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        // it is a child of this process and nobody else's
-        let _ = self.kill();
-    }
-}
-
-impl Drop for Provider {
-    fn drop(&mut self) {
-        self.stop();
-    }
 }
 
 /// What a client is to show of a group: who said what, in order.
@@ -364,7 +233,7 @@ impl<'a> Play<'a> {
             self.receive(other).await?;
             let request = self.actors[other].client.member().requests();
             let found = request.is_ok_and(|all| all.iter().any(|it| it.from == asking));
-            self.expect(found, &format!("{asked} sees the request of {asking}"))?;
+            self.check(found, &format!("{asked} sees the request of {asking}"))?;
             self.done("accept: join with the code, give consent", other, async |c| {
                 c.accept(&asking).await
             })
@@ -372,7 +241,7 @@ impl<'a> Play<'a> {
             self.receive(one).await?;
             let contact = self.actors[one].client.member().contact(&asked);
             let connected = contact.is_ok_and(|contact| contact.their_token.is_some());
-            self.expect(connected, &format!("{asking} has the consent of {asked}"))?;
+            self.check(connected, &format!("{asking} has the consent of {asked}"))?;
             told(&format!("{} and {} are connected", asking.name(), asked.name()));
         }
         Ok(())
@@ -457,7 +326,7 @@ impl<'a> Play<'a> {
         let row = self.tally.row("refused: a member removes a moderator");
         row.1 += 1;
         row.2 += u32::from(matches!(refused, Err(ClientError::Refused(_))));
-        self.expect(
+        self.check(
             matches!(refused, Err(ClientError::Refused(_))),
             "a member cannot remove a moderator",
         )?;
@@ -630,7 +499,7 @@ impl<'a> Play<'a> {
         let refused = matches!(wrong, Err(ClientError::Refused(_)));
         let row = self.tally.row("refused: a wrong joining code");
         (row.1, row.2) = (row.1 + 1, row.2 + u32::from(refused));
-        self.expect(refused, "nobody joins with a wrong code")?;
+        self.check(refused, "nobody joins with a wrong code")?;
         self.done("join-group: joining code", ALICE, async |c| {
             c.join(&club, &club.domain(), "club", Some(code)).await
         })
@@ -672,7 +541,7 @@ impl<'a> Play<'a> {
         .await?;
         self.receive_all(team, &[]).await?;
         let gone = self.view(CAROL, &id)?.members.iter().all(|member| member.client != uri);
-        self.expect(gone, "the deleted device is out of the group")?;
+        self.check(gone, "the deleted device is out of the group")?;
         told("alice deleted her laptop; the hub proposed its removal and bob committed it");
         self.talk(team, &[]).await
     }
@@ -693,7 +562,7 @@ impl<'a> Play<'a> {
             let state = self.view(at, &id)?.state;
             let gone = matches!(state, GroupState::Deleted | GroupState::Left);
             let name = self.actors[at].name.clone();
-            self.expect(gone, &format!("{name} knows that the group is deleted"))?;
+            self.check(gone, &format!("{name} knows that the group is deleted"))?;
         }
         told("bob removed carol, and alice deleted the group");
         self.no_complaints()
@@ -827,7 +696,7 @@ impl<'a> Play<'a> {
         let row = self.tally.row(name);
         (row.1, row.2) = (row.1 + 1, row.2 + u32::from(inside));
         let actor = &self.actors[who];
-        self.expect(
+        self.check(
             inside,
             &format!("{} is in the group (its last events: {:?})", actor.name, last_events(actor)),
         )
@@ -835,7 +704,7 @@ impl<'a> Play<'a> {
 
     fn is_out(&self, who: usize, group: &GroupId) -> Result<(), Broke> {
         let out = self.view(who, group)?.state == GroupState::Left;
-        self.expect(out, &format!("{} knows that it is out", self.actors[who].name))
+        self.check(out, &format!("{} knows that it is out", self.actors[who].name))
     }
 
     fn view(&self, who: usize, group: &GroupId) -> Result<crate::client::core::GroupView, Broke> {
@@ -855,22 +724,9 @@ impl<'a> Play<'a> {
         self.actors[who].client.member().client().clone()
     }
 
-    fn expect(&self, so: bool, what: &str) -> Result<(), Broke> {
+    fn check(&self, so: bool, what: &str) -> Result<(), Broke> {
         if so { Ok(()) } else { Err(Broke::Not(format!("not so: {what}"))) }
     }
-}
-
-async fn counted<T>(
-    tally: &mut Tally,
-    name: &'static str,
-    who: &str,
-    act: impl Future<Output = Result<T, ClientError>>,
-) -> Result<T, Broke> {
-    let outcome = act.await;
-    let row = tally.row(name);
-    row.1 += 1;
-    row.2 += u32::from(outcome.is_ok());
-    outcome.map_err(|error| Broke::Client { what: format!("{who}, {name}"), error })
 }
 
 fn events(actor: &Actor) -> Result<Vec<Event>, Broke> {
@@ -889,11 +745,9 @@ fn last_events(actor: &Actor) -> Vec<Event> {
 }
 
 fn shown(actor: &Actor, wanted: &GroupId) -> Result<Said, Broke> {
-    let said = |event| match event {
-        Event::Message { group, sender, text, .. } if group == *wanted => {
-            Some((sender, text.unwrap_or_default()))
-        }
-        _ => None,
+    let said = |event| {
+        let Event::Message { group, sender, text, .. } = event else { return None };
+        (group == *wanted).then(|| (sender, text.unwrap_or_default()))
     };
     Ok(events(actor)?.into_iter().filter_map(said).collect())
 }
@@ -919,9 +773,6 @@ fn told(what: &str) {
     println!("    {what}");
 }
 
-const DOMAIN: &str = "localhost";
-const LOG: &str = "provider.log";
-const START_TIMEOUT: Duration = Duration::from_secs(30);
 const STREAM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the hub may take to propose the removal of a device that was deleted.
 const HUB_TIMEOUT: Duration = Duration::from_secs(60);

@@ -69,15 +69,16 @@ impl HttpError {
     /// Whether the same call may succeed later; `Some` is how long the provider asks to wait.
     #[must_use]
     pub fn passes(&self) -> Option<u64> {
-        match self {
-            Self::Unreachable { .. } | Self::Status(500..=599) | Self::StreamEnded(_) => Some(0),
-            Self::Refused(
-                DsError::RateLimited { retry_after_ms, .. }
-                | DsError::Unavailable { retry_after_ms, .. }
-                | DsError::GroupMigrating { retry_after_ms, .. },
-            ) => Some(*retry_after_ms),
-            _ => None,
+        if let Self::Refused(
+            DsError::RateLimited { retry_after_ms, .. }
+            | DsError::Unavailable { retry_after_ms, .. }
+            | DsError::GroupMigrating { retry_after_ms, .. },
+        ) = self
+        {
+            return Some(*retry_after_ms);
         }
+        matches!(self, Self::Unreachable { .. } | Self::Status(500..=599) | Self::StreamEnded(_))
+            .then_some(0)
     }
 }
 

@@ -36,7 +36,7 @@ pub enum ClientError {
     #[error(transparent)]
     Core(#[from] CoreError),
     #[error(transparent)]
-    Http(#[from] HttpError),
+    Http(HttpError),
     #[error("the provider says no: {0}")]
     Refused(#[from] Refusal),
     /// The request is kept and is sent again by [`Client::resume`].
@@ -58,6 +58,16 @@ pub enum ClientError {
     NotRegistered,
     #[error("{0}")]
     Invalid(String),
+}
+
+impl From<HttpError> for ClientError {
+    fn from(error: HttpError) -> Self {
+        if let HttpError::Refused(refused) = error {
+            Self::Refused(Refusal(refused))
+        } else {
+            Self::Http(error)
+        }
+    }
 }
 
 /// Milliseconds since the Unix epoch, as this client's own clock has it.

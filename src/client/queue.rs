@@ -16,6 +16,10 @@ use crate::wire::{
 
 /// Entries to ask for at a time.
 const ENTRIES_MAX: u32 = 500;
+/// Entries that are taken in with one transaction.
+const ENTRIES_PER_STEP: usize = 100;
+/// Rounds in which entries only wait for an answer before they are left for later.
+const IDLE_ROUNDS_MAX: u32 = 5;
 /// How long after a broken stream the next one is tried.
 const RECONNECT_MIN: Duration = Duration::from_millis(200);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
@@ -31,13 +35,16 @@ impl Client {
         self.resume().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
+        let mut idle = 0;
         loop {
             let round = self.pull(wait_ms).await?;
             self.resume().await?;
             self.keep_stock().await?;
             taken += round.taken;
             // what waited for an answer, and what a Welcome opened, comes with the next round
-            if round.entries == 0 || (round.taken == 0 && round.again == 0 && !round.waits) {
+            idle = if round.taken > 0 { 0 } else { idle + 1 };
+            let nothing = round.taken == 0 && round.again == 0 && !round.waits;
+            if round.entries == 0 || nothing || idle > IDLE_ROUNDS_MAX {
                 return Ok(taken);
             }
             wait_ms = 0;
@@ -65,11 +72,13 @@ impl Client {
             .await?;
         self.member().acknowledged(&acks)?;
         let mut round = Round { entries: dequeued.entries.len(), ..Round::default() };
-        for entry in dequeued.entries.iter() {
-            match self.take(entry)? {
-                Handled::Taken => round.taken += 1,
-                Handled::Duplicate => round.again += 1,
-                Handled::Wait => round.waits = true,
+        for entries in dequeued.entries.chunks(ENTRIES_PER_STEP) {
+            for handled in self.take_all(entries)? {
+                match handled {
+                    Handled::Taken => round.taken += 1,
+                    Handled::Duplicate => round.again += 1,
+                    Handled::Wait => round.waits = true,
+                }
             }
         }
         if round.taken + round.again > 0 {
@@ -93,14 +102,19 @@ impl Client {
         Ok(self.member().acknowledged(&acks)?)
     }
 
-    fn take(&self, entry: &QueueEntry) -> Result<Handled, ClientError> {
+    fn take_all(&self, entries: &[QueueEntry]) -> Result<Vec<Handled>, ClientError> {
         let now = self.now();
         let member = self.member();
-        let handled = member.handle(entry, now)?;
-        if handled == Handled::Taken && matches!(entry.event, QueueEvent::KeyPackagesLow { .. }) {
+        let low = |entry: &QueueEntry| matches!(entry.event, QueueEvent::KeyPackagesLow { .. });
+        if entries.iter().any(low) {
             member.set(LOW, &true)?;
         }
-        Ok(handled)
+        Ok(member.handle_all(entries, now)?)
+    }
+
+    fn take(&self, entry: &QueueEntry) -> Result<Handled, ClientError> {
+        let handled = self.take_all(std::slice::from_ref(entry))?;
+        Ok(handled.first().copied().unwrap_or(Handled::Duplicate))
     }
 
     async fn keep_stock(&self) -> Result<(), ClientError> {
@@ -136,10 +150,10 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            match &ended {
-                ClientError::Http(error) if error.passes().is_some() => {}
-                ClientError::Unanswered { .. } => {}
-                _ => return Err(ended),
+            let passes = matches!(&ended, ClientError::Unanswered { .. })
+                || matches!(&ended, ClientError::Http(error) if error.passes().is_some());
+            if !passes {
+                return Err(ended);
             }
             tracing::info!(%ended, "the stream is opened again");
             tokio::time::sleep(delay).await;

@@ -133,10 +133,13 @@ impl Client {
     }
 
     async fn send(&self, outbound: &Outbound) -> Result<DsResponse, ClientError> {
-        let endpoint = match outbound.message.request {
-            DsRequest::WelcomeInfo(_) => "/v1/welcome_information",
-            DsRequest::ExternalCommitInfo(_) => "/v1/external_commit_information",
-            _ => "/v1/group_operation",
+        let request = &outbound.message.request;
+        let endpoint = if matches!(request, DsRequest::WelcomeInfo(_)) {
+            "/v1/welcome_information"
+        } else if matches!(request, DsRequest::ExternalCommitInfo(_)) {
+            "/v1/external_commit_information"
+        } else {
+            "/v1/group_operation"
         };
         let body = encode(&outbound.message);
         self.patiently(async || {
@@ -144,11 +147,13 @@ impl Client {
             self.as_caller(async |http, caller| http.ds(caller, endpoint, body).await).await
         })
         .await
-        .map_err(|error| match error {
-            ClientError::Http(error) if error.passes().is_some() => {
+        .map_err(|error| {
+            let passes = matches!(&error, ClientError::Http(error) if error.passes().is_some());
+            if passes {
                 ClientError::Unanswered { request: outbound.request, why: error.to_string() }
+            } else {
+                error
             }
-            error => error,
         })
     }
 
@@ -201,12 +206,7 @@ impl Client {
                     let backoff = BACKOFF_MIN_MS << attempt.min(8);
                     pause(after_ms.max(backoff.min(BACKOFF_MAX_MS))).await;
                 }
-                _ => {
-                    return Err(match error {
-                        HttpError::Refused(refused) => Refusal(refused).into(),
-                        error => error.into(),
-                    });
-                }
+                Some(_) | None => return Err(error.into()),
             }
         }
     }

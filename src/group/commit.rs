@@ -107,18 +107,17 @@ impl GroupState {
         let message = ProtocolMessage::PublicMessage(Box::new(parsed.public));
         let processed = self.tree.process(&self.hub.crypto, message)?;
         let aad = processed.aad().to_vec();
-        let staged = match processed.into_content() {
-            ProcessedMessageContent::StagedCommitMessage(staged) => *staged,
-            _ => return Err(Reject::InvalidMessage("the message is no commit".into())),
+        let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else {
+            return Err(Reject::InvalidMessage("the message is no commit".into()));
         };
-        let proof = match operation {
-            Operation::Join if !aad.is_empty() => {
-                let proof: JoinProof = decode(&aad).map_err(|_| {
-                    Reject::InvalidCommit("authenticated_data is not a JoinProof".into())
-                })?;
-                Some(proof)
-            }
-            _ => None,
+        let staged = *staged;
+        let proof = if operation == Operation::Join && !aad.is_empty() {
+            let proof: JoinProof = decode(&aad).map_err(|_| {
+                Reject::InvalidCommit("authenticated_data is not a JoinProof".into())
+            })?;
+            Some(proof)
+        } else {
+            None
         };
         let context = self.tree.context();
         let sender = &parsed.sender;
@@ -322,9 +321,9 @@ impl GroupState {
         let adds = by_value.iter().filter(|p| matches!(p, Proposal::Add(_))).count();
         let removes: Vec<LeafIndex> = by_value
             .iter()
-            .filter_map(|proposal| match proposal {
-                Proposal::Remove(remove) => Some(LeafIndex(remove.removed().u32())),
-                _ => None,
+            .filter_map(|proposal| {
+                let Proposal::Remove(remove) = proposal else { return None };
+                Some(LeafIndex(remove.removed().u32()))
             })
             .collect();
         let inits = by_value.iter().filter(|p| matches!(p, Proposal::ExternalInit(_))).count();
@@ -514,6 +513,7 @@ impl GroupState {
                 client: client.clone(),
                 config: facts.config.clone(),
                 key_package: Some(index),
+                pending: pending.is_some(),
             });
             added.push(AddedRecord {
                 leaf: next,
@@ -532,7 +532,7 @@ impl GroupState {
                 ));
             }
             let client = joined.client.clone();
-            binds.push(Bind { client, config: config.clone(), key_package: None });
+            binds.push(Bind { client, config: config.clone(), key_package: None, pending: false });
         }
         Ok((added, binds))
     }
@@ -598,6 +598,10 @@ impl GroupState {
                 self.pending_reject("the commit does not cover every pending proposal", true)
             );
         }
+        if committer.is_none() {
+            // the one Remove of an external commit is that of the leaf which it replaces
+            return Ok(());
+        }
         let by_value: Vec<&Proposal> = staged
             .queued_proposals()
             .filter(|queued| queued.proposal_or_ref_type() == ProposalOrRefType::Proposal)
@@ -605,9 +609,9 @@ impl GroupState {
             .collect();
         let going: BTreeSet<LeafIndex> =
             self.pending.iter().filter_map(|pending| goes(&pending.act)).collect();
-        let repeats = by_value.iter().any(|proposal| match proposal {
-            Proposal::Remove(remove) => going.contains(&LeafIndex(remove.removed().u32())),
-            _ => false,
+        let repeats = by_value.iter().any(|proposal| {
+            matches!(proposal, Proposal::Remove(remove)
+                if going.contains(&LeafIndex(remove.removed().u32())))
         });
         if repeats {
             return Err(Reject::InvalidCommit(

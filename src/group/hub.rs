@@ -90,6 +90,7 @@ impl GroupState {
             client: identity.client.clone(),
             config: create.client_queue_config.clone(),
             key_package: None,
+            pending: false,
         };
         let member = (LeafIndex(0), identity.client.clone(), create.client_queue_config.clone());
         let mut state = Self::found(hub, id.clone(), tree, info, vec![member], now)?;
@@ -255,10 +256,10 @@ impl GroupState {
     /// Leaves that the hub wants removed and that no pending proposal removes in this epoch.
     fn to_propose(&self) -> Vec<LeafIndex> {
         let leaving = |leaf: &LeafIndex| {
-            self.pending.iter().any(|pending| match pending.act.what {
-                What::Leave(l) => l == *leaf,
-                What::Remove(l) => l == *leaf && pending.record.hub,
-                _ => false,
+            self.pending.iter().any(|pending| {
+                let by_hub = pending.record.hub;
+                pending.act.what == What::Leave(*leaf)
+                    || (by_hub && pending.act.what == What::Remove(*leaf))
             })
         };
         self.going.keys().copied().filter(|leaf| !leaving(leaf)).collect()

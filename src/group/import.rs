@@ -63,6 +63,7 @@ pub fn judge(hub: &Arc<Hub>, import: &GroupImport, now: Timestamp) -> Result<Cre
             client: identity.client.clone(),
             config: config.clone(),
             key_package: None,
+            pending: false,
         });
         members.push((leaf, identity.client, config.clone()));
     }

@@ -6,14 +6,18 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod commit;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod hub;
 pub mod import;
 mod memory;
 pub mod mls;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod propose;
 pub mod record;
 pub mod reject;
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -158,6 +162,9 @@ pub struct Bind {
     pub config: ClientQueueConfig,
     /// Index of the KeyPackage in the commit, for the error; none where the client itself gave the config.
     pub key_package: Option<u32>,
+    /// The Add was pending and is covered by reference: where its token has gone bad since, the commit stands all the
+    /// same (no commit could be accepted otherwise), and the hub proposes the client's removal.
+    pub pending: bool,
 }
 
 #[derive(Debug)]
@@ -712,4 +719,5 @@ pub(crate) fn broken(problem: MlsProblem) -> Reject {
 }
 
 #[cfg(test)]
+#[expect(clippy::wildcard_enum_match_arm, reason = "tests name the case that they are about")]
 mod tests;

@@ -25,7 +25,7 @@ use crate::{
 };
 
 use super::{
-    Decision, GroupState, Reject, Request, Staged, Step,
+    Bind, Decision, GroupState, Reject, Request, Staged, Step,
     record::{Change, Kind, Pending, PendingAdd},
     stage::{acts_of, verify_request},
 };
@@ -59,19 +59,22 @@ impl GroupState {
             accepted.push(new);
         }
         let mut steps = Vec::new();
+        let mut binds = Vec::new();
         for (index, pending) in accepted.into_iter().enumerate() {
+            // bound now, so that a token that leads nowhere is refused before everybody has to commit it
+            if let (What::Add(identity), Some(added)) = (&pending.act.what, &pending.record.added) {
+                binds.push(Bind {
+                    client: identity.client.clone(),
+                    config: added.config.clone(),
+                    key_package: Some(u32::try_from(index).unwrap_or(u32::MAX)),
+                    pending: false,
+                });
+            }
             let request_key = (index == 0).then(|| Self::request_key(&request.message));
             let except = leaf.and_then(|leaf| self.members.get(&leaf)).map(|m| m.recipient);
             steps.push(Step::proposal(pending, request_key, leaf, except));
         }
-        let staged = Staged {
-            at: now,
-            steps,
-            // a proposal may never be committed: its queue is bound by the commit that adds the client
-            binds: Vec::new(),
-            renew_hub_proposals: false,
-            answered: true,
-        };
+        let staged = Staged { at: now, steps, binds, renew_hub_proposals: false, answered: true };
         Ok(Decision::Write(Box::new(staged)))
     }
 

@@ -35,6 +35,7 @@ pub struct Change {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "it is encoded at once and never kept in numbers")]
 pub enum Kind {
     /// The group begins: what it begins with is in the snapshot that is written with it.
     Created,

@@ -297,8 +297,12 @@ impl GroupState {
             sender: Some(leaf),
             kind: Kind::Queue { leaf, config: config.clone(), filter, timestamp },
         };
-        let bind =
-            Bind { client: member.client.clone(), config: config.clone(), key_package: None };
+        let bind = Bind {
+            client: member.client.clone(),
+            config: config.clone(),
+            key_package: None,
+            pending: false,
+        };
         let staged = Staged {
             at: now,
             steps: vec![Step::quiet(change)],

@@ -5,6 +5,7 @@
 //! inside a group") and §2 ("Policy"). Deliberately absent: what only the hub can see (time, expiry, limits,
 //! uses); that is judged in `group`.
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod change;
 pub mod leaf;
 pub mod pending;

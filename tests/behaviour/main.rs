@@ -1,5 +1,7 @@
 //! What mimid promises, by behaviour: one binary, because linking it is the slow part.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::wildcard_enum_match_arm, clippy::while_let_loop)]
+#![allow(clippy::field_reassign_with_default)]
 
 mod cli;
 mod client;

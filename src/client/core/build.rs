@@ -11,7 +11,6 @@ use openmls::{
 
 use super::{
     CoreError, GroupState, Hub, Kind, Member, NewGroup, Outbound,
-    home::LiftedGroup,
     identity::{self, StoredKey, capabilities, unknown},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending, PolicyChange, Right},
     view::{policy_of, roster_of},
@@ -23,13 +22,13 @@ use crate::{
         codec::{List, Opaque, Raw, ShortOpaque, decode, encode},
         ds::{
             Add, CreateGroup, DeleteGroup, DsContext, DsMessage, DsRequest, DsSenderId,
-            ExternalCommitInfo, GroupUpdate, Info, JoinGroup, PartialGroupInfo, Propose,
-            ProtocolVersion, ResyncClient, SendMessage, UpdateClientFanoutInfo, UpdateGroup,
-            UpdateQueueInfo, WelcomeInfo, ds_message_tbs,
+            ExternalCommitInfo, GroupUpdate, PartialGroupInfo, Propose, ProtocolVersion,
+            SendMessage, UpdateClientFanoutInfo, UpdateGroup, UpdateQueueInfo, WelcomeInfo,
+            ds_message_tbs,
         },
         extensions::{
-            GROUP_POLICY, GroupPolicy, JoinCode, JoinProof, JoinProofTbs, KeyPackageClass,
-            PublicKey, Signature, SignatureScheme, USER_KEY,
+            GROUP_POLICY, GroupPolicy, JoinCode, KeyPackageClass, PublicKey, Signature,
+            SignatureScheme, USER_KEY,
         },
         ids::{ClientUri, GroupId, KeyPackageRef, LeafIndex, RequestId, Timestamp},
         mls::{Extension, KeyPackage, MlsMessage},
@@ -38,7 +37,7 @@ use crate::{
 
 /// Past epochs whose messages can still be read: a client that caught up from a `wrong_epoch` answer reads the
 /// messages in between afterwards.
-const PAST_EPOCHS_MAX: usize = 16;
+pub(super) const PAST_EPOCHS_MAX: usize = 16;
 
 /// A request before it is signed.
 pub(super) struct Draft {
@@ -137,12 +136,10 @@ impl Member {
             }
             Operation::Resync | Operation::Join { .. } | Operation::AskToJoin => {
                 let leaf_key = record.leaf_key.open()?;
-                let join_proof = match &pending.operation {
-                    Operation::Join { code: Some(code) } => {
-                        Some(self.join_proof(&group_id, *code, leaf_key.public())?)
-                    }
-                    _ => None,
-                };
+                let mut join_proof = None;
+                if let Operation::Join { code: Some(code) } = &pending.operation {
+                    join_proof = Some(self.join_proof(&group_id, *code, leaf_key.public())?);
+                }
                 Ok(Some(Draft {
                     sender: DsSenderId::UserKeyHash(self.identity.user_key_hash()),
                     request: DsRequest::ExternalCommitInfo(ExternalCommitInfo {
@@ -178,14 +175,14 @@ impl Member {
         now: Timestamp,
     ) -> Result<Draft, CoreError> {
         let operation = pending.operation.clone();
-        match &operation {
-            Operation::Resync => return self.resync(pending, record),
-            Operation::Join { code } => return self.enter(pending, record, *code),
-            Operation::AskToJoin => return self.ask_to_join(pending, record, now),
-            Operation::Welcome { .. } => {
-                return Err(CoreError::Invalid("a Welcome is taken up and not sent"));
-            }
-            _ => {}
+        if operation == Operation::Resync {
+            return self.resync(pending, record);
+        }
+        if let Operation::Join { code } = &operation {
+            return self.enter(pending, record, *code);
+        }
+        if operation == Operation::AskToJoin {
+            return self.ask_to_join(pending, record, now);
         }
         let mut group = self.load(&pending.group)?;
         let signer = record.leaf_key.open()?;
@@ -302,7 +299,9 @@ impl Member {
             Operation::Resync
             | Operation::Join { .. }
             | Operation::AskToJoin
-            | Operation::Welcome { .. } => Err(CoreError::Invalid("built above")),
+            | Operation::Welcome { .. } => {
+                Err(CoreError::Invalid("a Welcome is taken up and not sent"))
+            }
         }
     }
 
@@ -562,170 +561,6 @@ impl Member {
         let new = references(group).into_iter().filter(|it| !known.contains(it)).collect();
         Ok((messages, new))
     }
-
-    fn join_proof(
-        &self,
-        group: &GroupId,
-        code: [u8; 32],
-        leaf_key: &PublicKey,
-    ) -> Result<JoinProof, CoreError> {
-        let code = SigningKey::from_seed(code)?;
-        let tbs = JoinProofTbs {
-            group_id: group.clone(),
-            user_key_hash: self.identity.user_key_hash(),
-            leaf_key: leaf_key.clone(),
-        };
-        let signature = code.sign_with_label("JoinProofTBS", &encode(&tbs))?;
-        Ok(JoinProof { public_key: code.public().clone(), signature })
-    }
-
-    fn resync(&self, pending: &mut Pending, record: &GroupRecord) -> Result<Draft, CoreError> {
-        let info = take_info(pending)?;
-        let signer = record.leaf_key.open()?;
-        // a leaf index changes by a resync only, so the old state knows it however old it is
-        let old = LeafIndex(self.load(&pending.group)?.own_leaf_index().u32());
-        let config = self.take_token(KeyPackageClass::Group, false)?;
-        let (update, state) = self.external_commit(&pending.group, info, &signer, Vec::new())?;
-        let request = ResyncClient {
-            group_id: pending.group.clone(),
-            sender: signer.public().clone(),
-            update,
-            client_queue_config: config,
-        };
-        Ok(Draft {
-            sender: DsSenderId::LeafIndex(old),
-            request: DsRequest::ResyncClient(request),
-            effect: Effect::Enter { state, leaf_key: StoredKey::of(&signer) },
-            signer,
-        })
-    }
-
-    fn enter(
-        &self,
-        pending: &mut Pending,
-        record: &mut GroupRecord,
-        code: Option<[u8; 32]>,
-    ) -> Result<Draft, CoreError> {
-        let info = take_info(pending)?;
-        let suite = info.group_info.parse()?.ciphersuite();
-        let leaf_key = self.identity.leaf_key(suite)?;
-        let aad = match code {
-            Some(code) => encode(&self.join_proof(&pending.group, code, leaf_key.public())?),
-            None => Vec::new(),
-        };
-        let config = self.take_token(KeyPackageClass::Group, false)?;
-        record.queue = Some(config.clone());
-        let (update, state) = self.external_commit(&pending.group, info, leaf_key, aad)?;
-        let request =
-            JoinGroup { group_id: pending.group.clone(), update, client_queue_config: config };
-        Ok(Draft {
-            sender: DsSenderId::UserKeyHash(self.identity.user_key_hash()),
-            request: DsRequest::JoinGroup(request),
-            signer: self.identity.user_key.clone(),
-            effect: Effect::Enter { state, leaf_key: StoredKey::of(leaf_key) },
-        })
-    }
-
-    /// An external commit, and the state that the group has behind it; what the home holds of the group stays.
-    fn external_commit(
-        &self,
-        id: &GroupId,
-        info: Info,
-        signer: &SigningKey,
-        aad: Vec<u8>,
-    ) -> Result<(GroupUpdate, LiftedGroup), CoreError> {
-        let before = self.home.lift(id)?;
-        let provider = self.home.provider();
-        let group_info = info.group_info.parse()?;
-        if group_info.group_id().as_slice() != id.as_bytes() {
-            return Err(CoreError::Invalid("the hub answered with another group"));
-        }
-        let proposals = info
-            .pending
-            .iter()
-            .filter_map(|message| match message.parse().ok()?.extract() {
-                mls::MlsMessageBodyIn::PublicMessage(message) => Some(message),
-                _ => None,
-            })
-            .collect();
-        let suite = group_info.ciphersuite();
-        let leaf = mls::LeafNodeParameters::builder()
-            .with_capabilities(capabilities())
-            .with_extensions(self.identity.leaf_extensions(signer)?)
-            .build();
-        let (group, bundle) = mls::MlsGroup::external_commit_builder()
-            .with_proposals(proposals)
-            .with_ratchet_tree(info.ratchet_tree.parse()?)
-            .with_config(join_config())
-            .with_aad(aad)
-            .skip_lifetime_validation()
-            .build_group(&provider, group_info, self.identity.credential_with_key(signer))
-            .map_err(CoreError::mls)?
-            .leaf_node_parameters(leaf)
-            .load_psks(provider.storage())
-            .map_err(CoreError::mls)?
-            .build(provider.rand(), provider.crypto(), signer, |_| true)
-            .map_err(CoreError::mls)?
-            .finalize(&provider)
-            .map_err(CoreError::mls)?;
-        self.check_everyone(&group)?;
-        let exported =
-            group.export_group_info(provider.crypto(), signer, false).map_err(CoreError::mls)?;
-        let update = GroupUpdate {
-            commit: Raw::of(bundle.commit()),
-            group_info: partial(&exported, suite)?,
-            welcome: None,
-        };
-        let state = self.home.lift(id)?;
-        self.home.drop_in(id, &before)?;
-        Ok((update, state))
-    }
-
-    fn ask_to_join(
-        &self,
-        pending: &mut Pending,
-        record: &mut GroupRecord,
-        now: Timestamp,
-    ) -> Result<Draft, CoreError> {
-        let info = take_info(pending)?;
-        let group_info = info.group_info.parse()?;
-        let suite = group_info.ciphersuite();
-        let signer = self.identity.leaf_key(suite)?.clone();
-        let config = self.take_token(KeyPackageClass::Group, false)?;
-        record.queue = Some(config.clone());
-        record.leaf_key = StoredKey::of(&signer);
-        let queue = identity::queue_of(KeyPackageClass::Group, config);
-        let key_package = self.identity.key_package(&self.home, suite, queue, false, now)?;
-        let reference = identity::key_package_ref(&self.home, &key_package)?;
-        let message = mls::JoinProposal::new::<
-            <super::home::Provider<'_> as OpenMlsProvider>::StorageProvider,
-        >(
-            key_package, group_info.group_id().clone(), group_info.epoch(), &signer
-        )
-        .map_err(CoreError::mls)?;
-        Ok(Draft {
-            sender: DsSenderId::KeyPackageRef(KeyPackageRef(bounded(reference)?)),
-            request: DsRequest::Propose(Propose { proposals: list(vec![Raw::of(&message)])? }),
-            signer,
-            effect: Effect::Nothing,
-        })
-    }
-
-    /// Checks every leaf of a group that this client enters: what the hub showed it is not taken on trust.
-    pub(super) fn check_everyone(&self, group: &mls::MlsGroup) -> Result<(), CoreError> {
-        let policy = policy_of(group)?;
-        let leaves = group
-            .public_group()
-            .treesync()
-            .full_leaves()
-            .map(|(index, leaf)| {
-                let identity = policy::identify(leaf, &policy.credential_types)?;
-                Ok((LeafIndex(index.u32()), identity))
-            })
-            .collect::<Result<Vec<_>, policy::LeafProblem>>()
-            .map_err(CoreError::mls)?;
-        Roster::of(leaves).map(|_| ()).map_err(CoreError::mls)
-    }
 }
 
 /// What a commit brings by value beside removals.
@@ -738,14 +573,6 @@ struct Change {
 
 /// The version and wire format before an MLSMessage's body.
 const MLS_MESSAGE_HEADER_LEN: usize = 4;
-
-pub(super) fn join_config() -> mls::MlsGroupJoinConfig {
-    mls::MlsGroupJoinConfig::builder()
-        .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
-        .use_ratchet_tree_extension(false)
-        .set_past_epoch_deletion_policy(PastEpochDeletionPolicy::MaxEpochs(PAST_EPOCHS_MAX))
-        .build()
-}
 
 fn sign(
     pending: &Pending,
@@ -775,7 +602,7 @@ fn sign(
 }
 
 /// The part of a GroupInfo that its epoch's state does not say: extensions and signature.
-fn partial(
+pub(super) fn partial(
     message: &mls::MlsMessageOut,
     suite: mls::Ciphersuite,
 ) -> Result<PartialGroupInfo, CoreError> {
@@ -802,26 +629,21 @@ fn signer_key(record: &GroupRecord) -> Result<PublicKey, CoreError> {
     Ok(record.leaf_key.open()?.public().clone())
 }
 
-fn take_info(pending: &mut Pending) -> Result<Info, CoreError> {
-    let bytes = pending.info.take().ok_or(CoreError::Invalid("the hub has not answered yet"))?;
-    Ok(decode(&bytes)?)
-}
-
 fn leaf_taken_out(proposal: &mls::QueuedProposal) -> Option<LeafIndex> {
-    match (proposal.proposal(), proposal.sender()) {
-        (mls::Proposal::Remove(remove), _) => Some(LeafIndex(remove.removed().u32())),
-        (mls::Proposal::SelfRemove, mls::Sender::Member(leaf)) => Some(LeafIndex(leaf.u32())),
-        _ => None,
+    if let mls::Proposal::Remove(remove) = proposal.proposal() {
+        return Some(LeafIndex(remove.removed().u32()));
     }
+    if let (mls::Proposal::SelfRemove, mls::Sender::Member(leaf)) =
+        (proposal.proposal(), proposal.sender())
+    {
+        return Some(LeafIndex(leaf.u32()));
+    }
+    None
 }
 
 fn client_added(proposal: &mls::QueuedProposal) -> Option<ClientUri> {
-    match proposal.proposal() {
-        mls::Proposal::Add(add) => {
-            policy::leaf::client_of(add.key_package().leaf_node().credential()).ok()
-        }
-        _ => None,
-    }
+    let mls::Proposal::Add(add) = proposal.proposal() else { return None };
+    policy::leaf::client_of(add.key_package().leaf_node().credential()).ok()
 }
 
 pub(super) fn references(group: &mls::MlsGroup) -> Vec<Vec<u8>> {
@@ -878,12 +700,14 @@ fn changed_policy(
     Ok(policy)
 }
 
-fn bounded<const MAX: usize, const MIN: usize>(
+pub(super) fn bounded<const MAX: usize, const MIN: usize>(
     bytes: Vec<u8>,
 ) -> Result<Opaque<MAX, MIN>, CoreError> {
     Opaque::new(bytes).map_err(|_| CoreError::Invalid("a value is too long"))
 }
 
-fn list<T: tls_codec::Size, const MAX: usize>(items: Vec<T>) -> Result<List<T, MAX>, CoreError> {
+pub(super) fn list<T: tls_codec::Size, const MAX: usize>(
+    items: Vec<T>,
+) -> Result<List<T, MAX>, CoreError> {
     List::new(items).map_err(|_| CoreError::Invalid("a request is too large"))
 }

@@ -10,6 +10,7 @@
 
 mod build;
 mod content;
+mod enter;
 mod home;
 mod identity;
 mod offer;

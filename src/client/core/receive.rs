@@ -4,11 +4,14 @@
 //! comes in and every commit is judged by the policy, as the hub judges it ([`crate::policy`]). Not here: fetching
 //! and acknowledging. PROTOCOL.md §3, "The client's queue".
 
+use std::collections::BTreeSet;
+
 use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
     Content, CoreError, Event, GroupState, Kind, Member,
-    build::{join_config, references},
+    build::references,
+    enter::join_config,
     epoch_of,
     identity::StoredKey,
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
@@ -76,39 +79,75 @@ impl Member {
     /// [`CoreError::Store`]: nothing has changed, and the entry can be handled again. What a sender made up is no
     /// error here but an [`Event`].
     pub fn handle(&self, entry: &QueueEntry, now: Timestamp) -> Result<Handled, CoreError> {
+        self.home.step(|| self.take_entry(entry, now))
+    }
+
+    /// As [`Member::handle`], for many entries in one transaction: all of them are taken in, or none. Behind an
+    /// entry that waits the rest of its feed waits, too.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn handle_all(
+        &self,
+        entries: &[QueueEntry],
+        now: Timestamp,
+    ) -> Result<Vec<Handled>, CoreError> {
         self.home.step(|| {
-            let key = entry.feed.0.to_be_bytes();
-            let mut feed: FeedRecord = self.home.find(Kind::Feed, &key)?.unwrap_or_default();
-            if feed.last >= entry.sequence {
-                // the provider does not have the acknowledgement any more, or not yet: it is given again
-                if feed.acknowledged >= entry.sequence {
-                    feed.acknowledged = Sequence(entry.sequence.0.saturating_sub(1));
-                    self.home.put(Kind::Feed, &key, &feed)?;
-                }
-                return Ok(Handled::Duplicate);
-            }
-            let group = GroupId::from_bytes(entry.group_id.as_slice()).ok();
-            let outcome = self
-                .home
-                .attempt(|| self.take_event(entry, feed.group.as_ref().or(group.as_ref()), now))?;
-            if outcome == Handled::Wait {
-                return Ok(Handled::Wait);
-            }
-            if feed.last != entry.previous {
-                self.push(&Event::Misbehaviour {
-                    what: format!(
-                        "the provider says that entry {} follows {} in feed {}, and this client last got {}",
-                        entry.sequence, entry.previous, entry.feed, feed.last
-                    ),
-                })?;
-            }
-            feed.last = entry.sequence;
-            if entry.feed != FeedId(0) {
-                feed.group = feed.group.or(group);
-            }
-            self.home.put(Kind::Feed, &key, &feed)?;
-            Ok(Handled::Taken)
+            let mut waiting = BTreeSet::new();
+            entries
+                .iter()
+                .map(|entry| {
+                    if waiting.contains(&entry.feed) {
+                        return Ok(Handled::Wait);
+                    }
+                    let handled = self.take_entry(entry, now)?;
+                    if handled == Handled::Wait {
+                        waiting.insert(entry.feed);
+                    }
+                    Ok(handled)
+                })
+                .collect()
         })
+    }
+
+    fn take_entry(&self, entry: &QueueEntry, now: Timestamp) -> Result<Handled, CoreError> {
+        let key = entry.feed.0.to_be_bytes();
+        let mut feed: FeedRecord = self.home.find(Kind::Feed, &key)?.unwrap_or_default();
+        if feed.last >= entry.sequence {
+            // the provider does not have the acknowledgement any more, or not yet: it is given again
+            if feed.acknowledged >= entry.sequence {
+                feed.acknowledged = Sequence(entry.sequence.0.saturating_sub(1));
+                self.home.put(Kind::Feed, &key, &feed)?;
+            }
+            return Ok(Handled::Duplicate);
+        }
+        let group = GroupId::from_bytes(entry.group_id.as_slice()).ok();
+        let taken = self
+            .home
+            .attempt(|| self.take_event(entry, feed.group.as_ref().or(group.as_ref()), now));
+        match taken {
+            Ok(Handled::Wait) => return Ok(Handled::Wait),
+            Ok(Handled::Taken | Handled::Duplicate) => {}
+            Err(error @ (CoreError::Store(_) | CoreError::Stored(_))) => return Err(error),
+            // one entry that cannot be true must not stop those behind it
+            Err(error) => self.push(&Event::Misbehaviour {
+                what: format!("entry {} of feed {}: {error}", entry.sequence, entry.feed),
+            })?,
+        }
+        if feed.last != entry.previous {
+            self.push(&Event::Misbehaviour {
+                what: format!(
+                    "the provider says that entry {} follows {} in feed {}, and this client last got {}",
+                    entry.sequence, entry.previous, entry.feed, feed.last
+                ),
+            })?;
+        }
+        feed.last = entry.sequence;
+        if entry.feed != FeedId(0) {
+            feed.group = feed.group.or(group);
+        }
+        self.home.put(Kind::Feed, &key, &feed)?;
+        Ok(Handled::Taken)
     }
 
     fn take_event(
@@ -285,10 +324,10 @@ impl Member {
 
     /// Which KeyPackage, group and epoch a Welcome is for; the KeyPackage stays.
     fn peek(&self, welcome: &MlsMessage) -> Result<(mls::KeyPackage, GroupId, Epoch), CoreError> {
-        struct Peeked(Result<(mls::KeyPackage, GroupId, Epoch), CoreError>);
+        struct Peeked(Box<Result<(mls::KeyPackage, GroupId, Epoch), CoreError>>);
         impl From<CoreError> for Peeked {
             fn from(error: CoreError) -> Self {
-                Self(Err(error))
+                Self(Box::new(Err(error)))
             }
         }
         // looking into a Welcome uses its KeyPackage up, so what is seen is handed out as an error
@@ -307,10 +346,10 @@ impl Member {
             let key_package = seen
                 .own_key_package()
                 .ok_or(CoreError::Invalid("it is for no KeyPackage of this client"))?;
-            Err(Peeked(Ok((key_package.clone(), group, Epoch(info.epoch().as_u64())))))
+            Err(Peeked(Box::new(Ok((key_package.clone(), group, Epoch(info.epoch().as_u64()))))))
         });
         match looked {
-            Err(Peeked(seen)) => seen,
+            Err(Peeked(seen)) => *seen,
             Ok(()) => Err(CoreError::Invalid("nothing was seen")),
         }
     }
@@ -486,26 +525,15 @@ impl Member {
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = decode::<JoinProof>(aad).ok();
             if let Some(proof) = proof {
-                record.proofs.push((reference, encode(proof)));
+                record.proofs.push((reference.clone(), encode(proof)));
             }
         }
         policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
-        // what this one displaces at the hub is displaced here
-        let standing: Vec<mls::QueuedProposal> = group.pending_proposals().cloned().collect();
-        let acts = standing
-            .iter()
-            .map(|it| self.act(it, group, &roster, &record))
-            .collect::<Result<Vec<_>, _>>()?;
-        let refs: Vec<&Act> = acts.iter().collect();
-        let displaced = pending::place(&refs, &act, roster.len(), usize::MAX).unwrap_or_default();
-        let provider = self.home.provider();
-        for index in displaced {
-            if let Some(old) = standing.get(index) {
-                group
-                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
-                    .map_err(CoreError::mls)?;
-            }
+        if !self.make_place(group, &act, &reference, &roster, &record)? {
+            // it was displaced by what this client proposed itself and knew of first
+            return Ok(Followed::No);
         }
+        let provider = self.home.provider();
         group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
         self.put_record(id, &record)?;
         self.push(&Event::Proposed {
@@ -514,6 +542,63 @@ impl Member {
             what: describe(&act, &roster),
         })?;
         Ok(Followed::Yes)
+    }
+
+    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands.
+    fn make_place(
+        &self,
+        group: &mut mls::MlsGroup,
+        act: &Act,
+        reference: &[u8],
+        roster: &Roster,
+        record: &GroupRecord,
+    ) -> Result<bool, Unacceptable> {
+        let standing: Vec<mls::QueuedProposal> = group
+            .pending_proposals()
+            .filter(|it| it.proposal_reference_ref().as_slice() != reference)
+            .cloned()
+            .collect();
+        let acts = standing
+            .iter()
+            .map(|it| self.act(it, group, roster, record))
+            .collect::<Result<Vec<_>, _>>()?;
+        let refs: Vec<&Act> = acts.iter().collect();
+        let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
+            Ok(displaced) => displaced,
+            Err(pending::PendingProblem::LeavingAlready) => return Ok(false),
+            Err(_) => Vec::new(),
+        };
+        let provider = self.home.provider();
+        for index in displaced {
+            if let Some(old) = standing.get(index) {
+                group
+                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
+                    .map_err(CoreError::mls)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Proposals of this client's own that the hub accepted take their place among the others.
+    pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
+        let mut group = self.load(id)?;
+        let (roster, record) = (roster_of(&group)?, self.record(id)?);
+        for reference in own {
+            let found = group
+                .pending_proposals()
+                .find(|it| it.proposal_reference_ref().as_slice() == reference)
+                .cloned();
+            let Some(proposal) = found else { continue };
+            let placed = self
+                .act(&proposal, &group, &roster, &record)
+                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, &record));
+            match placed {
+                Ok(_) => {}
+                Err(Unacceptable::Core(error)) => return Err(error),
+                Err(problem) => return Err(CoreError::mls(problem)),
+            }
+        }
+        Ok(())
     }
 
     fn act(
@@ -555,7 +640,9 @@ impl Member {
         roster.check(&what.for_check())?;
         let committer = match sender {
             mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
-            _ => None,
+            mls::Sender::External(_)
+            | mls::Sender::NewMemberProposal
+            | mls::Sender::NewMemberCommit => None,
         };
         policy::judge(&before, &roster, id, committer, &what.acts)?;
         let removed: Vec<ClientUri> = what

@@ -7,7 +7,7 @@ use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
     CoreError, Event, GroupState, Kind, Member, Refusal,
-    build::join_config,
+    enter::join_config,
     epoch_of,
     identity::StoredKey,
     receive::Followed,
@@ -76,7 +76,7 @@ impl Member {
             .ok_or(CoreError::Invalid("accepted is no answer to what was asked"))?;
         match built.effect {
             Effect::Nothing => {}
-            Effect::Proposed { .. } => {}
+            Effect::Proposed { references } => self.place_own(&pending.group, &references)?,
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
                 group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
@@ -202,39 +202,41 @@ impl Member {
         error: DsError,
         now: Timestamp,
     ) -> Result<Settled, CoreError> {
-        match &error {
-            DsError::RateLimited { retry_after_ms, .. }
-            | DsError::Unavailable { retry_after_ms, .. }
-            | DsError::GroupMigrating { retry_after_ms, .. } => {
-                return Ok(Settled::Again { after_ms: (*retry_after_ms).max(1) });
+        if let DsError::RateLimited { retry_after_ms, .. }
+        | DsError::Unavailable { retry_after_ms, .. }
+        | DsError::GroupMigrating { retry_after_ms, .. } = &error
+        {
+            return Ok(Settled::Again { after_ms: (*retry_after_ms).max(1) });
+        }
+        let may_rebuild = pending.rebuilt < REBUILDS_MAX;
+        if let DsError::StaleRequest { server_time, .. } = &error {
+            let offset = i64::try_from(i128::from(server_time.0) - i128::from(now.0));
+            let offset: i64 = offset.unwrap_or(0);
+            let known: i64 = self.home.find(Kind::Setting, b"clock_offset_ms")?.unwrap_or_default();
+            if offset.unsigned_abs() > CLOCK_STEP_MS && may_rebuild {
+                pending.rebuilt += 1;
+                self.home.put(Kind::Setting, b"clock_offset_ms", &(known + offset))?;
+                self.home.put(Kind::Pending, key, &pending)?;
+                return Ok(Settled::Again { after_ms: 0 });
             }
-            DsError::StaleRequest { server_time, .. } => {
-                let offset = i64::try_from(i128::from(server_time.0) - i128::from(now.0));
-                let offset: i64 = offset.unwrap_or(0);
-                let known: i64 =
-                    self.home.find(Kind::Setting, b"clock_offset_ms")?.unwrap_or_default();
-                if offset.unsigned_abs() > CLOCK_STEP_MS && pending.rebuilt < REBUILDS_MAX {
-                    pending.rebuilt += 1;
-                    self.home.put(Kind::Setting, b"clock_offset_ms", &(known + offset))?;
-                    self.home.put(Kind::Pending, key, &pending)?;
-                    return Ok(Settled::Again { after_ms: 0 });
-                }
+        }
+        if let DsError::WrongEpoch { missed, .. } = &error
+            && may_rebuild
+        {
+            return self.rebuild(key, pending, missed);
+        }
+        if let DsError::PendingProposals { pending: missed, .. } = &error
+            && may_rebuild
+        {
+            return self.rebuild(key, pending, missed);
+        }
+        if let DsError::GroupNotFound { .. } = &error {
+            let mut record = self.record(&pending.group)?;
+            if matches!(record.state, GroupState::Active | GroupState::Lost) {
+                record.state = GroupState::Deleted;
+                self.put_record(&pending.group, &record)?;
+                self.push(&Event::Deleted { group: pending.group.clone() })?;
             }
-            DsError::WrongEpoch { missed, .. } if pending.rebuilt < REBUILDS_MAX => {
-                return self.rebuild(key, pending, missed);
-            }
-            DsError::PendingProposals { pending: missed, .. } if pending.rebuilt < REBUILDS_MAX => {
-                return self.rebuild(key, pending, missed);
-            }
-            DsError::GroupNotFound { .. } if pending.operation != Operation::CreateGroup => {
-                let mut record = self.record(&pending.group)?;
-                if matches!(record.state, GroupState::Active | GroupState::Lost) {
-                    record.state = GroupState::Deleted;
-                    self.put_record(&pending.group, &record)?;
-                    self.push(&Event::Deleted { group: pending.group.clone() })?;
-                }
-            }
-            _ => {}
         }
         let group = pending.group.clone();
         let was_resync = pending.operation == Operation::Resync;

@@ -1,6 +1,8 @@
 //! Several clients over a small ordering loop: it gives sequences, keeps feeds and checks nothing. What a hub
 //! checks is tested in `group`, and both together in `tests/behaviour`.
 
+#![allow(clippy::wildcard_enum_match_arm)]
+
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use openmls::prelude::{OpenMlsProvider as _, tls_codec::Serialize as _};

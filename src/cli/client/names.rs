@@ -1,0 +1,55 @@
+//! What people write on the command line for users, devices, roles and codes.
+
+use super::home::invalid;
+use crate::{
+    client::{Client, ClientError},
+    wire::{
+        extensions::Role,
+        ids::{ClientUri, UserUri},
+    },
+};
+
+pub(super) fn pair(given: &str) -> Result<(&str, &str), ClientError> {
+    given.split_once('=').ok_or_else(|| invalid(format!("{given:?} is not of the form NAME=ROLE")))
+}
+
+pub(super) fn role_named(name: &str) -> Result<Role, ClientError> {
+    match name {
+        "banned" => Ok(Role::Banned),
+        "member" => Ok(Role::Member),
+        "moderator" => Ok(Role::Moderator),
+        "admin" => Ok(Role::Admin),
+        other => {
+            Err(invalid(format!("{other:?} is no role; they are banned, member, moderator, admin")))
+        }
+    }
+}
+
+/// A user by URI, or by name at this client's own provider.
+pub(super) fn user_named(client: &Client, name: &str) -> Result<UserUri, ClientError> {
+    let user = if name.contains("://") {
+        UserUri::new(name)
+    } else {
+        UserUri::of(&client.member().client().domain(), name)
+    };
+    user.map_err(|error| invalid(error.to_string()))
+}
+
+pub(super) fn own_device(client: &Client, name: &str) -> Result<ClientUri, ClientError> {
+    let uri = if name.contains("://") {
+        ClientUri::new(name).or_else(|_| {
+            // a user's URI: no device of ours
+            UserUri::new(name).and_then(|user| ClientUri::of(&user, "-"))
+        })
+    } else {
+        ClientUri::of(&client.member().client().user(), name)
+    };
+    uri.map_err(|error| invalid(error.to_string()))
+}
+
+pub(super) fn code_bytes(text: &str) -> Result<[u8; 32], ClientError> {
+    hex::decode(text)
+        .ok()
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| invalid("a joining code is 64 hexadecimal digits"))
+}

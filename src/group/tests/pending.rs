@@ -1,0 +1,196 @@
+//! Proposals that wait, and commits that must cover them. PROTOCOL.md §2, "Pending proposals".
+
+use openmls::prelude as mls;
+
+use super::rogue::Rogue;
+use super::scenario::{Scenario, Setup, policy, propose, update, uri};
+use crate::{
+    client::core::{NewProposal, Operation, PolicyChange},
+    group::Reject,
+    wire::{ds::DsRequest, extensions::JoinPolicy, ids::RequestId},
+};
+
+#[test]
+fn each_member_has_one_proposal_for_a_target() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    let refused = scenario.act("bob/phone", propose(NewProposal::Update));
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+    scenario.deliver_all();
+    let remove = || propose(NewProposal::Remove(uri("carol/phone")));
+    scenario.act("alice/phone", remove()).unwrap();
+    let refused = scenario.act("alice/phone", remove());
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+}
+
+#[test]
+fn second_add_of_a_client_is_refused() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    let (one, two) = (scenario.key_package("dave/phone"), scenario.key_package("dave/phone"));
+    scenario.act("alice/phone", propose(NewProposal::Add(one))).unwrap();
+    scenario.deliver_all();
+    let refused = scenario.act("bob/phone", propose(NewProposal::Add(two)));
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+    scenario.agree();
+    scenario.act("bob/phone", update()).unwrap();
+    scenario.agree();
+    assert!(scenario.has("dave/phone"));
+}
+
+#[test]
+fn leaving_displaces_ones_update_and_stands_against_removal() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+    assert_eq!(scenario.state.pending.len(), 1);
+    scenario.deliver_all();
+    let refused = scenario.act("alice/phone", propose(NewProposal::Remove(uri("bob/phone"))));
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+    scenario.agree();
+    scenario.act("carol/phone", update()).unwrap();
+    scenario.agree();
+}
+
+#[test]
+fn somebody_is_left_to_commit() {
+    let mut scenario = Setup::policy(|policy| {
+        policy.may_remove = crate::wire::extensions::Role::Member;
+    })
+    .group_of(["alice/phone", "bob/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+    scenario.deliver_all();
+    let refused = scenario.act("alice/phone", propose(NewProposal::Leave));
+    assert!(
+        matches!(refused, Err(Reject::InvalidProposal { .. } | Reject::NotAuthorized(_))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn pending_set_is_capped() {
+    let mut scenario = Setup::with(|settings| settings.pending_max = 1).group_of([
+        "alice/phone",
+        "bob/phone",
+        "carol/phone",
+    ]);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    scenario.deliver_all();
+    let refused = scenario.act("carol/phone", propose(NewProposal::Update));
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+    // what takes the place of another adds none
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+}
+
+#[test]
+fn pending_adds_leave_room_for_a_commit_of_all_of_them() {
+    let capped: [fn(&mut crate::group::Settings); 2] =
+        [|settings| settings.members_max = 3, |settings| settings.adds_per_commit_max = 1];
+    for cap in capped {
+        let mut scenario = Setup::with(cap).group_of(["alice/phone", "bob/phone"]);
+        let (one, two) = (scenario.key_package("c/phone"), scenario.key_package("d/phone"));
+        scenario.act("alice/phone", propose(NewProposal::Add(one))).unwrap();
+        scenario.deliver_all();
+        let refused = scenario.act("alice/phone", propose(NewProposal::Add(two)));
+        assert!(
+            matches!(refused, Err(Reject::NotAuthorized(_) | Reject::TooMany { .. })),
+            "{refused:?}"
+        );
+        scenario.agree();
+        scenario.act("bob/phone", update()).unwrap();
+        scenario.agree();
+    }
+    let mut scenario =
+        Setup::policy(|policy| policy.members_max = 3).group_of(["alice/phone", "bob/phone"]);
+    scenario.act("alice/phone", policy(PolicyChange::Join(JoinPolicy::Open))).unwrap();
+    scenario.deliver_all();
+    scenario.act("c/phone", Operation::AskToJoin).unwrap();
+    scenario.restart();
+    let refused = scenario.act("d/phone", Operation::AskToJoin);
+    assert!(matches!(refused, Err(Reject::NotAuthorized(_))), "{refused:?}");
+}
+
+#[test]
+fn own_update_is_replaced_by_the_path_of_ones_commit() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    scenario.agree();
+    scenario.act("bob/phone", update()).unwrap();
+    scenario.agree();
+    assert!(scenario.state.pending.is_empty());
+}
+
+#[test]
+fn update_of_a_leaf_that_the_commit_removes_need_not_be_covered() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    let mut mallory = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    scenario.deliver_all();
+    mallory.follow(&scenario);
+    let change = PolicyChange::Role {
+        user: mallory.client.user(),
+        role: crate::wire::extensions::Role::Admin,
+    };
+    scenario.act("alice/phone", policy(change)).unwrap();
+    scenario.deliver_all();
+    mallory.follow(&scenario);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    let bob = mls::LeafNodeIndex::new(scenario.leaf("bob/phone").0);
+    let update = mallory.commit(|builder| builder.propose_removals([bob]));
+    let request = mallory.request(&scenario, DsRequest::RemoveUsers(update));
+    scenario.submit(&request).unwrap();
+    scenario.agree();
+}
+
+#[test]
+fn removal_that_is_pending_is_not_repeated_by_value() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    let mut mallory = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+    let bob = mls::LeafNodeIndex::new(scenario.leaf("bob/phone").0);
+    mallory.follow(&scenario);
+    let update = mallory.commit(|builder| builder.propose_removals([bob]));
+    let request = mallory.request(&scenario, DsRequest::RemoveUsers(update));
+    let refused = scenario.submit(&request);
+    assert!(matches!(refused, Err(Reject::Pending { .. } | Reject::NotAuthorized(_))));
+}
+
+#[test]
+fn sender_whose_proposals_made_two_commits_fail_waits_for_the_next_epoch() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    let request = scenario.begin("alice/phone", update());
+    let uncovering = scenario.message("alice/phone", request);
+    scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+    assert!(matches!(scenario.submit(&uncovering), Err(Reject::Pending { commit: true, .. })));
+    let mut again = uncovering.clone();
+    again.context.request_id = RequestId([1; 16]);
+    assert!(matches!(scenario.submit(&again), Err(Reject::Unauthenticated(_))));
+    assert!(matches!(scenario.submit(&uncovering), Err(Reject::Pending { commit: true, .. })));
+    let refused = scenario.act("bob/phone", propose(NewProposal::Leave));
+    assert_eq!(refused, Err(Reject::Blocking));
+    scenario.deliver_all();
+    scenario.act("carol/phone", update()).unwrap();
+    scenario.deliver_all();
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+}
+
+#[test]
+fn resync_covers_those_who_leave_and_nothing_else() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+    scenario.deliver_all();
+    let key_package = scenario.key_package("dave/phone");
+    scenario.act("alice/phone", propose(NewProposal::Add(key_package))).unwrap();
+    scenario.agree();
+    scenario.act("carol/phone", Operation::Resync).unwrap();
+    scenario.agree();
+    assert!(!scenario.has("bob/phone") && !scenario.has("dave/phone"));
+    assert!(scenario.state.pending.is_empty());
+}
+
+#[test]
+fn who_has_proposed_to_leave_cannot_resync() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+    let refused = scenario.act("bob/phone", Operation::Resync);
+    assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{refused:?}");
+}

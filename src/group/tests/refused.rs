@@ -1,0 +1,356 @@
+//! Commits and messages that a hub must not take. PROTOCOL.md §2, checks 1, 7 and 9 to 12.
+
+use openmls::prelude as mls;
+
+use super::rogue::{Rogue, unknown};
+use super::scenario::{Scenario, Setup, policy};
+use crate::{
+    client::core::PolicyChange,
+    group::{Reject, hub::external_sender},
+    wire::{
+        codec::{List, Raw, encode},
+        ds::{
+            Add, DeleteGroup, DsRequest, GroupUpdate, PartialGroupInfo, Propose, SendMessage,
+            UpdateGroup,
+        },
+        extensions::{GROUP_POLICY, Role, Signature, USER_KEY},
+    },
+};
+
+fn scene() -> (Scenario, Rogue) {
+    scene_with(Setup::default())
+}
+
+/// A group in which `mallory`, a rogue, is an admin.
+fn scene_with(setup: Setup) -> (Scenario, Rogue) {
+    let mut scenario = setup.group_of(["alice/phone", "bob/phone"]);
+    let mut rogue = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    let change = PolicyChange::Role { user: rogue.client.user(), role: Role::Admin };
+    scenario.act("alice/phone", policy(change)).unwrap();
+    scenario.deliver_all();
+    rogue.follow(&scenario);
+    (scenario, rogue)
+}
+
+fn add(update: GroupUpdate, welcome_of: &GroupUpdate) -> Add {
+    let welcome = update.welcome.or_else(|| welcome_of.welcome.clone()).unwrap();
+    Add { commit: update.commit, welcome, group_info: update.group_info }
+}
+
+#[test]
+fn commit_holds_what_its_operation_says() {
+    let (mut scenario, mut rogue) = scene();
+    let zoe = Rogue::new("zoe/phone").key_package();
+    let own = Rogue::of_user("mallory/laptop", rogue.user.clone()).key_package();
+    let bob = mls::LeafNodeIndex::new(scenario.leaf("bob/phone").0);
+    let context = rogue.group().extensions().clone();
+    let adds_user = rogue.commit(|b| b.propose_adds([zoe.clone()]));
+    let adds_own = rogue.commit(|b| b.propose_adds([own]));
+    let removes = rogue.commit(|b| b.propose_removals([bob]));
+    let updates = rogue.commit(|b| b);
+    let context_only = rogue.commit(|b| b.propose_group_context_extensions(context).unwrap());
+    let mixed = rogue.commit(|b| b.propose_adds([zoe]).propose_removals([bob]));
+    let id = scenario.id.clone();
+    let delete = |update: &GroupUpdate| {
+        DsRequest::DeleteGroup(DeleteGroup { group_id: id.clone(), update: update.clone() })
+    };
+    let group =
+        |update: &GroupUpdate| DsRequest::UpdateGroup(UpdateGroup { update: update.clone() });
+    let requests = vec![
+        DsRequest::AddUsers(add(adds_own.clone(), &adds_own)),
+        DsRequest::AddUsers(add(removes.clone(), &adds_user)),
+        DsRequest::AddUsers(add(updates.clone(), &adds_user)),
+        DsRequest::AddUsers(add(mixed.clone(), &mixed)),
+        DsRequest::AddClients(add(adds_user.clone(), &adds_user)),
+        DsRequest::AddClients(add(removes.clone(), &adds_user)),
+        DsRequest::RemoveUsers(updates.clone()),
+        DsRequest::RemoveUsers(adds_user.clone()),
+        DsRequest::RemoveUsers(mixed.clone()),
+        DsRequest::RemoveClients(removes.clone()),
+        DsRequest::RemoveClients(updates.clone()),
+        DsRequest::UpdateClient(removes.clone()),
+        DsRequest::UpdateClient(adds_user.clone()),
+        DsRequest::UpdateClient(context_only.clone()),
+        group(&updates),
+        group(&removes),
+        delete(&updates),
+        delete(&removes),
+        delete(&context_only),
+    ];
+    for (index, request) in requests.into_iter().enumerate() {
+        let message = rogue.request(&scenario, request);
+        let refused = scenario.submit(&message);
+        assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{index}: {refused:?}");
+    }
+    let message = rogue.request(&scenario, DsRequest::RemoveUsers(removes));
+    scenario.submit(&message).unwrap();
+}
+
+#[test]
+fn users_are_removed_with_all_their_clients() {
+    let (mut scenario, mut rogue) = scene();
+    scenario.add("bob/phone", "bob/laptop").unwrap();
+    rogue.follow(&scenario);
+    let phone = mls::LeafNodeIndex::new(scenario.leaf("bob/phone").0);
+    let laptop = mls::LeafNodeIndex::new(scenario.leaf("bob/laptop").0);
+    let half = rogue.commit(|b| b.propose_removals([phone]));
+    let message = rogue.request(&scenario, DsRequest::RemoveUsers(half));
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{refused:?}");
+    let whole = rogue.commit(|b| b.propose_removals([phone, laptop]));
+    let message = rogue.request(&scenario, DsRequest::RemoveUsers(whole));
+    scenario.submit(&message).unwrap();
+}
+
+#[test]
+fn pre_shared_keys_and_unknown_proposals_are_refused() {
+    let (mut scenario, mut rogue) = scene();
+    let custom = mls::CustomProposal::new(0xF777, vec![1, 2, 3]);
+    let group = rogue.group.as_mut().unwrap();
+    let (proposal, _) =
+        group.propose_custom_proposal_by_reference(&rogue.provider, &rogue.leaf, custom).unwrap();
+    let message = rogue.propose(&scenario, &proposal);
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+
+    let psk = openmls::schedule::PreSharedKeyId::new(
+        scenario.suite(),
+        &rogue.provider.crypto,
+        openmls::schedule::Psk::External(openmls::schedule::ExternalPsk::new(vec![7; 16])),
+    )
+    .unwrap();
+    psk.store(&rogue.provider, &[8; 32]).unwrap();
+    let group = rogue.group.as_mut().unwrap();
+    let (proposal, _) =
+        group.propose_pre_shared_key(&rogue.provider, &rogue.leaf, psk.clone()).unwrap();
+    let message = rogue.propose(&scenario, &proposal);
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+    let by_value = rogue.commit(|b| {
+        b.add_proposal(mls::Proposal::PreSharedKey(Box::new(mls::PreSharedKeyProposal::new(psk))))
+    });
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(by_value));
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+}
+
+#[test]
+fn group_context_keeps_what_must_stay() {
+    let (mut scenario, mut rogue) = scene();
+    let context = rogue.group().extensions().clone();
+    let required = |extensions: &[u16], proposals: &[mls::ProposalType]| {
+        let types: Vec<_> = extensions.iter().map(|it| mls::ExtensionType::Unknown(*it)).collect();
+        mls::Extension::RequiredCapabilities(mls::RequiredCapabilitiesExtension::new(
+            &types,
+            proposals,
+            &[],
+        ))
+    };
+    let self_remove = mls::ProposalType::SelfRemove;
+    let senders = |senders| mls::Extension::ExternalSenders(senders);
+    let key = &scenario.hub.keys[0];
+    let hub = external_sender(&super::scenario::domain(), key);
+    let other = external_sender(&super::scenario::domain(), &super::rogue::ed25519());
+    let changed = |extension: mls::Extension| {
+        let mut new = context.clone();
+        new.add_or_replace(extension).unwrap();
+        new
+    };
+    let mut without = context.clone();
+    without.remove(mls::ExtensionType::ExternalSenders);
+    let cases = vec![
+        ("without the hub", without),
+        ("another hub key", changed(senders(vec![other.clone()]))),
+        ("a second sender", changed(senders(vec![hub, other]))),
+        ("fewer proposal types", changed(required(&[USER_KEY, GROUP_POLICY], &[]))),
+        ("a malformed policy", changed(unknown(GROUP_POLICY, vec![1]))),
+        (
+            "proposal types that members do not have",
+            changed(required(
+                &[USER_KEY, GROUP_POLICY],
+                &[self_remove, mls::ProposalType::Custom(0xF777)],
+            )),
+        ),
+    ];
+    for (what, extensions) in cases {
+        let new = extensions.clone();
+        let update = rogue.commit(|b| b.propose_group_context_extensions(new).unwrap());
+        let request = DsRequest::UpdateGroup(UpdateGroup { update });
+        let message = rogue.request(&scenario, request);
+        let refused = scenario.submit(&message);
+        assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{what}: {refused:?}");
+        let group = rogue.group.as_mut().unwrap();
+        let (proposal, reference) = group
+            .propose_group_context_extensions(&rogue.provider, extensions, &rogue.leaf)
+            .unwrap();
+        group.remove_pending_proposal(&rogue.provider.storage, &reference).unwrap();
+        let message = rogue.propose(&scenario, &proposal);
+        let refused = scenario.submit(&message);
+        assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{what}: {refused:?}");
+    }
+}
+
+#[test]
+fn policy_by_reference_is_committed_by_another() {
+    let (mut scenario, mut rogue) = scene();
+    let mut policy = scenario.state.policy().clone();
+    policy.members_max = 77;
+    let mut new = rogue.group().extensions().clone();
+    new.add_or_replace(unknown(GROUP_POLICY, encode(&policy))).unwrap();
+    let group = rogue.group.as_mut().unwrap();
+    let (proposal, _) =
+        group.propose_group_context_extensions(&rogue.provider, new, &rogue.leaf).unwrap();
+    let message = rogue.propose(&scenario, &proposal);
+    scenario.submit(&message).unwrap();
+    scenario.agree();
+    // one at a time
+    let second = {
+        let mut policy = scenario.state.policy().clone();
+        policy.members_max = 78;
+        let mut new = rogue.group().extensions().clone();
+        new.add_or_replace(unknown(GROUP_POLICY, encode(&policy))).unwrap();
+        rogue.commit(|b| b.propose_group_context_extensions(new).unwrap())
+    };
+    let request = DsRequest::UpdateGroup(UpdateGroup { update: second });
+    let message = rogue.request(&scenario, request);
+    assert!(matches!(scenario.submit(&message), Err(Reject::Pending { .. })));
+    scenario.act("bob/phone", super::scenario::update()).unwrap();
+    scenario.agree();
+    assert_eq!(scenario.state.policy().members_max, 77);
+}
+
+#[test]
+fn wire_format_and_content_type_are_those_of_the_operation() {
+    let (mut scenario, mut rogue) = scene();
+    let update = rogue.commit(|b| b);
+    let request =
+        DsRequest::SendMessage(SendMessage { application_message: update.commit.clone() });
+    let message = rogue.request(&scenario, request);
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidMessage(_))));
+    let request =
+        DsRequest::Propose(Propose { proposals: List::new(vec![update.commit.clone()]).unwrap() });
+    let message = rogue.request(&scenario, request);
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidMessage(_))));
+    let none = DsRequest::Propose(Propose { proposals: List::default() });
+    let message = rogue.request(&scenario, none);
+    assert!(matches!(scenario.submit(&message), Err(Reject::Malformed(_))));
+
+    let group = rogue.group.as_mut().unwrap();
+    let application = group.create_message(&rogue.provider, &rogue.leaf, b"hello").unwrap();
+    let application = Raw::of(&application);
+    let as_commit = GroupUpdate { commit: application, ..update };
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(as_commit));
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidMessage(_))));
+    let private = mls::MlsGroupJoinConfig::builder()
+        .wire_format_policy(openmls::group::PURE_CIPHERTEXT_WIRE_FORMAT_POLICY)
+        .build();
+    rogue.group.as_mut().unwrap().set_configuration(&rogue.provider.storage, &private).unwrap();
+    let encrypted = rogue.commit(|b| b);
+    let application_message = encrypted.commit.clone();
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(encrypted));
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidMessage(_))));
+    let request = DsRequest::SendMessage(SendMessage { application_message });
+    let message = rogue.request(&scenario, request);
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidMessage(_))));
+}
+
+#[test]
+fn group_info_is_the_new_epochs_and_signed_by_the_committers_new_key() {
+    let (mut scenario, mut rogue) = scene();
+    let new = super::rogue::ed25519();
+    let (credential, parameters) = (rogue.credential(&new), rogue.leaf_parameters(&new));
+    let good = rogue.commit_with(Some((&new, credential)), |b| b.leaf_node_parameters(parameters));
+    let stale = scenario.state.info.partial.clone();
+    let mut bytes = good.group_info.signature.as_slice().to_vec();
+    bytes[5] ^= 1;
+    let forged =
+        PartialGroupInfo { signature: Signature::new(bytes).unwrap(), ..good.group_info.clone() };
+    let other: crate::wire::mls::Extension =
+        Raw::of(&mls::Extension::ApplicationId(mls::ApplicationIdExtension::new(b"more")));
+    let external_pub = good.group_info.group_info_extensions[0].clone();
+    let with_more = PartialGroupInfo {
+        group_info_extensions: List::new(vec![external_pub, other.clone()]).unwrap(),
+        ..good.group_info.clone()
+    };
+    let other_one = PartialGroupInfo {
+        group_info_extensions: List::new(vec![other]).unwrap(),
+        ..good.group_info.clone()
+    };
+    let empty =
+        PartialGroupInfo { group_info_extensions: List::default(), ..good.group_info.clone() };
+    for group_info in [stale, forged, with_more, other_one, empty] {
+        let update = GroupUpdate { group_info, ..good.clone() };
+        let message = rogue.request(&scenario, DsRequest::UpdateClient(update));
+        let refused = scenario.submit(&message);
+        assert!(matches!(refused, Err(Reject::InvalidGroupInfo(_))), "{refused:?}");
+    }
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(good));
+    scenario.submit(&message).unwrap();
+}
+
+#[test]
+fn welcome_is_there_exactly_when_somebody_is_added_and_for_exactly_those() {
+    let (mut scenario, mut rogue) = scene();
+    let (zoe, yves) = (Rogue::new("zoe/phone"), Rogue::new("yves/phone"));
+    let (zoe, yves) = (zoe.key_package(), yves.key_package());
+    let both = rogue.commit(|b| b.propose_adds([zoe.clone(), yves]));
+    let one = rogue.commit(|b| b.propose_adds([zoe]));
+    let none = rogue.commit(|b| b);
+    let extra = GroupUpdate { welcome: one.welcome.clone(), ..none };
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(extra));
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidCommit(_))));
+    for (commit, welcome) in [(&one, &both), (&both, &one)] {
+        let mixed = GroupUpdate { welcome: welcome.welcome.clone(), ..commit.clone() };
+        let request = DsRequest::AddUsers(add(mixed.clone(), &mixed));
+        let message = rogue.request(&scenario, request);
+        let refused = scenario.submit(&message);
+        assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{refused:?}");
+    }
+    let no_welcome = Add { welcome: both.commit.clone(), ..add(both.clone(), &both) };
+    let message = rogue.request(&scenario, DsRequest::AddUsers(no_welcome));
+    assert!(matches!(scenario.submit(&message), Err(Reject::InvalidCommit(_))));
+    let message = rogue.request(&scenario, DsRequest::AddUsers(add(both.clone(), &both)));
+    scenario.submit(&message).unwrap();
+}
+
+#[test]
+fn group_members_adds_and_bytes_are_capped() {
+    let (mut scenario, mut rogue) = scene_with(Setup::with(|settings| {
+        settings.members_max = 4;
+        settings.adds_per_commit_max = 2;
+        settings.application_bytes_max = 500;
+        settings.handshake_bytes_max = 12_000;
+    }));
+    let new: Vec<_> =
+        (0..3).map(|index| Rogue::new(&format!("new{index}/phone")).key_package()).collect();
+    let three = rogue.commit(|b| b.propose_adds(new.clone()));
+    let message = rogue.request(&scenario, DsRequest::AddUsers(add(three.clone(), &three)));
+    assert!(matches!(scenario.submit(&message), Err(Reject::TooMany { limit: 2, .. })));
+    let two = rogue.commit(|b| b.propose_adds(new[..2].to_vec()));
+    let message = rogue.request(&scenario, DsRequest::AddUsers(add(two.clone(), &two)));
+    assert!(matches!(scenario.submit(&message), Err(Reject::NotAuthorized(_))));
+    for (bytes, fits) in [(501, false), (100, true)] {
+        let group = rogue.group.as_mut().unwrap();
+        let message = group.create_message(&rogue.provider, &rogue.leaf, &vec![0; bytes]).unwrap();
+        let application_message = Raw::of(&message);
+        let request = DsRequest::SendMessage(SendMessage { application_message });
+        let message = rogue.request(&scenario, request);
+        let answer = scenario.submit(&message);
+        assert_eq!(answer.is_ok(), fits);
+        assert!(fits || matches!(answer, Err(Reject::TooLarge { limit: 500, .. })));
+    }
+    let mut policy = scenario.state.policy().clone();
+    let many = (0..400).map(|index: u32| crate::wire::extensions::RoleEntry {
+        user_key_hash: crate::wire::ids::UserKeyHash(
+            crate::wire::codec::Opaque::new(crate::crypto::sha256(&index.to_be_bytes())).unwrap(),
+        ),
+        role: Role::Moderator,
+    });
+    policy.roles = List::new(many.collect()).unwrap();
+    let mut new = rogue.group().extensions().clone();
+    new.add_or_replace(unknown(GROUP_POLICY, encode(&policy))).unwrap();
+    let update = rogue.commit(|b| b.propose_group_context_extensions(new).unwrap());
+    let message = rogue.request(&scenario, DsRequest::UpdateGroup(UpdateGroup { update }));
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::TooLarge { .. })), "{refused:?}");
+}
