@@ -222,7 +222,7 @@ impl GroupActor {
             head.status = GroupStatus::Deleted;
             head.wake_at = Some(at.plus_ms(self.node.groups.options.retention_ms));
         } else if effects.committed {
-            head.wake_at = loaded.state.wake_at();
+            head.wake_at = wake_at(&self.node.groups.options, &loaded.state, head);
         }
         batch.push(Write::GroupHead(head.clone()));
         Some(batch)
@@ -496,9 +496,11 @@ impl GroupActor {
                 created_at: now,
                 last_accepted_at: now,
                 log_bytes: effects.records.iter().map(record_bytes).sum(),
-                wake_at: state.wake_at(),
+                wake_at: None,
                 joiner_infos: Vec::new(),
             };
+            let wake_at = wake_at(&actor.node.groups.options, &state, &head);
+            let head = GroupHead { wake_at, ..head };
             let mut batch = Batch::new()
                 .when(Condition::GroupUnknown(actor.id.clone()))
                 .and(Write::GroupHead(head.clone()));
@@ -589,7 +591,7 @@ impl GroupActor {
         };
         let tell = self.tell(&effects);
         if let Some(loaded) = self.loaded.as_mut() {
-            loaded.head.wake_at = loaded.state.wake_at();
+            loaded.head.wake_at = wake_at(&self.node.groups.options, &loaded.state, &loaded.head);
         }
         let Some(mut batch) = self.batch(&effects, now) else { return };
         for (key, _) in &notices {
@@ -612,8 +614,17 @@ impl GroupActor {
         ctx: &mut Context<Self>,
     ) {
         let Some(loaded) = self.loaded.as_mut() else { return };
-        let wake_at =
-            if loaded.state.is_deleted() { loaded.head.wake_at } else { loaded.state.wake_at() };
+        let options = &self.node.groups.options;
+        let wake_at = wake_at(options, &loaded.state, &loaded.head);
+        if has_old_log(options, &loaded.head, self.node.clock.now()) {
+            self.rotate_log(ctx);
+            let Some(loaded) = self.loaded.as_ref() else { return };
+            if wake_at == loaded.head.wake_at && notices.is_empty() {
+                self.when_durable(waiter);
+                return;
+            }
+        }
+        let Some(loaded) = self.loaded.as_mut() else { return };
         if wake_at == loaded.head.wake_at && notices.is_empty() {
             self.when_durable(waiter);
             return;
@@ -652,7 +663,16 @@ impl GroupActor {
         let since = &mut loaded.since_snapshot;
         let bytes_due = since.bytes >= SNAPSHOT_BYTES_MIN.max(since.snapshot_bytes);
         let log_due = since.records >= SNAPSHOT_RECORDS_MAX || since.log_bytes >= LOG_BYTES_MAX;
-        if since.writing || !(bytes_due || log_due) {
+        if bytes_due || log_due {
+            self.rotate_log(ctx);
+        }
+    }
+
+    /// Takes a snapshot, unless the last one is of this very state, and lets go of what is then not needed.
+    fn rotate_log(&mut self, ctx: &mut Context<Self>) {
+        let Some(loaded) = self.loaded.as_mut() else { return };
+        let since = &mut loaded.since_snapshot;
+        if since.writing {
             return;
         }
         let bytes = match loaded.state.snapshot() {
@@ -665,7 +685,9 @@ impl GroupActor {
         *since = SinceSnapshot { writing: true, snapshot_bytes: bytes.len(), ..Default::default() };
         let at = Sequence(loaded.state.next_sequence().0 - 1);
         let mut batch = Batch::low_priority();
-        batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
+        if at != loaded.head.snapshot {
+            batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
+        }
         let written = self.node.store.write(batch);
         let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
         let kept = loaded.state.joiner_epochs();
@@ -704,9 +726,7 @@ impl GroupActor {
         let mut batch = Batch::new().when(condition);
         plan.apply(head, &mut batch);
         head.revision += 1;
-        if !loaded.state.is_deleted() {
-            head.wake_at = loaded.state.wake_at();
-        }
+        head.wake_at = wake_at(&self.node.groups.options, &loaded.state, head);
         batch.push(Write::GroupHead(head.clone()));
         self.write(batch, Box::new(|_| ()), ctx);
     }
@@ -787,6 +807,23 @@ impl Handler<Import> for GroupActor {
         let now = self.node.clock.now();
         self.found(*import.creation, import.reply, None, now, ctx);
     }
+}
+
+/// When the group next has something to do by itself: for its members, or because its log gets old.
+fn wake_at(options: &GroupOptions, state: &GroupState, head: &GroupHead) -> Option<Timestamp> {
+    if state.is_deleted() {
+        return head.wake_at;
+    }
+    let has_log = head.first_sequence < head.next_sequence;
+    let old = has_log.then(|| head.last_accepted_at.plus_ms(options.retention_ms));
+    state.wake_at().into_iter().chain(old).min()
+}
+
+/// Whether all of the log is older than anybody may want it.
+fn has_old_log(options: &GroupOptions, head: &GroupHead, now: Timestamp) -> bool {
+    head.status == GroupStatus::Active
+        && head.first_sequence < head.next_sequence
+        && now.ms_since(head.last_accepted_at) >= options.retention_ms
 }
 
 /// Log records and inbox rows of what a merge left.

@@ -255,7 +255,8 @@ impl Rotation {
         if let Some(at) = self.dropped_snapshot {
             batch.push(Write::DropSnapshot { group: group.clone(), at });
         }
-        head.previous_snapshot = Some(head.snapshot);
+        // with nothing behind the newest snapshot it stands alone
+        head.previous_snapshot = (self.at != head.snapshot).then_some(head.snapshot);
         head.snapshot = self.at;
         if self.trim_until > head.first_sequence {
             let (from, until) = (head.first_sequence, self.trim_until);

@@ -267,6 +267,34 @@ fn a_deleted_group_is_gone_and_its_id_stays_taken() {
 }
 
 #[test]
+fn a_quiet_groups_log_goes_when_it_is_old_and_the_group_goes_on() {
+    run(async {
+        let world = World::with(|options| options.settings.inactive_after_ms = None);
+        let (alice, bob, group) = two(&world).await;
+        alice.say(&world, &group, "kept for a while").await;
+        bob.receive(&world).await;
+        alice.receive(&world).await;
+        world.clock.advance_ms(31 * 24 * 60 * 60 * 1000);
+        // a sweep takes a snapshot of what is there, a later one needs nothing before it
+        let mut head = world.head(&group).await;
+        for _ in 0..1_000 {
+            if head.first_sequence == head.next_sequence {
+                break;
+            }
+            world.node.sweep_groups().await.unwrap();
+            head = world.head(&group).await;
+        }
+        assert_eq!(head.first_sequence, head.next_sequence, "{head:?}");
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 0);
+        let world = world.crash();
+        alice.say(&world, &group, "still here").await;
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["kept for a while", "still here"]);
+        world.end();
+    });
+}
+
+#[test]
 fn a_message_costs_one_log_record_and_one_head_whatever_the_groups_size() {
     run(async {
         let world = World::new();
