@@ -47,7 +47,7 @@ impl Node {
         let Some(kind) = kind_of(&request.message) else {
             return Ok(QueueingServiceResponse::InvalidClientQueueInformation);
         };
-        let Opened { token, client, record, while_there } = opened;
+        let Opened { token, client, record, while_there, .. } = opened;
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = match &kind {
             Kind::OfGroup(group) => {
@@ -88,7 +88,7 @@ impl Node {
         let mut worst = QueueingServiceResponse::Ok;
         for offer in request.offers.into_vec() {
             let answer = match self.open_token(&offer.client_queue_information).await {
-                Ok(Opened { token, client, record, while_there }) => {
+                Ok(Opened { token, client, record, while_there, .. }) => {
                     match token::admit_connection(&token, record.as_ref(), &client) {
                         Ok(()) => {
                             let id = item_id(&encode(&offer));
@@ -169,6 +169,7 @@ fn refused(problem: TokenProblem) -> QueueingServiceResponse {
     match problem {
         TokenProblem::Unknown
         | TokenProblem::OtherClient
+        | TokenProblem::OtherUserKey
         | TokenProblem::ClientGone
         | TokenProblem::Revoked
         | TokenProblem::BoundElsewhere

@@ -205,12 +205,24 @@ async fn token_binds_in_the_batch_that_uses_it() {
     let token = world.tokens(&alice, TokenClass::Group, 1).await.remove(0);
     let config = |domain| ClientQueueConfig { domain, queue_token: token.clone() };
     let ours = config(domain());
-    let bind =
-        async |seed| world.node.bind_token(&ours, &alice.client, &domain(), &group(seed)).await;
-    let refused = world.node.bind_token(&ours, &bob.client, &domain(), &group(1)).await;
+    let bind = async |seed| {
+        world
+            .node
+            .bind_token(&ours, &alice.client, &alice.user_key_hash(), &domain(), &group(seed))
+            .await
+    };
+    let refused =
+        world.node.bind_token(&ours, &bob.client, &bob.user_key_hash(), &domain(), &group(1)).await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::OtherClient))));
+    // a leaf that says it is alice's, with her token, and with the key of somebody else
+    let posing = bob.user_key_hash();
+    let refused = world.node.bind_token(&ours, &alice.client, &posing, &domain(), &group(1)).await;
+    assert!(matches!(refused, Err(BindError::Token(TokenProblem::OtherUserKey))));
     let other = config(Domain::new("b.example").unwrap());
-    let refused = world.node.bind_token(&other, &alice.client, &domain(), &group(1)).await;
+    let refused = world
+        .node
+        .bind_token(&other, &alice.client, &alice.user_key_hash(), &domain(), &group(1))
+        .await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::Unknown))));
 
     let (first, second) = (bind(1).await.unwrap(), bind(2).await.unwrap());
@@ -250,7 +262,10 @@ async fn revoked_token_is_refused_and_only_its_owner_revokes_it() {
         assert!(world.node.queue_tokens(&alice.client, revoke(&token)).await.is_ok());
     }
     let config = ClientQueueConfig { domain: domain(), queue_token: token };
-    let refused = world.node.bind_token(&config, &alice.client, &domain(), &group(1)).await;
+    let refused = world
+        .node
+        .bind_token(&config, &alice.client, &alice.user_key_hash(), &domain(), &group(1))
+        .await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::Revoked))));
     let many = QueueTokens { count: 255, ..revoke(&config.queue_token) };
     let refused = world.node.queue_tokens(&alice.client, many).await.unwrap_err();
