@@ -139,7 +139,8 @@ impl Node {
 
     /// Up to where every one of `members` (client, its number in the group, and the first sequence that it is to get)
     /// has acknowledged the group's feed, as far as that is persisted. A client that is gone holds nothing back.
-    /// Without members nothing is held: the highest sequence there is.
+    /// Without members nothing is held: the highest sequence there is. Whoever holds back everything from `enough` on
+    /// ends the search: behind that it does not matter how far the others are.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -147,9 +148,13 @@ impl Node {
         &self,
         group: &GroupId,
         members: &[(ClientUri, RecipientId, Sequence)],
+        enough: Sequence,
     ) -> Result<Sequence, StoreError> {
         let mut slowest = Sequence(u64::MAX);
         for (client, recipient, from) in members {
+            if slowest < enough {
+                break;
+            }
             let subscriptions = self.store.subscriptions(client).await?;
             let mine = subscriptions.iter().find(|subscription| {
                 &subscription.group == group && subscription.recipient == *recipient
