@@ -36,6 +36,11 @@ const SNAPSHOT_RECORDS_MAX: u64 = 1024;
 /// A snapshot is not taken before so many bytes of state records.
 const SNAPSHOT_BYTES_MIN: usize = 32 * 1024;
 
+/// Bytes of messages after which the log is looked at, to be trimmed.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Notices that are taken at a time.
+const NOTICES_MAX: usize = 256;
+
 /// What a requester gets.
 pub type Reply = Result<DsResponseBody, DsError>;
 
@@ -88,6 +93,8 @@ struct Loaded {
 struct SinceSnapshot {
     records: u64,
     bytes: usize,
+    /// Of whole records, messages included.
+    log_bytes: u64,
     snapshot_bytes: usize,
     /// A snapshot is being written.
     writing: bool,
@@ -203,6 +210,7 @@ impl GroupActor {
         for record in &effects.records {
             since.records += 1;
             since.bytes += record.change.len();
+            since.log_bytes += record_bytes(record);
             loaded.head.log_bytes += record_bytes(record);
         }
         let head = &mut loaded.head;
@@ -224,7 +232,13 @@ impl GroupActor {
         let Operate { request, reply, permits } = operate;
         self.last_used = self.node.clock.now();
         if let Some(error) = &self.broken {
-            let _ = reply.send(Err(error.clone()));
+            let error = match (&request.message.request, error) {
+                (DsRequest::CreateGroup(_), DsError::GroupNotFound { .. }) => of_reject(
+                    Reject::InvalidGroupId("the group id was used before; choose another"),
+                ),
+                (_, error) => error.clone(),
+            };
+            let _ = reply.send(Err(error));
             return;
         }
         let now = self.node.clock.now();
@@ -283,20 +297,17 @@ impl GroupActor {
                     self.node.metrics.group_epoch_conflicts.inc();
                 }
                 if let Some(loaded) = self.loaded.as_mut() {
-                    loaded.state.note_refusal(&reject);
+                    loaded.state.note_refusal(&reject, &request.message.sender_id);
                 }
                 self.answer(Err(of_reject(reject)), reply, permits);
             }
             Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
             Some(Ok(Decision::History(epoch))) => {
                 let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
-                let head = self.loaded.as_ref().map(|loaded| loaded.head.clone());
-                // a read of what is durable: it waits for nothing, and nobody waits for it
+                // a read of what is durable: it waits for no write, and nobody waits for it
                 let read = async move {
-                    let answer = match head {
-                        Some(head) => history::joiner_info(&node, &hub, &head, epoch).await,
-                        None => Err(DsError::GroupNotFound { detail: detail(&id) }),
-                    };
+                    let _turn = Arc::clone(&node.groups.cpu).acquire_owned().await;
+                    let answer = history::joiner_info_of(&node, &hub, &id, epoch).await;
                     let _ = reply.send(answer.map(|info| DsResponseBody::Info(Box::new(info))));
                     drop(permits);
                 };
@@ -522,7 +533,7 @@ impl GroupActor {
     /// Takes what is left for the group and lets the hub do what it has to do by itself.
     fn tick(&mut self, tick: Tick, ctx: &mut Context<Self>) {
         let (node, id) = (self.node.clone(), self.id.clone());
-        let read = async move { node.store.group_notices(&id, 256).await };
+        let read = async move { node.store.group_notices(&id, NOTICES_MAX).await };
         let done = read.into_actor(self).map(move |notices, actor: &mut Self, ctx| {
             let notices = match notices {
                 Ok(notices) => notices,
@@ -548,6 +559,13 @@ impl GroupActor {
                 let _ = done.send(());
             }
         };
+        if self.broken.is_some() {
+            // it is not known what they are for: they stay until the group can be loaded
+            return;
+        }
+        if notices.len() == NOTICES_MAX {
+            ctx.notify(Tick { done: None });
+        }
         let Some(loaded) = self.loaded.as_mut() else {
             // the group is gone for good: so is what was left for it
             self.drop_notices(&notices, Box::new(finish), ctx);
@@ -633,7 +651,8 @@ impl GroupActor {
         let Some(loaded) = self.loaded.as_mut() else { return };
         let since = &mut loaded.since_snapshot;
         let bytes_due = since.bytes >= SNAPSHOT_BYTES_MIN.max(since.snapshot_bytes);
-        if since.writing || !(bytes_due || since.records >= SNAPSHOT_RECORDS_MAX) {
+        let log_due = since.records >= SNAPSHOT_RECORDS_MAX || since.log_bytes >= LOG_BYTES_MAX;
+        if since.writing || !(bytes_due || log_due) {
             return;
         }
         let bytes = match loaded.state.snapshot() {
@@ -720,7 +739,7 @@ impl Actor for GroupActor {
                         found;
                     let bytes = change_bytes;
                     let since_snapshot =
-                        SinceSnapshot { records, bytes, snapshot_bytes, writing: false };
+                        SinceSnapshot { records, bytes, snapshot_bytes, ..Default::default() };
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }
                 Ok(None) => {}

@@ -148,12 +148,12 @@ impl Node {
 
     async fn operate(&self, request: Request) -> Reply {
         if request.message.context.hub_domain != self.domain {
-            return Err(DsError::Unavailable {
+            // not something that passes: a client need not try again
+            return Err(DsError::NotAuthorized {
                 detail: Detail::truncated(&format!(
                     "this provider does not relay to {}; it serves groups of {} only",
                     request.message.context.hub_domain, self.domain
                 )),
-                retry_after_ms: 60_000,
             });
         }
         let group = request.message.context.group_id.clone();

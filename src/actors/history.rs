@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// Epochs whose information is kept for late joiners in records of their own.
+const JOINER_EPOCHS_MAX: usize = 256;
+
 /// A group as it was loaded.
 pub(super) struct Found {
     pub(super) state: GroupState,
@@ -99,6 +102,29 @@ async fn load_at(
     Ok(found)
 }
 
+/// [`joiner_info`] by the head that is stored now. A rotation may drop what a head names while it is read: then the
+/// next head names what took its place.
+///
+/// # Errors
+/// As [`joiner_info`]; group_not_found.
+pub(super) async fn joiner_info_of(
+    node: &Node,
+    hub: &Arc<Hub>,
+    group: &GroupId,
+    epoch: Epoch,
+) -> Result<Info, DsError> {
+    let mut last: Option<(Sequence, DsError)> = None;
+    loop {
+        let head = node.store.group_head(group).await.map_err(of_store)?;
+        let head = head.ok_or_else(|| of_reject(Reject::NotFound))?;
+        match (joiner_info(node, hub, &head, epoch).await, last) {
+            (Err(_), Some((snapshot, error))) if snapshot == head.snapshot => return Err(error),
+            (Err(error), _) => last = Some((head.snapshot, error)),
+            (Ok(info), _) => return Ok(info),
+        }
+    }
+}
+
 /// GroupInfo and tree of `epoch`, in which a pending joiner was added.
 ///
 /// # Errors
@@ -144,7 +170,6 @@ pub(super) async fn plan_rotation(
     joiner_epochs: &[Epoch],
     members: &[(ClientUri, RecipientId, Sequence)],
 ) -> Result<Rotation, StoreError> {
-    let corrupt = |error: DsError| StoreError::Corrupt { what: error.to_string() };
     // the snapshot that stays as the older of the two, and the epoch that it is of
     let oldest = head.snapshot;
     let mut new_infos = Vec::new();
@@ -153,14 +178,24 @@ pub(super) async fn plan_rotation(
         let base = base.map(|bytes| GroupState::load(Arc::clone(hub), head.group.clone(), &bytes));
         let base_epoch = base.and_then(Result::ok).map(|state| state.epoch());
         for epoch in joiner_epochs {
-            if base_epoch.is_some_and(|base| *epoch < base) && !head.joiner_infos.contains(epoch) {
-                let info = joiner_info(node, hub, head, *epoch).await.map_err(corrupt)?;
-                new_infos.push((*epoch, encode(&info)));
+            let leaves = base_epoch.is_some_and(|base| *epoch < base);
+            if !leaves || head.joiner_infos.contains(epoch) {
+                continue;
+            }
+            match joiner_info(node, hub, head, *epoch).await {
+                Ok(info) => new_infos.push((*epoch, encode(&info))),
+                // one joiner has to resync; the log of everybody else must not stand still for it
+                Err(error) => {
+                    tracing::error!(group = %head.group, %epoch, %error, "an epoch's information is lost");
+                }
             }
         }
     }
+    // beyond the bound the oldest go: their joiners resync
+    let kept: Vec<Epoch> = joiner_epochs.iter().rev().copied().take(JOINER_EPOCHS_MAX).collect();
+    new_infos.retain(|(epoch, _)| kept.contains(epoch));
     let gone_infos =
-        head.joiner_infos.iter().copied().filter(|epoch| !joiner_epochs.contains(epoch)).collect();
+        head.joiner_infos.iter().copied().filter(|epoch| !kept.contains(epoch)).collect();
     let slowest = node.slowest_cursor(&head.group, members, head.first_sequence).await?;
     let (trim_until, trimmed_bytes) = trim(node, head, oldest, slowest).await?;
     Ok(Rotation {

@@ -143,7 +143,18 @@ impl GroupState {
             !matches!((&act.author, &act.what), (Author::Newcomer { .. }, What::Add(_)))
         };
         let acts: Vec<Act> = change.acts.iter().filter(newcomers).cloned().collect();
-        policy::judge(&self.policy, &self.roster, &self.id, judged_as, &acts)?;
+        let judge = match operation {
+            Operation::DeleteGroup => policy::judge,
+            Operation::AddUsers
+            | Operation::RemoveUsers
+            | Operation::AddClients
+            | Operation::RemoveClients
+            | Operation::UpdateClient
+            | Operation::UpdateGroup
+            | Operation::Resync
+            | Operation::Join => policy::judge_staying,
+        };
+        judge(&self.policy, &self.roster, &self.id, judged_as, &acts)?;
         self.leaves_an_admin(judged_as, &change.acts)?;
         let grows = change.added.len() + usize::from(change.joined.is_some());
         let after = self.roster.len() + grows - change.removed.len();

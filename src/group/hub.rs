@@ -155,6 +155,7 @@ impl GroupState {
             members: kept,
             pending: Vec::new(),
             joiners: BTreeMap::new(),
+            joining: BTreeMap::new(),
             remembered: RequestMemory::default(),
             going: BTreeMap::new(),
             next_sequence: Sequence(1),

@@ -20,7 +20,10 @@ pub mod reject;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use openmls::prelude::StagedCommit;
 
@@ -35,7 +38,7 @@ use crate::{
     store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
     wire::{
         codec::encode,
-        ds::{Accepted, DsMessage, DsResponseBody, FanoutFilter, Info},
+        ds::{Accepted, DsMessage, DsResponseBody, DsSenderId, FanoutFilter, Info},
         extensions::{ClientQueueConfig, GroupPolicy, SignatureScheme},
         ids::{
             ClientUri, Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, RecipientId, Sequence,
@@ -203,6 +206,8 @@ pub struct GroupState {
     members: BTreeMap<LeafIndex, Member>,
     pending: Vec<Pending>,
     joiners: BTreeMap<KeyPackageRef, Joiner>,
+    /// The same by leaf.
+    joining: BTreeMap<LeafIndex, KeyPackageRef>,
     remembered: RequestMemory,
     going: BTreeMap<LeafIndex, (GoneReason, Timestamp)>,
     next_sequence: Sequence,
@@ -211,8 +216,8 @@ pub struct GroupState {
     deleted: bool,
     /// A cache for `wrong_epoch`; not part of what is stored.
     recent: RecentHandshakes,
-    /// How often commits failed for somebody's pending proposals in this epoch; forgotten with the process.
-    blockers: BTreeMap<LeafIndex, u8>,
+    /// Whose commits failed for somebody's pending proposals in this epoch; forgotten with the process.
+    blockers: BTreeMap<LeafIndex, BTreeSet<DsSenderId>>,
     /// Nobody becomes inactive before this.
     inactive_not_before: Timestamp,
 }
@@ -312,14 +317,13 @@ impl GroupState {
         Ok(effects)
     }
 
-    /// Remembers whose proposals made a commit fail; the second time they wait for the next epoch.
-    pub fn note_refusal(&mut self, reject: &Reject) {
+    /// Remembers whose proposals made a commit fail; when they did so to two senders, they wait for the next epoch.
+    /// One sender alone cannot silence anybody.
+    pub fn note_refusal(&mut self, reject: &Reject, sender: &DsSenderId) {
         if matches!(reject, Reject::Pending { commit: true, .. }) {
-            let authors: std::collections::BTreeSet<LeafIndex> =
-                self.pending.iter().filter_map(|pending| pending.record.by).collect();
-            for leaf in authors {
-                let count = self.blockers.entry(leaf).or_default();
-                *count = count.saturating_add(1);
+            let authors = self.pending.iter().filter_map(|pending| pending.record.by);
+            for leaf in authors.collect::<BTreeSet<LeafIndex>>() {
+                self.blockers.entry(leaf).or_default().insert(sender.clone());
             }
         }
     }
@@ -387,13 +391,14 @@ impl GroupState {
             Kind::Deleted => {
                 self.deleted = true;
                 self.joiners.clear();
+                self.joining.clear();
             }
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
             self.recent.push(epoch_before, &record.feed.event);
         }
         if let Some(leaf) = change.sender {
-            self.joiners.retain(|_, joiner| joiner.leaf != leaf);
+            self.end_joiner(leaf);
             if let Some(member) = self.members.get_mut(&leaf) {
                 member.last_active = member.last_active.max(at);
             }
@@ -439,7 +444,7 @@ impl GroupState {
         for leaf in &stored.removed {
             let member = self.members.remove(leaf);
             let going = self.going.remove(leaf);
-            self.joiners.retain(|_, joiner| joiner.leaf != *leaf);
+            self.end_joiner(*leaf);
             if resynced == Some(*leaf) {
                 kept = member.map(|member| (member, going));
             }
@@ -458,6 +463,7 @@ impl GroupState {
                 not_after: added.not_after,
             };
             self.joiners.insert(added.reference.clone(), joiner);
+            self.joining.insert(added.leaf, added.reference.clone());
         }
         if let Some(joined) = &stored.joined {
             let mut member = match kept {
@@ -479,6 +485,7 @@ impl GroupState {
             self.members.insert(joined.leaf, member);
         }
         self.roster.apply(change);
+        self.forget_late_joiners(at);
         if stored.policy_changed {
             self.policy = policy_of(self.tree.context().extensions())
                 .map_err(|error| Reject::Broken(error.to_string()))?;
@@ -487,6 +494,25 @@ impl GroupState {
             return Err(Reject::Broken("roster and members differ".into()));
         }
         Ok(())
+    }
+
+    fn end_joiner(&mut self, leaf: LeafIndex) {
+        if let Some(reference) = self.joining.remove(&leaf) {
+            self.joiners.remove(&reference);
+        }
+    }
+
+    /// Whoever has not come within its KeyPackage's lifetime does not come any more.
+    fn forget_late_joiners(&mut self, at: Timestamp) {
+        let late: Vec<LeafIndex> = self
+            .joiners
+            .values()
+            .filter(|joiner| joiner.not_after < at)
+            .map(|joiner| joiner.leaf)
+            .collect();
+        for leaf in late {
+            self.end_joiner(leaf);
+        }
     }
 
     fn new_member(
@@ -683,6 +709,7 @@ impl GroupState {
             info: InfoParts { partial, signer: stored.signer },
             members: stored.members.into_iter().collect(),
             pending,
+            joining: stored.joiners.iter().map(|(r, j)| (j.leaf, r.clone())).collect(),
             joiners: stored.joiners.into_iter().collect(),
             remembered: RequestMemory::of(stored.remembered),
             going: stored.going.into_iter().map(|(l, why, at)| (l, (why, at))).collect(),

@@ -50,7 +50,9 @@ impl GroupState {
                 return Err(Reject::Unauthenticated("propose takes a leaf_index sender"));
             }
         };
-        if leaf.is_some_and(|leaf| self.blockers.get(&leaf).is_some_and(|count| *count >= 2)) {
+        if leaf
+            .is_some_and(|leaf| self.blockers.get(&leaf).is_some_and(|senders| senders.len() >= 2))
+        {
             return Err(Reject::Blocking);
         }
         let mut accepted: Vec<Pending> = Vec::new();

@@ -42,7 +42,7 @@ impl GroupState {
         if let Some(accepted) = self.remembered.get(&Self::request_key(message)) {
             return Ok(Decision::Answer(DsResponseBody::Accepted(*accepted)));
         }
-        if self.deleted {
+        if self.deleted && !matches!(message.request, DsRequest::CreateGroup(_)) {
             return Err(Reject::NotFound);
         }
         check_context(&self.hub.settings, message, now)?;

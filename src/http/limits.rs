@@ -19,7 +19,7 @@ pub struct Limits {
     pub requests_per_address_s: u32,
     /// The largest body of any request. Endpoints with small requests have smaller limits of their own.
     pub request_bytes_max: usize,
-    /// Memory for request bodies above [`SMALL_BODY_BYTES`], all requests together.
+    /// Memory for request bodies above `SMALL_BODY_BYTES`, all requests together.
     pub bodies_bytes_max: usize,
     /// From the connection's (or the last answer's) end to a complete TLS handshake or request head.
     pub header_timeout: Duration,

@@ -200,13 +200,39 @@ pub fn judge(
     committer: Option<LeafIndex>,
     acts: &[Act],
 ) -> Result<(), Denied> {
+    judge_with(policy, roster, group, committer, acts, true)
+}
+
+/// As [`judge`], of a commit that does not delete the group: that everyone else leaves frees it of no rule. Only the
+/// hub knows which it is, so only the hub judges so.
+///
+/// # Errors
+/// As [`judge`].
+pub fn judge_staying(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    group: &GroupId,
+    committer: Option<LeafIndex>,
+    acts: &[Act],
+) -> Result<(), Denied> {
+    judge_with(policy, roster, group, committer, acts, false)
+}
+
+fn judge_with(
+    policy: &GroupPolicy,
+    roster: &Roster,
+    group: &GroupId,
+    committer: Option<LeafIndex>,
+    acts: &[Act],
+    may_dissolve: bool,
+) -> Result<(), Denied> {
     if let Some(committer) = committer {
         let user = user_at(roster, committer)?;
         if role_of(policy, user) == Role::Banned {
             return Err(Denied::Banned);
         }
     }
-    let dissolves = dissolves(policy, roster, committer, acts);
+    let dissolves = may_dissolve && dissolves(policy, roster, committer, acts);
     accepts_everyone(roster, acts)?;
     for act in acts {
         if !(dissolves && matches!(act.what, What::Remove(_))) {

@@ -93,7 +93,7 @@ impl Running {
     /// Drains and waits until the node is gone: its ports and its store are free then. Blocks the thread.
     ///
     /// # Errors
-    /// [`StopError`]
+    /// `StopError`, with what was lost of the drain.
     pub fn stop(mut self) -> Result<(), StopError> {
         if let Some(stop) = self.stop.take() {
             // an error means that it has ended already

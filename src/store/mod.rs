@@ -124,7 +124,7 @@ pub enum Write {
         group: GroupId,
         record: LogRecord,
     },
-    /// A whole snapshot of the group's state, chunked by the backend. Low priority: see [`Batch::snapshot`].
+    /// A whole snapshot of the group's state, chunked by the backend. Low priority: see [`Batch::low_priority`].
     Snapshot {
         group: GroupId,
         at: Sequence,

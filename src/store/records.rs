@@ -1,7 +1,7 @@
 //! The records that survive, as the rules see them. Each is stored behind a byte that names its encoding
 //! version; golden files (tests/golden) prove that old data still reads.
 //!
-//! Here: plain data. How it is keyed and chunked is in [`super::keys`].
+//! Here: plain data. How it is keyed and chunked is in `super::keys`.
 
 use serde::{Deserialize, Serialize};
 

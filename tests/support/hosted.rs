@@ -108,6 +108,8 @@ impl Hosted {
     /// Sends `request` until it is through.
     pub fn run(&mut self, member: &Member, request: RequestId) {
         for _ in 0..4 {
+            // of two changes of one queue the later one stands: none is sent at the same time as another
+            self.now = self.now.plus_ms(1);
             let outbound = member.outbound(request, self.now).unwrap();
             let body = self.ask(member, outbound.message).unwrap();
             let response =

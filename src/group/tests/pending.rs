@@ -155,16 +155,22 @@ fn removal_that_is_pending_is_not_repeated_by_value() {
 }
 
 #[test]
-fn sender_whose_proposals_made_two_commits_fail_waits_for_the_next_epoch() {
+fn sender_whose_proposals_made_commits_of_two_others_fail_waits_for_the_next_epoch() {
     let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
     let request = scenario.begin("alice/phone", update());
     let uncovering = scenario.message("alice/phone", request);
+    let request = scenario.begin("carol/phone", update());
+    let another = scenario.message("carol/phone", request);
+    scenario.client("carol/phone").give_up(request).unwrap();
     scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
     assert!(matches!(scenario.submit(&uncovering), Err(Reject::Pending { commit: true, .. })));
     let mut again = uncovering.clone();
     again.context.request_id = RequestId([1; 16]);
     assert!(matches!(scenario.submit(&again), Err(Reject::Unauthenticated(_))));
     assert!(matches!(scenario.submit(&uncovering), Err(Reject::Pending { commit: true, .. })));
+    let bob = scenario.leaf("bob/phone");
+    assert_eq!(scenario.state.blockers[&bob].len(), 1, "one sender alone silences nobody");
+    assert!(matches!(scenario.submit(&another), Err(Reject::Pending { commit: true, .. })));
     let refused = scenario.act("bob/phone", propose(NewProposal::Leave));
     assert_eq!(refused, Err(Reject::Blocking));
     scenario.deliver_all();

@@ -251,7 +251,7 @@ impl Scenario {
         let request = Request { message: message.clone(), relay };
         match self.state.stage(&request, self.now) {
             Err(reject) => {
-                self.state.note_refusal(&reject);
+                self.state.note_refusal(&reject, &message.sender_id);
                 assert_eq!(self.snapshot(), before, "a refusal changes nothing");
                 assert!(!matches!(reject, Reject::Broken(_)), "{reject}");
                 Err(reject)
