@@ -3,13 +3,17 @@
 use super::testing::*;
 use crate::{
     account::Registration,
-    actors::{Clock, Limits},
+    actors::{Clock, Limits, Node},
     crypto,
-    store::records::{GoneReason, GroupNotice},
+    store::{
+        Batch,
+        records::{GoneReason, GroupNotice},
+    },
     wire::{
         client::{Consent, DeleteDevice},
         codec::{List, Opaque},
         ds::{DsError, ProtocolVersion},
+        extensions::ClientQueueConfig,
         ids::Domain,
     },
 };
@@ -86,6 +90,27 @@ async fn nonces_are_bounded_and_forgotten_with_their_window() {
 }
 
 #[actix::test]
+async fn refused_registrations_in_anothers_name_use_up_none_of_its_nonces() {
+    let limits = Limits { nonces_per_client_max: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    for _ in 0..3 {
+        let outsider = Person::new("alice", "phone", None);
+        let refused = world.try_register(&outsider).await.unwrap_err();
+        assert_eq!(refused.name(), "not_authorized");
+    }
+    let message = world.sign(&alice, ENDPOINT, &1u32);
+    assert!(world.node.authenticate(&message, ENDPOINT).await.is_ok());
+    // one that is taken is taken once, as ever
+    let register = alice.registration();
+    world.clock.advance_ms(world.limits.clock_skew_ms + 1);
+    let message = world.sign(&alice, "/v1/register", &register);
+    assert!(world.node.register(&message, register.clone()).await.is_ok());
+    let again = world.node.register(&message, register).await.unwrap_err();
+    assert_eq!(again.name(), "unauthenticated");
+}
+
+#[actix::test]
 async fn registration_may_be_repeated_and_a_second_device_joins_the_account() {
     let world = World::new();
     let phone = world.register("alice").await;
@@ -159,6 +184,71 @@ async fn deleted_device_is_nobody_and_its_groups_are_told() {
     assert!(world.node.store.subscriptions(&laptop.client).await.unwrap().is_empty());
     assert_eq!(world.try_register(&laptop).await.unwrap_err().name(), "not_authorized");
     assert!(world.try_dequeue(&laptop, &[], 0).await.is_err());
+}
+
+#[actix::test]
+async fn deletion_that_was_cut_off_is_finished_and_nobody_adds_the_device_in_between() {
+    let mut world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    world.add(1, &[&laptop], true).await;
+    assert_eq!(world.dequeue(&laptop, &[], 0).await.len(), 1);
+    let tokens = world.tokens(&laptop, TokenClass::Group, 1).await;
+    let config = ClientQueueConfig { domain: domain(), queue_token: tokens[0].clone() };
+    let user = laptop.user_key_hash();
+    let bind = async |node: &Node| {
+        node.bind_token(&config, &laptop.client, &user, &domain(), &group(3)).await
+    };
+    let bound = bind(&world.node).await.unwrap();
+    world.add(2, &[&laptop], true).await; // in the inbox when the deletion comes
+
+    let gone = [laptop.client.clone()];
+    world.node.mark_deleted(&phone.client, &gone, GoneReason::DeviceDeleted).await.unwrap();
+    let (conditions, writes) = (bound.conditions, bound.writes);
+    let late = Batch { conditions, writes, ..Batch::default() };
+    assert!(world.node.store.write(late).await.is_err(), "an add that was judged before");
+    assert!(bind(&world.node).await.is_err());
+
+    world.restart();
+    world.node.finish_deletions().await.unwrap();
+    for seed in [1, 2] {
+        assert_eq!(world.node.store.group_notices(&group(seed), 9).await.unwrap().len(), 1);
+    }
+    assert!(world.node.store.subscriptions(&laptop.client).await.unwrap().is_empty());
+    assert!(world.node.store.inbox(&laptop.client, 9).await.unwrap().is_empty());
+    let noted = world.node.store.groups_with_notices(None, 9).await.unwrap();
+    assert_eq!(noted, [group(1), group(2)], "and it is not noted any more");
+}
+
+#[actix::test]
+async fn device_that_is_gone_may_repeat_its_deletion_and_do_nothing_else() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    let delete = |person: &Person| DeleteDevice { client: person.client.clone() };
+    let authenticate = async |person: &Person, endpoint| {
+        let message = world.sign(person, endpoint, &1u32);
+        world.node.authenticate(&message, endpoint).await.map_err(|error| error.name())
+    };
+    let (device, account) = ("/v1/devices/delete", "/v1/account/delete");
+    for _ in 0..2 {
+        assert_eq!(authenticate(&laptop, device).await, Ok(laptop.client.clone()));
+        assert_eq!(world.node.delete_device(&laptop.client, delete(&laptop)).await, Ok(()));
+    }
+    assert_eq!(authenticate(&laptop, ENDPOINT).await, Err("unauthenticated"));
+    let thief = Person::new("alice", "laptop", None);
+    assert_eq!(authenticate(&thief, device).await, Err("unauthenticated"));
+    let refused = world.node.delete_device(&laptop.client, delete(&phone)).await.unwrap_err();
+    assert_eq!(refused.name(), "unauthenticated");
+    let refused = world.node.delete_account(&laptop.client).await.unwrap_err();
+    assert_eq!(refused.name(), "unauthenticated");
+    assert!(authenticate(&phone, ENDPOINT).await.is_ok(), "nothing has happened to it");
+    for _ in 0..2 {
+        assert_eq!(authenticate(&phone, account).await, Ok(phone.client.clone()));
+        assert_eq!(world.node.delete_account(&phone.client).await, Ok(()));
+    }
 }
 
 #[actix::test]

@@ -4,13 +4,13 @@
 //! listener's.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Mutex,
 };
 
 use super::{
     errors::{
-        malformed, not_authorized, of_registration, of_store, rate_limited, too_large,
+        internal, malformed, not_authorized, of_registration, of_store, rate_limited, too_large,
         unauthenticated, unavailable,
     },
     hints::locked,
@@ -23,7 +23,7 @@ use crate::{
     queue::state::client_gone,
     store::{
         Batch, Condition, StoreError, Write,
-        records::{ConsentHash, Device, GoneReason, InboxItem},
+        records::{ConsentHash, Device, GoneReason, GroupNotice, InboxItem},
     },
     wire::{
         client::{
@@ -128,8 +128,10 @@ impl Node {
     ) -> Result<ClientUri, DsError> {
         self.check_envelope(message, endpoint)?;
         let device = self.store.device(&message.client).await.map_err(of_store)?;
+        // a device that deletes itself asks again where the answer was lost; what it may do then is with the deleting
+        let may_be_gone = [DELETE_DEVICE, DELETE_ACCOUNT].contains(&endpoint);
         let device = match device {
-            Some(device) if device.deleted_at.is_none() => device,
+            Some(device) if device.deleted_at.is_none() || may_be_gone => device,
             _ => return Err(unauthenticated("no such client is registered here")),
         };
         verify(message, SignatureScheme(device.key_scheme), &device.key)?;
@@ -151,7 +153,7 @@ impl Node {
         let credential = register.credential.clone();
         let claim = account::check(&self.domain, &message.client, register)
             .map_err(|refusal| of_registration(&refusal))?;
-        self.remember_nonce(message)?;
+        let mut remembered = false;
         let (client, user) = (claim.client.clone(), claim.client.user());
         for _ in 0..CONFLICTS_MAX {
             let account = self.store.account(&user).await.map_err(of_store)?;
@@ -166,6 +168,10 @@ impl Node {
                 self.clock.now(),
             )
             .map_err(|refusal| of_registration(&refusal))?;
+            // only now: anyone can sign in another's name with a key of its own, and would use up that one's nonces
+            if !std::mem::replace(&mut remembered, true) {
+                self.remember_nonce(message)?;
+            }
             let absent = Condition::DeviceAbsent(client.clone());
             let user_write = |account| Write::Account { user: user.clone(), account };
             let device_write = |device| Write::Device { client: client.clone(), device };
@@ -197,10 +203,10 @@ impl Node {
     }
 
     /// Deletes a device of the same user, which may be the sender. The groups that it is in are told to remove it. A
-    /// repeat changes nothing.
+    /// repeat does what is not done yet; a sender that is deleted itself can do no more than that.
     ///
     /// # Errors
-    /// not_authorized, unavailable.
+    /// unauthenticated, not_authorized, unavailable.
     pub async fn delete_device(
         &self,
         from: &ClientUri,
@@ -209,21 +215,36 @@ impl Node {
         if delete.client.user() != from.user() {
             return Err(not_authorized("only a client of the same user can delete a device"));
         }
-        match self.store.device(&delete.client).await.map_err(of_store)? {
-            None => Err(not_authorized("there is no such device")),
-            Some(device) if device.deleted_at.is_some() => Ok(()),
-            Some(_) => self.delete(from, &[delete.client], GoneReason::DeviceDeleted).await,
+        let device = self.store.device(&delete.client).await.map_err(of_store)?;
+        let Some(device) = device else {
+            return Err(not_authorized("there is no such device"));
+        };
+        if device.deleted_at.is_none() {
+            self.must_be_there(from).await?;
         }
+        self.delete(from, &[delete.client], GoneReason::DeviceDeleted).await
     }
 
-    /// Deletes the sender's account with all of its devices. Its name is not given again.
+    /// Deletes the sender's account with all of its devices. Its name is not given again. A repeat does what is not
+    /// done yet.
     ///
     /// # Errors
-    /// unavailable; part of the work may be done then, and a repeat does the rest.
+    /// unauthenticated, unavailable.
     pub async fn delete_account(&self, from: &ClientUri) -> Result<(), DsError> {
         let account = self.store.account(&from.user()).await.map_err(of_store)?;
-        let devices = account.map(|account| account.devices).unwrap_or_default();
-        self.delete(from, &devices, GoneReason::AccountDeleted).await
+        let account = account.ok_or_else(|| internal("a device without an account"))?;
+        if account.deleted_at.is_none() {
+            self.must_be_there(from).await?;
+        }
+        self.delete(from, &account.devices, GoneReason::AccountDeleted).await
+    }
+
+    async fn must_be_there(&self, client: &ClientUri) -> Result<(), DsError> {
+        let device = self.store.device(client).await.map_err(of_store)?;
+        match device {
+            Some(device) if device.deleted_at.is_none() => Ok(()),
+            _ => Err(unauthenticated("no such client is registered here")),
+        }
     }
 
     /// Adds and revokes consent tokens, by their hashes. A repeat changes nothing.
@@ -334,16 +355,10 @@ impl Node {
         clients: &[ClientUri],
         reason: GoneReason,
     ) -> Result<(), DsError> {
-        for client in clients {
-            self.close_queue(client).await;
-        }
         for _ in 0..CONFLICTS_MAX {
-            match self.try_delete(from, clients, reason).await {
-                Ok(told) => {
-                    for client in clients {
-                        self.close_queue(client).await;
-                    }
-                    told.iter().for_each(|group| self.hints.notice(group));
+            match self.mark_deleted(from, clients, reason).await {
+                Ok(()) => {
+                    self.finish_deletions().await.map_err(of_store)?;
                     return Ok(());
                 }
                 Err(StoreError::Conflict { .. }) => {}
@@ -353,59 +368,114 @@ impl Node {
         Err(unavailable("too many changes of this account at a time; try again"))
     }
 
-    /// Gives the groups that were told. Their notices are written before the devices are marked as deleted: where this
-    /// ends half-way, a repeat does the rest.
-    async fn try_delete(
+    /// The first half: nobody can bring `clients` into a group any more, and it is noted that their groups are to be told.
+    /// Who brought one in just before has left that in its inbox, where the second half finds it.
+    pub(super) async fn mark_deleted(
         &self,
         from: &ClientUri,
         clients: &[ClientUri],
         reason: GoneReason,
-    ) -> Result<Vec<GroupId>, StoreError> {
+    ) -> Result<(), StoreError> {
         let (user, now) = (from.user(), self.clock.now());
-        let Some(mut account) = self.store.account(&user).await? else { return Ok(Vec::new()) };
-        let mut told = Vec::new();
-        let mut notices = Batch::new();
+        let Some(mut account) = self.store.account(&user).await? else { return Ok(()) };
+        let mut batch = Batch::new()
+            .when(Condition::AccountAt { user: user.clone(), revision: account.revision });
         for client in clients {
-            for group in self.groups_of(client).await? {
-                notices.push(client_gone(client, &group, reason));
-                told.push(group);
-                if notices.writes.len() >= NOTICES_PER_BATCH {
-                    self.store.write(std::mem::take(&mut notices)).await?;
-                }
-            }
+            let device = self.store.device(client).await?;
+            let Some(device) = device.filter(|device| device.deleted_at.is_none()) else {
+                continue;
+            };
+            let device = Device { deleted_at: Some(now), ..device };
+            batch.push(Write::Device { client: client.clone(), device });
+            batch.push(client_gone(client, &deletions(), reason));
         }
-        let mut batch =
-            notices.when(Condition::AccountAt { user: user.clone(), revision: account.revision });
+        let account_goes = reason == GoneReason::AccountDeleted && account.deleted_at.is_none();
+        if batch.writes.is_empty() && !account_goes {
+            return Ok(());
+        }
         account.revision += 1;
         account.devices.retain(|device| !clients.contains(device));
-        if reason == GoneReason::AccountDeleted {
+        if account_goes {
             account.deleted_at = Some(now);
         }
         batch.push(Write::Account { user, account });
-        for client in clients {
-            let Some(device) = self.store.device(client).await? else { continue };
-            let device = Device { deleted_at: Some(now), ..device };
-            batch.push(Write::Device { client: client.clone(), device });
-            batch.push(Write::DropQueue(client.clone()));
-        }
-        self.store.write(batch).await?;
-        Ok(told)
+        self.store.write(batch).await
     }
 
-    /// The groups that `client` is in, also where its queue has not taken that up yet.
-    async fn groups_of(&self, client: &ClientUri) -> Result<Vec<GroupId>, StoreError> {
-        let subscriptions = self.store.subscriptions(client).await?;
-        let open = subscriptions.into_iter().filter(|subscription| subscription.last.is_none());
-        let mut groups: Vec<GroupId> = open.map(|subscription| subscription.group).collect();
-        let inbox = self.store.inbox(client, self.limits.subscriptions_max).await?;
-        groups.extend(inbox.into_iter().filter_map(|(_, item)| match item {
-            InboxItem::Open { group, .. } => Some(group),
-            InboxItem::Filter { .. } | InboxItem::Close { .. } | InboxItem::Event { .. } => None,
-        }));
-        groups.sort_unstable();
-        groups.dedup();
-        Ok(groups)
+    /// The second half of every deletion that is not finished, also of a process before this one: tells the groups and
+    /// drops the queues. What it is interrupted in is done again.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn finish_deletions(&self) -> Result<(), StoreError> {
+        let mut told = BTreeSet::new();
+        loop {
+            let left = self.store.group_notices(&deletions(), DELETIONS_PAGE).await?;
+            if left.is_empty() {
+                // a group that several devices of an account were in proposes all of their removals at once
+                told.iter().for_each(|group| self.hints.notice(group));
+                return Ok(());
+            }
+            for (key, GroupNotice::ClientGone { client, reason }) in left {
+                self.finish_deletion(&client, key, reason, &mut told).await?;
+            }
+        }
     }
+
+    async fn finish_deletion(
+        &self,
+        client: &ClientUri,
+        key: [u8; 16],
+        reason: GoneReason,
+        told: &mut BTreeSet<GroupId>,
+    ) -> Result<(), StoreError> {
+        loop {
+            self.close_queue(client).await;
+            // a queue that was still writing when it was closed is seen by its revision; the inbox is read before the
+            // subscriptions, so what moves from one to the other is in one of them
+            let head = self.store.queue_head(client).await?.unwrap_or_default();
+            let inbox = self.store.inbox(client, INBOX_PAGE).await?;
+            let is_last = inbox.len() < INBOX_PAGE;
+            let mut groups: Vec<GroupId> = Vec::new();
+            let revision = head.revision;
+            let mut batch =
+                Batch::new().when(Condition::QueueAt { client: client.clone(), revision });
+            for (key, item) in inbox {
+                if let InboxItem::Open { group, .. } = item {
+                    groups.push(group);
+                }
+                batch.push(Write::InboxTaken { client: client.clone(), key });
+            }
+            if is_last {
+                let subscriptions = self.store.subscriptions(client).await?;
+                let open = subscriptions.into_iter().filter(|mine| mine.last.is_none());
+                groups.extend(open.map(|subscription| subscription.group));
+                batch.push(Write::DropQueue(client.clone()));
+                batch.push(Write::GroupNoticeTaken { group: deletions(), key });
+            }
+            groups.sort_unstable();
+            groups.dedup();
+            for group in &groups {
+                batch.push(client_gone(client, group, reason));
+            }
+            match self.store.write(batch).await {
+                Ok(()) => told.extend(groups),
+                Err(StoreError::Conflict { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Under this name, which is no group's, stands which devices' deletion is not finished. No provider has such a domain
+/// (RFC 2606), so no group is ever made by this name.
+fn deletions() -> GroupId {
+    #[expect(clippy::expect_used, reason = "the text is a domain")]
+    let nobody = Domain::new("invalid").expect("a domain");
+    GroupId::of(&nobody, *b"device-deletions")
 }
 
 fn verify(message: &ClientMessage, scheme: SignatureScheme, key: &[u8]) -> Result<(), DsError> {
@@ -429,6 +499,9 @@ fn verify(message: &ClientMessage, scheme: SignatureScheme, key: &[u8]) -> Resul
 
 const REGISTER: &str = "/v1/register";
 const CONFLICTS_MAX: usize = 8;
-const NOTICES_PER_BATCH: usize = 1_000;
+const DELETE_DEVICE: &str = "/v1/devices/delete";
+const DELETE_ACCOUNT: &str = "/v1/account/delete";
+const INBOX_PAGE: usize = 1_000;
+const DELETIONS_PAGE: usize = 64;
 const KEYS_CACHED_MS: u64 = 3_600_000;
 const NONCES_RETRY_MS: u64 = 60_000;

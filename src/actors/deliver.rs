@@ -1,8 +1,12 @@
 //! What comes in for one client from outside its groups: single messages of a hub (DS §6.1) and connection requests
 //! (TR §5.6). It is left in the client's inbox, under its hash: a repeat within a day is stored once.
 
+use std::{collections::HashMap, sync::Mutex};
+
 use super::{
-    errors::of_store,
+    errors::{of_store, rate_limited},
+    hints::locked,
+    limits::Limits,
     node::Node,
     tokens::{BindError, Opened},
 };
@@ -19,13 +23,54 @@ use crate::{
     wire::{
         codec::encode,
         ds::DsError,
-        ids::{ClientUri, Domain, GroupId},
+        ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
         key_packages::ConnectionRequest,
         mls::MlsMessage,
         queueing::{QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
     },
 };
 use openmls::prelude::{MlsMessageBodyIn, ProtocolMessage};
+
+/// Who left connection offers for whom, in this hour.
+pub struct Offers {
+    hour: Mutex<Hour>,
+    max: u32,
+}
+
+#[derive(Default)]
+struct Hour {
+    began_at: Timestamp,
+    left: HashMap<(UserUri, UserUri), u32>,
+}
+
+impl Offers {
+    #[must_use]
+    pub fn new(limits: &Limits) -> Self {
+        Self { hour: Mutex::new(Hour::default()), max: limits.connection_offers_per_hour }
+    }
+
+    /// Counts an offer.
+    ///
+    /// # Errors
+    /// rate_limited
+    fn count(&self, by: UserUri, to: UserUri, now: Timestamp) -> Result<(), DsError> {
+        let mut hour = locked(&self.hour);
+        if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
+            *hour = Hour { began_at: now, left: HashMap::new() };
+        }
+        let left_ms = HOUR_MS - now.ms_since(hour.began_at);
+        let pair = (by, to);
+        if hour.left.len() >= PAIRS_MAX && !hour.left.contains_key(&pair) {
+            return Err(rate_limited("too many connection requests at this provider", left_ms));
+        }
+        let count = hour.left.entry(pair).or_default();
+        if *count >= self.max {
+            return Err(rate_limited("too many connection requests to this user", left_ms));
+        }
+        *count += 1;
+        Ok(())
+    }
+}
 
 impl Node {
     /// DS §6.1: one message for one client. `from` is the provider whose Delivery Service sent it. A token is bound to
@@ -47,7 +92,7 @@ impl Node {
         let Some(kind) = kind_of(&request.message) else {
             return Ok(QueueingServiceResponse::InvalidClientQueueInformation);
         };
-        let Opened { token, client, record, while_there } = opened;
+        let Opened { token, client, record, while_there, .. } = opened;
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = match &kind {
             Kind::OfGroup(group) => {
@@ -72,30 +117,33 @@ impl Node {
         if let Some(record) = bound {
             batch.push(Write::Token { token: token.id, record });
         }
-        self.leave(&client, id, event, batch).await
+        self.leave(&client, id, event, batch, self.limits.own_entries_max).await
     }
 
     /// Leaves sealed offers for the clients that they are to. `from` is a client of this provider. The answer is of
     /// the worst that befell one of the offers; where it is lost, the same request may be sent again.
     ///
     /// # Errors
-    /// unavailable.
+    /// rate_limited (what stands before the offer that was one too many is left), unavailable.
     pub async fn connection_request(
         &self,
         from: &ClientUri,
         request: ConnectionRequest,
     ) -> Result<QueueingServiceResponse, DsError> {
         let mut worst = QueueingServiceResponse::Ok;
+        let entries_max = self.limits.own_entries_max;
+        let max = entries_max - entries_max / 10;
         for offer in request.offers.into_vec() {
             let answer = match self.open_token(&offer.client_queue_information).await {
-                Ok(Opened { token, client, record, while_there }) => {
+                Ok(Opened { token, client, record, while_there, .. }) => {
                     match token::admit_connection(&token, record.as_ref(), &client) {
                         Ok(()) => {
+                            self.offers.count(from.user(), client.user(), self.clock.now())?;
                             let id = item_id(&encode(&offer));
                             let sender_domain = from.domain();
                             let event = QueueEvent::ConnectionRequest { sender_domain, offer };
                             let batch = Batch::new().when(while_there);
-                            self.leave(&client, id, event, batch).await?
+                            self.leave(&client, id, event, batch, max).await?
                         }
                         Err(problem) => refused(problem),
                     }
@@ -110,15 +158,15 @@ impl Node {
         Ok(worst)
     }
 
-    /// Leaves `event` for `client` together with `batch`, unless its own feed is full.
+    /// Leaves `event` for `client` together with `batch`, unless its own feed holds `max` entries.
     async fn leave(
         &self,
         client: &ClientUri,
         id: [u8; 16],
         event: QueueEvent,
         mut batch: Batch,
+        max: usize,
     ) -> Result<QueueingServiceResponse, DsError> {
-        let max = self.limits.own_entries_max;
         let head = self.store.queue_head(client).await.map_err(of_store)?.unwrap_or_default();
         if head.recent.iter().any(|(_, recent)| *recent == id) {
             return Ok(QueueingServiceResponse::Ok);
@@ -169,6 +217,7 @@ fn refused(problem: TokenProblem) -> QueueingServiceResponse {
     match problem {
         TokenProblem::Unknown
         | TokenProblem::OtherClient
+        | TokenProblem::OtherUserKey
         | TokenProblem::ClientGone
         | TokenProblem::Revoked
         | TokenProblem::BoundElsewhere
@@ -184,3 +233,7 @@ fn item_id(bytes: &[u8]) -> [u8; 16] {
     id.copy_from_slice(&crypto::sha256(bytes)[..16]);
     id
 }
+
+const HOUR_MS: u64 = 3_600_000;
+/// Pairs of users that are counted at a time.
+const PAIRS_MAX: usize = 200_000;

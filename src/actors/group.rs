@@ -864,7 +864,8 @@ async fn bind_queues(
                 )),
             });
         }
-        let bound = node.bind_token(&bind.config, &bind.client, &node.domain, group).await;
+        let bound =
+            node.bind_token(&bind.config, &bind.client, &bind.user, &node.domain, group).await;
         match bound {
             Ok(used) => {
                 conditions.extend(used.conditions);

@@ -248,7 +248,8 @@ impl Node {
             let groups = self.store.groups_with_notices(after.as_ref(), 512).await?;
             let Some(last) = groups.last() else { return Ok(woken) };
             after = Some(last.clone());
-            for group in &groups {
+            // what stands under another name is the node's own (see `finish_deletions`)
+            for group in groups.iter().filter(|group| group.domain() == self.domain) {
                 self.settle_group(group).await;
                 woken += 1;
             }

@@ -196,7 +196,7 @@ pub(super) async fn plan_rotation(
     new_infos.retain(|(epoch, _)| kept.contains(epoch));
     let gone_infos =
         head.joiner_infos.iter().copied().filter(|epoch| !kept.contains(epoch)).collect();
-    let slowest = node.slowest_cursor(&head.group, members).await?;
+    let slowest = node.slowest_cursor(&head.group, members, head.first_sequence).await?;
     let (trim_until, trimmed_bytes) = trim(node, head, oldest, slowest).await?;
     Ok(Rotation {
         at,

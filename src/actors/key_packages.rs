@@ -12,6 +12,7 @@ use super::{
     hints::locked,
     limits::Limits,
     node::Node,
+    tokens::user_key_hash,
 };
 use crate::{
     crypto::{self, MlsCrypto},
@@ -28,7 +29,7 @@ use crate::{
         client::{KeyPackagesLeft, PublishKeyPackages},
         codec::{List, encode},
         ds::DsError,
-        extensions::{KeyPackageClass, PublicKey, SignatureScheme},
+        extensions::KeyPackageClass,
         ids::{ClientUri, Timestamp, UserUri},
         key_packages::{
             ClientKeyPackage, ConnectionKeyPackageRequest, ConnectionKeyPackageResponse,
@@ -378,11 +379,10 @@ impl Node {
         let device = self.device_of(client).await?;
         let account = self.store.account(&client.user()).await.map_err(of_store)?;
         let account = account.ok_or_else(|| internal("a device without an account"))?;
-        let key = PublicKey::new(account.user_key).map_err(internal)?;
         Ok(Owner {
             domain: self.domain.clone(),
             client: client.clone(),
-            user: crypto::user_key_hash(SignatureScheme(account.user_key_scheme), &key),
+            user: user_key_hash(&account).map_err(of_store)?,
             credential: device.credential,
             queue: device.queue,
         })

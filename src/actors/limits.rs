@@ -30,13 +30,16 @@ pub struct Limits {
     /// KeyPackage fetches that one user may be the target of in an hour; beyond: rate_limited.
     pub key_package_targets_per_hour: u32,
 
+    /// Connection offers that the clients of one user may leave for those of another in an hour; beyond: rate_limited.
+    pub connection_offers_per_hour: u32,
+
     /// Tokens in one request (the wire's count is a byte); beyond: too_large.
     pub tokens_per_request_max: u8,
     /// Groups that one last-resort token may be bound to; beyond it is refused.
     pub last_resort_bindings_max: usize,
 
     /// Entries that a client's own feed may hold unacknowledged before requests and notices for it are refused
-    /// (queue_full) or dropped.
+    /// (queue_full) or dropped. Connection requests get nine tenths of it: strangers leave room for notices.
     pub own_entries_max: usize,
     /// The same for Welcomes: beyond, a group's feed begins with `gap` in place of its Welcome.
     pub own_welcomes_max: usize,
@@ -77,6 +80,7 @@ impl Default for Limits {
             key_packages_low_at: 10,
             key_package_fetches_per_hour: 2_000,
             key_package_targets_per_hour: 500,
+            connection_offers_per_hour: 100,
             tokens_per_request_max: 200,
             last_resort_bindings_max: 16,
             own_entries_max: 1_000,

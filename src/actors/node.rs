@@ -6,6 +6,7 @@ use super::{
     accounts::Nonces,
     arbiters::ArbiterPool,
     clock::Clock,
+    deliver::Offers,
     groups::{GroupOptions, Groups},
     hints::Hints,
     key_packages::Fetches,
@@ -69,6 +70,7 @@ pub struct NodeInner {
     pub(crate) queues: Queues,
     pub(crate) nonces: Nonces,
     pub(crate) fetches: Fetches,
+    pub(crate) offers: Offers,
 }
 
 impl Node {
@@ -81,6 +83,7 @@ impl Node {
             started_at: parts.clock.now(),
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
+            offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
             hints,
             domain: parts.domain,

@@ -12,11 +12,12 @@ use crate::{
     wire::{
         client::{DeleteDevice, Flag, QueueTokens},
         codec::{List, Opaque, append_vector, encode},
+        ds::DsError,
         extensions::{ClientQueueConfig, KeyPackageClass, QueueToken},
         ids::{Domain, KeyPackageRef, RecipientId, Sequence},
         key_packages::{ConnectionRequest, SealedOffer},
         mls::MlsMessage,
-        queueing::{QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
+        queueing::{QueueEntry, QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
     },
 };
 
@@ -205,12 +206,24 @@ async fn token_binds_in_the_batch_that_uses_it() {
     let token = world.tokens(&alice, TokenClass::Group, 1).await.remove(0);
     let config = |domain| ClientQueueConfig { domain, queue_token: token.clone() };
     let ours = config(domain());
-    let bind =
-        async |seed| world.node.bind_token(&ours, &alice.client, &domain(), &group(seed)).await;
-    let refused = world.node.bind_token(&ours, &bob.client, &domain(), &group(1)).await;
+    let bind = async |seed| {
+        world
+            .node
+            .bind_token(&ours, &alice.client, &alice.user_key_hash(), &domain(), &group(seed))
+            .await
+    };
+    let refused =
+        world.node.bind_token(&ours, &bob.client, &bob.user_key_hash(), &domain(), &group(1)).await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::OtherClient))));
+    // a leaf that says it is alice's, with her token, and with the key of somebody else
+    let posing = bob.user_key_hash();
+    let refused = world.node.bind_token(&ours, &alice.client, &posing, &domain(), &group(1)).await;
+    assert!(matches!(refused, Err(BindError::Token(TokenProblem::OtherUserKey))));
     let other = config(Domain::new("b.example").unwrap());
-    let refused = world.node.bind_token(&other, &alice.client, &domain(), &group(1)).await;
+    let refused = world
+        .node
+        .bind_token(&other, &alice.client, &alice.user_key_hash(), &domain(), &group(1))
+        .await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::Unknown))));
 
     let (first, second) = (bind(1).await.unwrap(), bind(2).await.unwrap());
@@ -250,7 +263,10 @@ async fn revoked_token_is_refused_and_only_its_owner_revokes_it() {
         assert!(world.node.queue_tokens(&alice.client, revoke(&token)).await.is_ok());
     }
     let config = ClientQueueConfig { domain: domain(), queue_token: token };
-    let refused = world.node.bind_token(&config, &alice.client, &domain(), &group(1)).await;
+    let refused = world
+        .node
+        .bind_token(&config, &alice.client, &alice.user_key_hash(), &domain(), &group(1))
+        .await;
     assert!(matches!(refused, Err(BindError::Token(TokenProblem::Revoked))));
     let many = QueueTokens { count: 255, ..revoke(&config.queue_token) };
     let refused = world.node.queue_tokens(&alice.client, many).await.unwrap_err();
@@ -268,8 +284,11 @@ async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
     }
     let members = [(&alice, 2000), (&bob, 2001)]
         .map(|(person, recipient)| (person.client.clone(), RecipientId(recipient), Sequence(2)));
-    let slowest =
-        async |count: usize| world.node.slowest_cursor(&group(1), &members[..count]).await.unwrap();
+    let until = async |count: usize, enough| {
+        let members = &members[..count];
+        world.node.slowest_cursor(&group(1), members, Sequence(enough)).await.unwrap()
+    };
+    let slowest = async |count| until(count, 1).await;
     assert_eq!(slowest(0).await, Sequence(u64::MAX));
     assert_eq!(slowest(2).await, Sequence(1), "nobody has looked into the inbox");
     world.dequeue(&alice, &[], 0).await;
@@ -277,6 +296,7 @@ async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
     world.node.drain_queues().await;
     assert_eq!(slowest(1).await, Sequence(4));
     assert_eq!(slowest(2).await, Sequence(1));
+    assert_eq!(until(2, 5).await, Sequence(4), "alice holds all from 5 on: bob is not looked at");
     let delete = DeleteDevice { client: bob.client.clone() };
     world.node.delete_device(&bob.client, delete).await.unwrap();
     assert_eq!(slowest(2).await, Sequence(4), "who is gone holds nothing back");
@@ -380,6 +400,52 @@ async fn full_own_feed_takes_no_connection_requests_until_it_is_acknowledged() {
     world.dequeue(&alice, &[(0, 2)], 0).await;
     world.node.drain_queues().await;
     assert_eq!(send(3).await, QueueingServiceResponse::Ok);
+}
+
+#[actix::test]
+async fn one_user_leaves_another_so_many_offers_in_an_hour_and_no_more() {
+    let limits = Limits { connection_offers_per_hour: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let (bob, carol) = (world.register("bob").await, world.register("carol").await);
+    let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let send = async |from: &Person, content| {
+        let offers = List::new(vec![offer(token.clone(), content)]).unwrap();
+        world.node.connection_request(&from.client, ConnectionRequest { offers }).await
+    };
+    for content in [1, 2] {
+        assert_eq!(send(&bob, content).await, Ok(QueueingServiceResponse::Ok));
+    }
+    let refused = send(&bob, 3).await.unwrap_err();
+    assert!(
+        matches!(refused, DsError::RateLimited { retry_after_ms: 1..=3_600_000, .. }),
+        "{refused:?}"
+    );
+    assert_eq!(send(&carol, 4).await, Ok(QueueingServiceResponse::Ok), "each has its own measure");
+    world.clock.advance_ms(3_600_000);
+    assert_eq!(send(&bob, 3).await, Ok(QueueingServiceResponse::Ok));
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 4);
+}
+
+#[actix::test]
+async fn connection_requests_leave_room_for_notices() {
+    let limits = Limits { own_entries_max: 10, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let bob = world.register("bob").await;
+    let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let offers = (0..12).map(|content| offer(token.clone(), content)).collect();
+    let request = ConnectionRequest { offers: List::new(offers).unwrap() };
+    let answer = world.node.connection_request(&bob.client, request).await;
+    assert_eq!(answer, Ok(QueueingServiceResponse::QueueFull));
+    world.consent(&alice, [1; 32]).await;
+    let key_packages = world.key_packages(&alice, TokenClass::LastResort, 1).await;
+    world.publish(&alice, key_packages).await.unwrap();
+    world.fetch(&bob, &alice.user, [1; 32]).await;
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert_eq!(entries.len(), 10);
+    let is_notice = |entry: &QueueEntry| matches!(entry.event, QueueEvent::KeyPackagesLow { .. });
+    assert_eq!(entries.iter().filter(|entry| is_notice(entry)).count(), 1);
 }
 
 #[actix::test]

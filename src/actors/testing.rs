@@ -294,6 +294,10 @@ impl Person {
         }
     }
 
+    pub fn user_key_hash(&self) -> UserKeyHash {
+        crypto::user_key_hash(self.user_key.scheme(), self.user_key.public())
+    }
+
     pub fn credential(&self) -> mls::Credential {
         BasicCredential::new(self.client.as_str().as_bytes().to_vec()).into()
     }

@@ -6,17 +6,18 @@ use super::{
     node::Node,
 };
 use crate::{
+    crypto,
     queue::token::{self, Token, TokenClass, TokenProblem},
     store::{
         Batch, Condition, StoreError, Write,
-        records::{Device, TokenRecord},
+        records::{Account, Device, TokenRecord},
     },
     wire::{
         client::{Flag, MintedTokens, QueueTokens},
         codec::List,
         ds::DsError,
-        extensions::{ClientQueueConfig, QueueToken},
-        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence},
+        extensions::{ClientQueueConfig, PublicKey, QueueToken, SignatureScheme},
+        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence, UserKeyHash},
     },
 };
 
@@ -40,6 +41,8 @@ pub enum BindError {
 pub(super) struct Opened {
     pub token: Token,
     pub client: ClientUri,
+    /// Of the user key of its account.
+    pub user: UserKeyHash,
     pub record: Option<TokenRecord>,
     /// Holds for as long as no device of the client's user is registered or deleted.
     pub while_there: Condition,
@@ -85,7 +88,8 @@ impl Node {
         Ok(MintedTokens { tokens: List::new(tokens).map_err(internal)? })
     }
 
-    /// Whether `config` leads to a queue of `client`, for `group` at `hub`. What it returns goes into the batch that
+    /// Whether `config` leads to a queue of `client`, for `group` at `hub`, and `user` is the key of its user: a leaf
+    /// may say that it is anyone's, and only the account says whose it is. What it returns goes into the batch that
     /// accepts the request; where a condition of it does not hold then, ask again.
     ///
     /// # Errors
@@ -94,6 +98,7 @@ impl Node {
         &self,
         config: &ClientQueueConfig,
         client: &ClientUri,
+        user: &UserKeyHash,
         hub: &Domain,
         group: &GroupId,
     ) -> Result<TokenUse, BindError> {
@@ -103,6 +108,9 @@ impl Node {
         let opened = self.open_token(&config.queue_token).await?;
         if &opened.client != client {
             return Err(TokenProblem::OtherClient.into());
+        }
+        if &opened.user != user {
+            return Err(TokenProblem::OtherUserKey.into());
         }
         let Opened { token, record, while_there, .. } = opened;
         let groups_max = self.limits.last_resort_bindings_max;
@@ -125,12 +133,14 @@ impl Node {
         let account = there.ok_or(TokenProblem::ClientGone)?;
         let record = self.store.token(&token.id).await?;
         let while_there = Condition::AccountAt { user: client.user(), revision: account.revision };
-        Ok(Opened { token, client, record, while_there })
+        let user = user_key_hash(&account)?;
+        Ok(Opened { token, client, user, record, while_there })
     }
 
     /// Up to where every one of `members` (client, its number in the group, and the first sequence that it is to get)
     /// has acknowledged the group's feed, as far as that is persisted. A client that is gone holds nothing back.
-    /// Without members nothing is held: the highest sequence there is.
+    /// Without members nothing is held: the highest sequence there is. Whoever holds back everything from `enough` on
+    /// ends the search: behind that it does not matter how far the others are.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -138,9 +148,13 @@ impl Node {
         &self,
         group: &GroupId,
         members: &[(ClientUri, RecipientId, Sequence)],
+        enough: Sequence,
     ) -> Result<Sequence, StoreError> {
         let mut slowest = Sequence(u64::MAX);
         for (client, recipient, from) in members {
+            if slowest < enough {
+                break;
+            }
             let subscriptions = self.store.subscriptions(client).await?;
             let mine = subscriptions.iter().find(|subscription| {
                 &subscription.group == group && subscription.recipient == *recipient
@@ -167,4 +181,11 @@ impl Node {
             .filter(|device| device.deleted_at.is_none())
             .ok_or_else(|| not_authorized("this device is not registered here"))
     }
+}
+
+/// What a leaf of this account's user is known by.
+pub(super) fn user_key_hash(account: &Account) -> Result<UserKeyHash, StoreError> {
+    let key = PublicKey::new(account.user_key.as_slice())
+        .map_err(|error| StoreError::Corrupt { what: error.to_string() })?;
+    Ok(crypto::user_key_hash(SignatureScheme(account.user_key_scheme), &key))
 }

@@ -514,7 +514,8 @@ impl GroupState {
                     self.key_package(key_package, now).map_err(invalid)?
                 }
             };
-            let client = policy::leaf::trusted(key_package.leaf_node())?.client;
+            let identity = policy::leaf::trusted(key_package.leaf_node())?;
+            let client = identity.client;
             // MLS puts each Add at the leftmost blank leaf (RFC 9420 §7.7)
             while occupied.contains(&next) {
                 next = LeafIndex(next.0 + 1);
@@ -522,6 +523,7 @@ impl GroupState {
             occupied.insert(next);
             binds.push(Bind {
                 client: client.clone(),
+                user: identity.user,
                 config: facts.config.clone(),
                 key_package: Some(index),
                 pending: pending.is_some(),
@@ -542,8 +544,13 @@ impl GroupState {
                     "a client's queue must be at its own provider".into(),
                 ));
             }
-            let client = joined.client.clone();
-            binds.push(Bind { client, config: config.clone(), key_package: None, pending: false });
+            binds.push(Bind {
+                client: joined.client.clone(),
+                user: joined.user.clone(),
+                config: config.clone(),
+                key_package: None,
+                pending: false,
+            });
         }
         Ok((added, binds))
     }

@@ -88,6 +88,7 @@ impl GroupState {
         }
         let bind = Bind {
             client: identity.client.clone(),
+            user: identity.user.clone(),
             config: create.client_queue_config.clone(),
             key_package: None,
             pending: false,

@@ -61,6 +61,7 @@ pub fn judge(hub: &Arc<Hub>, import: &GroupImport, now: Timestamp) -> Result<Cre
         admins += usize::from(role == crate::wire::extensions::Role::Admin);
         binds.push(Bind {
             client: identity.client.clone(),
+            user: identity.user.clone(),
             config: config.clone(),
             key_package: None,
             pending: false,

@@ -42,7 +42,7 @@ use crate::{
         extensions::{ClientQueueConfig, GroupPolicy, SignatureScheme},
         ids::{
             ClientUri, Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, RecipientId, Sequence,
-            Timestamp,
+            Timestamp, UserKeyHash,
         },
         mls::MlsMessage,
         queueing::QueueEvent,
@@ -162,6 +162,8 @@ pub struct Staged {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
     pub client: ClientUri,
+    /// The user key in its leaf: it must be the one of its account, or another could stand in under its name.
+    pub user: UserKeyHash,
     pub config: ClientQueueConfig,
     /// Index of the KeyPackage in the commit, for the error; none where the client itself gave the config.
     pub key_package: Option<u32>,

@@ -67,6 +67,7 @@ impl GroupState {
             if let (What::Add(identity), Some(added)) = (&pending.act.what, &pending.record.added) {
                 binds.push(Bind {
                     client: identity.client.clone(),
+                    user: identity.user.clone(),
                     config: added.config.clone(),
                     key_package: Some(u32::try_from(index).unwrap_or(u32::MAX)),
                     pending: false,

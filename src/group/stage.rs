@@ -297,8 +297,10 @@ impl GroupState {
             sender: Some(leaf),
             kind: Kind::Queue { leaf, config: config.clone(), filter, timestamp },
         };
+        let identity = self.roster.get(leaf).ok_or(Reject::NotFound)?;
         let bind = Bind {
             client: member.client.clone(),
+            user: identity.user.clone(),
             config: config.clone(),
             key_package: None,
             pending: false,

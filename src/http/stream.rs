@@ -46,15 +46,12 @@ pub async fn open(
     if api.drain.is_draining() {
         return refuse(busy().into());
     }
-    let Ok(permit) = api.waiting.clone().try_acquire_owned() else {
-        return refuse(busy().into());
-    };
     match actix_ws::handle(&request, payload) {
         Ok((response, session, frames)) => {
             let http = response.status().as_u16();
             api.metrics.answered(LISTENER, Endpoint::Stream, http, started.elapsed());
             let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
-            rt::spawn(run(api.clone(), session, frames, permit));
+            rt::spawn(run(api.clone(), session, frames));
             response
         }
         Err(error) => refuse(Refusal::http(
@@ -78,15 +75,10 @@ enum End {
     Refused(DsError),
 }
 
-async fn run(
-    api: web::Data<ClientApi>,
-    mut session: Session,
-    mut frames: MessageStream,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn run(api: web::Data<ClientApi>, mut session: Session, mut frames: MessageStream) {
     api.metrics.streams.inc();
     let end = match begin(&api, &mut frames).await {
-        Ok(queue) => deliver(&api, &mut session, &mut frames, queue).await,
+        Ok((queue, _permit)) => deliver(&api, &mut session, &mut frames, queue).await,
         Err(end) => end,
     };
     api.metrics.streams.dec();
@@ -104,8 +96,12 @@ async fn run(
     }
 }
 
-/// Waits for the first frame, authenticates it and opens the queue.
-async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStream, End> {
+/// Waits for the first frame, authenticates it and opens the queue. Until then the stream has no place among
+/// those that wait: a stranger cannot take them all, only connections.
+async fn begin(
+    api: &ClientApi,
+    frames: &mut MessageStream,
+) -> Result<(QueueStream, OwnedSemaphorePermit), End> {
     let first = tokio::select! {
         biased;
         () = api.drain.started() => return Err(End::Draining),
@@ -119,9 +115,16 @@ async fn begin(api: &ClientApi, frames: &mut MessageStream) -> Result<QueueStrea
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
-        api.node.open_stream(&client, window).await
+        let permit = api.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
+        Ok((api.node.open_stream(&client, window).await?, permit))
     };
-    open.await.map_err(End::Refused)
+    let opened = time::timeout(api.limits.answer_timeout, open).await.unwrap_or_else(|_| {
+        Err(DsError::Unavailable {
+            detail: Detail::truncated("the queue was not opened in time; reconnect"),
+            retry_after_ms: 1000,
+        })
+    });
+    opened.map_err(End::Refused)
 }
 
 async fn first_frame(frames: &mut MessageStream) -> Result<Vec<u8>, End> {

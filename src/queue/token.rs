@@ -52,6 +52,8 @@ pub enum TokenProblem {
     Unknown,
     #[error("the queue token belongs to another client")]
     OtherClient,
+    #[error("the user key is not the one that this user's account has")]
+    OtherUserKey,
     #[error("the queue's client is gone")]
     ClientGone,
     #[error("the queue token was revoked; use a new one")]

@@ -92,8 +92,19 @@ choice! {
 pub struct Groups {
     pub members_max: usize,
     pub adds_per_commit_max: usize,
+    /// Members' proposals that wait for one commit.
+    pub pending_max: usize,
+    /// The largest application message, and the largest handshake message.
+    pub application_bytes_max: Bytes,
+    pub handshake_bytes_max: Bytes,
+    /// MLS ciphersuites by their numbers.
+    pub ciphersuites: Vec<u16>,
     /// Whoever sends nothing for so long is removed.
     pub inactive_after: Option<Duration>,
+    /// A removal of the hub that waits for so long blocks everybody's messages; none: only those of who is to go.
+    pub strict_after: Option<Duration>,
+    /// A group that everybody is to be removed from is deleted after this.
+    pub delete_after: Duration,
     /// A group that nobody asks for leaves the memory.
     pub passivate_after: Duration,
     /// Of a group's log, what is older or more than this goes, read or not.
@@ -107,6 +118,8 @@ pub struct Queues {
     pub groups_per_client_max: usize,
     /// Unread requests and notices; Welcomes and groups' messages are not counted.
     pub notices_max: usize,
+    /// Connection offers of one user to another, all their devices together.
+    pub connection_offers_per_hour: u32,
     pub passivate_after: Duration,
 }
 
@@ -172,7 +185,13 @@ impl Default for Config {
             groups: Groups {
                 members_max: groups.settings.members_max,
                 adds_per_commit_max: groups.settings.adds_per_commit_max,
+                pending_max: groups.settings.pending_max,
+                application_bytes_max: Bytes(groups.settings.application_bytes_max as u64),
+                handshake_bytes_max: Bytes(groups.settings.handshake_bytes_max as u64),
+                ciphersuites: groups.settings.ciphersuites.clone(),
                 inactive_after: groups.settings.inactive_after_ms.map(Duration::from_millis),
+                strict_after: groups.settings.strict_after_ms.map(Duration::from_millis),
+                delete_after: Duration::from_millis(groups.settings.delete_after_ms),
                 passivate_after: Duration::from_millis(groups.idle_ms),
                 retention_age: Duration::from_millis(groups.retention_ms),
                 retention_bytes: Bytes(groups.retention_bytes),
@@ -180,6 +199,7 @@ impl Default for Config {
             queues: Queues {
                 groups_per_client_max: node.subscriptions_max,
                 notices_max: node.own_entries_max,
+                connection_offers_per_hour: node.connection_offers_per_hour,
                 passivate_after: Duration::from_millis(node.queue_idle_ms),
             },
             limits: Limits {
@@ -215,6 +235,7 @@ impl Config {
             devices_per_user_max: self.registration.devices_per_user_max,
             subscriptions_max: self.queues.groups_per_client_max,
             own_entries_max: self.queues.notices_max,
+            connection_offers_per_hour: self.queues.connection_offers_per_hour,
             queue_idle_ms: ms(self.queues.passivate_after),
             dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
             ..actors::Limits::default()
@@ -227,7 +248,13 @@ impl Config {
         let mut options = GroupOptions::new(self.domain.clone());
         options.settings.members_max = self.groups.members_max;
         options.settings.adds_per_commit_max = self.groups.adds_per_commit_max;
+        options.settings.pending_max = self.groups.pending_max;
+        options.settings.application_bytes_max = self.groups.application_bytes_max.in_memory();
+        options.settings.handshake_bytes_max = self.groups.handshake_bytes_max.in_memory();
+        options.settings.ciphersuites.clone_from(&self.groups.ciphersuites);
         options.settings.inactive_after_ms = self.groups.inactive_after.map(ms);
+        options.settings.strict_after_ms = self.groups.strict_after.map(ms);
+        options.settings.delete_after_ms = ms(self.groups.delete_after);
         options.idle_ms = ms(self.groups.passivate_after);
         options.retention_ms = ms(self.groups.retention_age);
         options.retention_bytes = self.groups.retention_bytes.0;
@@ -302,9 +329,10 @@ settings! {
     store: [engine, cache]
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [
-        members_max, adds_per_commit_max, inactive_after, passivate_after, retention_age, retention_bytes,
+        members_max, adds_per_commit_max, pending_max, application_bytes_max, handshake_bytes_max, ciphersuites,
+        inactive_after, strict_after, delete_after, passivate_after, retention_age, retention_bytes,
     ]
-    queues: [groups_per_client_max, notices_max, passivate_after]
+    queues: [groups_per_client_max, notices_max, connection_offers_per_hour, passivate_after]
     limits: [
         workers, actor_threads, connections_max, backlog, requests_max, waiting_max, requests_per_address_s, request_bytes_max,
         bodies_bytes_max, header_timeout, body_timeout, answer_timeout, keep_alive, poll_max,
@@ -538,6 +566,11 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     if let Err(error) = super::telemetry::filter(&log.level) {
         wrong.push(("log.level", error));
     }
+    let known = GroupOptions::new(config.domain.clone()).settings.ciphersuites;
+    if groups.ciphersuites.is_empty() || !groups.ciphersuites.iter().all(|n| known.contains(n)) {
+        let given = &groups.ciphersuites;
+        wrong.push(("groups.ciphersuites", format!("{given:?} is not one or more of {known:?}")));
+    }
     let mut count = |key, value: usize, min: usize, max: usize| {
         if !(min..=max).contains(&value) {
             wrong.push((key, format!("{value} is not from {min} to {max}")));
@@ -546,8 +579,11 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("registration.devices_per_user_max", registration.devices_per_user_max, 1, 1000);
     count("groups.members_max", groups.members_max, 1, 100_000);
     count("groups.adds_per_commit_max", groups.adds_per_commit_max, 1, 10_000);
+    count("groups.pending_max", groups.pending_max, 1, 10_000);
     count("queues.groups_per_client_max", queues.groups_per_client_max, 1, 100_000);
     count("queues.notices_max", queues.notices_max, 10, 100_000);
+    let offers = queues.connection_offers_per_hour as usize;
+    count("queues.connection_offers_per_hour", offers, 1, 1_000_000);
     count("limits.workers", limits.workers, 1, 1024);
     count("limits.actor_threads", limits.actor_threads, 1, 1024);
     count("limits.connections_max", limits.connections_max, 1, 1_000_000);
@@ -563,6 +599,11 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     };
     size("limits.request_bytes_max", limits.request_bytes_max, 16 << 10, 64 << 20);
     size("limits.bodies_bytes_max", limits.bodies_bytes_max, 8 << 20, 1 << 40);
+    // as large as the protocol has them at the most
+    let application_max = crate::wire::ds::APPLICATION_BYTES_MAX as u64;
+    size("groups.application_bytes_max", groups.application_bytes_max, 1 << 10, application_max);
+    let handshake_max = crate::wire::ds::REQUEST_BYTES_MAX as u64;
+    size("groups.handshake_bytes_max", groups.handshake_bytes_max, 16 << 10, handshake_max);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
     size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
@@ -578,6 +619,10 @@ fn check(config: &Config) -> Vec<(&'static str, String)> {
     if let Some(after) = groups.inactive_after {
         time("groups.inactive_after", after, 3_600_000, years);
     }
+    if let Some(after) = groups.strict_after {
+        time("groups.strict_after", after, 0, years);
+    }
+    time("groups.delete_after", groups.delete_after, 3_600_000, years);
     time("groups.passivate_after", groups.passivate_after, 10, years);
     time("groups.retention_age", groups.retention_age, 3_600_000, years);
     time("queues.passivate_after", queues.passivate_after, 10, years);
@@ -738,6 +783,27 @@ mod tests {
         assert!(message("line 4").contains("\"64MiB\""));
         assert!(message("line 6").contains("from 1 to 1024"));
         assert!(message("line 7").contains("\"30s\""));
+    }
+
+    #[test]
+    fn what_a_group_may_be_reaches_the_groups_and_is_bounded() {
+        let text = "[groups]\npending_max = 7\napplication_bytes_max = \"2KiB\"\nhandshake_bytes_max = \"32KiB\"\n\
+            ciphersuites = [3, 1]\nstrict_after = \"never\"\ndelete_after = \"2h\"\n\
+            [queues]\nconnection_offers_per_hour = 9\n";
+        let config = load(text, &[("MIMID_GROUPS__CIPHERSUITES", "2, 3")]).unwrap();
+        let settings = config.group_options().settings;
+        assert_eq!((settings.pending_max, settings.application_bytes_max), (7, 2048));
+        assert_eq!((settings.handshake_bytes_max, settings.ciphersuites), (32 * 1024, vec![2, 3]));
+        assert_eq!((settings.strict_after_ms, settings.delete_after_ms), (None, 7_200_000));
+        assert_eq!(config.node_limits().connection_offers_per_hour, 9);
+
+        let text = "[groups]\nciphersuites = [1, 9]\napplication_bytes_max = \"1GiB\"\ndelete_after = \"1s\"\n";
+        let found = problems(text, &[("MIMID_GROUPS__PENDING_MAX", "0")]);
+        let places: Vec<_> = found.iter().map(|(place, _)| place.as_str()).collect();
+        for place in ["line 2", "line 3", "line 4", "MIMID_GROUPS__PENDING_MAX"] {
+            assert!(places.contains(&place), "{found:?}");
+        }
+        assert!(problems("[groups]\nciphersuites = [\"x\"]\n", &[])[0].1.contains("numbers"));
     }
 
     #[test]

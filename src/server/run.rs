@@ -167,9 +167,7 @@ struct Composed {
 impl Composed {
     fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let data_dir = data_folder(&config.data_dir)?;
-        let keys = NodeKeys::open(&data_dir, clock.now())?;
-        let tls_files = tls_files(&config, &data_dir)?;
-        let tls = http::server_tls(&tls_files.chain_pem, &tls_files.key_pem)?;
+        // first of all: it holds the lock of the folder, and keys and certificate are written there
         let store = store::open(&StoreConfig {
             engine: match config.store.engine {
                 Engine::Sled => "sled".to_owned(),
@@ -178,6 +176,9 @@ impl Composed {
             folder: data_dir.join("store"),
             cache_bytes: config.store.cache.0,
         })?;
+        let keys = NodeKeys::open(&data_dir, clock.now())?;
+        let tls_files = tls_files(&config, &data_dir)?;
+        let tls = http::server_tls(&tls_files.chain_pem, &tls_files.key_pem)?;
         let metrics = Metrics::new()?;
         let http_metrics = HttpMetrics::register(&metrics.registry)?;
         register_process_metrics(&metrics.registry, &store)?;
@@ -262,14 +263,17 @@ impl Composed {
     }
 }
 
-/// Wakes the groups that something was left for, and from then on those whose time has come.
+/// Does what was left to do: deletions that were begun, what waits for groups, groups whose time has come.
 async fn sweep(node: Node) {
-    if let Err(error) = node.wake_noticed_groups().await {
-        tracing::warn!(%error, "what was left for groups cannot be read now");
-    }
     let mut often = tokio::time::interval(SWEEP_EVERY);
     loop {
         often.tick().await;
+        if let Err(error) = node.finish_deletions().await {
+            tracing::warn!(%error, "deletions that were begun cannot be finished now");
+        }
+        if let Err(error) = node.wake_noticed_groups().await {
+            tracing::warn!(%error, "what was left for groups cannot be read now");
+        }
         match node.sweep_groups().await {
             Ok(0) => {}
             Ok(woken) => tracing::info!(woken, "groups had something to do by themselves"),

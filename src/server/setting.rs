@@ -132,6 +132,31 @@ impl Setting for Vec<String> {
     }
 }
 
+impl Setting for Vec<u16> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let allowed = "a list of whole numbers, e.g. [1, 2]";
+        let number =
+            |text: &str| text.parse().map_err(|_| format!("{text:?} does not stand in {allowed}"));
+        match given {
+            Given::Text(text) => {
+                text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(number).collect()
+            }
+            Given::Toml(value) => value
+                .as_array()
+                .ok_or_else(|| format!("{allowed}, not {}", article(value.type_str())))?
+                .iter()
+                .map(|item| match item.get_ref().as_integer() {
+                    Some(item) if item.radix() == 10 => number(item.as_str()),
+                    _ => Err(allowed.to_owned()),
+                })
+                .collect(),
+        }
+    }
+    fn show(&self) -> String {
+        format!("[{}]", self.iter().map(u16::to_string).collect::<Vec<_>>().join(", "))
+    }
+}
+
 fn integer(given: Given<'_>) -> Result<u64, String> {
     let allowed = "a whole number, e.g. 1000";
     let text = match given {

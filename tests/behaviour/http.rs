@@ -20,6 +20,7 @@ use mimid::{
         client::ClientResponse,
         decode,
         ds::{DsError, DsResponse, Outcome, ProtocolVersion},
+        ids::Domain,
     },
 };
 use rustls::{
@@ -322,20 +323,6 @@ fn a_head_that_does_not_come_ends_the_connection() {
 }
 
 #[test]
-fn requests_above_the_bound_are_told_when_to_retry() {
-    let provider = Provider::start_with(|config| config.limits.waiting_max = 1);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        // a stream that never sends its first frame takes the one place
-        let _held = open_stream(&provider).await;
-        let answer = provider.post("/v1/dequeue", OCTETS, b"x");
-        assert_eq!(answer.status, 503);
-        assert!(answer.has_header("retry-after: 1"), "{}", answer.head);
-        assert_eq!(answer.client_error().name(), "unavailable");
-    });
-}
-
-#[test]
 fn operators_see_life_readiness_and_metrics() {
     let provider = Provider::start();
     assert_eq!(provider.ops("/livez"), (200, "alive\n".to_owned()));
@@ -492,8 +479,11 @@ fn a_node_starts_again_with_the_keys_that_it_had() {
     config.store.engine = Engine::Sled;
     let again = Provider { running: Some(server::start(config.clone()).unwrap()), folder };
     assert_eq!(fs::read(again.endpoints().certificate.as_ref().unwrap()).unwrap(), certificate);
+    config.domain = Domain::new("b.example").unwrap();
     let second = server::start(config).unwrap_err();
     assert!(matches!(second, StartError::Store(_)), "one store has one node: {second}");
+    let path = again.endpoints().certificate.as_ref().unwrap();
+    assert_eq!(fs::read(path).unwrap(), certificate, "it touches nothing of who is there");
 }
 
 #[test]

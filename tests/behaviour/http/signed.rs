@@ -202,6 +202,30 @@ async fn opened(
 }
 
 #[test]
+fn requests_above_the_bound_are_told_when_to_retry_and_strangers_take_no_place() {
+    let provider = Provider::start_with(|config| config.limits.waiting_max = 1);
+    let (alice, bob) =
+        (Device::registered(&provider, "alice"), Device::registered(&provider, "bob"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        // one that never sends its first frame, or one that is not authentic
+        let _silent = open_stream(&provider).await;
+        let mut stranger = opened(&provider, &Device::new("mallory")).await;
+        assert_eq!(closing(&mut stranger).await.0, 4003);
+        assert!(bob.dequeue(&provider).is_empty());
+
+        let _held = opened(&provider, &alice).await;
+        until_metrics_say(&provider, "mimid_queue_actors 2");
+        let answer = provider.post("/v1/dequeue", OCTETS, b"x");
+        assert_eq!(answer.status, 503);
+        assert!(answer.has_header("retry-after: 1"), "{}", answer.head);
+        assert_eq!(answer.client_error().name(), "unavailable");
+        let mut second = opened(&provider, &bob).await;
+        assert!(closing(&mut second).await.1.starts_with("unavailable"));
+    });
+}
+
+#[test]
 fn a_stream_delivers_takes_acknowledgements_and_ends_with_its_device() {
     let provider = Provider::start();
     let alice = Device::registered(&provider, "alice");
