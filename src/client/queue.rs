@@ -32,13 +32,13 @@ impl Client {
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
         self.member().revive()?;
-        self.resume().await?;
+        self.resume_in_passing().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
         let mut idle = 0;
         loop {
             let round = self.pull(wait_ms).await?;
-            self.resume().await?;
+            self.resume_in_passing().await?;
             self.keep_stock().await?;
             taken += round.taken;
             // what waited for an answer, and what a Welcome opened, comes with the next round
@@ -136,11 +136,14 @@ impl Client {
         mut on_event: impl FnMut(u64, &Event) -> bool,
     ) -> Result<(), ClientError> {
         let mut delay = RECONNECT_MIN;
+        let mut clock_corrected = false;
         loop {
+            let mut came = false;
             let ended = match self.open_stream().await {
                 Ok(mut stream) => {
-                    delay = RECONNECT_MIN;
-                    match self.follow_stream(&mut stream, &mut after, &mut on_event).await {
+                    let followed =
+                        self.follow_stream(&mut stream, &mut after, &mut came, &mut on_event).await;
+                    match followed {
                         Ok(()) => {
                             stream.close().await;
                             return Ok(());
@@ -150,12 +153,20 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            let passes = matches!(&ended, ClientError::Unanswered { .. })
-                || matches!(&ended, ClientError::Http(error) if error.passes().is_some());
-            if !passes {
+            if came {
+                // a stream that only opens and breaks again is no reason to come back faster
+                (delay, clock_corrected) = (RECONNECT_MIN, false);
+            }
+            if matches!(&ended, ClientError::Http(HttpError::ClockOff(_))) && !clock_corrected {
+                clock_corrected = true;
+                // the answer to a call says what the time is, which a closed stream does not
+                self.acknowledge().await?;
+                continue;
+            }
+            if !ended.passes() {
                 return Err(ended);
             }
-            tracing::info!(%ended, "the stream is opened again");
+            tracing::warn!(%ended, "the stream broke; it is opened again");
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RECONNECT_MAX);
         }
@@ -163,7 +174,7 @@ impl Client {
 
     async fn open_stream(&self) -> Result<Stream, ClientError> {
         // what is unanswered comes first: entries may rest on it
-        self.resume().await?;
+        self.resume_in_passing().await?;
         let stream = self.as_caller(async |http, caller| http.stream(caller).await).await?;
         Ok(stream)
     }
@@ -172,6 +183,7 @@ impl Client {
         &self,
         stream: &mut Stream,
         after: &mut u64,
+        came: &mut bool,
         on_event: &mut impl FnMut(u64, &Event) -> bool,
     ) -> Result<(), ClientError> {
         loop {
@@ -183,9 +195,10 @@ impl Client {
                 // another task or process may have made something known
                 () = tokio::time::sleep(LOOK_AROUND) => continue,
             };
+            *came = true;
             let mut handled = self.take(&entry)?;
             if handled == Handled::Wait {
-                self.resume().await?;
+                self.resume_in_passing().await?;
                 handled = self.take(&entry)?;
             }
             if handled == Handled::Wait {
@@ -197,7 +210,7 @@ impl Client {
             let acks = self.member().acks()?;
             stream.acknowledge(&acks).await?;
             self.member().acknowledged(&acks)?;
-            self.resume().await?;
+            self.resume_in_passing().await?;
             self.keep_stock().await?;
         }
     }
