@@ -258,9 +258,11 @@ impl Http {
                 url: self.base.clone(),
                 why: "no answer in time".to_owned(),
             })?
-            .map_err(|error| match &error {
-                tungstenite::Error::Http(answer) => HttpError::Status(answer.status().as_u16()),
-                error => self.failed(error),
+            .map_err(|error| {
+                if let tungstenite::Error::Http(answer) = &error {
+                    return HttpError::Status(answer.status().as_u16());
+                }
+                self.failed(&error)
             })?;
         let open = encode(&OpenStream { window: WINDOW_BYTES });
         let first = signed(caller, STREAM, open)?;

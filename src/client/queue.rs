@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{
     Client, ClientError,
-    core::{Event, Handled},
+    core::{Event, Handled, Refusal},
     http::{HttpError, Stream},
 };
 use crate::wire::{
     client::{Dequeue, Dequeued},
     codec::List,
+    ds::DsError,
     encode,
     queueing::{QueueEntry, QueueEvent},
 };
@@ -137,8 +140,10 @@ impl Client {
     ) -> Result<(), ClientError> {
         let mut delay = RECONNECT_MIN;
         let mut clock_corrected = false;
+        let (mut said_broken, mut said_taken_over) = (false, false);
         loop {
             let mut came = false;
+            let opened_at = Instant::now();
             let ended = match self.open_stream().await {
                 Ok(mut stream) => {
                     let followed =
@@ -153,9 +158,9 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            if came {
-                // a stream that only opens and breaks again is no reason to come back faster
-                (delay, clock_corrected) = (RECONNECT_MIN, false);
+            if came || opened_at.elapsed() > RECONNECT_MAX {
+                // one that only opens and breaks again is no reason to come back faster
+                (delay, clock_corrected, said_broken) = (RECONNECT_MIN, false, false);
             }
             if matches!(&ended, ClientError::Http(HttpError::ClockOff(_))) && !clock_corrected {
                 clock_corrected = true;
@@ -166,7 +171,15 @@ impl Client {
             if !ended.passes() {
                 return Err(ended);
             }
-            tracing::warn!(%ended, "the stream broke; it is opened again");
+            // each is said once: every other command in the same home takes over for a moment
+            let taken_over =
+                matches!(&ended, ClientError::Refused(Refusal(DsError::Unavailable { .. })));
+            let said = if taken_over { &mut said_taken_over } else { &mut said_broken };
+            if std::mem::replace(said, true) {
+                tracing::debug!(%ended, "the stream is opened again");
+            } else {
+                tracing::warn!(%ended, "the stream ended; it is opened again");
+            }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RECONNECT_MAX);
         }

@@ -207,7 +207,8 @@ async fn request_that_gets_no_answer_holds_up_nothing_else() {
     let group = alice.create_group("group", SUITES[0], None).await.unwrap();
     alice.receive(0).await.unwrap();
     assert!(matches!(alice.send_text(&group, "x").await.unwrap(), Outcome::Accepted(_)));
-    for (request, other, _) in alice.member().pending().unwrap() {
+    let pending = alice.member().pending().unwrap();
+    for (request, other, _) in pending {
         assert_eq!(other, mistyped);
         alice.member().give_up(request).unwrap();
     }
