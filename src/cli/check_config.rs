@@ -1,12 +1,14 @@
 //! `mimid check-config`: the configuration that `serve` would run with, or all that is wrong with it.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use super::{FAILED, USAGE, serve};
 use crate::{http, server::keys};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
+    /// The file, as with --config
+    file: Option<PathBuf>,
     #[command(flatten)]
     serve: serve::Args,
 }
@@ -14,7 +16,11 @@ pub struct Args {
 /// Prints every setting as TOML to stdout; problems go to stderr.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
-    let config = match args.serve.load() {
+    let mut serve = args.serve.clone();
+    if let Some(file) = &args.file {
+        serve.config = Some(file.clone());
+    }
+    let config = match serve.load() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{error}");

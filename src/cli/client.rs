@@ -12,6 +12,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Subcommand, ValueEnum};
@@ -22,23 +23,24 @@ use self::{
         DATABASE, home_dir, invalid, make_private, open, read_authorization, read_text,
         write_secret,
     },
-    names::{code_bytes, own_device, pair, role_named, user_named},
-    show::{Out, describe, event_group, policy_json},
+    names::{client_named, code_bytes, own_device, pair, role_named, user_named},
+    show::{Out, describe, event_group, operation_words, policy_json},
 };
 use super::FAILED;
 use crate::{
     client::{
         Client, ClientError, Registration, Server,
         core::{
-            CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation, PolicyChange,
-            Right, SUITES,
+            Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
+            PolicyChange, Right, SUITES,
         },
+        http::HttpError,
         system_clock,
     },
     server::Endpoints,
     wire::{
         extensions::JoinPolicy,
-        ids::{ClientUri, Domain, GroupId, UserUri},
+        ids::{ClientUri, Domain, GroupId, RequestId, UserUri},
     },
 };
 
@@ -94,9 +96,10 @@ enum Command {
         #[arg(long, conflicts_with = "users")]
         own: bool,
     },
-    /// Remove users, or devices of your own (their name or URI), from a group
+    /// Remove users, or single devices, from a group
     Remove {
         group: String,
+        /// A user, a device of your own by its name, or somebody's device: USER/DEVICE or its URI
         #[arg(required = true)]
         whom: Vec<String>,
     },
@@ -178,8 +181,12 @@ enum Command {
     DeleteGroup { group: String },
     /// Publish KeyPackages, by which others add this device to groups
     KeyPackages,
-    /// Go on with requests that had no answer
-    Resume,
+    /// Go on with requests that had no answer, list those that still have none, or drop one
+    Resume {
+        /// The beginning of the id of a request to give up; the provider may have done it all the same
+        #[arg(long, value_name = "ID")]
+        drop: Option<String>,
+    },
     /// Delete the user with all its devices at the provider
     DeleteAccount {
         /// Yes, really
@@ -268,7 +275,10 @@ enum Proposal {
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        // a certificate that is not trusted is said once, in the error
+        .unwrap_or_else(|_| {
+            tracing_subscriber::EnvFilter::new("warn,rustls_platform_verifier=off")
+        });
     // a second call in one process finds one that is there
     let _ =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -297,9 +307,17 @@ async fn execute(args: &Args) -> Result<(), ClientError> {
     if let Command::Register(register) = &args.command {
         return register_here(register, &home, &out).await;
     }
-    let client = open(&home)?;
+    let shows_only = shows_only(&args.command);
+    let patience = if shows_only { PATIENCE_TO_SHOW } else { PATIENCE };
+    let client = open(&home)?.with_patience(patience);
     if let Command::Receive { follow, wait } = &args.command {
         return receive(&client, *follow, *wait, &out).await;
+    }
+    if let Command::Resume { drop } = &args.command {
+        return resume(&client, drop.as_deref(), &out).await;
+    }
+    if let Command::Send { group, text } = &args.command {
+        return send(&client, group, &text.join(" "), &out).await;
     }
     let of_the_account = matches!(
         args.command,
@@ -307,15 +325,129 @@ async fn execute(args: &Args) -> Result<(), ClientError> {
     );
     if !of_the_account {
         // what others did meanwhile is taken in first: the command is meant for the groups as they are
-        client.receive(0).await?;
-        client.join_groups_of_user().await?;
+        match catch_up(&client).await {
+            Ok(()) => {}
+            Err(error) if shows_only => {
+                eprintln!("mimid: this is what is known here; {error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     command(&client, &args.command, &out).await
 }
 
+async fn catch_up(client: &Client) -> Result<(), ClientError> {
+    client.receive(0).await?;
+    client.join_groups_of_user().await?;
+    Ok(())
+}
+
+/// How long a command tries to reach the provider. A request that was kept is not lost after that.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE_TO_SHOW: Duration = Duration::from_secs(2);
+
+/// Whether a command only shows what this home knows.
+fn shows_only(command: &Command) -> bool {
+    match command {
+        Command::Groups { .. }
+        | Command::Members { .. }
+        | Command::Requests
+        | Command::Contacts
+        | Command::Name { .. } => true,
+        Command::Policy(policy) => {
+            policy.join.is_none()
+                && policy.role.is_empty()
+                && policy.may.is_empty()
+                && policy.members_max.is_none()
+        }
+        Command::Register(_)
+        | Command::Whoami
+        | Command::Devices { .. }
+        | Command::Create { .. }
+        | Command::Add { .. }
+        | Command::Remove { .. }
+        | Command::Leave { .. }
+        | Command::Join { .. }
+        | Command::Update { .. }
+        | Command::Resync { .. }
+        | Command::Send { .. }
+        | Command::Receive { .. }
+        | Command::Connect { .. }
+        | Command::Accept { .. }
+        | Command::Revoke { .. }
+        | Command::Code { .. }
+        | Command::Propose { .. }
+        | Command::Mute { .. }
+        | Command::Unmute { .. }
+        | Command::RefreshQueue { .. }
+        | Command::DeleteGroup { .. }
+        | Command::KeyPackages
+        | Command::Resume { .. }
+        | Command::DeleteAccount { .. } => false,
+    }
+}
+
+/// The message is kept before anything else is done: a provider that is down does not lose it.
+async fn send(client: &Client, group: &str, text: &str, out: &Out) -> Result<(), ClientError> {
+    let content = Content::text(text).encode();
+    let operation = Operation::Send { content };
+    let begun = client.find_group(group).and_then(|view| client.begin(&view.id, operation.clone()));
+    let outcome = match begun {
+        Ok(request) => client.finish(request).await?,
+        Err(_) => {
+            // it may be a group that this client has just been added to
+            catch_up(client).await?;
+            let group = client.find_group(group)?.id;
+            client.operate(&group, operation).await?
+        }
+    };
+    out.done(&outcome, "sent");
+    Ok(())
+}
+
+async fn resume(client: &Client, drop: Option<&str>, out: &Out) -> Result<(), ClientError> {
+    if let Some(id) = drop {
+        let pending = client.member().pending()?;
+        let fits = |request: &RequestId| !id.is_empty() && hex::encode(request.0).starts_with(id);
+        let mut found = pending.iter().filter(|(request, ..)| fits(request));
+        let (Some((request, ..)), None) = (found.next(), found.next()) else {
+            return Err(invalid(format!("not one request has an id that begins with {id:?}")));
+        };
+        client.member().give_up(*request)?;
+        let id = hex::encode(request.0);
+        out.say(json!({ "dropped": id }), format!("request {id} is given up"));
+        return Ok(());
+    }
+    let resumed = client.resume().await;
+    if let Ok(refused) = &resumed {
+        for (operation, refusal) in refused {
+            let what = operation_words(operation);
+            out.say(
+                json!({ "refused": what, "why": refusal.to_string() }),
+                format!("{what} was refused: {refusal}"),
+            );
+        }
+    }
+    let left = client.member().pending()?;
+    for (request, group, operation) in &left {
+        let (id, what) = (hex::encode(request.0), operation_words(operation));
+        let line = format!("{}  {what} in {group}", id.get(..8).unwrap_or(&id));
+        out.say(json!({ "request": id, "group": group, "what": what }), line);
+    }
+    let mut line = format!("{} requests have no answer", left.len());
+    if let Err(error) = resumed {
+        line = format!("{line}: {error}");
+    }
+    out.say(json!({ "unanswered": left.len() }), line);
+    Ok(())
+}
+
 async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), ClientError> {
     match command {
-        Command::Register(_) | Command::Receive { .. } => {}
+        Command::Register(_)
+        | Command::Receive { .. }
+        | Command::Resume { .. }
+        | Command::Send { .. } => {}
         Command::Whoami => whoami(client, out),
         Command::Devices { what } => devices(client, what, out).await?,
         Command::Create { name, suite } => {
@@ -369,10 +501,6 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         Command::Resync { group } => {
             let group = client.find_group(group)?.id;
             out.done(&client.resync(&group).await?, "entered anew");
-        }
-        Command::Send { group, text } => {
-            let group = client.find_group(group)?.id;
-            out.done(&client.send_text(&group, &text.join(" ")).await?, "sent");
         }
         Command::Connect { user } => {
             let user = user_named(client, user)?;
@@ -448,10 +576,6 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
                 ),
             );
         }
-        Command::Resume => {
-            let left = client.member().pending()?.len();
-            out.say(json!({ "unanswered": left }), format!("{left} requests have no answer"));
-        }
         Command::DeleteAccount { .. } => {
             client.delete_account().await?;
             out.say(json!({ "deleted": true }), "the user is deleted at the provider");
@@ -508,13 +632,22 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
     let registered = match registered {
         Ok(registered) => registered,
         Err(error) => {
-            if matches!(error, ClientError::Refused(_)) && !was_there {
+            let nothing_sent = matches!(error, ClientError::Http(HttpError::Untrusted { .. }));
+            let knows_nothing = matches!(error, ClientError::Refused(_)) || nothing_sent;
+            if knows_nothing && !was_there {
                 // the provider knows nothing of these keys: the next try begins from nothing
                 for suffix in ["", "-wal", "-shm"] {
                     let _ = std::fs::remove_file(home.join(format!("{DATABASE}{suffix}")));
                 }
             }
-            return Err(error);
+            if !database.exists() || matches!(error, ClientError::Invalid(_)) {
+                return Err(error);
+            }
+            return Err(invalid(format!(
+                "{error}; {} keeps the keys of this try: register again there, or delete it, or use another \
+                 --home",
+                home.display()
+            )));
         }
     };
     let groups = registered.member().groups()?.len();
@@ -602,7 +735,7 @@ fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
             tail.get(..8).unwrap_or(tail),
             group.members.len(),
             group.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
-            format!("{:?}", group.state).to_lowercase(),
+            group.state.word(),
             if group.muted { ", muted" } else { "" },
         );
         out.say(json!(group), line);
@@ -637,11 +770,15 @@ async fn remove(
 ) -> Result<(), ClientError> {
     let view = client.find_group(group)?;
     let me = client.member().client().user();
-    let mut users = Vec::new();
-    let mut devices = Vec::new();
+    let (mut users, mut devices, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for name in whom {
+        if let Some(device) = client_named(client, name)? {
+            let which = if device.user() == me { &mut devices } else { &mut others };
+            which.push(device);
+            continue;
+        }
         let own = own_device(client, name)?;
-        if view.members.iter().any(|it| it.client == own) && own.user() == me {
+        if view.members.iter().any(|it| it.client == own) {
             devices.push(own);
         } else {
             users.push(user_named(client, name)?);
@@ -652,6 +789,9 @@ async fn remove(
     }
     if !devices.is_empty() {
         out.done(&client.remove_clients(&view.id, devices).await?, "removed");
+    }
+    if !others.is_empty() {
+        out.done(&client.remove_others_clients(&view.id, others).await?, "removed");
     }
     Ok(())
 }

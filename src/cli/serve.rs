@@ -11,7 +11,7 @@ use super::{FAILED, USAGE};
 use crate::server::{self, Config, ConfigError, Endpoints, telemetry};
 
 /// Options that stand over the file and the variables.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// A TOML file; config/single.toml is an example with everything in it
     #[arg(long, value_name = "FILE", env = "MIMID_CONFIG")]

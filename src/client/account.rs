@@ -106,10 +106,16 @@ impl Client {
         clock: Clock,
     ) -> Result<Self, ClientError> {
         if member.client() != &registration.client {
-            return Err(ClientError::Invalid(format!("this home belongs to {}", member.client())));
+            return Err(ClientError::Invalid(format!(
+                "this home belongs to {}: use another one (--home), or delete it",
+                member.client()
+            )));
         }
         if member.setting(REGISTERED)? == Some(true) {
-            return Err(ClientError::Invalid(format!("{} is registered already", member.client())));
+            return Err(ClientError::Invalid(format!(
+                "{} is registered already; a further client needs a home of its own (--home)",
+                member.client()
+            )));
         }
         member.set(SERVER, &registration.server)?;
         let client = Self::with_server(member, &registration.server, clock)?;
@@ -145,23 +151,33 @@ impl Client {
     /// Joins the groups that this device was told of when it was authorised, as far as that has not been done.
     ///
     /// # Errors
-    /// [`ClientError::Unanswered`]: what is left is done at the next call.
+    /// [`ClientError::Core`]. What has no answer goes on with [`Client::resume`].
     pub async fn join_groups_of_user(&self) -> Result<usize, ClientError> {
         let groups: Vec<(GroupId, Domain, String)> =
             self.member().setting(TO_JOIN)?.unwrap_or_default();
         let mut joined = 0;
+        let mut out_of_reach = false;
         for (at, (group, hub, name)) in groups.iter().enumerate() {
             let now = self.now();
             let join = Operation::Join { code: None };
             let begun = self.member().join(group, hub, name, join, now);
             match begun {
+                // it is kept and goes on with the rest
+                Ok(_) if out_of_reach => {}
                 Ok(request) => match self.drive(request).await {
                     Ok(_) => joined += 1,
+                    Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
+                        tracing::warn!(%group, %error, "a group of the user is joined later");
+                        out_of_reach = true;
+                    }
                     Err(ClientError::Refused(refusal)) => {
                         // by now the user may not be in it any more
                         tracing::warn!(%group, %refusal, "a group of the user was not joined");
                     }
-                    Err(error) => return Err(error),
+                    Err(error @ ClientError::Core(CoreError::Store(_))) => return Err(error),
+                    Err(error) => {
+                        tracing::warn!(%group, %error, "a group of the user was not joined");
+                    }
                 },
                 Err(CoreError::AlreadyIn(_)) => {}
                 Err(error) => return Err(error.into()),

@@ -94,7 +94,7 @@ impl Client {
     /// Accepts a connection request: joins the offered group and answers with this user's own consent token.
     ///
     /// # Errors
-    /// [`ClientError::NoRequest`], [`ClientError`]
+    /// [`ClientError::NoRequest`], [`ClientError::NotOfTwo`], [`ClientError`]
     pub async fn accept(&self, from: &UserUri) -> Result<GroupId, ClientError> {
         let request: Request = self
             .member()
@@ -107,6 +107,8 @@ impl Client {
         if !inside {
             self.join(&request.group, &request.hub, from.name(), Some(request.join_code)).await?;
         }
+        // whatever the offer says: what is sent there is read by everyone in it
+        self.expect_only_us(&request)?;
         {
             let member = self.member();
             let mut contact = member.contact(from)?;
@@ -118,6 +120,18 @@ impl Client {
         self.send_content(&request.group, &Content::consent_token(&token)).await?;
         self.member().forget_request(from)?;
         Ok(request.group)
+    }
+
+    fn expect_only_us(&self, request: &Request) -> Result<(), ClientError> {
+        let member = self.member();
+        let me = member.client().user();
+        let members = member.group(&request.group)?.members;
+        let is_in = |user: &UserUri| members.iter().any(|it| it.user == *user);
+        let only_us = members.iter().all(|it| it.user == me || it.user == request.from);
+        if only_us && is_in(&request.from) {
+            return Ok(());
+        }
+        Err(ClientError::NotOfTwo { from: request.from.clone(), group: request.group.clone() })
     }
 
     /// The consent token that `user` has or gets of this user; the provider knows it when this returns.

@@ -181,6 +181,20 @@ impl Client {
         self.operate(group, Operation::RemoveClients { clients }).await
     }
 
+    /// Removes some of another user's clients: proposes it and commits that.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn remove_others_clients(
+        &self,
+        group: &GroupId,
+        clients: Vec<ClientUri>,
+    ) -> Result<Outcome, ClientError> {
+        let proposals = clients.into_iter().map(NewProposal::Remove).collect();
+        self.operate(group, Operation::Propose { proposals }).await?;
+        self.update(group, false).await
+    }
+
     /// Proposes that this client leaves; another member's next commit makes it so.
     ///
     /// # Errors
@@ -323,7 +337,10 @@ impl Client {
             .filter(|key| key.scheme == scheme_of(suite))
             .find(|key| key.not_before <= now && now < key.not_after)
             .ok_or_else(|| {
-                ClientError::Invalid(format!("{domain} hosts no groups of ciphersuite {suite:?}"))
+                ClientError::Invalid(format!(
+                    "{domain} hosts no groups of ciphersuite {:#06x}",
+                    suite as u16
+                ))
             })?;
         let external_sender = Opaque::new(key.public_key.as_slice())
             .map_err(|_| ClientError::Invalid("the hub's key is too long".to_owned()))?;

@@ -24,7 +24,7 @@ use crate::{
         client::{ClientMessage, ClientMessageTbs, ClientResponse, OpenStream},
         codec::{Opaque, Text},
         decode,
-        ds::{DsError, DsResponse, INFO_BYTES_MAX, ProtocolVersion},
+        ds::{Detail, DsError, DsResponse, INFO_BYTES_MAX, ProtocolVersion},
         encode,
         ids::{ClientUri, Timestamp},
         queueing::{FeedAck, QueueEntry},
@@ -47,8 +47,16 @@ const WINDOW_BYTES: u32 = 1024 * 1024;
 pub enum HttpError {
     #[error("the certificate to trust is not a PEM certificate: {0}")]
     Certificate(String),
-    #[error("no connection to the provider at {url}: {why}")]
+    #[error("no connection to the provider ({why}); is it running at {url}?")]
     Unreachable { url: String, why: String },
+    #[error(
+        "what answers at {url} is not the provider that this client trusts ({why}); `register` takes the \
+         certificate to trust with --ca FILE, or --endpoints FILE of a provider on this machine"
+    )]
+    Untrusted { url: String, why: String },
+    /// A stream was refused for the time that this client's clock shows.
+    #[error("this client's clock is not the provider's: {0}")]
+    ClockOff(String),
     #[error("the provider's answer cannot be read: {0}")]
     Answer(#[from] DecodeError),
     #[error("the provider answered with HTTP status {0}, which says nothing more")]
@@ -69,17 +77,26 @@ impl HttpError {
     /// Whether the same call may succeed later; `Some` is how long the provider asks to wait.
     #[must_use]
     pub fn passes(&self) -> Option<u64> {
-        if let Self::Refused(
-            DsError::RateLimited { retry_after_ms, .. }
-            | DsError::Unavailable { retry_after_ms, .. }
-            | DsError::GroupMigrating { retry_after_ms, .. },
-        ) = self
-        {
-            return Some(*retry_after_ms);
+        if let Self::Refused(error) = self {
+            return retry_after_ms(error);
         }
-        matches!(self, Self::Unreachable { .. } | Self::Status(500..=599) | Self::StreamEnded(_))
-            .then_some(0)
+        let passes = matches!(
+            self,
+            Self::Unreachable { .. } | Self::Status(429 | 500..=599) | Self::StreamEnded(_)
+        );
+        passes.then_some(0)
     }
+}
+
+/// How long a refusal that passes asks to wait.
+pub(super) fn retry_after_ms(error: &DsError) -> Option<u64> {
+    if let DsError::RateLimited { retry_after_ms, .. }
+    | DsError::Unavailable { retry_after_ms, .. }
+    | DsError::GroupMigrating { retry_after_ms, .. } = error
+    {
+        return Some(*retry_after_ms);
+    }
+    None
 }
 
 /// Who calls.
@@ -189,10 +206,7 @@ impl Http {
         wait_ms: u32,
     ) -> Result<(u16, Vec<u8>), HttpError> {
         let url = format!("{}{endpoint}", self.base);
-        let failed = |error: reqwest::Error| HttpError::Unreachable {
-            url: url.clone(),
-            why: with_causes(&error.without_url()),
-        };
+        let failed = |error: reqwest::Error| self.failed(&error.without_url());
         let mut response = self
             .client
             .post(&url)
@@ -213,13 +227,21 @@ impl Http {
         Ok((status, answer))
     }
 
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) -> HttpError {
+        let (url, why) = (self.base.clone(), with_causes(error));
+        if of_tls(error) {
+            HttpError::Untrusted { url, why }
+        } else {
+            HttpError::Unreachable { url, why }
+        }
+    }
+
     /// Opens the queue's stream.
     ///
     /// # Errors
-    /// [`HttpError::Unreachable`], [`HttpError::StreamEnded`]
+    /// [`HttpError::Unreachable`], [`HttpError::Untrusted`], [`HttpError::StreamEnded`]
     pub async fn stream(&self, caller: &Caller<'_>) -> Result<Stream, HttpError> {
         let url = format!("{}{STREAM}", self.base).replacen("https://", "wss://", 1);
-        let unreachable = |why: String| HttpError::Unreachable { url: url.clone(), why };
         let config = WebSocketConfig::default()
             .max_message_size(Some(ANSWER_BYTES_MAX))
             .max_frame_size(Some(ANSWER_BYTES_MAX));
@@ -232,8 +254,16 @@ impl Http {
         );
         let (mut socket, _) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_| unreachable("no answer in time".to_owned()))?
-            .map_err(|error| unreachable(with_causes(&error)))?;
+            .map_err(|_| HttpError::Unreachable {
+                url: self.base.clone(),
+                why: "no answer in time".to_owned(),
+            })?
+            .map_err(|error| {
+                if let tungstenite::Error::Http(answer) = &error {
+                    return HttpError::Status(answer.status().as_u16());
+                }
+                self.failed(&error)
+            })?;
         let open = encode(&OpenStream { window: WINDOW_BYTES });
         let first = signed(caller, STREAM, open)?;
         socket.send(Message::binary(first)).await.map_err(ended)?;
@@ -250,7 +280,7 @@ impl Stream {
     /// The next entry. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// [`HttpError::StreamEnded`], [`HttpError::Answer`]
+    /// [`HttpError::Refused`], [`HttpError::ClockOff`], [`HttpError::StreamEnded`], [`HttpError::Answer`]
     pub async fn next(&mut self) -> Result<QueueEntry, HttpError> {
         loop {
             let frame = tokio::time::timeout(SILENCE_MAX, self.socket.next())
@@ -259,13 +289,10 @@ impl Stream {
             match frame {
                 Some(Ok(Message::Binary(bytes))) => return Ok(decode(&bytes)?),
                 Some(Ok(Message::Close(frame))) => {
-                    let why = frame.map_or_else(
-                        || "closed by the provider".to_owned(),
-                        |frame| {
-                            format!("closed by the provider ({}): {}", frame.code, frame.reason)
-                        },
-                    );
-                    return Err(HttpError::StreamEnded(why));
+                    return Err(frame.map_or_else(
+                        || HttpError::StreamEnded("closed by the provider".to_owned()),
+                        |frame| closed(frame.code.into(), frame.reason.as_str()),
+                    ));
                 }
                 Some(Ok(
                     Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_),
@@ -340,6 +367,39 @@ fn unreadable(status: u16, error: DecodeError) -> HttpError {
     if status == 200 { HttpError::Answer(error) } else { HttpError::Status(status) }
 }
 
+/// What a close frame says: the codes above 4000 are statuses. PROTOCOL.md §3.
+fn closed(code: u16, reason: &str) -> HttpError {
+    let said = reason.split_once(": ").map_or(reason, |(_, detail)| detail);
+    let detail = Detail::truncated(said);
+    match code.checked_sub(4000) {
+        Some(3) => DsError::Unauthenticated { detail }.into(),
+        Some(4) => DsError::NotAuthorized { detail }.into(),
+        Some(17) => DsError::RateLimited { detail, retry_after_ms: CLOSED_RETRY_MS }.into(),
+        Some(18) => DsError::Unavailable { detail, retry_after_ms: CLOSED_RETRY_MS }.into(),
+        Some(20) => HttpError::ClockOff(said.to_owned()),
+        Some(_) | None => {
+            HttpError::StreamEnded(format!("closed by the provider ({code}): {reason}"))
+        }
+    }
+}
+
+/// A close frame has no room for how long to wait.
+const CLOSED_RETRY_MS: u64 = 1_000;
+
+/// Whether TLS itself failed: that does not pass by waiting.
+fn of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // an io::Error hides what it was made of from `source`
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if error.is::<rustls::Error>() || inner.is_some_and(|it| of_tls(it)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
 fn ended(error: tungstenite::Error) -> HttpError {
     HttpError::StreamEnded(with_causes(&error))
 }
@@ -356,4 +416,30 @@ fn with_causes(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_code_says_whether_the_stream_is_opened_again() {
+        let deleted = closed(4003, "unauthenticated: no such client");
+        assert!(matches!(&deleted, HttpError::Refused(DsError::Unauthenticated { .. })));
+        assert_eq!(deleted.passes(), None);
+        assert!(deleted.to_string().ends_with(": no such client"), "{deleted}");
+        assert_eq!(closed(4004, "").passes(), None);
+        assert_eq!(closed(4020, "stale_request: off").passes(), None);
+        for code in [1001, 1006, 4017, 4018, 4019] {
+            assert!(closed(code, "x: y").passes().is_some(), "{code}");
+        }
+    }
+
+    #[test]
+    fn certificate_of_somebody_else_is_told_from_a_provider_that_is_down() {
+        let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = std::io::Error::new(std::io::ErrorKind::InvalidData, unknown);
+        assert!(of_tls(&tungstenite::Error::Io(wrapped)));
+        assert!(!of_tls(&std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+    }
 }

@@ -14,8 +14,9 @@ mod queue;
 mod requests;
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -40,24 +41,65 @@ pub enum ClientError {
     #[error("the provider says no: {0}")]
     Refused(#[from] Refusal),
     /// The request is kept and is sent again by [`Client::resume`].
-    #[error("no answer yet ({why}); the request is kept and goes on with the next command")]
+    #[error("no answer yet ({why}); the request is kept: `resume` goes on with it or drops it")]
     Unanswered { request: RequestId, why: String },
-    #[error("{0} has not given you a consent token: connect with them first")]
+    #[error("{0} has not given you consent: `connect` with them first")]
     NotConnected(UserUri),
-    #[error("no KeyPackage of {user} can be had: {status:?}")]
+    #[error("{user} cannot be added: {}", no_key_package(*status))]
     NoKeyPackages { user: UserUri, status: KeyPackageStatus },
+    /// A consent token is for one user: it is not said where others listen.
+    #[error("{from} offers a group that has others in it than you two: no consent was given")]
+    NotOfTwo { from: UserUri, group: GroupId },
     #[error("{0} cannot be reached: no such user, or it has published no connection KeyPackages")]
     Unreachable(UserUri),
     #[error("there is no connection request from {0}")]
     NoRequest(UserUri),
     #[error("no group is called {0:?}; `groups` lists them")]
     NoSuchGroup(String),
-    #[error("{name:?} could be any of {matches:?}: say more of it")]
+    #[error("{name:?} could be any of {}: say more of it", listed(matches))]
     Ambiguous { name: String, matches: Vec<GroupId> },
     #[error("this client is not registered at a provider")]
     NotRegistered,
     #[error("{0}")]
     Invalid(String),
+}
+
+fn no_key_package(status: KeyPackageStatus) -> &'static str {
+    match status {
+        KeyPackageStatus::NoConsent => {
+            "they have not given you consent, or took it back: `connect` with them first"
+        }
+        KeyPackageStatus::Incompatible => "none of their devices can be in a group like this",
+        KeyPackageStatus::NoneLeft | KeyPackageStatus::Ok => {
+            "their devices have no KeyPackage left until they are online again"
+        }
+    }
+}
+
+fn listed(groups: &[GroupId]) -> String {
+    groups.iter().map(GroupId::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl ClientError {
+    /// Whether it may go well later as it is: the provider is out of reach or asks to wait.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Unanswered { .. } => true,
+            Self::Http(error) => error.passes().is_some(),
+            Self::Refused(Refusal(error)) => http::retry_after_ms(error).is_some(),
+            Self::Core(_)
+            | Self::NotConnected(_)
+            | Self::NoKeyPackages { .. }
+            | Self::NotOfTwo { .. }
+            | Self::Unreachable(_)
+            | Self::NoRequest(_)
+            | Self::NoSuchGroup(_)
+            | Self::Ambiguous { .. }
+            | Self::NotRegistered
+            | Self::Invalid(_) => false,
+        }
+    }
 }
 
 impl From<HttpError> for ClientError {
@@ -99,11 +141,14 @@ pub struct Client {
     clock: Clock,
     /// One operation at a time, so that answers come in the order of requests.
     operations: tokio::sync::Mutex<()>,
-    attempts_max: u32,
+    patience: Duration,
+    /// Requests that are not gone on with in passing before then: somebody waits for them, or they had no answer
+    /// a moment ago.
+    not_before: Mutex<HashMap<RequestId, tokio::time::Instant>>,
 }
 
-/// Attempts at one call unless said otherwise: about half a minute.
-const ATTEMPTS_MAX: u32 = 12;
+/// How long an answer is tried for unless said otherwise.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -126,14 +171,21 @@ impl Client {
 
     fn with_server(member: Member, server: &Server, clock: Clock) -> Result<Self, ClientError> {
         let http = Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes))?;
-        let operations = tokio::sync::Mutex::new(());
-        Ok(Self { member: Mutex::new(member), http, clock, operations, attempts_max: ATTEMPTS_MAX })
+        Ok(Self {
+            member: Mutex::new(member),
+            http,
+            clock,
+            operations: tokio::sync::Mutex::new(()),
+            patience: PATIENCE,
+            not_before: Mutex::default(),
+        })
     }
 
-    /// How often a call is tried before it is left for later: at least once.
+    /// How long a call, or a request with all that it takes, is tried before it is left for later. It is tried
+    /// once in any case.
     #[must_use]
-    pub fn with_attempts(mut self, attempts_max: u32) -> Self {
-        self.attempts_max = attempts_max.max(1);
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 

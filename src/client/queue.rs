@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::{
     Client, ClientError,
-    core::{Event, Handled},
+    core::{Event, Handled, Refusal},
     http::{HttpError, Stream},
 };
 use crate::wire::{
     client::{Dequeue, Dequeued},
     codec::List,
+    ds::DsError,
     encode,
     queueing::{QueueEntry, QueueEvent},
 };
@@ -32,13 +35,13 @@ impl Client {
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
         self.member().revive()?;
-        self.resume().await?;
+        self.resume_in_passing().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
         let mut idle = 0;
         loop {
             let round = self.pull(wait_ms).await?;
-            self.resume().await?;
+            self.resume_in_passing().await?;
             self.keep_stock().await?;
             taken += round.taken;
             // what waited for an answer, and what a Welcome opened, comes with the next round
@@ -136,11 +139,16 @@ impl Client {
         mut on_event: impl FnMut(u64, &Event) -> bool,
     ) -> Result<(), ClientError> {
         let mut delay = RECONNECT_MIN;
+        let mut clock_corrected = false;
+        let (mut said_broken, mut said_taken_over) = (false, false);
         loop {
+            let mut came = false;
+            let opened_at = Instant::now();
             let ended = match self.open_stream().await {
                 Ok(mut stream) => {
-                    delay = RECONNECT_MIN;
-                    match self.follow_stream(&mut stream, &mut after, &mut on_event).await {
+                    let followed =
+                        self.follow_stream(&mut stream, &mut after, &mut came, &mut on_event).await;
+                    match followed {
                         Ok(()) => {
                             stream.close().await;
                             return Ok(());
@@ -150,12 +158,28 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            let passes = matches!(&ended, ClientError::Unanswered { .. })
-                || matches!(&ended, ClientError::Http(error) if error.passes().is_some());
-            if !passes {
+            if came || opened_at.elapsed() > RECONNECT_MAX {
+                // one that only opens and breaks again is no reason to come back faster
+                (delay, clock_corrected, said_broken) = (RECONNECT_MIN, false, false);
+            }
+            if matches!(&ended, ClientError::Http(HttpError::ClockOff(_))) && !clock_corrected {
+                clock_corrected = true;
+                // the answer to a call says what the time is, which a closed stream does not
+                self.acknowledge().await?;
+                continue;
+            }
+            if !ended.passes() {
                 return Err(ended);
             }
-            tracing::info!(%ended, "the stream is opened again");
+            // each is said once: every other command in the same home takes over for a moment
+            let taken_over =
+                matches!(&ended, ClientError::Refused(Refusal(DsError::Unavailable { .. })));
+            let said = if taken_over { &mut said_taken_over } else { &mut said_broken };
+            if std::mem::replace(said, true) {
+                tracing::debug!(%ended, "the stream is opened again");
+            } else {
+                tracing::warn!(%ended, "the stream ended; it is opened again");
+            }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RECONNECT_MAX);
         }
@@ -163,7 +187,7 @@ impl Client {
 
     async fn open_stream(&self) -> Result<Stream, ClientError> {
         // what is unanswered comes first: entries may rest on it
-        self.resume().await?;
+        self.resume_in_passing().await?;
         let stream = self.as_caller(async |http, caller| http.stream(caller).await).await?;
         Ok(stream)
     }
@@ -172,6 +196,7 @@ impl Client {
         &self,
         stream: &mut Stream,
         after: &mut u64,
+        came: &mut bool,
         on_event: &mut impl FnMut(u64, &Event) -> bool,
     ) -> Result<(), ClientError> {
         loop {
@@ -183,9 +208,10 @@ impl Client {
                 // another task or process may have made something known
                 () = tokio::time::sleep(LOOK_AROUND) => continue,
             };
+            *came = true;
             let mut handled = self.take(&entry)?;
             if handled == Handled::Wait {
-                self.resume().await?;
+                self.resume_in_passing().await?;
                 handled = self.take(&entry)?;
             }
             if handled == Handled::Wait {
@@ -197,7 +223,7 @@ impl Client {
             let acks = self.member().acks()?;
             stream.acknowledge(&acks).await?;
             self.member().acknowledged(&acks)?;
-            self.resume().await?;
+            self.resume_in_passing().await?;
             self.keep_stock().await?;
         }
     }

@@ -3,10 +3,11 @@
 //! A request is kept before it is sent, so neither a lost answer nor the end of the process loses or doubles it.
 //! PROTOCOL.md §2, "Answers".
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use rand::Rng;
 use tls_codec::DeserializeBytes;
+use tokio::time::Instant;
 
 use super::{
     CLOCK_OFFSET, Client, ClientError,
@@ -23,6 +24,12 @@ use crate::wire::{
 const ROUNDS_MAX: u32 = 40;
 const BACKOFF_MIN_MS: u64 = 100;
 const BACKOFF_MAX_MS: u64 = 5_000;
+/// How long one request may hold up something else.
+const IN_PASSING: Duration = Duration::from_secs(2);
+/// How long one that stayed unanswered is left alone then.
+const AGAIN_IN_PASSING: Duration = Duration::from_secs(20);
+/// An attempt at a call has at least this long.
+const ATTEMPT_MIN: Duration = Duration::from_secs(8);
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,40 +54,102 @@ impl Client {
         self.drive(request).await
     }
 
+    /// As [`Self::operate`], for a request that is not to be lost where the provider is out of reach: it is kept
+    /// first. [`Self::finish`] sends it; nothing else does so in the meantime.
+    ///
+    /// # Errors
+    /// [`ClientError::Core`]
+    pub fn begin(&self, group: &GroupId, operation: Operation) -> Result<RequestId, ClientError> {
+        let request = self.member().begin(group, operation)?;
+        self.not_in_passing(request);
+        Ok(request)
+    }
+
+    /// Takes in what is in the queue and then gets `request` answered.
+    ///
+    /// # Errors
+    /// As [`Self::operate`].
+    pub async fn finish(&self, request: RequestId) -> Result<Outcome, ClientError> {
+        if let Err(error) = self.receive(0).await {
+            if error.passes() {
+                return Err(ClientError::Unanswered { request, why: error.to_string() });
+            }
+            return Err(error);
+        }
+        self.drive(request).await
+    }
+
     /// Goes on with every request that has not been answered; gives those that were refused.
     ///
     /// # Errors
-    /// [`ClientError::Unanswered`] where the provider is still out of reach.
+    /// [`ClientError::Unanswered`], [`ClientError::Http`]: the first that still has no answer. All were tried.
     pub async fn resume(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
         let _one_at_a_time = self.operations.lock().await;
-        self.resume_locked().await
-    }
-
-    pub(super) async fn resume_locked(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
         let mut refused = Vec::new();
+        let mut unanswered = None;
+        let until = Instant::now() + self.patience;
         let pending = self.member().pending()?;
         for (request, _, operation) in pending {
-            match self.drive_locked(request).await {
+            match self.drive_locked(request, until).await {
                 Ok(_) => {}
                 Err(ClientError::Refused(refusal)) => {
                     tracing::warn!(%refusal, "a request was refused");
                     refused.push((operation, refusal));
                 }
                 Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
-                    return Err(error);
+                    unanswered.get_or_insert(error);
                 }
                 Err(error) => tracing::warn!(%error, "a request was given up"),
             }
         }
-        Ok(refused)
+        unanswered.map_or(Ok(refused), Err)
+    }
+
+    /// Goes on with what has not been answered on the way to something else: shortly, and without an error where
+    /// it stays unanswered. One request that gets no answer holds up neither the others nor who calls this.
+    pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
+        let _one_at_a_time = self.operations.lock().await;
+        let pending = self.member().pending()?;
+        for (request, _, _) in pending {
+            if self.is_not_yet(request) {
+                continue;
+            }
+            match self.drive_locked(request, Instant::now() + IN_PASSING).await {
+                Ok(_) => {}
+                Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
+                    tracing::debug!(%error, ?request, "a request stays for later");
+                    self.not_in_passing(request);
+                }
+                Err(error @ ClientError::Core(CoreError::Store(_))) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a request was given up"),
+            }
+        }
+        Ok(())
+    }
+
+    fn not_in_passing(&self, request: RequestId) {
+        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        not_before.insert(request, Instant::now() + AGAIN_IN_PASSING);
+    }
+
+    fn is_not_yet(&self, request: RequestId) -> bool {
+        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        not_before.retain(|_, at| *at > now);
+        not_before.contains_key(&request)
     }
 
     pub(super) async fn drive(&self, request: RequestId) -> Result<Outcome, ClientError> {
         let _one_at_a_time = self.operations.lock().await;
-        self.drive_locked(request).await
+        self.drive_locked(request, Instant::now() + self.patience).await
     }
 
-    async fn drive_locked(&self, request: RequestId) -> Result<Outcome, ClientError> {
+    /// Does what it takes until `until`; beyond that it waits for nothing, and tries once.
+    async fn drive_locked(
+        &self,
+        request: RequestId,
+        until: Instant,
+    ) -> Result<Outcome, ClientError> {
         for _ in 0..ROUNDS_MAX {
             let now = self.now();
             let outbound = self.member().outbound(request, now);
@@ -92,15 +161,29 @@ impl Client {
                 }
                 Err(CoreError::Busy(other)) => {
                     // what was asked for first is answered first, whatever comes of it
-                    match Box::pin(self.drive_locked(other)).await {
-                        Err(error @ ClientError::Unanswered { .. }) => return Err(error),
+                    match Box::pin(self.drive_locked(other, until)).await {
+                        Err(ClientError::Unanswered { why, .. }) => {
+                            return Err(ClientError::Unanswered { request, why });
+                        }
+                        Err(error @ ClientError::Http(_)) => return Err(error),
                         Ok(_) | Err(_) => continue,
                     }
                 }
                 Err(CoreError::MustCommitFirst(group)) => {
                     let update = Operation::UpdateClient { rotate_key: false };
                     let commit = self.member().begin(&group, update)?;
-                    Box::pin(self.drive_locked(commit)).await?;
+                    match Box::pin(self.drive_locked(commit, until)).await {
+                        Ok(_) => {}
+                        Err(ClientError::Unanswered { why, .. }) => {
+                            return Err(ClientError::Unanswered { request, why });
+                        }
+                        Err(error @ ClientError::Http(_)) => return Err(error),
+                        Err(error) => {
+                            // it would meet the same again and again
+                            self.member().give_up(request)?;
+                            return Err(error);
+                        }
+                    }
                     continue;
                 }
                 Err(CoreError::NothingToDo(_)) => {
@@ -114,7 +197,7 @@ impl Client {
                     return Err(error.into());
                 }
             };
-            let response = self.send(&outbound).await?;
+            let response = self.send(&outbound, until).await?;
             let settled = self.member().settle(request, &response, now)?;
             match settled {
                 Settled::Done(accepted) => return Ok(Outcome::Accepted(accepted)),
@@ -122,7 +205,14 @@ impl Client {
                 Settled::Refused(refusal) => return Err(refusal.into()),
                 Settled::Again { after_ms: 0 } => {}
                 Settled::Again { after_ms } => {
-                    pause(after_ms).await;
+                    if !pause(after_ms, until).await {
+                        let why = response
+                            .outcome
+                            .into_result()
+                            .err()
+                            .map_or_else(|| "others came first".to_owned(), |it| it.to_string());
+                        return Err(ClientError::Unanswered { request, why });
+                    }
                     if let Err(error) = self.pull(0).await {
                         tracing::debug!(%error, "the queue could not be read in between");
                     }
@@ -132,7 +222,7 @@ impl Client {
         Err(ClientError::Unanswered { request, why: "the group does not come to rest".to_owned() })
     }
 
-    async fn send(&self, outbound: &Outbound) -> Result<DsResponse, ClientError> {
+    async fn send(&self, outbound: &Outbound, until: Instant) -> Result<DsResponse, ClientError> {
         let request = &outbound.message.request;
         let endpoint = if matches!(request, DsRequest::WelcomeInfo(_)) {
             "/v1/welcome_information"
@@ -142,9 +232,15 @@ impl Client {
             "/v1/group_operation"
         };
         let body = encode(&outbound.message);
-        self.patiently(async || {
+        self.patiently_until(until, async || {
             let body = body.clone();
-            self.as_caller(async |http, caller| http.ds(caller, endpoint, body).await).await
+            let answer = self.as_caller(async |http, caller| http.ds(caller, endpoint, body).await);
+            // what is on its way when the time is over is asked for again later, under the same id
+            let ends = until.max(Instant::now() + ATTEMPT_MIN);
+            tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
+                let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
+                Err(HttpError::Unreachable { url, why })
+            })
         })
         .await
         .map_err(|error| {
@@ -184,6 +280,15 @@ impl Client {
         &self,
         call: impl AsyncFn() -> Result<T, HttpError>,
     ) -> Result<T, ClientError> {
+        self.patiently_until(Instant::now() + self.patience, call).await
+    }
+
+    /// As [`Self::patiently`]; no attempt begins after `until`, but for the first.
+    async fn patiently_until<T>(
+        &self,
+        until: Instant,
+        call: impl AsyncFn() -> Result<T, HttpError>,
+    ) -> Result<T, ClientError> {
         let mut attempt = 0;
         let mut clock_corrected = false;
         loop {
@@ -201,21 +306,24 @@ impl Client {
                 self.member().set(CLOCK_OFFSET, &offset)?;
                 continue;
             }
-            match error.passes() {
-                Some(after_ms) if attempt < self.attempts_max => {
-                    let backoff = BACKOFF_MIN_MS << attempt.min(8);
-                    pause(after_ms.max(backoff.min(BACKOFF_MAX_MS))).await;
-                }
-                Some(_) | None => return Err(error.into()),
+            let Some(after_ms) = error.passes() else { return Err(error.into()) };
+            let backoff = BACKOFF_MIN_MS << attempt.min(8);
+            if !pause(after_ms.max(backoff.min(BACKOFF_MAX_MS)), until).await {
+                return Err(error.into());
             }
         }
     }
 }
 
-/// Waits at least `ms` and at most half as much again, so that many clients do not come back at once. What a
-/// provider may ask for is bounded, too.
-async fn pause(ms: u64) {
-    let ms = ms.min(60_000);
+/// Waits at least `ms` and at most half as much again, so that many clients do not come back at once; says `false`
+/// at once where that is longer than `until`.
+async fn pause(ms: u64, until: Instant) -> bool {
+    let ms = ms.min(3_600_000);
     let ms = rand::rng().random_range(ms..=ms + ms / 2);
-    tokio::time::sleep(Duration::from_millis(ms)).await;
+    let at = Instant::now() + Duration::from_millis(ms);
+    if at > until {
+        return false;
+    }
+    tokio::time::sleep_until(at).await;
+    true
 }

@@ -1,18 +1,18 @@
 //! The client library against a provider with listeners, a store and TLS: what only both together show. What a
 //! client makes of its state alone is tested beside it.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use mimid::{
     client::{
         Client, ClientError, Clock, Outcome, Registration, Server,
-        core::{Event, GroupState, Home, Member, SUITES},
+        core::{Content, Event, GroupState, Home, Member, Operation, SUITES},
         system_clock,
     },
     server::{self, Config, Running},
     wire::{
         extensions::KeyPackageClass,
-        ids::{ClientUri, GroupId, Timestamp, UserUri},
+        ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
     },
 };
 
@@ -120,7 +120,8 @@ async fn clock_that_is_far_off_is_set_by_what_the_provider_says() {
 #[tokio::test]
 async fn request_without_an_answer_goes_on_in_the_next_process_and_is_delivered_once() {
     let mut provider = Provider::start();
-    let alice = provider.client("alice", "phone", system_clock()).await.with_attempts(1);
+    let alice =
+        provider.client("alice", "phone", system_clock()).await.with_patience(Duration::ZERO);
     let bob = provider.client("bob", "phone", system_clock()).await;
     connected(&alice, &bob).await;
     let group = group_of(&alice, &bob).await;
@@ -193,4 +194,132 @@ async fn key_packages_that_run_low_are_published_anew() {
     let fetched = alice.group_key_packages(&group, &user).await.unwrap();
     let (owner, class) = alice.member().owner_of(&fetched[0].1).unwrap();
     assert_eq!((owner.user(), class), (user, KeyPackageClass::Group));
+}
+
+#[tokio::test]
+async fn request_that_gets_no_answer_holds_up_nothing_else() {
+    let provider = Provider::start();
+    let alice =
+        provider.client("alice", "phone", system_clock()).await.with_patience(Duration::ZERO);
+    let elsewhere = Domain::new("elsewhere.example").unwrap();
+    let mistyped = GroupId::of(&elsewhere, [7; 16]);
+    alice.join(&mistyped, &elsewhere, "", None).await.unwrap_err();
+    let group = alice.create_group("group", SUITES[0], None).await.unwrap();
+    alice.receive(0).await.unwrap();
+    assert!(matches!(alice.send_text(&group, "x").await.unwrap(), Outcome::Accepted(_)));
+    let pending = alice.member().pending().unwrap();
+    for (request, other, _) in pending {
+        assert_eq!(other, mistyped);
+        alice.member().give_up(request).unwrap();
+    }
+    assert!(alice.resume().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn message_is_kept_before_anything_is_asked_of_the_provider() {
+    let mut provider = Provider::start();
+    let alice =
+        provider.client("alice", "phone", system_clock()).await.with_patience(Duration::ZERO);
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    let config = provider.stop();
+    let content = Content::text("kept").encode();
+    let request = alice.begin(&group, Operation::Send { content }).unwrap();
+    let unanswered = alice.finish(request).await.unwrap_err();
+    assert!(matches!(unanswered, ClientError::Unanswered { .. }), "{unanswered}");
+    provider.running = Some(server::start(config).unwrap());
+    alice.resume().await.unwrap();
+    bob.receive(0).await.unwrap();
+    assert_eq!(texts(&bob), ["kept"]);
+}
+
+#[tokio::test]
+async fn consent_is_not_said_in_a_group_that_has_others_in_it() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    let carol = provider.client("carol", "phone", system_clock()).await;
+    connected(&alice, &carol).await;
+    let offered = alice.connect(&user_uri("bob")).await.unwrap();
+    alice.add_users(&offered, &[user_uri("carol")]).await.unwrap();
+    bob.receive(0).await.unwrap();
+    let refused = bob.accept(&user_uri("alice")).await.unwrap_err();
+    assert!(matches!(refused, ClientError::NotOfTwo { .. }), "{refused}");
+    alice.receive(0).await.unwrap();
+    assert_eq!(alice.member().contact(&user_uri("bob")).unwrap().their_token, None);
+    assert_eq!(bob.member().contact(&user_uri("alice")).unwrap().our_token, None);
+}
+
+#[tokio::test]
+async fn who_leaves_cannot_send_and_what_was_asked_for_is_given_up() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    bob.leave(&group).await.unwrap();
+    let leaving = bob.send_text(&group, "one more thing").await.unwrap_err();
+    assert!(leaving.to_string().contains("proposed to leave"), "{leaving}");
+    assert_eq!(bob.member().pending().unwrap(), []);
+}
+
+#[tokio::test]
+async fn device_of_somebody_else_is_removed_in_one_go() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    let phone = bob.member().client().clone();
+    alice.remove_others_clients(&group, vec![phone]).await.unwrap();
+    assert_eq!(alice.member().group(&group).unwrap().members.len(), 1);
+    bob.receive(0).await.unwrap();
+    assert_eq!(bob.member().group(&group).unwrap().state, GroupState::Left);
+}
+
+#[tokio::test]
+async fn stream_of_a_deleted_device_ends_with_an_error() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let phone = alice.member().client().clone();
+    alice.delete_device(&phone).await.unwrap();
+    let ended = alice.follow(0, |_, _| true).await.unwrap_err();
+    assert!(matches!(ended, ClientError::Refused(_)), "{ended}");
+}
+
+#[tokio::test]
+async fn stream_of_a_client_whose_clock_is_off_sets_it_right() {
+    let provider = Provider::start();
+    let now = system_clock();
+    let alice = provider.client("alice", "phone", now.clone()).await;
+    let bob = provider.client("bob", "phone", now.clone()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    alice.send_text(&group, "in time").await.unwrap();
+    let path = provider.home(&user_uri("bob"), "phone");
+    drop(bob);
+    let late: Clock = Arc::new(move || Timestamp(now().0 - 3 * 3_600_000));
+    let bob = Client::open(Member::open(Home::open(&path).unwrap()).unwrap(), late).unwrap();
+    let is_it = |event: &Event| matches!(event, Event::Message { text: Some(text), .. } if text == "in time");
+    bob.follow(0, |_, event| !is_it(event)).await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_certificate_does_not_pass() {
+    let (provider, other) = (Provider::start(), Provider::start());
+    let mut server = provider.server();
+    server.certificate = other.server().certificate;
+    let registration = Registration {
+        client: ClientUri::of(&user_uri("alice"), "phone").unwrap(),
+        server,
+        token: Vec::new(),
+        authorization: None,
+    };
+    let path = provider.home(&user_uri("alice"), "phone");
+    let home = Home::open(&path).unwrap();
+    let error = Client::register(home, registration, system_clock()).await.unwrap_err();
+    assert!(!error.passes() && error.to_string().contains("--ca"), "{error}");
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 }

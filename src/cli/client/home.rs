@@ -19,6 +19,8 @@ pub(super) fn open(home: &Path) -> Result<Client, ClientError> {
             home.display()
         )));
     }
+    // made by others than this program, or before it was strict
+    make_private(home)?;
     Client::open(Member::open(Home::open(&database)?)?, system_clock())
 }
 

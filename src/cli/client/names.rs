@@ -47,6 +47,16 @@ pub(super) fn own_device(client: &Client, name: &str) -> Result<ClientUri, Clien
     uri.map_err(|error| invalid(error.to_string()))
 }
 
+/// A client of any user: its URI, or USER/DEVICE; none where `name` is of another form.
+pub(super) fn client_named(client: &Client, name: &str) -> Result<Option<ClientUri>, ClientError> {
+    if name.contains("://") {
+        return Ok(ClientUri::new(name).ok());
+    }
+    let Some((user, device)) = name.split_once('/') else { return Ok(None) };
+    let user = user_named(client, user)?;
+    ClientUri::of(&user, device).map(Some).map_err(|error| invalid(error.to_string()))
+}
+
 pub(super) fn code_bytes(text: &str) -> Result<[u8; 32], ClientError> {
     hex::decode(text)
         .ok()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{
         Outcome,
-        core::{Event, GroupView},
+        core::{Event, GroupView, Operation},
     },
     wire::{
         extensions::GroupPolicy,
@@ -128,6 +128,28 @@ pub(super) fn describe(event: &Event, group: Option<&GroupView>) -> String {
             format!("{left} KeyPackages were left; new ones are published")
         }
         Event::Misbehaviour { what } => format!("warning: {what}"),
+    }
+}
+
+/// What a request is to do, for people.
+pub(super) fn operation_words(operation: &Operation) -> &'static str {
+    match operation {
+        Operation::CreateGroup => "creating the group",
+        Operation::DeleteGroup => "deleting the group",
+        Operation::AddUsers { .. } => "adding users",
+        Operation::AddClients { .. } => "adding devices",
+        Operation::RemoveUsers { .. } => "removing users",
+        Operation::RemoveClients { .. } => "removing devices",
+        Operation::UpdateClient { .. } => "renewing keys",
+        Operation::UpdateGroup { .. } => "changing the policy",
+        Operation::Propose { .. } => "proposing",
+        Operation::Send { .. } => "a message",
+        Operation::UpdateQueueInfo => "a new queue address",
+        Operation::UpdateFanoutInfo { .. } => "muting or unmuting",
+        Operation::Resync => "entering anew",
+        Operation::Join { .. } => "joining",
+        Operation::AskToJoin => "asking to be added",
+        Operation::Welcome { .. } => "taking up an invitation",
     }
 }
 

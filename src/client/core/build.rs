@@ -185,6 +185,9 @@ impl Member {
             return self.ask_to_join(pending, record, now);
         }
         let mut group = self.load(&pending.group)?;
+        if needs_staying(&operation) && leaves(&group) {
+            return Err(CoreError::Leaving(pending.group.clone()));
+        }
         let signer = record.leaf_key.open()?;
         let sender = DsSenderId::LeafIndex(LeafIndex(group.own_leaf_index().u32()));
         let draft = |request, effect| Draft { sender: sender.clone(), request, signer, effect };
@@ -639,6 +642,37 @@ fn leaf_taken_out(proposal: &mls::QueuedProposal) -> Option<LeafIndex> {
         return Some(LeafIndex(leaf.u32()));
     }
     None
+}
+
+/// Whether this client has proposed to leave: it can commit nothing then.
+fn leaves(group: &mls::MlsGroup) -> bool {
+    let me = group.own_leaf_index();
+    group.pending_proposals().any(|it| {
+        matches!(it.proposal(), mls::Proposal::SelfRemove)
+            && *it.sender() == mls::Sender::Member(me)
+    })
+}
+
+/// Whether an operation is a commit or needs one before it.
+fn needs_staying(operation: &Operation) -> bool {
+    match operation {
+        Operation::DeleteGroup
+        | Operation::AddUsers { .. }
+        | Operation::AddClients { .. }
+        | Operation::RemoveUsers { .. }
+        | Operation::RemoveClients { .. }
+        | Operation::UpdateClient { .. }
+        | Operation::UpdateGroup { .. }
+        | Operation::Send { .. } => true,
+        Operation::CreateGroup
+        | Operation::Propose { .. }
+        | Operation::UpdateQueueInfo
+        | Operation::UpdateFanoutInfo { .. }
+        | Operation::Resync
+        | Operation::Join { .. }
+        | Operation::AskToJoin
+        | Operation::Welcome { .. } => false,
+    }
 }
 
 fn client_added(proposal: &mls::QueuedProposal) -> Option<ClientUri> {

@@ -97,8 +97,17 @@ impl Home {
     /// transaction and nothing is kept between steps.
     ///
     /// # Errors
-    /// [`CoreError::Store`], [`CoreError::NewerHome`]
+    /// [`CoreError::File`], [`CoreError::Store`], [`CoreError::NewerHome`]
     pub fn open(path: &Path) -> Result<Self, CoreError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        // It holds private keys; SQLite gives its other files the same mode. One that is there is not opened:
+        // closing it would drop the locks that another connection of this process has on it.
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        if let Err(error) = made
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(error.into());
+        }
         let connection = Connection::open(path)?;
         connection.busy_timeout(Duration::from_secs(20))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;

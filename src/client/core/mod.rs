@@ -56,6 +56,8 @@ use records::{FeedRecord, GroupRecord, Pending};
 pub enum CoreError {
     #[error("the client's database: {0}")]
     Store(#[from] rusqlite::Error),
+    #[error("the client's database: {0}")]
+    File(#[from] std::io::Error),
     #[error("the client's database cannot be prepared: {0}")]
     Migration(String),
     #[error("the client's database was written by a newer version (schema {0}); use that version")]
@@ -70,11 +72,11 @@ pub enum CoreError {
     Wire(#[from] DecodeError),
     #[error("MLS: {0}")]
     Mls(String),
-    #[error("ciphersuite {0:?} is not spoken here")]
+    #[error("ciphersuite {suite:#06x} is not spoken here", suite = *.0 as u16)]
     UnsupportedSuite(mls::Ciphersuite),
     #[error("{0} is not a group of this client")]
     NoSuchGroup(GroupId),
-    #[error("this client is not an active member of {0} ({1:?})")]
+    #[error("this client is not an active member of {0}: {word}", word = .1.word())]
     NotActive(GroupId, GroupState),
     #[error("this client is already in {0}")]
     AlreadyIn(GroupId),
@@ -82,6 +84,10 @@ pub enum CoreError {
     NothingToDo(&'static str),
     #[error("proposals are pending in {0}: they must be committed before a message can be sent")]
     MustCommitFirst(GroupId),
+    #[error(
+        "you have proposed to leave this group ({0}); the next change that another member makes does it"
+    )]
+    Leaving(GroupId),
     #[error("this request has been answered")]
     Answered,
     #[error("another request to the same group is on its way")]

@@ -26,6 +26,20 @@ pub enum GroupState {
     Deleted,
 }
 
+impl GroupState {
+    /// For people.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Active => "active",
+            Self::Lost => "lost track",
+            Self::Left => "left",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct GroupRecord {
     pub hub: Domain,
