@@ -438,6 +438,7 @@ async fn connection_requests_leave_room_for_notices() {
     let request = ConnectionRequest { offers: List::new(offers).unwrap() };
     let answer = world.node.connection_request(&bob.client, request).await;
     assert_eq!(answer, Ok(QueueingServiceResponse::QueueFull));
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 9, "a tenth is kept free");
     world.consent(&alice, [1; 32]).await;
     let key_packages = world.key_packages(&alice, TokenClass::LastResort, 1).await;
     world.publish(&alice, key_packages).await.unwrap();
