@@ -46,7 +46,7 @@ pub(super) async fn load(
     hub: &Arc<Hub>,
     id: &GroupId,
 ) -> Result<Option<Found>, DsError> {
-    let head = node.store.group_head(id).await.map_err(|error| of_store(error))?;
+    let head = node.store.group_head(id).await.map_err(of_store)?;
     let Some(head) = head else { return Ok(None) };
     if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
         // everything but the head is dropped: only that the id is taken is known
@@ -57,7 +57,7 @@ pub(super) async fn load(
     let found = load_at(node, hub, &head, head.snapshot, None).await?;
     let state = &found.state;
     if state.next_sequence() != head.next_sequence {
-        return Err(internal(&format!("the log of {id} ends at {}", state.next_sequence())));
+        return Err(internal(format!("the log of {id} ends at {}", state.next_sequence())));
     }
     Ok(Some(found))
 }
@@ -71,9 +71,9 @@ async fn load_at(
     until: Option<Epoch>,
 ) -> Result<Found, DsError> {
     let stored = node.store.snapshot(&head.group, snapshot).await;
-    let bytes = stored.map_err(|error| of_store(error))?;
+    let bytes = stored.map_err(of_store)?;
     let bytes =
-        bytes.ok_or_else(|| internal(&format!("snapshot {snapshot} of {} is gone", head.group)))?;
+        bytes.ok_or_else(|| internal(format!("snapshot {snapshot} of {} is gone", head.group)))?;
     let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(of_reject)?;
     let mut found = Found {
         state,
@@ -85,7 +85,7 @@ async fn load_at(
     let state = &mut found.state;
     while state.next_sequence() < head.next_sequence {
         let page = node.store.log(&head.group, state.next_sequence(), PAGE).await;
-        let page = page.map_err(|error| of_store(error))?;
+        let page = page.map_err(of_store)?;
         if page.is_empty() {
             break;
         }
@@ -136,8 +136,8 @@ pub(super) async fn joiner_info(
     epoch: Epoch,
 ) -> Result<Info, DsError> {
     let kept = node.store.joiner_info(&head.group, epoch).await;
-    if let Some(bytes) = kept.map_err(|error| of_store(error))? {
-        return decode(&bytes).map_err(|error| internal(&error.to_string()));
+    if let Some(bytes) = kept.map_err(of_store)? {
+        return decode(&bytes).map_err(|error| internal(error));
     }
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
         let state = load_at(node, hub, head, snapshot, Some(epoch)).await?.state;

@@ -6,9 +6,7 @@
 //!
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod commit;
-#[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod hub;
 pub mod import;
 mod memory;
