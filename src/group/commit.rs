@@ -35,7 +35,7 @@ use crate::{
 
 use super::{
     Bind, Decision, GroupState, Reject, Request, Staged, Step,
-    mls::{InfoParts, confirmation_tag, split_welcome, to_record, verify_group_info},
+    mls::{InfoParts, MlsProblem, confirmation_tag, split_welcome, to_record, verify_group_info},
     record::{AddedRecord, Change, CommitRecord, JoinedRecord, Kind, PendingAdd},
     stage::{acts_of, verify_request},
 };
@@ -105,7 +105,14 @@ impl GroupState {
         // 8. what a receiving client would check, and what every leaf must be
         let tag = confirmation_tag(&parsed.public)?;
         let message = ProtocolMessage::PublicMessage(Box::new(parsed.public));
-        let processed = self.tree.process(&self.hub.crypto, message)?;
+        let processed = match self.tree.process(&self.hub.crypto, message) {
+            Ok(processed) => processed,
+            // the sender is told what is pending, so that it can hold the same
+            Err(MlsProblem::NotPending) if leaf.is_some() => {
+                return Err(self.pending_reject("the commit covers what is not pending", false));
+            }
+            Err(problem) => return Err(problem.into()),
+        };
         let aad = processed.aad().to_vec();
         let ProcessedMessageContent::StagedCommitMessage(staged) = processed.into_content() else {
             return Err(Reject::InvalidMessage("the message is no commit".into()));

@@ -5,7 +5,10 @@
 //! replace this file. RFC 9420 §7, §8, §12.
 
 use openmls::{
-    group::{GroupContext, MlsGroup, PublicGroup, StagedCommit},
+    group::{
+        GroupContext, MlsGroup, PublicGroup, PublicProcessMessageError, StageCommitError,
+        StagedCommit,
+    },
     messages::{external_proposals::ExternalProposal, group_info::VerifiableGroupInfo},
     prelude::{
         BasicCredential, Ciphersuite, ConfirmationTag, CredentialWithKey, ExtensionType,
@@ -42,6 +45,8 @@ pub enum MlsProblem {
     GroupInfoExtensions,
     #[error("a snapshot or record of the group cannot be read")]
     Record,
+    #[error("the commit covers a proposal that is not pending; it may have been displaced")]
+    NotPending,
 }
 
 /// The public state of one group's epoch.
@@ -196,7 +201,12 @@ impl Tree {
         crypto: &MlsCrypto,
         message: ProtocolMessage,
     ) -> Result<ProcessedMessage, MlsProblem> {
-        self.group.process_message(crypto, message).map_err(invalid)
+        self.group.process_message(crypto, message).map_err(|error| match error {
+            PublicProcessMessageError::InvalidCommit(StageCommitError::MissingProposal) => {
+                MlsProblem::NotPending
+            }
+            error => invalid(error),
+        })
     }
 
     /// The leaf that an external commit takes. Only before it is merged.

@@ -108,6 +108,7 @@ impl From<MlsProblem> for Reject {
     fn from(problem: MlsProblem) -> Self {
         match problem {
             MlsProblem::Invalid(why) => Self::InvalidCommit(why),
+            MlsProblem::NotPending => Self::InvalidCommit(problem.to_string()),
             MlsProblem::GroupInfo | MlsProblem::GroupInfoExtensions => {
                 Self::InvalidGroupInfo(problem.to_string())
             }

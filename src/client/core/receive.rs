@@ -751,7 +751,7 @@ fn describe(act: &Act, roster: &Roster) -> String {
     }
 }
 
-fn protocol_message(message: &MlsMessage) -> Option<mls::ProtocolMessage> {
+pub(super) fn protocol_message(message: &MlsMessage) -> Option<mls::ProtocolMessage> {
     message.parse().ok()?.try_into_protocol_message().ok()
 }
 

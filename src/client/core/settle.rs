@@ -10,7 +10,7 @@ use super::{
     enter::join_config,
     epoch_of,
     identity::StoredKey,
-    receive::Followed,
+    receive::{Followed, protocol_message},
     records::{Built, Effect, GroupRecord, Operation, Pending},
 };
 use crate::wire::{
@@ -228,6 +228,7 @@ impl Member {
         if let DsError::PendingProposals { pending: missed, .. } = &error
             && may_rebuild
         {
+            self.hold_only(&pending.group, missed)?;
             return self.rebuild(key, pending, missed);
         }
         if let DsError::GroupNotFound { .. } = &error {
@@ -279,6 +280,43 @@ impl Member {
             return Ok(Settled::Again { after_ms });
         }
         Ok(Settled::Again { after_ms: 0 })
+    }
+
+    /// Lets go of proposals that are not among those that the hub says are pending: it displaced them by ones that this
+    /// client came to know in another order.
+    fn hold_only(&self, id: &GroupId, pending: &[MlsMessage]) -> Result<(), CoreError> {
+        let provider = self.home.provider();
+        let mut group = self.load(id)?;
+        let mut held: Vec<Vec<u8>> = Vec::new();
+        for message in pending {
+            let message: MlsMessage = Raw::new(message.as_slice())?;
+            let Some(protocol) = protocol_message(&message) else { return Ok(()) };
+            if protocol.epoch() != group.epoch() {
+                return Ok(());
+            }
+            let Ok(processed) = group.process_message(&provider, protocol) else { return Ok(()) };
+            match processed.into_content() {
+                mls::ProcessedMessageContent::ProposalMessage(proposal)
+                | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
+                    held.push(proposal.proposal_reference_ref().as_slice().to_vec());
+                }
+                mls::ProcessedMessageContent::ApplicationMessage(_)
+                | mls::ProcessedMessageContent::StagedCommitMessage(_)
+                | mls::ProcessedMessageContent::OwnPendingCommit
+                | mls::ProcessedMessageContent::OwnPrivateMessage => return Ok(()),
+            }
+        }
+        let displaced: Vec<mls::QueuedProposal> = group
+            .pending_proposals()
+            .filter(|it| !held.iter().any(|held| held == it.proposal_reference_ref().as_slice()))
+            .cloned()
+            .collect();
+        for proposal in displaced {
+            group
+                .remove_pending_proposal(provider.storage(), proposal.proposal_reference_ref())
+                .map_err(CoreError::mls)?;
+        }
+        Ok(())
     }
 
     /// Removes a request that will not be accepted, and what it left in the group's state.
