@@ -137,7 +137,7 @@ pub(super) async fn joiner_info(
 ) -> Result<Info, DsError> {
     let kept = node.store.joiner_info(&head.group, epoch).await;
     if let Some(bytes) = kept.map_err(of_store)? {
-        return decode(&bytes).map_err(|error| internal(error));
+        return decode(&bytes).map_err(internal);
     }
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
         let state = load_at(node, hub, head, snapshot, Some(epoch)).await?.state;

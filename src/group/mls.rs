@@ -201,11 +201,10 @@ impl Tree {
         crypto: &MlsCrypto,
         message: ProtocolMessage,
     ) -> Result<ProcessedMessage, MlsProblem> {
-        self.group.process_message(crypto, message).map_err(|error| match error {
-            PublicProcessMessageError::InvalidCommit(StageCommitError::MissingProposal) => {
-                MlsProblem::NotPending
-            }
-            error => invalid(error),
+        self.group.process_message(crypto, message).map_err(|error| {
+            let missing =
+                PublicProcessMessageError::InvalidCommit(StageCommitError::MissingProposal);
+            if error == missing { MlsProblem::NotPending } else { invalid(error) }
         })
     }
 
