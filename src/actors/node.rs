@@ -8,6 +8,7 @@ use super::{
     clock::Clock,
     deliver::Offers,
     groups::{GroupOptions, Groups},
+    guest::Copies,
     hints::Hints,
     key_packages::Fetches,
     limits::Limits,
@@ -69,6 +70,7 @@ pub struct NodeInner {
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
+    pub(crate) copies: Copies,
 }
 
 impl Node {
@@ -84,6 +86,7 @@ impl Node {
             offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
             federation: parts.federation,
+            copies: Copies::default(),
             hints,
             domain: parts.domain,
             store: parts.store,
