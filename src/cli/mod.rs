@@ -5,6 +5,7 @@ pub mod admin;
 pub mod check_config;
 pub mod client;
 pub mod demo;
+pub mod keys;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Command {
     Demo(demo::Args),
     /// Operate a provider that runs
     Admin(admin::Args),
+    /// The keys that other providers verify with: show them, or put new ones in their place
+    Keys(keys::Args),
 }
 
 /// It did not work.
@@ -48,5 +51,6 @@ pub fn main() -> ExitCode {
         Command::Client(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Admin(args) => admin::run(&args),
+        Command::Keys(args) => keys::run(&args),
     }
 }
