@@ -6,6 +6,7 @@
 mod cli;
 mod client;
 mod groups;
+mod guests;
 mod http;
 mod import;
 mod large_group;
@@ -16,5 +17,7 @@ mod support;
 mod vectors;
 mod wire;
 
+#[path = "../support/net.rs"]
+mod net;
 #[path = "../support/world.rs"]
 mod world;
