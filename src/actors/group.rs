@@ -242,6 +242,15 @@ impl GroupActor {
             return;
         }
         let now = self.node.clock.now();
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.state.has_late_adds(now)) {
+            // what nobody can commit must not stand in the way of this request
+            self.hub_acts(&[], Box::new(|_| ()), ctx);
+            if self.leaving {
+                let stopped = StoreError::Unavailable("the group's actor stopped".into());
+                let _ = reply.send(Err(of_store(stopped)));
+                return;
+            }
+        }
         let Some(loaded) = self.loaded.as_mut() else {
             self.create_or_refuse(*request, reply, permits, now, ctx);
             return;
@@ -555,7 +564,6 @@ impl GroupActor {
         done: Option<oneshot::Sender<()>>,
         ctx: &mut Context<Self>,
     ) {
-        let now = self.node.clock.now();
         let finish = |outcome: Result<(), &StoreError>| {
             if let (Ok(()), Some(done)) = (outcome, done) {
                 let _ = done.send(());
@@ -568,17 +576,29 @@ impl GroupActor {
         if notices.len() == NOTICES_MAX {
             ctx.notify(Tick { done: None });
         }
-        let Some(loaded) = self.loaded.as_mut() else {
+        if self.loaded.is_none() {
             // the group is gone for good: so is what was left for it
             self.drop_notices(&notices, Box::new(finish), ctx);
             return;
-        };
+        }
+        self.hub_acts(&notices, Box::new(finish), ctx);
+    }
+
+    /// Lets the hub do what it has to do by itself now, `notices` among it, which are taken away in the same write.
+    fn hub_acts(
+        &mut self,
+        notices: &[([u8; 16], GroupNotice)],
+        waiter: Waiter,
+        ctx: &mut Context<Self>,
+    ) {
+        let now = self.node.clock.now();
+        let Some(loaded) = self.loaded.as_mut() else { return };
         let gone: Vec<(ClientUri, GoneReason)> = notices
             .iter()
             .map(|(_, GroupNotice::ClientGone { client, reason })| (client.clone(), *reason))
             .collect();
         let Some(staged) = loaded.state.stage_hub(&gone, now) else {
-            self.nothing_to_do(&notices, Box::new(finish), ctx);
+            self.nothing_to_do(notices, waiter, ctx);
             return;
         };
         let effects = match loaded.state.merge(staged) {
@@ -594,14 +614,14 @@ impl GroupActor {
             loaded.head.wake_at = wake_at(&self.node.groups.options, &loaded.state, &loaded.head);
         }
         let Some(mut batch) = self.batch(&effects, now) else { return };
-        for (key, _) in &notices {
+        for (key, _) in notices {
             batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
         }
         let waiter: Waiter = Box::new(move |outcome| {
             if outcome.is_ok() {
                 tell();
             }
-            finish(outcome);
+            waiter(outcome);
         });
         self.write(batch, waiter, ctx);
     }

@@ -391,6 +391,11 @@ impl GroupState {
                 self.joiners.clear();
                 self.joining.clear();
             }
+            Kind::Voided { references } => {
+                for reference in &references {
+                    self.drop_pending(|pending| pending.reference() == reference);
+                }
+            }
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
             self.recent.push(epoch_before, &record.feed.event);
@@ -546,6 +551,12 @@ impl GroupState {
         self.pending.push(new);
     }
 
+    fn drop_pending(&mut self, which: impl Fn(&Pending) -> bool) {
+        for gone in self.pending.extract_if(.., |pending| which(pending)) {
+            self.tree.remove_pending(&gone.queued);
+        }
+    }
+
     /// Members that the change may take away, as they are before it.
     fn membership_before(&self, change: &Change) -> Vec<(LeafIndex, Member)> {
         match &change.kind {
@@ -559,6 +570,7 @@ impl GroupState {
             | Kind::Queue { .. }
             | Kind::Proposal(_)
             | Kind::Going { .. }
+            | Kind::Voided { .. }
             | Kind::Deleted => Vec::new(),
         }
     }
@@ -644,7 +656,7 @@ impl GroupState {
                     put(member, item);
                 }
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } => {}
+            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
         }
     }
 
