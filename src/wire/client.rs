@@ -8,6 +8,7 @@ use super::extensions::{
     KeyPackageClass, PublicKey, QueueToken, Signature, SignatureScheme, UserKey,
 };
 use super::ids::{ClientUri, Domain, Timestamp, UserUri};
+use super::key_packages::ConnectionRequest;
 use super::mls::{Credential, KeyPackage};
 use super::queueing::{FeedAck, QueueEntry};
 
@@ -145,6 +146,14 @@ pub struct VerificationKeyResponse {
     pub domain: Domain,
     pub keys: List<VerificationKey, { 256 * 1024 }>,
     pub cache_until: Timestamp,
+}
+
+/// `/v1/connection_request`. The request itself names no provider, so that its relays do not learn whom it is for; the
+/// client's own provider must know where it goes.
+#[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+pub struct ConnectionRequestTo {
+    pub recipient_domain: Domain,
+    pub request: ConnectionRequest,
 }
 
 /// `/v1/complaint`

@@ -137,6 +137,27 @@ pub enum DsRequest {
 }
 
 impl DsRequest {
+    /// Every name that [`Self::name`] gives.
+    pub const NAMES: [&'static str; 17] = [
+        "create-group",
+        "delete-group",
+        "update-queue-info",
+        "welcome-info",
+        "external-commit-info",
+        "add-users",
+        "remove-users",
+        "add-clients",
+        "remove-clients",
+        "update-client",
+        "resync-client",
+        "update-client-fanout-info",
+        "send-message",
+        "join-group",
+        "propose",
+        "update-group",
+        "start-migration",
+    ];
+
     /// The operation's name as it stands in event types, metrics and logs.
     #[must_use]
     pub fn name(&self) -> &'static str {

@@ -8,6 +8,7 @@ use mimid::{
         ds::*,
         encode,
         extensions::*,
+        federation::*,
         ids::*,
         key_packages::*,
         queueing::*,
@@ -271,6 +272,50 @@ pub fn key_packages(samples: &mut Samples) {
             credential: tbs.credential.clone(),
             user_key: tbs.user_key.clone(),
             leaf_key: tbs.leaf_key.clone(),
+            signature,
+        },
+    );
+}
+
+pub fn federation(samples: &mut Samples) {
+    samples.add(
+        "",
+        "the body of /v1/connection_request",
+        &ConnectionRequestTo {
+            recipient_domain: Domain::new("b.example").unwrap(),
+            request: ConnectionRequest { offers: List::new(vec![sealed_offer()]).unwrap() },
+        },
+    );
+    let asked = ConnectionKeyPackageRequest { target_user: user("bob"), requester: user("alice") };
+    let payload = S2SPayload {
+        timestamp: NOW,
+        request_id: RequestId([0x22; 16]),
+        body: Opaque::new(encode(&asked)).unwrap(),
+    };
+    samples.add("", "what is in the event of the S2SMessage vector", &payload);
+    let tbs = S2SMessageTbs {
+        version: ProtocolVersion::MIMI10,
+        sender_domain: domain(),
+        recipient_domain: Domain::new("b.example").unwrap(),
+        event: Event {
+            event_type: Text::new(EventType::ConnectionKeyPackages.name()).unwrap(),
+            event_payload: Opaque::new(encode(&payload)).unwrap(),
+        },
+    };
+    let signature = keys()["hub_s2s"].sign_with_label("S2SMessageTBS", &encode(&tbs)).unwrap();
+    samples.add(
+        "",
+        "what the signature of the S2SMessage vector is over, label S2SMessageTBS",
+        &tbs,
+    );
+    samples.add(
+        "",
+        "a.example asks b.example for a user's connection KeyPackages",
+        &S2SMessage {
+            version: tbs.version,
+            sender_domain: tbs.sender_domain.clone(),
+            recipient_domain: tbs.recipient_domain.clone(),
+            event: tbs.event.clone(),
             signature,
         },
     );

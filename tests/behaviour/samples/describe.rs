@@ -8,6 +8,7 @@ use mimid::wire::{
     codec::{List, Opaque, Raw, ShortOpaque, Text},
     ds::*,
     extensions::*,
+    federation::*,
     ids::*,
     import::*,
     key_packages::*,
@@ -318,6 +319,11 @@ structs! {
     VerificationKey { scheme, public_key, not_before, not_after, purpose }
     VerificationKeyResponse { version, domain, keys, cache_until }
     Complain { hub_domain, complaint }
+    ConnectionRequestTo { recipient_domain, request }
+    Event { event_type, event_payload }
+    S2SMessage { version, sender_domain, recipient_domain, event, signature }
+    S2SMessageTbs { version, sender_domain, recipient_domain, event }
+    S2SPayload { timestamp, request_id, body }
     DeleteDevice { client }
     Consent { add, revoke }
     ConnectionKeyPackageRequest { target_user, requester }

@@ -86,6 +86,7 @@ pub fn all() -> Vec<Sample> {
     queueing(&mut samples);
     clients::clients(&mut samples);
     clients::key_packages(&mut samples);
+    clients::federation(&mut samples);
     portability(&mut samples);
     samples.0
 }
@@ -119,7 +120,7 @@ pub fn keys() -> BTreeMap<String, SigningKey> {
         .collect()
 }
 
-pub const KEY_NAMES: [&str; 9] = [
+pub const KEY_NAMES: [&str; 10] = [
     "alice_leaf",
     "alice_user",
     "alice_client",
@@ -129,6 +130,7 @@ pub const KEY_NAMES: [&str; 9] = [
     "carol_user",
     "joining_code",
     "hub_external_sender",
+    "hub_s2s",
 ];
 
 fn extensions(samples: &mut Samples) {
