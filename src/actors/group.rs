@@ -729,19 +729,21 @@ impl GroupActor {
         if since.writing {
             return;
         }
-        let bytes = match loaded.state.snapshot() {
-            Ok(bytes) => bytes,
-            Err(reject) => {
-                tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
-                return;
-            }
-        };
-        *since = SinceSnapshot { writing: true, snapshot_bytes: bytes.len(), ..Default::default() };
         let at = Sequence(loaded.state.next_sequence().0 - 1);
         let mut batch = Batch::low_priority();
+        let mut snapshot_bytes = since.snapshot_bytes;
         if at != loaded.head.snapshot {
+            let bytes = match loaded.state.snapshot() {
+                Ok(bytes) => bytes,
+                Err(reject) => {
+                    tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
+                    return;
+                }
+            };
+            snapshot_bytes = bytes.len();
             batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
         }
+        *since = SinceSnapshot { writing: true, snapshot_bytes, ..Default::default() };
         let written = self.node.store.write(batch);
         let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
         let kept = loaded.state.joiner_epochs();
