@@ -42,7 +42,9 @@ impl Codec for Stored {
         if !IN_POSTCARD.iter().any(|it| name.ends_with(it)) {
             return Cbor::to_vec(value);
         }
-        postcard::to_extend(value, vec![POSTCARD]).map_err(|error| CborError(error.to_string()))
+        let mut bytes = postcard::to_stdvec(value).map_err(|error| CborError(error.to_string()))?;
+        bytes.insert(0, POSTCARD);
+        Ok(bytes)
     }
 
     fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CborError> {
