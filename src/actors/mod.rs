@@ -8,8 +8,10 @@ pub mod arbiters;
 pub mod clock;
 pub mod deliver;
 mod errors;
+mod federated;
 pub mod group;
 pub mod groups;
+mod guest;
 pub mod hints;
 mod history;
 pub mod import;
@@ -18,6 +20,7 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod queue;
+mod relay;
 pub mod tokens;
 
 pub use clock::Clock;
