@@ -8,9 +8,11 @@ mod client;
 mod groups;
 mod http;
 mod import;
+mod impostors;
 mod large_group;
 mod layers;
 mod samples;
+mod serve;
 #[path = "../support/mod.rs"]
 mod support;
 mod vectors;
