@@ -207,6 +207,19 @@ struct Sent {
     through: Sequence,
     accepted_at: Timestamp,
     is_snapshot: bool,
+    /// A snapshot that only says that the peer has no client in the group.
+    is_empty: bool,
+}
+
+impl Sent {
+    fn of(loaded: &Loaded) -> Self {
+        let (is_snapshot, is_empty) = match &loaded.item {
+            DeliveryItem::Snapshot { roster, .. } => (true, roster.is_empty()),
+            DeliveryItem::Feed { .. } | DeliveryItem::Direct { .. } => (false, false),
+        };
+        let Loaded { through, accepted_at, .. } = *loaded;
+        Self { through, accepted_at, is_snapshot, is_empty }
+    }
 }
 
 impl Outbox {
@@ -253,7 +266,9 @@ impl Outbox {
                 self.put_aside(&group, set_aside, at);
                 self.dirty.remove(&group);
             }
-            None if standing.acknowledged < standing.until => self.make_ready(&group, false),
+            None if standing.acknowledged < standing.until || standing.needs_snapshot => {
+                self.make_ready(&group, false);
+            }
             // its marker is still to be dropped
             None => {
                 self.dirty.insert(group);
@@ -378,11 +393,7 @@ impl Outbox {
                             break;
                         }
                         bytes += one.bytes;
-                        sent.push(Sent {
-                            through: one.through,
-                            accepted_at: one.accepted_at,
-                            is_snapshot: matches!(one.item, DeliveryItem::Snapshot { .. }),
-                        });
+                        sent.push(Sent::of(&one));
                         items.push(one.item);
                     }
                     if let (Some(first), Some(lane)) = (sent.first(), self.groups.get_mut(&group)) {
@@ -458,7 +469,14 @@ impl Outbox {
     ) -> Verdict {
         let Part { group, items } = part;
         let of_item = |problem| problem != DeliveryProblem::InvalidClientQueueInformation;
-        let bad = failures.iter().find(|(_, failure)| of_item(failure.problem));
+        // who does not know a feed has no client in it either
+        let agrees = |item: usize, problem| {
+            problem == DeliveryProblem::UnknownFeed
+                && items.get(item - first).is_some_and(|sent| sent.is_empty)
+        };
+        let bad = failures
+            .iter()
+            .find(|(item, failure)| of_item(failure.problem) && !agrees(*item, failure.problem));
         let taken = bad.map_or(items.len(), |(item, _)| item - first);
         let mut gone: Vec<RecipientId> = failures
             .iter()

@@ -137,6 +137,11 @@ impl Circuit {
         self.probing |= self.is_open();
     }
 
+    /// What was announced by [`Self::sent`] was not sent after all.
+    pub fn not_sent(&mut self) {
+        self.probing = false;
+    }
+
     /// The peer answered as it should.
     pub fn succeeded(&mut self) {
         *self = Self::new(self.limits);
