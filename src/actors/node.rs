@@ -12,11 +12,13 @@ use super::{
     key_packages::Fetches,
     limits::Limits,
     metrics::Metrics,
+    peers::{PeerCollector, Peers},
     queue::Queues,
 };
 use crate::{
     account::Registration,
     crypto::SigningKey,
+    federation::Federation,
     queue::token::TokenKeys,
     store::SharedStore,
     wire::{
@@ -45,6 +47,8 @@ pub struct NodeParts {
     pub external_senders: Vec<ProviderKey>,
     pub metrics: Metrics,
     pub arbiters: ArbiterPool,
+    /// None: this provider does not speak with others.
+    pub federation: Option<Arc<Federation>>,
 }
 
 pub struct NodeInner {
@@ -65,6 +69,8 @@ pub struct NodeInner {
     pub(crate) nonces: Nonces,
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
+    pub(crate) federation: Option<Arc<Federation>>,
+    pub(crate) peers: Peers,
 }
 
 impl Node {
@@ -79,6 +85,8 @@ impl Node {
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
+            federation: parts.federation,
+            peers: Peers::new(parts.limits.peers.clone()),
             hints,
             domain: parts.domain,
             store: parts.store,
@@ -96,6 +104,17 @@ impl Node {
                 Self(inner).wake_group(group);
             }
         });
+        let weak = Arc::downgrade(&node.0);
+        node.hints.on_outbound(move |peer, group, until| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).wake_peer(peer, group, until);
+            }
+        });
+        let collector = PeerCollector::new(Arc::clone(&node.peers.board), Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of peers");
+        }
         node
     }
 
@@ -108,7 +127,8 @@ impl Node {
     /// Whether clients of `peer` may be in groups hosted here.
     #[must_use]
     pub fn speaks_with(&self, peer: &Domain) -> bool {
-        *peer == self.domain
+        let admits = |federation: &Arc<Federation>| federation.admits(peer);
+        *peer == self.domain || self.federation.as_ref().is_some_and(admits)
     }
 
     #[must_use]

@@ -26,8 +26,7 @@ use super::{
 use crate::{
     crypto,
     federation::{
-        Federation,
-        call::CallError,
+        CallError, Federation,
         direct::Direct,
         outbox::{BatchId, Outbox, Plan, Progress, Reading, Standing, Turned, Verdict},
         schedule::{Circuit, Failure, Permission},

@@ -330,6 +330,18 @@ impl Direct {
         self.due.first().map(|(at, _)| *at)
     }
 
+    /// Groups that not every client has everything of, with when one last took something.
+    pub fn waiting_groups(&self) -> impl Iterator<Item = (&GroupId, Timestamp)> {
+        let behind = |members: &Members| members.acknowledged() < members.until;
+        let groups = self.groups.iter().filter(move |(_, members)| behind(members));
+        groups.map(|(group, members)| (group, members.acknowledged_at))
+    }
+
+    /// When one of those last took something.
+    pub fn waiting(&self) -> impl Iterator<Item = Timestamp> {
+        self.waiting_groups().map(|(_, at)| at)
+    }
+
     /// Messages of the feeds that not every client has.
     #[must_use]
     pub fn depth(&self) -> u64 {

@@ -688,6 +688,11 @@ impl Outbox {
         groups.filter_map(|(group, lane)| Some((group, lane.set_aside.as_ref()?)))
     }
 
+    #[must_use]
+    pub fn set_aside_of(&self, group: &GroupId) -> Option<&SetAside> {
+        self.groups.get(group)?.set_aside.as_ref()
+    }
+
     fn is_sending(&self, group: &GroupId) -> bool {
         self.groups.get(group).is_some_and(|lane| lane.phase == Phase::Sending)
     }

@@ -2,17 +2,17 @@
 
 use actix::prelude::*;
 
-use super::{PeerActor, Mode, Trouble, items, items::read_all_rows, random, trouble_of};
+use super::{Mode, PeerActor, Trouble, items, items::read_all_rows, random, trouble_of};
 use crate::{
     actors::node::Node,
     crypto,
     federation::{
-        call::CallError,
+        CallError,
         direct::{Direct, DirectVerdict, Done, Job, Row, What},
         outbox::Standing,
         schedule::Failure,
     },
-    store::{StoreError, records::ReplicaMode},
+    store::StoreError,
     wire::{
         codec::{decode, encode},
         ds::{DsError, FanoutFilter},

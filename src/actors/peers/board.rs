@@ -233,8 +233,8 @@ mod tests {
             for family in collector.collect() {
                 for metric in family.get_metric() {
                     let label = metric.get_label().iter().find(|label| label.name() == "peer");
-                    let value = match metric.get_gauge().value() {
-                        0.0 => metric.get_counter().value(),
+                    let value = match metric.get_gauge().get_value() {
+                        0.0 => metric.get_counter().get_value(),
                         value => value,
                     };
                     let label = label.unwrap().value().to_owned();
