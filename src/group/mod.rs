@@ -34,6 +34,7 @@ use crate::{
         roster::{Roster, RosterChange},
     },
     store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
+    rate::GroupRates,
     wire::{
         codec::encode,
         ds::{Accepted, DsMessage, DsResponseBody, DsSenderId, FanoutFilter, Info},
@@ -117,6 +118,7 @@ pub struct Hub {
     pub crypto: MlsCrypto,
     /// The hub's external-sender keys, one per signature scheme.
     pub keys: Vec<SigningKey>,
+    pub rates: GroupRates,
 }
 
 impl Hub {

@@ -41,7 +41,7 @@ impl GroupState {
             return Err(Reject::Malformed("propose takes at least one proposal".into()));
         }
         let leaf = match &request.message.sender_id {
-            DsSenderId::LeafIndex(_) => Some(self.authenticate_leaf(request)?),
+            DsSenderId::LeafIndex(_) => Some(self.authenticate_leaf(request, now)?),
             DsSenderId::KeyPackageRef(_) if propose.proposals.len() == 1 => None,
             DsSenderId::KeyPackageRef(_) => {
                 return Err(Reject::Malformed("a newcomer proposes its own Add alone".into()));
@@ -154,6 +154,7 @@ impl GroupState {
         }
         let key = leaf.signature_key().as_slice();
         verify_request(&request.message, self.tree.scheme(), key)?;
+        self.count(request, now)?;
         if aad.is_empty() {
             return Ok(None);
         }

@@ -19,7 +19,7 @@ mod tls;
 pub use client::{ClientListener, client_listener};
 pub use drain::{Drain, DrainSwitch};
 pub use endpoint::Endpoint;
-pub use limits::Limits;
+pub use limits::{FederationLimits, Limits};
 pub use metrics::HttpMetrics;
 pub use ops::{OpsListener, ops_listener};
 pub use tls::{TlsError, server_tls};

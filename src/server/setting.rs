@@ -3,7 +3,14 @@
 //! A value comes from TOML or from an environment variable; both are parsed by the same code, and an error says what is
 //! allowed.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use toml::de::DeValue;
 
@@ -37,7 +44,59 @@ impl Bytes {
     }
 }
 
+/// A host by its name or address, and perhaps a port: where a provider is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// Without the brackets of an IPv6 address.
+    pub host: String,
+    pub port: Option<u16>,
+}
+
+impl FromStr for HostPort {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or(())?;
+                (host, port.strip_prefix(':').or(if port.is_empty() { None } else { Some("") }))
+            }
+            None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+        };
+        let is_v6 = text.starts_with('[');
+        let is_host = match host.parse::<IpAddr>() {
+            Ok(address) => address.is_ipv6() == is_v6,
+            Err(_) => !is_v6 && Domain::new(host).is_ok(),
+        };
+        let port = match port {
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().map_err(|_| ())?)
+            }
+            Some(_) => return Err(()),
+            None => None,
+        };
+        if is_host && port != Some(0) { Ok(Self { host: host.to_owned(), port }) } else { Err(()) }
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_v6 = self.host.contains(':');
+        let (open, close) = if is_v6 { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}{close}", self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
 impl Given<'_> {
+    /// Nothing between quotes.
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Toml(value) => value.as_str() == Some(""),
+        }
+    }
+
     fn text(&self, allowed: &str) -> Result<String, String> {
         match self {
             Self::Text(text) => Ok((*text).to_owned()),
@@ -75,6 +134,38 @@ macro_rules! texts {
 texts! {
     Domain: "a domain in lower case, e.g. \"a.example\"";
     SocketAddr: "an address and a port, e.g. \"127.0.0.1:8443\" (port 0: any free one)";
+    HostPort: "a host and perhaps a port, e.g. \"mimi.a.example\" or \"127.0.0.1:7443\"";
+}
+
+/// An empty text is nothing.
+macro_rules! optional {
+    ($($type:ty),*) => {$(
+        impl Setting for Option<$type> {
+            fn read(given: Given<'_>) -> Result<Self, String> {
+                if given.is_empty() { Ok(None) } else { <$type>::read(given).map(Some) }
+            }
+            fn show(&self) -> String {
+                self.as_ref().map_or_else(|| quoted(""), Setting::show)
+            }
+        }
+    )*};
+}
+
+optional!(PathBuf, SocketAddr, HostPort);
+
+impl Setting for bool {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let allowed = "true or false";
+        match given {
+            Given::Text(text) => text.parse().map_err(|_| format!("{text:?} is not {allowed}")),
+            Given::Toml(value) => value
+                .as_bool()
+                .ok_or_else(|| format!("{allowed}, not {}", article(value.type_str()))),
+        }
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Setting for PathBuf {
@@ -84,17 +175,6 @@ impl Setting for PathBuf {
     }
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
-    }
-}
-
-/// An empty text is nothing.
-impl Setting for Option<PathBuf> {
-    fn read(given: Given<'_>) -> Result<Self, String> {
-        let text = given.text("a path")?;
-        Ok((!text.is_empty()).then(|| text.into()))
-    }
-    fn show(&self) -> String {
-        self.as_ref().map_or_else(|| quoted(""), Setting::show)
     }
 }
 
@@ -129,6 +209,49 @@ impl Setting for Vec<String> {
     }
     fn show(&self) -> String {
         format!("[{}]", self.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Setting for Vec<PathBuf> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        Ok(Vec::<String>::read(given)?.into_iter().map(PathBuf::from).collect())
+    }
+    fn show(&self) -> String {
+        self.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>().show()
+    }
+}
+
+/// A table in TOML, `a.example=host:port, …` in a variable.
+impl Setting for BTreeMap<Domain, HostPort> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let allowed = "a table of domains and hosts, e.g. { \"b.example\" = \"127.0.0.1:7443\" }";
+        let entry = |domain: &str, host: Given<'_>| {
+            Ok((Domain::read(Given::Text(domain.trim()))?, HostPort::read(host)?))
+        };
+        match given {
+            Given::Text(text) => text
+                .split(',')
+                .filter(|item| !item.trim().is_empty())
+                .map(|item| {
+                    let (domain, host) =
+                        item.split_once('=').ok_or("it is domain=host:port, …, in a variable")?;
+                    entry(domain, Given::Text(host.trim()))
+                })
+                .collect(),
+            Given::Toml(value) => value
+                .as_table()
+                .ok_or_else(|| format!("{allowed}, not {}", article(value.type_str())))?
+                .iter()
+                .map(|(domain, host)| entry(domain.get_ref(), Given::Toml(host.get_ref())))
+                .collect(),
+        }
+    }
+    fn show(&self) -> String {
+        let entries: Vec<_> = self
+            .iter()
+            .map(|(domain, host)| format!("{} = {}", quoted(domain.as_str()), host.show()))
+            .collect();
+        if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) }
     }
 }
 
@@ -311,6 +434,23 @@ mod tests {
         for wrong in ["", "5", "s", "5 weeks", "-1s", "99999999999999999999d", "1.5h"] {
             assert!(Duration::read(Given::Text(wrong)).unwrap_err().contains("e.g."), "{wrong}");
         }
+    }
+
+    #[test]
+    fn where_a_provider_is_reads_what_it_shows() {
+        for good in ["mimi.a.example", "localhost:7443", "127.0.0.1:1", "[::1]:65535", "[::1]"] {
+            assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
+        }
+        for bad in ["", "a:", "a:0", "a:65536", "a:+1", "::1", "[::1", "[::1]1", "[a.b]", "UP:1", "a:1:2"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+        let text = "b.example = localhost:1,c.example=[::1]:2";
+        let read = BTreeMap::<Domain, HostPort>::read(Given::Text(text)).unwrap();
+        assert_eq!(
+            read.show(),
+            r#"{ "b.example" = "localhost:1", "c.example" = "[::1]:2" }"#
+        );
+        assert!(BTreeMap::<Domain, HostPort>::read(Given::Text("b.example")).is_err());
     }
 
     #[test]

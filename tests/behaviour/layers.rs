@@ -12,6 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("crypto", &["wire"]),
     ("policy", &["wire", "crypto"]),
+    ("rate", &["wire"]),
     ("group", RULES),
     ("queue", RULES),
     ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
@@ -19,19 +20,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
     ("metrics", &["wire"]),
     ("actors", ACTORS),
-    ("http", &["wire", "crypto", "metrics", "actors"]),
+    ("http", &["wire", "crypto", "rate", "federation", "metrics", "actors"]),
     (
         "server",
         &[
             "wire",
             "crypto",
             "policy",
+            "rate",
             "group",
             "queue",
             "key_package",
             "account",
             "store",
             "metrics",
+            "federation",
             "actors",
             "http",
         ],
@@ -44,12 +47,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
 ];
-const RULES: &[&str] = &["wire", "crypto", "policy", "store"];
+const RULES: &[&str] = &["wire", "crypto", "policy", "rate", "store"];
 const ACTORS: &[&str] =
-    &["wire", "crypto", "policy", "group", "queue", "key_package", "account", "store", "metrics"];
+    &["wire", "crypto", "policy", "rate", "group", "queue", "key_package", "account", "store", "metrics"];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
-const PURE: &[&str] = &["wire", "policy", "group", "queue", "key_package", "account"];
+const PURE: &[&str] = &["wire", "policy", "rate", "group", "queue", "key_package", "account"];
 const IMPURE: &[&str] = &[
     "actix",
     "tokio::",

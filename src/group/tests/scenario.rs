@@ -94,12 +94,13 @@ pub(super) struct Scenario {
 pub(super) struct Setup {
     pub settings: Settings,
     pub policy: Option<fn(&mut GroupPolicy)>,
+    pub rates: GroupRates,
     pub suite: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { settings: Settings::new(domain()), policy: None, suite: 0 }
+        Self { settings: Settings::new(domain()), policy: None, rates: GroupRates::default(), suite: 0 }
     }
 }
 
@@ -138,7 +139,7 @@ impl Scenario {
             [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256]
                 .map(|scheme| SigningKey::generate(scheme).unwrap())
                 .into();
-        let hub = Arc::new(Hub { settings: setup.settings, crypto: MlsCrypto::default(), keys });
+        let hub = Arc::new(Hub { settings: setup.settings, crypto: MlsCrypto::default(), keys, rates: setup.rates });
         let mut users = BTreeMap::new();
         let member = new_member(&mut users, creator);
         let suite = SUITES[setup.suite];
