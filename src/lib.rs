@@ -23,6 +23,7 @@ pub mod actors;
 pub mod cli;
 pub mod client;
 pub mod crypto;
+pub mod federation;
 pub mod group;
 pub mod http;
 pub mod key_package;

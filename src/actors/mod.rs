@@ -8,6 +8,7 @@ pub mod arbiters;
 pub mod clock;
 pub mod deliver;
 mod errors;
+mod federated;
 pub mod group;
 pub mod groups;
 pub mod hints;

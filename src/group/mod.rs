@@ -34,8 +34,8 @@ use crate::{
         leaf::trusted,
         roster::{Roster, RosterChange},
     },
-    store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
     rate::GroupRates,
+    store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
     wire::{
         codec::encode,
         ds::{Accepted, DsMessage, DsResponseBody, DsSenderId, FanoutFilter, Info},

@@ -119,6 +119,7 @@ impl GroupState {
             .map_err(|problem| refused(&problem, &queued))?;
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = self.newcomer(request, &queued, &aad)?;
+            self.count(request, now)?;
         }
         let pending = self.may_stand(queued, act, message, earlier, now)?;
         if let Act { author: Author::Newcomer { proof }, what: What::Add(identity) } = &pending.act
@@ -154,7 +155,6 @@ impl GroupState {
         }
         let key = leaf.signature_key().as_slice();
         verify_request(&request.message, self.tree.scheme(), key)?;
-        self.count(request, now)?;
         if aad.is_empty() {
             return Ok(None);
         }

@@ -19,6 +19,7 @@ use std::{
 use governor::{
     RateLimiter,
     clock::{Clock, FakeRelativeClock},
+    middleware::NoOpMiddleware,
     nanos::Nanos,
     state::StateStore,
 };
@@ -55,10 +56,10 @@ impl TooMany {
 }
 
 /// The buckets of all keys that were seen of late.
-pub struct Limiter<K>(Option<Mutex<Kept<K>>>);
+pub struct Limiter<K: Hash + Eq + Clone>(Option<Mutex<Kept<K>>>);
 
-struct Kept<K> {
-    limiter: RateLimiter<Option<K>, Buckets<K>, FakeRelativeClock>,
+struct Kept<K: Hash + Eq + Clone> {
+    limiter: RateLimiter<Option<K>, Buckets<K>, FakeRelativeClock, NoOpMiddleware<Nanos>>,
     buckets: Buckets<K>,
     keys_max: usize,
     /// What `limiter` goes by: it only goes forward, also where the machine's clock is set back.
@@ -153,7 +154,7 @@ impl<K: Hash + Eq + Clone> StateStore for Buckets<K> {
     }
 }
 
-impl<K> fmt::Debug for Limiter<K> {
+impl<K: Hash + Eq + Clone> fmt::Debug for Limiter<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Limiter" } else { "Limiter(none)" })
     }

@@ -441,15 +441,14 @@ mod tests {
         for good in ["mimi.a.example", "localhost:7443", "127.0.0.1:1", "[::1]:65535", "[::1]"] {
             assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
         }
-        for bad in ["", "a:", "a:0", "a:65536", "a:+1", "::1", "[::1", "[::1]1", "[a.b]", "UP:1", "a:1:2"] {
+        for bad in
+            ["", "a:", "a:0", "a:65536", "a:+1", "::1", "[::1", "[::1]1", "[a.b]", "UP:1", "a:1:2"]
+        {
             assert!(bad.parse::<HostPort>().is_err(), "{bad}");
         }
         let text = "b.example = localhost:1,c.example=[::1]:2";
         let read = BTreeMap::<Domain, HostPort>::read(Given::Text(text)).unwrap();
-        assert_eq!(
-            read.show(),
-            r#"{ "b.example" = "localhost:1", "c.example" = "[::1]:2" }"#
-        );
+        assert_eq!(read.show(), r#"{ "b.example" = "localhost:1", "c.example" = "[::1]:2" }"#);
         assert!(BTreeMap::<Domain, HostPort>::read(Given::Text("b.example")).is_err());
     }
 

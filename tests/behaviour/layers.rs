@@ -48,8 +48,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("lib", &[]),
 ];
 const RULES: &[&str] = &["wire", "crypto", "policy", "rate", "store"];
-const ACTORS: &[&str] =
-    &["wire", "crypto", "policy", "rate", "group", "queue", "key_package", "account", "store", "metrics"];
+const ACTORS: &[&str] = &[
+    "wire",
+    "crypto",
+    "policy",
+    "rate",
+    "group",
+    "queue",
+    "key_package",
+    "account",
+    "store",
+    "metrics",
+];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
 const PURE: &[&str] = &["wire", "policy", "rate", "group", "queue", "key_package", "account"];

@@ -94,7 +94,7 @@ fn member_that_asks_too_much_waits_but_for_its_retries_and_others_do_not() {
         &rogue.user,
     );
     unauthenticated(&mut scenario, &forged);
-    scenario.run("bob/phone", say("others go on")).unwrap();
+    scenario.act("bob/phone", say("others go on")).unwrap();
     scenario.now = scenario.now.plus_ms(500);
     ask(&mut scenario).unwrap();
 }

@@ -16,6 +16,7 @@ use crate::{
     group::{
         Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Settings, record::Snapshot,
     },
+    rate::GroupRates,
     store::records::{GoneReason, InboxItem, LogRecord},
     wire::{
         codec::{List, Opaque, decode, encode},
@@ -107,7 +108,12 @@ pub(super) struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { settings: Settings::new(domain()), policy: None, rates: GroupRates::default(), suite: 0 }
+        Self {
+            settings: Settings::new(domain()),
+            policy: None,
+            rates: GroupRates::default(),
+            suite: 0,
+        }
     }
 }
 
@@ -146,7 +152,12 @@ impl Scenario {
             [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256]
                 .map(|scheme| SigningKey::generate(scheme).unwrap())
                 .into();
-        let hub = Arc::new(Hub { settings: setup.settings, crypto: MlsCrypto::default(), keys, rates: setup.rates });
+        let hub = Arc::new(Hub {
+            settings: setup.settings,
+            crypto: MlsCrypto::default(),
+            keys,
+            rates: setup.rates,
+        });
         let mut users = BTreeMap::new();
         let member = new_member(&mut users, creator);
         let suite = SUITES[setup.suite];

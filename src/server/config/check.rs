@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use super::{Bytes, Config, RegistrationMode, federation::is_domain_pattern, Setting, load::{REGISTRATION_TOKEN, token_hash}};
+use super::{
+    Bytes, Config, RegistrationMode, Setting,
+    federation::is_domain_pattern,
+    load::{REGISTRATION_TOKEN, token_hash},
+};
 use crate::{actors::GroupOptions, server::telemetry};
 
 /// Which of its values a configuration cannot run with, and what is allowed.
 pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
-    let Config { client, federation, registration, limits, rates, store, log, groups, queues, .. } = config;
+    let Config {
+        client, federation, registration, limits, rates, store, log, groups, queues, ..
+    } = config;
     if client.certificate.is_some() != client.key.is_some() {
         let key = if client.key.is_some() { "client.key" } else { "client.certificate" };
         wrong.push((
@@ -30,14 +36,19 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
         if let Some(bad) = patterns.iter().find(|pattern| !is_domain_pattern(pattern)) {
             wrong.push((
                 key,
-                format!("{bad:?} is not a domain in lower case, nor \"*.\" and one for all below it"),
+                format!(
+                    "{bad:?} is not a domain in lower case, nor \"*.\" and one for all below it"
+                ),
             ));
         }
     }
     if federation.overrides.contains_key(&config.domain) {
         wrong.push((
             "federation.overrides",
-            format!("{} is this provider itself; say where others find it in federation.domain_name", config.domain),
+            format!(
+                "{} is this provider itself; say where others find it in federation.domain_name",
+                config.domain
+            ),
         ));
     }
     if federation.backoff_min > federation.backoff_max {

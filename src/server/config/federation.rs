@@ -107,7 +107,7 @@ impl Default for Rates {
     }
 }
 
-/// Whether `text` is a domain, or `*.` and one.
+/// Whether `text` is a domain, `*.` and one, or `*`.
 pub fn is_domain_pattern(text: &str) -> bool {
-    Domain::new(text.strip_prefix("*.").unwrap_or(text)).is_ok()
+    text == "*" || Domain::new(text.strip_prefix("*.").unwrap_or(text)).is_ok()
 }

@@ -227,7 +227,7 @@ fn variable_of(key: &str) -> String {
 }
 
 /// A registration token itself, for who would rather not write its hash into a file.
-const REGISTRATION_TOKEN: &str = "MIMID_REGISTRATION_TOKEN";
+pub(super) const REGISTRATION_TOKEN: &str = "MIMID_REGISTRATION_TOKEN";
 
 /// Variables of the command line that are no settings of the provider.
 const NOT_SETTINGS: [&str; 2] = ["MIMID_CONFIG", "MIMID_HOME"];

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use super::{Config, Limits};
-use crate::{actors::{self, GroupOptions}, http, rate::{GroupQuotas, Quota}};
+use crate::{
+    actors::{self, GroupOptions},
+    http,
+    rate::{GroupQuotas, Quota},
+};
 
 impl Config {
     /// The node's bounds: those that have a setting, the rest as built in.

@@ -56,9 +56,7 @@ fn the_example_is_the_default_and_shows_every_setting() {
     assert_eq!(load(text, &[]).unwrap(), Config::default());
     let uncommented: String = text
         .lines()
-        .filter_map(|line| {
-            line.strip_prefix("#: ").or((!line.starts_with('#')).then_some(line))
-        })
+        .filter_map(|line| line.strip_prefix("#: ").or((!line.starts_with('#')).then_some(line)))
         .map(|line| format!("{line}\n"))
         .collect();
     let all = load(&uncommented, &[]).unwrap();
@@ -117,11 +115,7 @@ fn all_problems_are_told_at_once_each_with_what_is_allowed() {
         &[],
     );
     let message = |line: &str| {
-        found
-            .iter()
-            .find(|(place, _)| place == line)
-            .map(|(_, message)| message.as_str())
-            .unwrap()
+        found.iter().find(|(place, _)| place == line).map(|(_, message)| message.as_str()).unwrap()
     };
     assert!(message("line 1").contains("lower case"));
     assert!(message("line 3").contains("one of sled, memory; did you mean \"sled\"?"));
@@ -156,9 +150,7 @@ fn what_belongs_together_is_checked_together() {
     let found = problems("[client]\nkey = \"k.pem\"\n[registration]\nmode = \"token\"\n", &[]);
     assert!(found.iter().any(|(place, text)| place == "line 2" && text.contains("together")));
     assert!(
-        found
-            .iter()
-            .any(|(place, text)| place == "line 4" && text.contains("at least one token"))
+        found.iter().any(|(place, text)| place == "line 4" && text.contains("at least one token"))
     );
     let config =
         load("[registration]\nmode = \"token\"\n", &[(REGISTRATION_TOKEN, "abc")]).unwrap();
@@ -180,7 +172,8 @@ fn a_file_that_is_not_there_or_not_toml_is_said_so() {
 #[test]
 fn where_other_providers_are_reads_from_a_table_of_its_own_or_inline_or_a_variable() {
     let own = "[federation]\nlisten = \"127.0.0.1:0\"\n[federation.overrides]\n\"b.example\" = \"localhost:1\"\n";
-    let inline = "[federation]\nlisten = \"127.0.0.1:0\"\noverrides = { \"b.example\" = \"localhost:1\" }\n";
+    let inline =
+        "[federation]\nlisten = \"127.0.0.1:0\"\noverrides = { \"b.example\" = \"localhost:1\" }\n";
     let variables = [
         ("MIMID_FEDERATION__LISTEN", "127.0.0.1:0"),
         ("MIMID_FEDERATION__OVERRIDES", "b.example=localhost:1"),
@@ -195,13 +188,13 @@ fn where_other_providers_are_reads_from_a_table_of_its_own_or_inline_or_a_variab
 
 #[test]
 fn a_federation_that_cannot_be_is_refused_with_what_is_wrong() {
-    let text = "domain = \"a.example\"\n[federation]\nkey = \"k.pem\"\nallow = [\"*\"]\n\
+    let text = "domain = \"a.example\"\n[federation]\nkey = \"k.pem\"\nallow = [\"b.*\"]\n\
         overrides = { \"a.example\" = \"localhost:1\" }\nbackoff_min = \"10m\"\nallow_private_adresses = true\n\
         relay_timeout = \"1ms\"\nbatch_bytes_max = \"1GiB\"\n[rates]\npeer_per_second = -1\n";
     let found = problems(text, &[]);
     for (line, hint) in [
         ("line 3", "together"),
-        ("line 4", "\"*\" is not a domain"),
+        ("line 4", "\"b.*\" is not a domain"),
         ("line 5", "this provider itself"),
         ("line 6", "federation.backoff_max"),
         ("line 7", "did you mean \"federation.allow_private_addresses\"?"),
@@ -212,7 +205,8 @@ fn a_federation_that_cannot_be_is_refused_with_what_is_wrong() {
         let told = found.iter().any(|(at, message)| at == line && message.contains(hint));
         assert!(told, "{line} {hint}: {found:?}");
     }
-    let wrong = problems("[federation]\noverrides = { b = 5 }\ndomain_name = \"a.example:0\"\n", &[]);
+    let wrong =
+        problems("[federation]\noverrides = { b = 5 }\ndomain_name = \"a.example:0\"\n", &[]);
     assert!(wrong[0].1.contains("in quotes, not an integer"), "{wrong:?}");
     assert!(wrong[1].1.contains("\"127.0.0.1:7443\""), "{wrong:?}");
 }
