@@ -19,6 +19,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("account", RULES),
     ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
     ("metrics", &["wire"]),
+    (
+        "federation",
+        &[
+            "wire",
+            "crypto",
+            "policy",
+            "group",
+            "queue",
+            "key_package",
+            "account",
+            "store",
+            "metrics",
+        ],
+    ),
     ("actors", ACTORS),
     ("http", &["wire", "crypto", "rate", "federation", "metrics", "actors"]),
     (
@@ -42,7 +56,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["wire", "crypto", "policy"]),
     (
         "cli",
-        &["wire", "crypto", "policy", "store", "metrics", "actors", "http", "server", "client"],
+        &[
+            "wire",
+            "crypto",
+            "policy",
+            "store",
+            "metrics",
+            "federation",
+            "actors",
+            "http",
+            "server",
+            "client",
+        ],
     ),
     ("main", &["cli"]),
     ("lib", &[]),
@@ -59,6 +84,7 @@ const ACTORS: &[&str] = &[
     "account",
     "store",
     "metrics",
+    "federation",
 ];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
