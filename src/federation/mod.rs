@@ -17,6 +17,7 @@ mod pattern;
 pub mod replay;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},

@@ -16,7 +16,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 pub use federation::{Federation, Rates};
 pub use load::{ConfigError, Place, Problem, token_hash};
 
-pub use super::setting::{Bytes, HostPort};
+pub use super::setting::Bytes;
 use super::setting::{Given, Setting, choice};
 use crate::{
     actors::{self, GroupOptions},

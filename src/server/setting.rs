@@ -3,18 +3,14 @@
 //! A value comes from TOML or from an environment variable; both are parsed by the same code, and an error says what is
 //! allowed.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    str::FromStr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use toml::de::DeValue;
 
-use crate::wire::ids::Domain;
+use crate::{
+    federation::{DomainPattern, discovery::ServiceHost},
+    wire::ids::Domain,
+};
 
 /// What somebody wrote.
 #[derive(Debug, Clone, Copy)]
@@ -41,50 +37,6 @@ impl Bytes {
     #[must_use]
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-}
-
-/// A host by its name or address, and perhaps a port: where a provider is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostPort {
-    /// Without the brackets of an IPv6 address.
-    pub host: String,
-    pub port: Option<u16>,
-}
-
-impl FromStr for HostPort {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (host, port) = rest.split_once(']').ok_or(())?;
-                (host, port.strip_prefix(':').or(if port.is_empty() { None } else { Some("") }))
-            }
-            None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
-        };
-        let is_v6 = text.starts_with('[');
-        let is_host = match host.parse::<IpAddr>() {
-            Ok(address) => address.is_ipv6() == is_v6,
-            Err(_) => !is_v6 && Domain::new(host).is_ok(),
-        };
-        let port = match port {
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-                Some(digits.parse().map_err(|_| ())?)
-            }
-            Some(_) => return Err(()),
-            None => None,
-        };
-        if is_host && port != Some(0) { Ok(Self { host: host.to_owned(), port }) } else { Err(()) }
-    }
-}
-
-impl fmt::Display for HostPort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let is_v6 = self.host.contains(':');
-        let (open, close) = if is_v6 { ("[", "]") } else { ("", "") };
-        write!(f, "{open}{}{close}", self.host)?;
-        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
 
@@ -134,7 +86,7 @@ macro_rules! texts {
 texts! {
     Domain: "a domain in lower case, e.g. \"a.example\"";
     SocketAddr: "an address and a port, e.g. \"127.0.0.1:8443\" (port 0: any free one)";
-    HostPort: "a host and perhaps a port, e.g. \"mimi.a.example\" or \"127.0.0.1:7443\"";
+    ServiceHost: "a host and perhaps a port, e.g. \"mimi.a.example\" or \"127.0.0.1:7443\"";
 }
 
 /// An empty text is nothing.
@@ -151,7 +103,7 @@ macro_rules! optional {
     )*};
 }
 
-optional!(PathBuf, SocketAddr, HostPort);
+optional!(PathBuf, SocketAddr, ServiceHost);
 
 impl Setting for bool {
     fn read(given: Given<'_>) -> Result<Self, String> {
@@ -212,6 +164,22 @@ impl Setting for Vec<String> {
     }
 }
 
+impl Setting for Vec<DomainPattern> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let read = |text: String| {
+            text.parse().map_err(|_| {
+                format!(
+                    "{text:?} is not a domain in lower case, nor \"*.\" and one for all below it"
+                )
+            })
+        };
+        Vec::<String>::read(given)?.into_iter().map(read).collect()
+    }
+    fn show(&self) -> String {
+        self.iter().map(ToString::to_string).collect::<Vec<_>>().show()
+    }
+}
+
 impl Setting for Vec<PathBuf> {
     fn read(given: Given<'_>) -> Result<Self, String> {
         Ok(Vec::<String>::read(given)?.into_iter().map(PathBuf::from).collect())
@@ -222,11 +190,11 @@ impl Setting for Vec<PathBuf> {
 }
 
 /// A table in TOML, `a.example=host:port, …` in a variable.
-impl Setting for BTreeMap<Domain, HostPort> {
+impl Setting for BTreeMap<Domain, ServiceHost> {
     fn read(given: Given<'_>) -> Result<Self, String> {
         let allowed = "a table of domains and hosts, e.g. { \"b.example\" = \"127.0.0.1:7443\" }";
         let entry = |domain: &str, host: Given<'_>| {
-            Ok((Domain::read(Given::Text(domain.trim()))?, HostPort::read(host)?))
+            Ok((Domain::read(Given::Text(domain.trim()))?, ServiceHost::read(host)?))
         };
         match given {
             Given::Text(text) => text
@@ -437,19 +405,11 @@ mod tests {
     }
 
     #[test]
-    fn where_a_provider_is_reads_what_it_shows() {
-        for good in ["mimi.a.example", "localhost:7443", "127.0.0.1:1", "[::1]:65535", "[::1]"] {
-            assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
-        }
-        for bad in
-            ["", "a:", "a:0", "a:65536", "a:+1", "::1", "[::1", "[::1]1", "[a.b]", "UP:1", "a:1:2"]
-        {
-            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
-        }
+    fn where_providers_are_reads_what_it_shows() {
         let text = "b.example = localhost:1,c.example=[::1]:2";
-        let read = BTreeMap::<Domain, HostPort>::read(Given::Text(text)).unwrap();
+        let read = BTreeMap::<Domain, ServiceHost>::read(Given::Text(text)).unwrap();
         assert_eq!(read.show(), r#"{ "b.example" = "localhost:1", "c.example" = "[::1]:2" }"#);
-        assert!(BTreeMap::<Domain, HostPort>::read(Given::Text("b.example")).is_err());
+        assert!(BTreeMap::<Domain, ServiceHost>::read(Given::Text("b.example")).is_err());
     }
 
     #[test]

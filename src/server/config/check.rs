@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{
     Bytes, Config, RegistrationMode, Setting,
-    federation::is_domain_pattern,
     load::{REGISTRATION_TOKEN, token_hash},
 };
 use crate::{actors::GroupOptions, server::telemetry};
@@ -30,17 +29,11 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
             "federation.certificate and federation.key are given together or not at all".into(),
         ));
     }
-    for (key, patterns) in
-        [("federation.allow", &federation.allow), ("federation.deny", &federation.deny)]
-    {
-        if let Some(bad) = patterns.iter().find(|pattern| !is_domain_pattern(pattern)) {
-            wrong.push((
-                key,
-                format!(
-                    "{bad:?} is not a domain in lower case, nor \"*.\" and one for all below it"
-                ),
-            ));
-        }
+    if federation.domain_name.as_ref().is_some_and(|host| host.address().is_some()) {
+        wrong.push((
+            "federation.domain_name",
+            "others take no address there: give a name that a certificate can be for".into(),
+        ));
     }
     if federation.overrides.contains_key(&config.domain) {
         wrong.push((

@@ -2,8 +2,11 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{Bytes, HostPort};
-use crate::wire::ids::Domain;
+use super::Bytes;
+use crate::{
+    federation::{DomainPattern, discovery::ServiceHost},
+    wire::ids::Domain,
+};
 
 /// Federation, which is off where nothing is listened on.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,16 +17,16 @@ pub struct Federation {
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
     /// What `/.well-known/mimi/ds-domain` says. None: the domain, and the port that is listened on.
-    pub domain_name: Option<HostPort>,
+    pub domain_name: Option<ServiceHost>,
     /// For how long others may remember it.
     pub domain_name_cached: Duration,
     /// Where providers are that have no `/.well-known/mimi/ds-domain`, or that are not asked for it.
-    pub overrides: BTreeMap<Domain, HostPort>,
+    pub overrides: BTreeMap<Domain, ServiceHost>,
     /// PEM files of authorities, or of single certificates, that are trusted beside the public ones.
     pub roots: Vec<PathBuf>,
-    /// Domains, or `*.` and a domain for all below it. Empty: all that are not denied.
-    pub allow: Vec<String>,
-    pub deny: Vec<String>,
+    /// Empty: all that are not denied.
+    pub allow: Vec<DomainPattern>,
+    pub deny: Vec<DomainPattern>,
     /// Whether another provider may be at an address that is not of the public network.
     pub allow_private_addresses: bool,
     pub connect_timeout: Duration,
@@ -105,9 +108,4 @@ impl Default for Rates {
             member_burst: 1000,
         }
     }
-}
-
-/// Whether `text` is a domain, `*.` and one, or `*`.
-pub fn is_domain_pattern(text: &str) -> bool {
-    text == "*" || Domain::new(text.strip_prefix("*.").unwrap_or(text)).is_ok()
 }

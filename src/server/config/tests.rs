@@ -44,7 +44,7 @@ fn what_is_shown_reads_as_the_same_configuration() {
     let host = "[::1]:7444".parse().unwrap();
     other.federation.overrides.insert(Domain::new("b.example").unwrap(), host);
     other.federation.roots = vec!["b/certificate.pem".into()];
-    other.federation.deny = vec!["c.example".to_owned(), "*.d.example".to_owned()];
+    other.federation.deny = vec!["c.example".parse().unwrap(), "*.d.example".parse().unwrap()];
     other.federation.allow_private_addresses = true;
     other.registration.token_hashes = vec!["ab".repeat(32)];
     assert_eq!(load(&other.show(), &[]).unwrap(), other);
