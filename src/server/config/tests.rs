@@ -207,6 +207,7 @@ fn a_federation_that_cannot_be_is_refused_with_what_is_wrong() {
     }
     let wrong =
         problems("[federation]\noverrides = { b = 5 }\ndomain_name = \"a.example:0\"\n", &[]);
-    assert!(wrong[0].1.contains("in quotes, not an integer"), "{wrong:?}");
-    assert!(wrong[1].1.contains("\"127.0.0.1:7443\""), "{wrong:?}");
+    for hint in ["in quotes, not an integer", "\"127.0.0.1:7443\""] {
+        assert!(wrong.iter().any(|(_, message)| message.contains(hint)), "{wrong:?}");
+    }
 }
