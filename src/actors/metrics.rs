@@ -31,6 +31,10 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    /// Of what hubs delivered. `outcome`: accepted or the problem's name.
+    pub guest_items: IntCounterVec,
+    /// `operation`; `outcome`: ok or a status' name.
+    pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
     pub authentications: IntCounterVec,
 }
@@ -126,6 +130,16 @@ impl Metrics {
             group_epoch_conflicts: counter(
                 "mimid_group_epoch_conflicts_total",
                 "Requests that came for another epoch than the current one.",
+            )?,
+            guest_items: counters(
+                "mimid_guest_items_total",
+                "Items that other providers delivered for clients here, by what became of them.",
+                &["outcome"],
+            )?,
+            relayed: counters(
+                "mimid_relayed_total",
+                "Requests of clients here that were brought to another provider, by operation and answer.",
+                &["operation", "outcome"],
             )?,
             authentications: counters(
                 "mimid_client_authentications_total",

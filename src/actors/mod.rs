@@ -11,6 +11,7 @@ mod errors;
 mod federated;
 pub mod group;
 pub mod groups;
+mod guest;
 pub mod hints;
 mod history;
 pub mod import;
@@ -19,6 +20,7 @@ pub mod limits;
 pub mod metrics;
 pub mod node;
 pub mod queue;
+mod relay;
 pub mod tokens;
 
 pub use clock::Clock;

@@ -6,6 +6,7 @@ pub mod check_config;
 pub mod client;
 pub mod demo;
 pub mod doctor;
+pub mod keys;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -34,6 +35,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Operate a provider that runs
     Admin(admin::Args),
+    /// The keys that other providers verify with: show them, or put new ones in their place
+    Keys(keys::Args),
 }
 
 /// It did not work.
@@ -52,5 +55,6 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
+        Command::Keys(args) => keys::run(&args),
     }
 }

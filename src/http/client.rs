@@ -24,15 +24,15 @@ use crate::{
     actors::Node,
     wire::{
         client::{
-            ClientMessage, Consent, DeleteDevice, Dequeue, Dequeued, ProviderKeys,
-            PublishKeyPackages, QueueTokens, Register,
+            ClientMessage, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
+            ProviderKeys, PublishKeyPackages, QueueTokens, Register,
         },
         codec::List,
         decode,
         ds::{Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion},
         encode,
         ids::ClientUri,
-        key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
+        key_packages::{ConnectionKeyPackageRequest, GroupKeyPackageRequest},
     },
 };
 
@@ -157,12 +157,12 @@ impl ClientApi {
                 encode(&node.group_key_packages(&from, body).await?)
             }
             Endpoint::ConnectionRequest => {
-                let body: ConnectionRequest = body_of(&message)?;
+                let body: ConnectionRequestTo = body_of(&message)?;
                 encode(&node.connection_request(&from, body).await?)
             }
             Endpoint::ProviderKeys => {
                 let ProviderKeys { domain } = body_of(&message)?;
-                encode(&node.provider_keys(&domain)?)
+                encode(&node.provider_keys(&domain).await?)
             }
             Endpoint::DeleteDevice => {
                 let body: DeleteDevice = body_of(&message)?;
