@@ -36,6 +36,8 @@ pub use queue::QueueStream;
 #[cfg(test)]
 mod account_tests;
 #[cfg(test)]
+mod guest_tests;
+#[cfg(test)]
 mod key_package_tests;
 #[cfg(test)]
 mod queue_tests;
