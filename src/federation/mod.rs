@@ -20,6 +20,7 @@ pub mod replay;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
