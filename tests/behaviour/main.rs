@@ -9,9 +9,11 @@ mod groups;
 mod guests;
 mod http;
 mod import;
+mod impostors;
 mod large_group;
 mod layers;
 mod samples;
+mod serve;
 #[path = "../support/mod.rs"]
 mod support;
 mod vectors;
