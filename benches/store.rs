@@ -87,6 +87,7 @@ async fn append(store: SharedStore, mut head: GroupHead, count: u64) {
             sequence: head.next_sequence,
             accepted_at: Timestamp(0),
             except: Some(RecipientId(1)),
+            origin: None,
             handshake: false,
             event: vec![7; EVENT_BYTES],
         };

@@ -416,8 +416,18 @@ impl Node {
                 told.iter().for_each(|group| self.hints.notice(group));
                 return Ok(());
             }
-            for (key, GroupNotice::ClientGone { client, reason }) in left {
-                self.finish_deletion(&client, key, reason, &mut told).await?;
+            for (key, notice) in left {
+                match notice {
+                    GroupNotice::ClientGone { client, reason } => {
+                        self.finish_deletion(&client, key, reason, &mut told).await?;
+                    }
+                    // nobody leaves such a one here
+                    GroupNotice::RecipientGone { .. } => {
+                        let group = deletions();
+                        let taken = Batch::new().and(Write::GroupNoticeTaken { group, key });
+                        self.store.write(taken).await?;
+                    }
+                }
             }
         }
     }

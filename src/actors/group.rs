@@ -6,7 +6,7 @@
 //! request loads the group from the store. A panic in a rule costs this actor and nothing else.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -18,14 +18,16 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::errors::{internal, of_reject, of_store};
 use super::{groups::GroupOptions, history, node::Node, queue::BindError};
 use crate::{
-    group::{Decision, Effects, GroupState, Hub, Reject, Request, Staged},
+    group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
         Batch, Condition, Page, StoreError, Write,
-        records::{GoneReason, GroupHead, GroupNotice, GroupStatus, InboxKey},
+        records::{GoneReason, GroupHead, GroupNotice, GroupStatus, InboxKey, OutboundRoster},
     },
     wire::{
-        ds::{Detail, DsError, DsRequest, DsResponseBody},
-        ids::{ClientUri, GroupId, Sequence, Timestamp},
+        codec::List,
+        ds::{Detail, DsError, DsRequest, DsResponseBody, REQUEST_BYTES_MAX},
+        ids::{ClientUri, Domain, GroupId, Sequence, Timestamp},
+        queueing::RosterChange,
     },
 };
 
@@ -51,6 +53,23 @@ pub struct Operate {
     pub request: Box<Request>,
     pub reply: oneshot::Sender<Reply>,
     pub permits: [OwnedSemaphorePermit; 2],
+}
+
+/// A guest's clients in the group, and where the group stands. PROTOCOL.md §3, "snapshot".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestRoster {
+    /// The sequence that follows what the roster is of.
+    pub next: Sequence,
+    /// All of the guest's clients, as adds without Welcomes.
+    pub adds: Vec<RosterChange>,
+}
+
+/// Asks for a guest's clients in the group.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct RosterFor {
+    pub peer: Domain,
+    pub reply: oneshot::Sender<Result<Option<GuestRoster>, DsError>>,
 }
 
 /// A hint that something is left for the group, or that its time has come.
@@ -406,13 +425,28 @@ impl GroupActor {
         self.snapshot_if_due(ctx);
     }
 
-    /// Hints for queues that are online: they can be lost.
+    /// Whom a notice is about. A peer speaks for its own clients only.
+    fn gone(&self, notice: &GroupNotice) -> Option<(ClientUri, GoneReason)> {
+        match notice {
+            GroupNotice::ClientGone { client, reason } => Some((client.clone(), *reason)),
+            GroupNotice::RecipientGone { peer, recipient, reason } => {
+                let state = &self.loaded.as_ref()?.state;
+                state.client_of(peer, *recipient).map(|client| (client.clone(), *reason))
+            }
+        }
+    }
+
+    /// Hints for queues that are online and for peers: they can be lost.
     fn tell(&self, effects: &Effects) -> impl FnOnce() + 'static {
         let (node, id) = (self.node.clone(), self.id.clone());
         let clients: Vec<ClientUri> =
             effects.inbox.iter().map(|(client, _, _)| client.clone()).collect();
         let count = effects.records.len() as u64;
         let committed = effects.committed;
+        let mut peers: BTreeMap<Domain, Sequence> = BTreeMap::new();
+        for owed in &effects.outbound {
+            peers.insert(owed.peer.clone(), owed.sequence);
+        }
         move || {
             node.metrics.group_accepted.inc_by(count);
             if committed {
@@ -422,6 +456,9 @@ impl GroupActor {
                 node.hints.inbox(client);
             }
             node.hints.feed_grew(&id);
+            for (peer, until) in &peers {
+                node.hints.outbound(peer, &id, *until);
+            }
         }
     }
 
@@ -568,15 +605,12 @@ impl GroupActor {
         if notices.len() == NOTICES_MAX {
             ctx.notify(Tick { done: None });
         }
+        let gone: Vec<_> = notices.iter().filter_map(|(_, notice)| self.gone(notice)).collect();
         let Some(loaded) = self.loaded.as_mut() else {
             // the group is gone for good: so is what was left for it
             self.drop_notices(&notices, Box::new(finish), ctx);
             return;
         };
-        let gone: Vec<(ClientUri, GoneReason)> = notices
-            .iter()
-            .map(|(_, GroupNotice::ClientGone { client, reason })| (client.clone(), *reason))
-            .collect();
         let Some(staged) = loaded.state.stage_hub(&gone, now) else {
             self.nothing_to_do(&notices, Box::new(finish), ctx);
             return;
@@ -697,9 +731,10 @@ impl GroupActor {
             .filter(|(_, member)| member.config.domain == node.domain)
             .map(|(_, member)| (member.client.clone(), member.recipient, member.since))
             .collect();
+        let guests: Vec<_> = loaded.state.guests().cloned().collect();
         let rotate = async move {
             written.await?;
-            history::plan_rotation(&node, &hub, &head, at, &kept, &members).await
+            history::plan_rotation(&node, &hub, &head, at, &kept, &members, &guests).await
         };
         let rotated = rotate.into_actor(self).map(|plan, actor: &mut Self, ctx| match plan {
             Ok(plan) => actor.rotate(plan, ctx),
@@ -789,6 +824,25 @@ impl Handler<Operate> for GroupActor {
     }
 }
 
+impl Handler<RosterFor> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, ask: RosterFor, _: &mut Context<Self>) {
+        let RosterFor { peer, reply } = ask;
+        self.last_used = self.node.clock.now();
+        let answer = match (&self.loaded, &self.broken) {
+            (_, Some(error)) => Err(error.clone()),
+            (Some(loaded), None) => {
+                let state = &loaded.state;
+                Ok(Some(GuestRoster { next: state.next_sequence(), adds: state.roster_for(&peer) }))
+            }
+            (None, None) => Ok(None),
+        };
+        self.when_durable(Box::new(move |outcome| {
+            let _ = reply.send(outcome.map_err(|error| of_store(error.clone())).and(answer));
+        }));
+    }
+}
+
 impl Handler<Tick> for GroupActor {
     type Result = ();
     fn handle(&mut self, tick: Tick, ctx: &mut Context<Self>) {
@@ -826,7 +880,7 @@ fn has_old_log(options: &GroupOptions, head: &GroupHead, now: Timestamp) -> bool
         && now.ms_since(head.last_accepted_at) >= options.retention_ms
 }
 
-/// Log records and inbox rows of what a merge left.
+/// Log records, inbox rows and what guests are owed of what a merge left.
 fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
     for record in &effects.records {
         batch.push(Write::Log { group: group.clone(), record: record.clone() });
@@ -836,6 +890,29 @@ fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
         let key = InboxKey::Group { group: group.clone(), sequence: *sequence, index };
         batch.push(Write::Inbox { client: client.clone(), key, item: item.clone() });
     }
+    let mut owed: BTreeMap<&Domain, Sequence> = BTreeMap::new();
+    for Outbound { peer, sequence, opens, changes } in &effects.outbound {
+        owed.insert(peer, *sequence);
+        if !changes.is_empty() {
+            let row = OutboundRoster {
+                sequence: *sequence,
+                opens: *opens,
+                changes: encode_changes(changes),
+            };
+            batch.push(Write::OutboundRoster { peer: peer.clone(), group: group.clone(), row });
+        }
+    }
+    for (peer, until) in owed {
+        batch.push(Write::Outbound { peer: peer.clone(), group: group.clone(), until });
+    }
+}
+
+/// What a guest's clients in one group change by, on the wire.
+pub(super) fn encode_changes(changes: &[RosterChange]) -> Vec<u8> {
+    // tokens are small and Welcomes are parts of one request, so this fits; where it would not, the peer is sent a
+    // snapshot in its place
+    let list = List::<RosterChange, REQUEST_BYTES_MAX>::new(changes.to_vec());
+    list.map(|list| crate::wire::encode(&list)).unwrap_or_default()
 }
 
 pub(super) fn record_bytes(record: &crate::store::records::LogRecord) -> u64 {
@@ -848,7 +925,8 @@ async fn bind_all(node: &Node, group: &GroupId, staged: &Staged) -> Result<Bound
     bind_queues(node, group, &staged.binds).await
 }
 
-/// Binds the queues of this provider's own clients to the group; it has no other clients yet.
+/// Binds the queues of this provider's own clients to the group. Those of others are bound by their own providers,
+/// when they get to know of them; who has none that is good is reported then, and removed.
 async fn bind_queues(
     node: &Node,
     group: &GroupId,
@@ -857,9 +935,12 @@ async fn bind_queues(
     let (mut conditions, mut writes) = (Vec::new(), Vec::new());
     for bind in binds {
         if bind.config.domain != node.domain {
+            if node.speaks_with(&bind.config.domain) {
+                continue;
+            }
             return Err(DsError::NotAuthorized {
                 detail: Detail::truncated(&format!(
-                    "{} is a client of {}, which this provider does not reach",
+                    "{} is a client of {}, which this provider does not federate with",
                     bind.client, bind.config.domain
                 )),
             });

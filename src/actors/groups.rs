@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     errors::of_store,
-    group::{GroupActor, Import, Operate, Reply, Tick},
+    group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     node::Node,
 };
 use crate::{
@@ -141,8 +141,13 @@ impl Groups {
 impl Node {
     /// Answers a [`DsMessage`] of a client of this provider. Only groups hosted here are reached.
     pub async fn group_operation(&self, from: &ClientUri, message: DsMessage) -> DsResponse {
-        let request = Request { message, relay: from.domain() };
-        let outcome = Outcome::from(self.operate(request).await);
+        self.hosted_operation(from.domain(), message).await
+    }
+
+    /// Answers a [`DsMessage`] to a group hosted here that came through `relay`: this provider for its own clients, or
+    /// the authenticated peer.
+    pub async fn hosted_operation(&self, relay: Domain, message: DsMessage) -> DsResponse {
+        let outcome = Outcome::from(self.operate(Request { message, relay }).await);
         DsResponse { version: ProtocolVersion::MIMI10, outcome }
     }
 
@@ -173,6 +178,28 @@ impl Node {
                 return Err(of_store(StoreError::Unavailable("the group's actor ended".into())));
             }
         }
+    }
+
+    /// `peer`'s clients in a group hosted here and where the group stands, once that is durable; none where there is
+    /// no such group.
+    ///
+    /// # Errors
+    /// unavailable, or internal where the group cannot be loaded.
+    pub async fn group_roster_for(
+        &self,
+        group: &GroupId,
+        peer: &Domain,
+    ) -> Result<Option<GuestRoster>, DsError> {
+        for _ in 0..3 {
+            let actor = self.groups.find(self, group).actor;
+            let (reply, answer) = oneshot::channel();
+            actor.do_send(RosterFor { peer: peer.clone(), reply });
+            if let Ok(answer) = answer.await {
+                return answer;
+            }
+            self.groups.forget(group, &actor);
+        }
+        Err(of_store(StoreError::Unavailable("the group's actor ended".into())))
     }
 
     /// Wakes a group that something was left for. A hint: lost, the next start finds it.
@@ -213,6 +240,7 @@ impl Node {
     async fn wake(&self, head: GroupHead, now: Timestamp) -> Result<(), StoreError> {
         match head.status {
             GroupStatus::Active => self.settle_group(&head.group).await,
+            GroupStatus::Followed => {}
             GroupStatus::Deleted => {
                 tracing::info!(group = %head.group, %now, "dropping what is left of a deleted group");
                 let condition = Condition::GroupAt {

@@ -14,7 +14,7 @@ use actix::{Message, Recipient};
 
 use super::metrics::Metrics;
 use crate::wire::{
-    ids::{ClientUri, FeedId, GroupId, Sequence},
+    ids::{ClientUri, Domain, FeedId, GroupId, Sequence},
     queueing::FeedAck,
 };
 
@@ -25,9 +25,11 @@ pub struct Hints {
     has_thread: bool,
     metrics: Metrics,
     on_notice: OnceLock<WakeGroup>,
+    on_outbound: OnceLock<WakePeer>,
 }
 
 type WakeGroup = Box<dyn Fn(&GroupId) + Send + Sync>;
+type WakePeer = Box<dyn Fn(&Domain, &GroupId, Sequence) + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
@@ -55,7 +57,13 @@ impl Hints {
         let shared = Arc::new(Shared::default());
         let walker = Arc::clone(&shared);
         let spawned = thread::Builder::new().name("hints".into()).spawn(move || walker.walk());
-        Self { shared, has_thread: spawned.is_ok(), metrics, on_notice: OnceLock::new() }
+        Self {
+            shared,
+            has_thread: spawned.is_ok(),
+            metrics,
+            on_notice: OnceLock::new(),
+            on_outbound: OnceLock::new(),
+        }
     }
 
     /// The group accepted something: one call per accepted message, whatever the group's size.
@@ -91,6 +99,18 @@ impl Hints {
     /// Who wakes a group for what was left for it. Set once, by who owns the groups; later calls change nothing.
     pub fn on_notice(&self, wake: impl Fn(&GroupId) + Send + Sync + 'static) {
         let _ = self.on_notice.set(Box::new(wake));
+    }
+
+    /// Something of a hosted group is left for `peer`, up to `until`: calls what [`Self::on_outbound`] was given.
+    pub fn outbound(&self, peer: &Domain, group: &GroupId, until: Sequence) {
+        if let Some(wake) = self.on_outbound.get() {
+            wake(peer, group, until);
+        }
+    }
+
+    /// Who sends to peers. Set once, by who owns them; later calls change nothing.
+    pub fn on_outbound(&self, wake: impl Fn(&Domain, &GroupId, Sequence) + Send + Sync + 'static) {
+        let _ = self.on_outbound.set(Box::new(wake));
     }
 
     pub(super) fn go_online(&self, client: &ClientUri, wake: &Arc<Wake>) {

@@ -20,7 +20,7 @@ use crate::{
     wire::{
         codec::{decode, encode},
         ds::{Detail, DsError, Info},
-        ids::{ClientUri, Epoch, GroupId, RecipientId, Sequence},
+        ids::{ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence},
     },
 };
 
@@ -47,7 +47,9 @@ pub(super) async fn load(
     id: &GroupId,
 ) -> Result<Option<Found>, DsError> {
     let head = node.store.group_head(id).await.map_err(of_store)?;
-    let Some(head) = head else { return Ok(None) };
+    let Some(head) = head.filter(|head| head.status != GroupStatus::Followed) else {
+        return Ok(None);
+    };
     if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
         // everything but the head is dropped: only that the id is taken is known
         return Err(DsError::GroupNotFound {
@@ -169,6 +171,7 @@ pub(super) async fn plan_rotation(
     at: Sequence,
     joiner_epochs: &[Epoch],
     members: &[(ClientUri, RecipientId, Sequence)],
+    guests: &[Domain],
 ) -> Result<Rotation, StoreError> {
     // the snapshot that stays as the older of the two, and the epoch that it is of
     let oldest = head.snapshot;
@@ -197,6 +200,7 @@ pub(super) async fn plan_rotation(
     let gone_infos =
         head.joiner_infos.iter().copied().filter(|epoch| !kept.contains(epoch)).collect();
     let slowest = node.slowest_cursor(&head.group, members, head.first_sequence).await?;
+    let slowest = slowest.min(slowest_guest(node, head, guests).await?);
     let (trim_until, trimmed_bytes) = trim(node, head, oldest, slowest).await?;
     Ok(Rotation {
         at,
@@ -206,6 +210,22 @@ pub(super) async fn plan_rotation(
         new_infos,
         gone_infos,
     })
+}
+
+/// Up to where every guest that is still owed something has it.
+async fn slowest_guest(
+    node: &Node,
+    head: &GroupHead,
+    guests: &[Domain],
+) -> Result<Sequence, StoreError> {
+    let mut slowest = Sequence(u64::MAX);
+    for guest in guests {
+        if node.store.outbound_at(guest, &head.group).await?.is_some() {
+            let replica = node.store.replica(guest, &head.group).await?;
+            slowest = slowest.min(replica.map_or(Sequence(0), |replica| replica.acknowledged));
+        }
+    }
+    Ok(slowest)
 }
 
 /// Up to where the log may go: never what replay from `oldest` needs; before that what everybody has

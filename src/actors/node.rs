@@ -111,6 +111,12 @@ impl Node {
         self.external_senders.iter().map(|key| &key.key).find(|key| key.scheme() == scheme)
     }
 
+    /// Whether clients of `peer` may be in groups hosted here.
+    #[must_use]
+    pub fn speaks_with(&self, peer: &Domain) -> bool {
+        *peer == self.domain
+    }
+
     #[must_use]
     pub fn domain(&self) -> &Domain {
         &self.0.domain

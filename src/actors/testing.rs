@@ -185,6 +185,7 @@ impl World {
                         sequence: Sequence(sequence),
                         accepted_at: self.clock.now(),
                         except: except.map(RecipientId),
+                        origin: None,
                         handshake: false,
                         event: encode(&event(u32::try_from(sequence).unwrap())),
                     },

@@ -25,6 +25,7 @@ use crate::{
 
 use super::{
     Bind, Effects, GroupState, Hub, Reject, Request, Staged, Step,
+    guests::guests_of,
     memory::{RecentHandshakes, RequestMemory},
     mls::{InfoParts, Tree, info_parts, propose_removal},
     record::{Change, Kind, Member, Pending},
@@ -152,6 +153,7 @@ impl GroupState {
             roster,
             policy,
             info,
+            guests: guests_of(hub, kept.values()),
             members: kept,
             pending: Vec::new(),
             joiners: BTreeMap::new(),

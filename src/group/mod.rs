@@ -7,6 +7,7 @@
 //! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
 
 mod commit;
+mod guests;
 pub mod hub;
 pub mod import;
 mod memory;
@@ -46,6 +47,8 @@ use crate::{
         queueing::QueueEvent,
     },
 };
+pub use guests::Outbound;
+use guests::{Before, Guests, guests_of};
 pub use hub::Creation;
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
@@ -187,6 +190,8 @@ pub struct Effects {
     pub records: Vec<LogRecord>,
     /// For this provider's own clients, in order: (client, sequence that it is left at, item).
     pub inbox: Vec<(ClientUri, Sequence, InboxItem)>,
+    /// For guest providers, in order: one of each guest for every record.
+    pub outbound: Vec<Outbound>,
     pub accepted: Option<Accepted>,
     pub deleted: bool,
     /// A commit went through: the epoch changed.
@@ -202,6 +207,8 @@ pub struct GroupState {
     policy: GroupPolicy,
     info: InfoParts,
     members: BTreeMap<LeafIndex, Member>,
+    /// Of the members; not part of what is stored.
+    guests: Guests,
     pending: Vec<Pending>,
     joiners: BTreeMap<KeyPackageRef, Joiner>,
     /// The same by leaf.
@@ -296,13 +303,14 @@ impl GroupState {
     /// [`Reject::Broken`] where `staged` is not of this state: the actor stops and loads the group anew.
     pub fn merge(&mut self, staged: Staged) -> Result<Effects, Reject> {
         let mut effects = Effects::default();
+        let mut dissolved = Vec::new();
         let first = self.next_sequence;
         for step in staged.steps {
-            self.merge_step(step, staged.at, &mut effects)?;
+            self.merge_step(step, staged.at, &mut dissolved, &mut effects)?;
         }
         if staged.renew_hub_proposals {
             for step in self.hub_proposals(staged.at) {
-                self.merge_step(step, staged.at, &mut effects)?;
+                self.merge_step(step, staged.at, &mut dissolved, &mut effects)?;
             }
         }
         if staged.answered {
@@ -330,17 +338,21 @@ impl GroupState {
         &mut self,
         step: Step,
         at: Timestamp,
+        dissolved: &mut Vec<Member>,
         effects: &mut Effects,
     ) -> Result<(), Reject> {
         let sequence = self.next_sequence;
         let Step { change, event, handshake, except, commit, pending, welcomes } = step;
-        let before = self.membership_before(&change);
+        let before = self.before(&change);
+        let origin = except.and_then(|_| self.origin_of(&change));
         let event = event.map(|event| encode(&event)).unwrap_or_default();
         let record = LogRecord {
-            feed: FeedEntry { sequence, accepted_at: at, except, handshake, event },
+            feed: FeedEntry { sequence, accepted_at: at, except, origin, handshake, event },
             change: to_record(&change).map_err(broken)?,
         };
         self.apply(&record, change.clone(), commit, pending)?;
+        let outbound = &mut effects.outbound;
+        self.owe_guests(&change, &before, sequence, &welcomes, dissolved, outbound);
         self.leave_for_clients(&change, before, sequence, &welcomes, &mut effects.inbox);
         effects.committed |= matches!(change.kind, Kind::Commit(_));
         effects.deleted |= self.deleted;
@@ -440,7 +452,7 @@ impl GroupState {
         let resynced = stored.joined.as_ref().and_then(|joined| joined.replaces);
         let mut kept = None;
         for leaf in &stored.removed {
-            let member = self.members.remove(leaf);
+            let member = self.exit(*leaf);
             let going = self.going.remove(leaf);
             self.end_joiner(*leaf);
             if resynced == Some(*leaf) {
@@ -453,7 +465,7 @@ impl GroupState {
                 return Err(Reject::Broken(format!("leaf {} is another client's", added.leaf)));
             }
             let member = self.new_member(identity.client, added.config.clone(), at, sequence);
-            self.members.insert(added.leaf, member);
+            self.enter(added.leaf, member);
             let joiner = Joiner {
                 leaf: added.leaf,
                 epoch: self.epoch(),
@@ -480,7 +492,7 @@ impl GroupState {
             member.config = joined.config.clone();
             member.queue_timestamp = member.queue_timestamp.max(joined.timestamp);
             member.last_active = at;
-            self.members.insert(joined.leaf, member);
+            self.enter(joined.leaf, member);
         }
         self.roster.apply(change);
         self.forget_late_joiners(at);
@@ -546,28 +558,11 @@ impl GroupState {
         self.pending.push(new);
     }
 
-    /// Members that the change may take away, as they are before it.
-    fn membership_before(&self, change: &Change) -> Vec<(LeafIndex, Member)> {
-        match &change.kind {
-            Kind::Commit(commit) => commit
-                .removed
-                .iter()
-                .filter_map(|leaf| self.members.get(leaf).map(|m| (*leaf, m.clone())))
-                .collect(),
-            Kind::Created
-            | Kind::Message
-            | Kind::Queue { .. }
-            | Kind::Proposal(_)
-            | Kind::Going { .. }
-            | Kind::Deleted => Vec::new(),
-        }
-    }
-
     /// What this provider's own clients find in their inbox behind the change.
     fn leave_for_clients(
         &self,
         change: &Change,
-        before: Vec<(LeafIndex, Member)>,
+        before: Before,
         sequence: Sequence,
         welcomes: &BTreeMap<KeyPackageRef, MlsMessage>,
         inbox: &mut Vec<(ClientUri, Sequence, InboxItem)>,
@@ -604,7 +599,7 @@ impl GroupState {
             }
             Kind::Commit(commit) => {
                 let resynced = commit.joined.as_ref().and_then(|joined| joined.replaces);
-                for (leaf, member) in &before {
+                for (leaf, member) in &before.removed {
                     if resynced != Some(*leaf) {
                         // who is removed by the group's end also gets to know of it
                         let ends = commit.dissolves;
@@ -700,11 +695,11 @@ impl GroupState {
         }
         let recent = RecentHandshakes::from_epoch(tree.epoch(), pending.is_empty());
         Ok(Self {
-            hub,
             id,
             roster,
             policy,
             info: InfoParts { partial, signer: stored.signer },
+            guests: guests_of(&hub, stored.members.iter().map(|(_, member)| member)),
             members: stored.members.into_iter().collect(),
             pending,
             joining: stored.joiners.iter().map(|(r, j)| (j.leaf, r.clone())).collect(),
@@ -719,6 +714,7 @@ impl GroupState {
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),
             tree,
+            hub,
         })
     }
 

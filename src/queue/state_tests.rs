@@ -118,6 +118,7 @@ impl World {
             sequence: Sequence(sequence),
             accepted_at: NOW,
             except,
+            origin: None,
             handshake,
             event: event(number),
         });
@@ -182,6 +183,7 @@ impl World {
             sequence: Sequence(sequence),
             accepted_at: NOW,
             except: None,
+            origin: None,
             handshake: false,
             event: Vec::new(),
         });

@@ -526,6 +526,89 @@ for_every_engine! {
         assert_eq!(store.groups_with_notices(None, 0).await, Ok(vec![]));
     }
 
+    async fn what_peers_are_owed_is_listed_by_peer_and_dropped_where_nothing_came_since(place: Place) {
+        let store = place.open();
+        let mut batch = Batch::new();
+        for peer in ["b", "c"] {
+            for (name, until) in [("g", 5), ("h", 6), ("i", 7)] {
+                let (peer, group, until) = (domain(peer), group(name), Sequence(until));
+                batch.push(Write::Outbound { peer, group, until });
+            }
+            for at in 1..=4 {
+                batch.push(Write::OutboundRoster {
+                    peer: domain(peer), group: group("g"), row: roster_row(at, 5_000),
+                });
+            }
+            let replica = replica(3);
+            batch.push(Write::Replica { peer: domain(peer), group: group("g"), replica });
+        }
+        store.write(batch).await.unwrap();
+        let mut peers = store.outbound_peers(None, 9).await.unwrap();
+        let first = store.outbound_peers(None, 1).await.unwrap();
+        assert_eq!(first, peers[..1]);
+        assert_eq!(store.outbound_peers(Some(&first[0]), 9).await.unwrap(), peers[1..]);
+        peers.sort();
+        assert_eq!(peers, [domain("b"), domain("c")]);
+        let owed = store.outbound(&domain("b"), None, 9).await.unwrap();
+        assert_eq!(owed.len(), 3);
+        assert_eq!(store.outbound(&domain("b"), Some(&owed[0].0), 1).await.unwrap(), owed[1..2]);
+        assert_eq!(store.outbound(&domain("d"), None, 9).await.unwrap(), []);
+        let done = |until| {
+            let (peer, group) = (domain("b"), group("h"));
+            let at = Condition::OutboundAt { peer: peer.clone(), group: group.clone(), until };
+            Batch::new().when(at).and(Write::OutboundDone { peer, group })
+        };
+        let newer = Err(StoreError::Conflict { condition: 0 });
+        assert_eq!(store.write(done(Sequence(5))).await, newer);
+        assert_eq!(store.outbound_at(&domain("b"), &group("h")).await, Ok(Some(Sequence(6))));
+        assert_eq!(store.write(done(Sequence(6))).await, Ok(()));
+        assert_eq!(store.write(done(Sequence(6))).await, newer, "it is not there any more");
+        assert_eq!(store.outbound_at(&domain("b"), &group("h")).await, Ok(None));
+        assert_eq!(store.outbound_at(&domain("c"), &group("h")).await, Ok(Some(Sequence(6))));
+        let trim = Write::TrimOutboundRoster {
+            peer: domain("b"), group: group("g"), until: Sequence(2),
+        };
+        let drop_replica = Write::DropReplica { peer: domain("b"), group: group("g") };
+        store.write(Batch::new().and(trim).and(drop_replica)).await.unwrap();
+        for (peer, from) in [("b", 3), ("c", 1)] {
+            let rows = store.outbound_roster(&domain(peer), &group("g"), Sequence(0), ALL).await;
+            let rows: Vec<_> = rows.unwrap().iter().map(|row| row.sequence.0).collect();
+            assert_eq!(rows, (from..=4).collect::<Vec<_>>());
+            let there = store.replica(&domain(peer), &group("g")).await.unwrap();
+            assert_eq!(there, (peer == "c").then(|| replica(3)));
+        }
+        let rows = store.outbound_roster(&domain("b"), &group("g"), Sequence(4), ALL).await;
+        assert_eq!(rows, Ok(vec![roster_row(4, 5_000)]));
+    }
+
+    async fn a_followed_group_has_its_members_in_order(place: Place) {
+        let store = place.open();
+        let followed = Followed { hub: domain("b"), members: 3 };
+        let mut batch = Batch::new();
+        for name in ["g", "h"] {
+            batch.push(Write::Followed { group: group(name), followed: followed.clone() });
+            for at in [3, 300, 70_000] {
+                let member = followed_member(at);
+                batch.push(Write::FollowedMember { group: group(name), member });
+            }
+        }
+        store.write(batch).await.unwrap();
+        let members = store.followed_members(&group("g"), None, 9).await.unwrap();
+        assert_eq!(members, [followed_member(3), followed_member(300), followed_member(70_000)]);
+        let next = store.followed_members(&group("g"), Some(RecipientId(3)), 1).await;
+        assert_eq!(next, Ok(vec![followed_member(300)]));
+        let recipient = RecipientId(300);
+        let drop = Write::DropFollowedMember { group: group("g"), recipient };
+        store.write(Batch::new().and(drop)).await.unwrap();
+        assert_eq!(store.followed_member(&group("g"), recipient).await, Ok(None));
+        assert_eq!(store.followed(&group("g")).await, Ok(Some(followed.clone())));
+        store.write(Batch::new().and(Write::DropFollowed(group("g")))).await.unwrap();
+        assert_eq!(store.followed(&group("g")).await, Ok(None));
+        assert_eq!(store.followed_members(&group("g"), None, 9).await, Ok(vec![]));
+        assert_eq!(store.followed(&group("h")).await, Ok(Some(followed)));
+        assert_eq!(store.followed_members(&group("h"), None, 9).await.unwrap().len(), 3);
+    }
+
     async fn an_inbox_is_in_order_within_each_group_and_holds_an_id_once(place: Place) {
         let store = place.open();
         let alice = client("alice");

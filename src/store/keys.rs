@@ -5,7 +5,8 @@
 //! ([`StoreError::Corrupt`], a condition that does not hold), never taken for the first.
 //!
 //! **Values**: a byte that names the encoding's version, then postcard, or the bytes themselves for what is opaque
-//! here. A log record has its delivery part in front, with its length, so that a queue can read it alone.
+//! here. A log record has its delivery part in front, with its length, so that a queue can read it alone; its encoding
+//! has a version of its own ([`LOG_VERSION`]).
 //!
 //! **Parts**: engines hold values of 4 KB at most. A record is stored as its length (4 bytes) and its first
 //! [`CHUNK_BYTES`] under its key, the rest under [`part`] keys that are written and removed together with it.
@@ -14,20 +15,24 @@
 //! [`reader`](super::reader).
 
 use aws_lc_rs::digest;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     StoreError,
     records::{ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, TokenId},
 };
 use crate::wire::ids::{
-    ClientUri, Epoch, FeedId, GroupId, KeyPackageRef, Sequence, Timestamp, UserUri,
+    ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp,
+    UserUri,
 };
 
 pub(super) type Key = Vec<u8>;
 
 /// The encoding that is written today. Every one that was ever released must still be read.
 pub(super) const VERSION: u8 = 1;
+
+/// Of log records. 2: an entry names the provider of the client that sent it.
+pub(super) const LOG_VERSION: u8 = 2;
 
 /// How much of a record one value holds.
 pub(super) const CHUNK_BYTES: usize = 4_000;
@@ -41,6 +46,8 @@ mod tag {
     pub const SNAPSHOT: u8 = 0x12;
     pub const JOINER_INFO: u8 = 0x13;
     pub const GROUP_NOTICE: u8 = 0x14;
+    pub const FOLLOWED: u8 = 0x15;
+    pub const FOLLOWED_MEMBER: u8 = 0x16;
     pub const INBOX: u8 = 0x20;
     pub const QUEUE_HEAD: u8 = 0x21;
     pub const OWN: u8 = 0x22;
@@ -52,6 +59,9 @@ mod tag {
     pub const TOKEN: u8 = 0x34;
     pub const CONSENT: u8 = 0x35;
     pub const QUEUE_INDEX: u8 = 0x36;
+    pub const OUTBOUND: u8 = 0x40;
+    pub const OUTBOUND_ROSTER: u8 = 0x41;
+    pub const REPLICA: u8 = 0x42;
     pub const PART: u8 = 0xf0;
 }
 
@@ -153,6 +163,62 @@ pub(super) fn group_notices(group: &GroupId) -> Range {
 /// The notices of all groups.
 pub(super) fn all_group_notices() -> Range {
     Range::of(key(tag::GROUP_NOTICE, &[]))
+}
+
+pub(super) fn followed(group: &GroupId) -> Key {
+    key(tag::FOLLOWED, &[&hash(group.as_bytes())])
+}
+
+pub(super) fn followed_member(group: &GroupId, recipient: RecipientId) -> Key {
+    key(tag::FOLLOWED_MEMBER, &[&hash(group.as_bytes()), &recipient.0.to_be_bytes()])
+}
+
+pub(super) fn followed_members(group: &GroupId) -> Range {
+    Range::of(key(tag::FOLLOWED_MEMBER, &[&hash(group.as_bytes())]))
+}
+
+fn domain_hash(domain: &Domain) -> [u8; 16] {
+    hash(domain.as_str().as_bytes())
+}
+
+pub(super) fn outbound(peer: &Domain, group: &GroupId) -> Key {
+    key(tag::OUTBOUND, &[&domain_hash(peer), &hash(group.as_bytes())])
+}
+
+/// What is left for `peer`.
+pub(super) fn outbound_of(peer: &Domain) -> Range {
+    Range::of(key(tag::OUTBOUND, &[&domain_hash(peer)]))
+}
+
+/// What is left for all peers.
+pub(super) fn all_outbound() -> Range {
+    Range::of(key(tag::OUTBOUND, &[]))
+}
+
+pub(super) fn outbound_roster_row(peer: &Domain, group: &GroupId, at: Sequence) -> Key {
+    key(tag::OUTBOUND_ROSTER, &[&domain_hash(peer), &hash(group.as_bytes()), &at.0.to_be_bytes()])
+}
+
+/// The roster rows of a group at a peer.
+pub(super) fn outbound_roster(peer: &Domain, group: &GroupId) -> Range {
+    Range::of(key(tag::OUTBOUND_ROSTER, &[&domain_hash(peer), &hash(group.as_bytes())]))
+}
+
+pub(super) fn replica(peer: &Domain, group: &GroupId) -> Key {
+    key(tag::REPLICA, &[&domain_hash(peer), &hash(group.as_bytes())])
+}
+
+/// What a record of a group at a peer is known by; a domain holds no space.
+pub(super) fn of_peer(peer: &Domain, group: &GroupId) -> String {
+    format!("{peer} {group}")
+}
+
+/// The peer and the group in what [`of_peer`] made.
+pub(super) fn peer_and_group(owner: &str) -> Result<(Domain, GroupId), StoreError> {
+    owner
+        .split_once(' ')
+        .and_then(|(peer, group)| Some((Domain::new(peer).ok()?, GroupId::new(group).ok()?)))
+        .ok_or_else(|| corrupt("a record of a group at a peer that names neither"))
 }
 
 fn client_hash(client: &ClientUri) -> [u8; 16] {
@@ -341,11 +407,15 @@ fn plain<T: DeserializeOwned>(what: &str, body: &[u8]) -> Result<T, StoreError> 
 pub(super) fn versioned<'a>(what: &str, record: &'a [u8]) -> Result<&'a [u8], StoreError> {
     match record.split_first() {
         Some((&VERSION, body)) => Ok(body),
-        Some((version, _)) => Err(corrupt(format!(
-            "{what}: encoding {version} is not known here; was it written by a newer mimid?"
-        ))),
+        Some((version, _)) => Err(unknown_encoding(what, *version)),
         None => Err(corrupt(format!("{what}: empty"))),
     }
+}
+
+fn unknown_encoding(what: &str, version: u8) -> StoreError {
+    corrupt(format!(
+        "{what}: encoding {version} is not known here; was it written by a newer mimid?"
+    ))
 }
 
 /// A record behind the id in full that its key holds in short.
@@ -381,7 +451,7 @@ pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
 
 /// version, length of the delivery part (4 bytes), delivery part, change.
 pub(super) fn encode_log(record: &LogRecord) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = vec![VERSION, 0, 0, 0, 0];
+    let mut bytes = vec![LOG_VERSION, 0, 0, 0, 0];
     bytes = postcard::to_extend(&record.feed, bytes)
         .map_err(|error| corrupt(format!("a log record that cannot be encoded: {error}")))?;
     let len = u32::try_from(bytes.len() - LOG_HEAD_BYTES)
@@ -395,17 +465,40 @@ const LOG_HEAD_BYTES: usize = 5;
 
 /// How many bytes of a log record, from its beginning, hold its delivery part.
 pub(super) fn feed_bytes(record: &[u8]) -> Result<usize, StoreError> {
-    let (len, _) = versioned("log record", record)?
-        .split_first_chunk::<4>()
-        .ok_or_else(|| corrupt("log record: cut off"))?;
+    let (_, body) = log_version(record)?;
+    let (len, _) = body.split_first_chunk::<4>().ok_or_else(|| corrupt("log record: cut off"))?;
     Ok(LOG_HEAD_BYTES.saturating_add(u32::from_be_bytes(*len) as usize))
+}
+
+/// Which of its encodings a log record has, and what follows.
+fn log_version(record: &[u8]) -> Result<(u8, &[u8]), StoreError> {
+    match record.split_first() {
+        Some((version @ 1..=LOG_VERSION, body)) => Ok((*version, body)),
+        Some((version, _)) => Err(unknown_encoding("log record", *version)),
+        None => Err(corrupt("log record: empty")),
+    }
+}
+
+/// A feed entry of encoding 1.
+#[derive(Deserialize)]
+struct FeedEntry1 {
+    sequence: Sequence,
+    accepted_at: Timestamp,
+    except: Option<RecipientId>,
+    handshake: bool,
+    event: Vec<u8>,
 }
 
 /// `record` may end behind its delivery part.
 pub(super) fn decode_feed(record: &[u8]) -> Result<FeedEntry, StoreError> {
     let until = feed_bytes(record)?;
     let body = record.get(LOG_HEAD_BYTES..until).ok_or_else(|| corrupt("log record: cut off"))?;
-    plain("log record", body)
+    let (version, _) = log_version(record)?;
+    if version == LOG_VERSION {
+        return plain("log record", body);
+    }
+    let FeedEntry1 { sequence, accepted_at, except, handshake, event } = plain("log record", body)?;
+    Ok(FeedEntry { sequence, accepted_at, except, origin: None, handshake, event })
 }
 
 pub(super) fn decode_log(mut record: Vec<u8>) -> Result<LogRecord, StoreError> {

@@ -38,11 +38,13 @@ mod conformance;
 
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
-use crate::wire::ids::{ClientUri, Epoch, GroupId, KeyPackageRef, Sequence, UserUri};
+use crate::wire::ids::{
+    ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
+};
 use records::{
-    Account, ConsentHash, Device, FeedEntry, GroupHead, GroupNotice, InboxItem, InboxKey,
-    LogRecord, OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId,
-    TokenRecord,
+    Account, ConsentHash, Device, FeedEntry, Followed, FollowedMember, GroupHead, GroupNotice,
+    InboxItem, InboxKey, LogRecord, OutboundRoster, OwnEntry, OwnSequence, QueueHead, Replica,
+    StoredKeyPackage, Subscription, TokenId, TokenRecord,
 };
 
 /// A handle on the node's store, shared by all actors.
@@ -112,6 +114,12 @@ pub enum Condition {
         token: TokenId,
         revision: u64,
     },
+    /// What is left for `peer` of the group goes up to `until` and no further.
+    OutboundAt {
+        peer: Domain,
+        group: GroupId,
+        until: Sequence,
+    },
 }
 
 /// One change of one record.
@@ -161,6 +169,54 @@ pub enum Write {
     GroupNoticeTaken {
         group: GroupId,
         key: [u8; 16],
+    },
+
+    /// A group hosted elsewhere; its head and log are written as a hosted group's.
+    Followed {
+        group: GroupId,
+        followed: Followed,
+    },
+    /// Drops the record and all of the group's members here; head and log stay.
+    DropFollowed(GroupId),
+    FollowedMember {
+        group: GroupId,
+        member: FollowedMember,
+    },
+    DropFollowedMember {
+        group: GroupId,
+        recipient: RecipientId,
+    },
+
+    /// There is something of a hosted group for `peer`, up to `until`: written with what it is about.
+    Outbound {
+        peer: Domain,
+        group: GroupId,
+        until: Sequence,
+    },
+    /// `peer` has it all; see [`Condition::OutboundAt`].
+    OutboundDone {
+        peer: Domain,
+        group: GroupId,
+    },
+    OutboundRoster {
+        peer: Domain,
+        group: GroupId,
+        row: OutboundRoster,
+    },
+    /// Drops roster rows up to and including `until`.
+    TrimOutboundRoster {
+        peer: Domain,
+        group: GroupId,
+        until: Sequence,
+    },
+    Replica {
+        peer: Domain,
+        group: GroupId,
+        replica: Replica,
+    },
+    DropReplica {
+        peer: Domain,
+        group: GroupId,
     },
 
     /// Leaves something for a client's queue; its owner takes it from there with [`Store::inbox`].
@@ -299,6 +355,40 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&GroupId>,
         items_max: usize,
     ) -> Answer<'_, Vec<GroupId>>;
+
+    fn followed(&self, group: &GroupId) -> Answer<'_, Option<Followed>>;
+    fn followed_member(
+        &self,
+        group: &GroupId,
+        recipient: RecipientId,
+    ) -> Answer<'_, Option<FollowedMember>>;
+    /// Clients of this provider in a followed group by their number, behind `after`.
+    fn followed_members(
+        &self,
+        group: &GroupId,
+        after: Option<RecipientId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<FollowedMember>>;
+
+    /// Peers that something is left for, in key order behind `after`.
+    fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;
+    /// Groups that something is left of for `peer`, in key order behind `after`, each with its last sequence.
+    fn outbound(
+        &self,
+        peer: &Domain,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<(GroupId, Sequence)>>;
+    fn outbound_at(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Sequence>>;
+    /// Roster rows from `from` on, in order.
+    fn outbound_roster(
+        &self,
+        peer: &Domain,
+        group: &GroupId,
+        from: Sequence,
+        page: Page,
+    ) -> Answer<'_, Vec<OutboundRoster>>;
+    fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>>;
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;

@@ -6,7 +6,7 @@
 use super::{
     Batch, Condition, StoreError, Write,
     keys::{self, Key, Range, VERSION},
-    records::{Account, Device, OwnSequence, QueueHead, TokenRecord},
+    records::{Account, Device, Followed, OwnSequence, QueueHead, Replica, TokenRecord},
 };
 use crate::wire::ids::{ClientUri, GroupId, Sequence, UserUri};
 
@@ -37,6 +37,7 @@ enum Expect {
     Account { user: UserUri, revision: u64 },
     Queue { client: ClientUri, revision: u64 },
     Token { revision: u64 },
+    Outbound { owner: String, until: Sequence },
 }
 
 /// One change of keys.
@@ -100,6 +101,10 @@ impl Check {
             Condition::TokenAt { token: id, revision } => {
                 (keys::token(&id), Expect::Token { revision })
             }
+            Condition::OutboundAt { peer, group, until } => {
+                let owner = keys::of_peer(&peer, &group);
+                (keys::outbound(&peer, &group), Expect::Outbound { owner, until })
+            }
         };
         Self { key, expect }
     }
@@ -113,7 +118,10 @@ impl Check {
             return Ok(match self.expect {
                 Expect::Absent => true,
                 Expect::Queue { revision, .. } | Expect::Token { revision } => revision == 0,
-                Expect::Present | Expect::Group { .. } | Expect::Account { .. } => false,
+                Expect::Present
+                | Expect::Group { .. }
+                | Expect::Account { .. }
+                | Expect::Outbound { .. } => false,
             });
         };
         Ok(match &self.expect {
@@ -138,6 +146,10 @@ impl Check {
             }
             Expect::Token { revision } => {
                 keys::decode::<TokenRecord>("token", record)?.revision == *revision
+            }
+            Expect::Outbound { owner, until } => {
+                keys::owner(record)? == owner.as_str()
+                    && keys::decode_owned::<Sequence>("outbound", owner, record)? == *until
             }
         })
     }
@@ -181,6 +193,43 @@ impl Step {
             }
             Write::GroupNoticeTaken { group, key } => {
                 Self::Remove { key: keys::group_notice(&group, &key) }
+            }
+            Write::Followed { group, followed } => put_owned(
+                keys::followed(&group),
+                keys::encode::<(&str, &Followed)>(&(group.as_str(), &followed))?,
+            ),
+            Write::DropFollowed(group) => {
+                steps.push(Self::RemoveRange(keys::followed_members(&group)));
+                Self::Remove { key: keys::followed(&group) }
+            }
+            Write::FollowedMember { group, member } => {
+                put(keys::followed_member(&group, member.recipient), keys::encode(&member)?)
+            }
+            Write::DropFollowedMember { group, recipient } => {
+                Self::Remove { key: keys::followed_member(&group, recipient) }
+            }
+            Write::Outbound { peer, group, until } => put_owned(
+                keys::outbound(&peer, &group),
+                keys::encode(&(keys::of_peer(&peer, &group), until))?,
+            ),
+            Write::OutboundDone { peer, group } => {
+                Self::Remove { key: keys::outbound(&peer, &group) }
+            }
+            Write::OutboundRoster { peer, group, row } => {
+                put(keys::outbound_roster_row(&peer, &group, row.sequence), keys::encode(&row)?)
+            }
+            Write::TrimOutboundRoster { peer, group, until } => {
+                let Range { from, until: end } = keys::outbound_roster(&peer, &group);
+                let next = until.0.checked_add(1).map(Sequence);
+                let until = next.map(|next| keys::outbound_roster_row(&peer, &group, next));
+                Self::RemoveRange(Range { from, until: until.unwrap_or(end) })
+            }
+            Write::Replica { peer, group, replica } => put_owned(
+                keys::replica(&peer, &group),
+                keys::encode::<(String, Replica)>(&(keys::of_peer(&peer, &group), replica))?,
+            ),
+            Write::DropReplica { peer, group } => {
+                Self::Remove { key: keys::replica(&peer, &group) }
             }
             Write::Inbox { client, key, item } => {
                 put(keys::inbox_item(&client, &key), keys::encode(&(&key, &item))?)

@@ -16,14 +16,14 @@ use super::{
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
-        Account, ConsentHash, Device, FeedEntry, GroupHead, GroupNotice, InboxItem, InboxKey,
-        LogRecord, OwnEntry, OwnSequence, QueueHead, StoredKeyPackage, Subscription, TokenId,
-        TokenRecord,
+        Account, ConsentHash, Device, FeedEntry, Followed, FollowedMember, GroupHead, GroupNotice,
+        InboxItem, InboxKey, LogRecord, OutboundRoster, OwnEntry, OwnSequence, QueueHead, Replica,
+        StoredKeyPackage, Subscription, TokenId, TokenRecord,
     },
     stage::{self, Source},
     writer::{self, Shared},
 };
-use crate::wire::ids::{ClientUri, Epoch, GroupId, Sequence, UserUri};
+use crate::wire::ids::{ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence, UserUri};
 
 /// A store on one engine. When it is dropped it writes what is queued before it lets the engine go.
 pub(super) struct NodeStore {
@@ -288,6 +288,105 @@ impl Store for NodeStore {
             }
             Ok(groups)
         }))
+    }
+
+    fn followed(&self, group: &GroupId) -> Answer<'_, Option<Followed>> {
+        let group = group.clone();
+        self.one(keys::followed(&group), move |record| {
+            keys::decode_owned("followed group", group.as_str(), record)
+        })
+    }
+
+    fn followed_member(
+        &self,
+        group: &GroupId,
+        recipient: RecipientId,
+    ) -> Answer<'_, Option<FollowedMember>> {
+        self.one(keys::followed_member(group, recipient), |record| {
+            keys::decode("followed member", record)
+        })
+    }
+
+    fn followed_members(
+        &self,
+        group: &GroupId,
+        after: Option<RecipientId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<FollowedMember>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::followed_members(group);
+        if let Some(after) = after {
+            range.from = keys::followed_member(group, after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| keys::decode("followed member", &record))
+    }
+
+    fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
+        let mut range = keys::all_outbound();
+        if let Some(after) = after {
+            range.from = keys::outbound_of(after).until;
+        }
+        Box::pin(self.read(move |reader| {
+            let mut peers = Vec::new();
+            while peers.len() < items_max {
+                let first = reader.heads(&range, items(1), |_| Ok(0))?;
+                let Some((key, head)) = first.first() else { break };
+                let record = stage::whole(reader, key, head)?;
+                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
+                range.from = keys::outbound_of(&peer).until;
+                peers.push(peer);
+            }
+            Ok(peers)
+        }))
+    }
+
+    fn outbound(
+        &self,
+        peer: &Domain,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<(GroupId, Sequence)>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::outbound_of(peer);
+        if let Some(after) = after {
+            range.from = keys::outbound(peer, after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| {
+            let (owner, until): (String, Sequence) = keys::decode("outbound", &record)?;
+            Ok((keys::peer_and_group(&owner)?.1, until))
+        })
+    }
+
+    fn outbound_at(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Sequence>> {
+        let owner = keys::of_peer(peer, group);
+        self.one(keys::outbound(peer, group), move |record| {
+            keys::decode_owned("outbound", &owner, record)
+        })
+    }
+
+    fn outbound_roster(
+        &self,
+        peer: &Domain,
+        group: &GroupId,
+        from: Sequence,
+        page: Page,
+    ) -> Answer<'_, Vec<OutboundRoster>> {
+        let mut range = keys::outbound_roster(peer, group);
+        range.from = keys::outbound_roster_row(peer, group, from);
+        self.many(range, page, |record| keys::decode("outbound roster", &record))
+    }
+
+    fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>> {
+        let owner = keys::of_peer(peer, group);
+        self.one(keys::replica(peer, group), move |record| {
+            keys::decode_owned("replica", &owner, record)
+        })
     }
 
     fn inbox(

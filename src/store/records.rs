@@ -39,6 +39,8 @@ pub enum GroupStatus {
     Active,
     /// Its id is never used again.
     Deleted,
+    /// A copy of a feed that is hosted elsewhere ([`Followed`]): what clients of this provider get of it.
+    Followed,
 }
 
 /// One accepted message: what is delivered and what replay needs, in one record.
@@ -56,6 +58,8 @@ pub struct FeedEntry {
     pub accepted_at: Timestamp,
     /// The sending client: it gets no copy.
     pub except: Option<RecipientId>,
+    /// The provider of `except`: nobody else is told which of its clients sent it. None in records of encoding 1.
+    pub origin: Option<Domain>,
     /// Whether a `handshake_only` subscription receives it.
     pub handshake: bool,
     /// The TLS encoding of the `QueueEvent`; empty where nobody is to receive anything (roster_only).
@@ -95,6 +99,9 @@ pub enum InboxItem {
 pub enum GroupNotice {
     /// The client is to be removed: its device or its whole account was deleted, or its queue is gone.
     ClientGone { client: ClientUri, reason: GoneReason },
+    /// The same of a client of another provider, which names it by the number that it knows it under. It counts only
+    /// where that number is one of `peer`'s clients.
+    RecipientGone { peer: Domain, recipient: RecipientId, reason: GoneReason },
 }
 
 /// Why the hub starts a removal by itself. DS §2.3.
@@ -104,6 +111,63 @@ pub enum GoneReason {
     AccountDeleted,
     QueueGone,
     Inactive,
+}
+
+/// A group hosted elsewhere that clients of this provider are in. Where its feed stands is in a [`GroupHead`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Followed {
+    /// Who may send its feed.
+    pub hub: Domain,
+    /// Clients of this provider that are in it now.
+    pub members: u64,
+}
+
+/// A client of this provider in a group hosted elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowedMember {
+    pub recipient: RecipientId,
+    /// None where the hub's token for it was not good.
+    pub client: Option<ClientUri>,
+    /// Its queue is gone: the hub is told with every answer, until it has removed it.
+    pub gone: bool,
+}
+
+/// What changes for a guest provider's clients at one sequence of a hosted group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutboundRoster {
+    pub sequence: Sequence,
+    /// The provider had no client in the group before: this opens its copy of the feed.
+    pub opens: bool,
+    /// The TLS encoding of a `List<RosterChange>`.
+    pub changes: Vec<u8>,
+}
+
+/// Where a guest provider's copy of a hosted group stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// The last sequence that the guest has answered for.
+    pub acknowledged: Sequence,
+    pub acknowledged_at: Timestamp,
+    pub mode: ReplicaMode,
+    pub set_aside: Option<SetAside>,
+}
+
+/// How a guest provider gets a group. PROTOCOL.md §3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaMode {
+    /// Its feed, once.
+    Feed,
+    /// Single requests per client, as DS §6.1 has them.
+    Direct,
+}
+
+/// Why nothing of a group is sent to a guest until a snapshot passes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAside {
+    pub since: Timestamp,
+    /// What the guest did not take.
+    pub item: Sequence,
+    pub problem: String,
 }
 
 /// The sequence of a client's own feed (feed 0).

@@ -9,6 +9,35 @@ pub(in crate::store) fn group(name: &str) -> GroupId {
     GroupId::new(format!("mimi://a.example/g/{name:0>22}")).unwrap()
 }
 
+pub(in crate::store) fn domain(name: &str) -> Domain {
+    Domain::new(format!("{name}.example")).unwrap()
+}
+
+pub(in crate::store) fn followed_member(at: u64) -> FollowedMember {
+    FollowedMember {
+        recipient: RecipientId(at),
+        client: at.is_multiple_of(2).then(|| client("alice")),
+        gone: at.is_multiple_of(3),
+    }
+}
+
+pub(in crate::store) fn roster_row(at: u64, size: usize) -> OutboundRoster {
+    OutboundRoster { sequence: Sequence(at), opens: at == 1, changes: noise(at, size) }
+}
+
+pub(in crate::store) fn replica(acknowledged: u64) -> Replica {
+    Replica {
+        acknowledged: Sequence(acknowledged),
+        acknowledged_at: Timestamp(1_700_000_000_000),
+        mode: ReplicaMode::Direct,
+        set_aside: Some(SetAside {
+            since: Timestamp(1_700_000_000_000),
+            item: Sequence(acknowledged + 1),
+            problem: "invalid_item".to_owned(),
+        }),
+    }
+}
+
 pub(in crate::store) fn client(name: &str) -> ClientUri {
     ClientUri::new(format!("mimi://a.example/d/{name}/phone")).unwrap()
 }
@@ -41,6 +70,7 @@ pub(in crate::store) fn record(at: u64, event: usize, change: usize) -> LogRecor
             sequence: Sequence(at),
             accepted_at: Timestamp(at * 10),
             except: Some(RecipientId(at)),
+            origin: Some(domain("b")),
             handshake: at.is_multiple_of(2),
             event: noise(at, event),
         },
