@@ -3,6 +3,7 @@
 //! step the group that is loaded from its log equals the live one: the fixture checks both.
 
 mod authentication;
+mod guests;
 mod hub_removals;
 mod leaves;
 mod operations;

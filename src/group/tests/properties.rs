@@ -10,7 +10,7 @@ use crate::{
 };
 
 const NAMES: [&str; 6] =
-    ["alice/phone", "bob/phone", "bob/laptop", "carol/phone", "dave/phone", "erin/phone"];
+    ["alice/phone", "b:bob/phone", "b:bob/laptop", "carol/phone", "c:dave/phone", "b:erin/phone"];
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -191,7 +191,7 @@ fn group() -> Scenario {
         policy.join = JoinPolicy::Open;
         policy.may_remove = Role::Member;
     })
-    .group_of(["alice/phone", "bob/phone", "carol/phone"])
+    .group_of(["alice/phone", "b:bob/phone", "carol/phone"])
 }
 
 proptest! {

@@ -13,13 +13,15 @@ use crate::{
         Identity, Member, NewGroup, NewProposal, Operation, PolicyChange, SUITES, Settled,
     },
     crypto::{self, MlsCrypto, SigningKey},
-    group::{Decision, Effects, GroupState, Hub, Reject, Request, Settings, record::Snapshot},
+    group::{
+        Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Settings, record::Snapshot,
+    },
     store::records::{GoneReason, InboxItem, LogRecord},
     wire::{
-        codec::{List, Opaque, decode},
+        codec::{List, Opaque, decode, encode},
         ds::{
-            Accepted, Detail, DsError, DsMessage, DsResponse, DsResponseBody, Info, Outcome,
-            ProtocolVersion,
+            Accepted, Detail, DsError, DsMessage, DsResponse, DsResponseBody, FanoutFilter, Info,
+            Outcome, ProtocolVersion,
         },
         extensions::{GroupPolicy, KeyPackageClass, QueueToken, SignatureScheme},
         ids::{
@@ -27,7 +29,7 @@ use crate::{
             Timestamp, UserUri,
         },
         mls::MlsMessage,
-        queueing::{QueueEntry, QueueEvent},
+        queueing::{QueueEntry, QueueEvent, RosterChange},
     },
 };
 
@@ -35,8 +37,10 @@ pub(super) fn domain() -> Domain {
     Domain::new("a.example").unwrap()
 }
 
+/// `bob/phone` is a client of the hub's provider, `b:bob/phone` one of b.example.
 pub(super) fn uri(name: &str) -> ClientUri {
-    ClientUri::new(format!("mimi://a.example/d/{name}")).unwrap()
+    let (domain, name) = name.split_once(':').unwrap_or(("a", name));
+    ClientUri::new(format!("mimi://{domain}.example/d/{name}")).unwrap()
 }
 
 pub(super) fn user(name: &str) -> UserUri {
@@ -86,6 +90,9 @@ pub(super) struct Scenario {
     pub records: Vec<LogRecord>,
     /// What was left for clients that are not of the fixture.
     pub unclaimed: Vec<(ClientUri, InboxItem)>,
+    /// What each guest provider is owed, and whom it knows by which number.
+    pub owed: BTreeMap<Domain, Vec<Outbound>>,
+    guests: BTreeMap<RecipientId, ClientUri>,
     users: BTreeMap<String, SigningKey>,
     clients: BTreeMap<String, Client>,
 }
@@ -165,11 +172,14 @@ impl Scenario {
             state: creation.state,
             records: Vec::new(),
             unclaimed: Vec::new(),
+            owed: BTreeMap::new(),
+            guests: BTreeMap::new(),
             users,
             clients: BTreeMap::new(),
         };
         scenario.clients.insert(creator.to_owned(), Client::new(member));
         scenario.leave_for_clients(creation.effects.inbox);
+        scenario.leave_for_guests(creation.effects.outbound);
         scenario
     }
 
@@ -291,7 +301,10 @@ impl Scenario {
             self.records.push(record.clone());
         }
         self.leave_for_clients(effects.inbox);
-        assert_eq!(self.reloaded().to_snapshot().unwrap(), self.snapshot(), "reloaded is live");
+        self.leave_for_guests(effects.outbound);
+        let reloaded = self.reloaded();
+        assert_eq!(reloaded.to_snapshot().unwrap(), self.snapshot(), "reloaded is live");
+        assert!(reloaded.guests().eq(self.state.guests()), "reloaded is live");
     }
 
     /// What the hub does by itself now; whether it did anything.
@@ -304,9 +317,59 @@ impl Scenario {
         true
     }
 
+    /// What guests make of what they are owed: the same as the hub's own queues.
+    fn leave_for_guests(&mut self, outbound: Vec<Outbound>) {
+        let group = self.id.clone();
+        for owed in outbound {
+            let known = self.owed.entry(owed.peer.clone()).or_default();
+            let next = known.last().map(|last| last.sequence.next());
+            let in_order = next.is_none_or(|next| next == owed.sequence);
+            assert!(owed.opens || in_order, "{} after {next:?}", owed.sequence);
+            known.push(owed.clone());
+            let ends = self.records.iter().any(|record| {
+                record.feed.sequence == owed.sequence
+                    && record.feed.event == encode(&QueueEvent::GroupDeleted)
+            });
+            for change in owed.changes {
+                let from = owed.sequence.next();
+                let is_muted = |filter| filter == FanoutFilter::HandshakeOnly;
+                let (recipient, item) = match change {
+                    RosterChange::Add { recipient, filter, welcome, .. } => {
+                        let event = welcome
+                            .map(|welcome| QueueEvent::Welcome { hub_domain: domain(), welcome });
+                        let (group, handshake_only) = (group.clone(), is_muted(filter));
+                        let event = event.map(|event| encode(&event));
+                        let client = self.state.client_of(&owed.peer, recipient).unwrap();
+                        self.guests.insert(recipient, client.clone());
+                        (
+                            recipient,
+                            InboxItem::Open { group, recipient, from, handshake_only, event },
+                        )
+                    }
+                    RosterChange::Update { recipient, filter, .. } => {
+                        let (group, handshake_only) = (group.clone(), is_muted(filter));
+                        (recipient, InboxItem::Filter { group, recipient, from, handshake_only })
+                    }
+                    RosterChange::Remove { recipient } => {
+                        let (group, last, removed) = (group.clone(), owed.sequence, !ends);
+                        (recipient, InboxItem::Close { group, recipient, last, removed })
+                    }
+                };
+                let client = self.guests[&recipient].clone();
+                assert_eq!(client.domain(), owed.peer, "its own clients alone");
+                self.leave_for_clients(vec![(client, owed.sequence, item)]);
+            }
+        }
+    }
+
     fn leave_for_clients(&mut self, inbox: Vec<(ClientUri, Sequence, InboxItem)>) {
         for (client, _, item) in inbox {
             let name = client.as_str().trim_start_matches("mimi://a.example/d/");
+            let name = name
+                .strip_prefix("mimi://")
+                .map(|name| name.replace(".example/d/", ":"))
+                .unwrap_or(name.to_owned());
+            let name = name.as_str();
             match self.clients.get_mut(name) {
                 Some(client) => client.leave(item),
                 None => self.unclaimed.push((client, item)),
@@ -351,7 +414,7 @@ impl Scenario {
                     return Err(error);
                 }
             };
-            let result = self.submit(&message);
+            let result = self.submit_via(&message, uri(who).domain());
             match member.settle(request, &respond(&result), self.now)? {
                 Settled::Done(accepted) => return Ok(Ok(accepted)),
                 Settled::Entered => {
@@ -560,7 +623,7 @@ impl Client {
 fn new_member(users: &mut BTreeMap<String, SigningKey>, name: &str) -> Rc<Member> {
     let client = uri(name);
     let user_key = users
-        .entry(client.user().name().to_owned())
+        .entry(client.user().as_str().to_owned())
         .or_insert_with(|| SigningKey::generate(SignatureScheme::ED25519).unwrap());
     let identity = Identity::with_user_key(client, user_key.clone()).unwrap();
     let member = Member::new(Home::in_memory().unwrap(), identity).unwrap();
