@@ -528,8 +528,10 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         Command::Accept { user } => {
             let user = user_named(client, user)?;
             let group = client.accept(&user).await?;
-            let line =
-                format!("connected with {user}; your group of two is called {}", client.short_name(&user));
+            let line = format!(
+                "connected with {user}; your group of two is called {}",
+                client.short_name(&user)
+            );
             out.say(json!({ "connected": user, "group": group }), line);
         }
         Command::Contacts => {

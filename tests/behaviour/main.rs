@@ -5,11 +5,16 @@
 
 mod cli;
 mod client;
+mod federation;
 mod groups;
 mod http;
 mod import;
 mod large_group;
 mod layers;
+#[path = "../support/providers.rs"]
+mod providers;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod samples;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,12 +4,15 @@
 //! Every provider reaches every other one through a [`Proxy`] of its own, so that a test can disturb any link in
 //! either direction. What chance decides comes from one seed.
 
+#![allow(dead_code, reason = "each binary uses a part of it")]
+
 use std::{
     collections::BTreeMap,
     fs::File,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -33,7 +36,7 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 pub struct Provider {
     pub domain: Domain,
     folder: PathBuf,
-    child: Option<Child>,
+    child: Mutex<Option<Child>>,
     client: SocketAddr,
     ops: SocketAddr,
     pub federation: SocketAddr,
@@ -57,7 +60,7 @@ impl Provider {
         certificate(&domain, &folder);
         let [client, ops, federation] = [(); 3].map(|()| free_address());
         let settings = settings.to_owned();
-        Self { domain, folder, child: None, client, ops, federation, settings }
+        Self { domain, folder, child: Mutex::default(), client, ops, federation, settings }
     }
 
     /// The certificate of its federation listener.
@@ -96,8 +99,8 @@ impl Provider {
     }
 
     /// Starts the process and waits until it serves.
-    pub async fn start(&mut self) {
-        assert!(self.child.is_none(), "{} runs already", self.domain);
+    pub async fn start(&self) {
+        assert!(self.child.lock().unwrap().is_none(), "{} runs already", self.domain);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let child = Command::new(MIMID)
             .args(["serve", "--config"])
@@ -109,7 +112,7 @@ impl Provider {
             .spawn()
             .unwrap();
         let pid = child.id();
-        self.child = Some(child);
+        *self.child.lock().unwrap() = Some(child);
         let endpoints = self.folder.join("data/endpoints.json");
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -118,7 +121,8 @@ impl Provider {
             if written.contains(&format!("\"pid\": {pid}")) {
                 return;
             }
-            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+            let ended = self.child.lock().unwrap().as_mut().unwrap().try_wait().unwrap();
+            if let Some(status) = ended {
                 panic!("{} ended at once ({status}):\n{}", self.domain, self.log_tail());
             }
             assert!(Instant::now() < deadline, "{} does not start", self.domain);
@@ -127,15 +131,11 @@ impl Provider {
     }
 
     /// SIGKILL, to this process and no other.
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
+    pub fn kill(&self) {
+        if let Some(mut child) = self.child.lock().unwrap().take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
-    }
-
-    pub fn is_up(&self) -> bool {
-        self.child.is_some()
     }
 
     fn log(&self) -> PathBuf {
@@ -189,7 +189,7 @@ impl Providers {
     /// As [`Self::start`], with further settings, and with peers that are no processes of ours.
     pub async fn start_with(domains: &[&str], seed: u64, settings: &str, more: &[Peer]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut all: Vec<Provider> =
+        let all: Vec<Provider> =
             domains.iter().map(|domain| Provider::new(domain, folder.path(), settings)).collect();
         let mut links = BTreeMap::new();
         for from in 0..all.len() {
@@ -211,7 +211,7 @@ impl Providers {
             });
             provider.configure(&others.chain(strangers).collect::<Vec<_>>());
         }
-        for provider in &mut all {
+        for provider in &all {
             provider.start().await;
         }
         Self { all, links, folder }

@@ -2,6 +2,8 @@
 //!
 //! Here: connections and bytes. Which weather comes when is the test's plan, drawn from a seed.
 
+#![allow(dead_code, reason = "each binary uses a part of it")]
+
 use std::{
     net::SocketAddr,
     sync::{
@@ -28,11 +30,17 @@ pub enum Weather {
     /// Connections come about, and nothing moves on them.
     Silent,
     /// Every piece takes so long.
-    Slow { ms: u64 },
+    Slow {
+        ms: u64,
+    },
     /// A connection is cut off when so many bytes of answers have passed: in the middle of one, sooner or later.
-    Cut { after_bytes: usize },
+    Cut {
+        after_bytes: usize,
+    },
     /// Each new connection is held up for a time of its own up to this, so that later ones overtake it.
-    Shuffled { max_ms: u64 },
+    Shuffled {
+        max_ms: u64,
+    },
 }
 
 impl Weather {

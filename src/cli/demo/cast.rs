@@ -38,11 +38,7 @@ pub(super) struct Room {
 
 impl Room {
     pub fn of(id: &GroupId, members: impl IntoIterator<Item = usize>) -> Self {
-        Self {
-            id: id.clone(),
-            members: members.into_iter().collect(),
-            muted: BTreeSet::new(),
-        }
+        Self { id: id.clone(), members: members.into_iter().collect(), muted: BTreeSet::new() }
     }
 }
 
@@ -236,8 +232,10 @@ impl Cast<'_> {
             if Instant::now() > deadline {
                 let epochs: Vec<_> = views.iter().map(|view| view.epoch).collect();
                 let actor = &self.actors[first];
-                let (shown, expected) =
-                    (shown(actor, &room.id)?.len(), actor.expected.get(&room.id).map_or(0, Vec::len));
+                let (shown, expected) = (
+                    shown(actor, &room.id)?.len(),
+                    actor.expected.get(&room.id).map_or(0, Vec::len),
+                );
                 return Err(Broke::Not(format!(
                     "{} is behind: {shown} of {expected} messages, epochs {epochs:?}; its last events: {:?}",
                     actor.name,
@@ -282,7 +280,9 @@ impl Cast<'_> {
                 across += shown;
             }
         }
-        println!("    ✓ {copies} decrypted copies are as they were sent, {across} of them at another provider's clients");
+        println!(
+            "    ✓ {copies} decrypted copies are as they were sent, {across} of them at another provider's clients"
+        );
         Ok(())
     }
 

@@ -66,7 +66,9 @@ impl<'a> Play<'a> {
         self.register_everyone().await?;
         scene("They connect across providers: first contact, consent");
         self.connect_everyone().await?;
-        scene("A group at a.example with users of both: messages both ways, a joiner who comes late");
+        scene(
+            "A group at a.example with users of both: messages both ways, a joiner who comes late",
+        );
         let mut team = self.a_group().await?;
         scene("Further devices join by themselves, one of them from b.example");
         let (laptop, tablet) = self.further_devices(&mut team).await?;
@@ -360,9 +362,10 @@ impl<'a> Play<'a> {
                 })
                 .await?;
         }
-        for (muted, row) in
-            [(true, "update-client-fanout-info: mute"), (false, "update-client-fanout-info: unmute")]
-        {
+        for (muted, row) in [
+            (true, "update-client-fanout-info: mute"),
+            (false, "update-client-fanout-info: unmute"),
+        ] {
             for who in quiet {
                 self.cast
                     .done(row, *who, At::Group(&id), async |c| c.mute(&id, muted).await)
@@ -381,7 +384,9 @@ impl<'a> Play<'a> {
             self.cast.settle(team, &[]).await?;
         }
         self.talk(team, &[]).await?;
-        told("alice's laptop and bob's tablet were muted and got only what keeps them in the group");
+        told(
+            "alice's laptop and bob's tablet were muted and got only what keeps them in the group",
+        );
         for (writer, follower) in [(BOB, CAROL), (CAROL, BOB)] {
             self.stream(team, writer, follower).await?;
         }

@@ -134,7 +134,11 @@ impl Provider {
 
     /// Starts it, for the first time or again, and waits until it serves.
     pub async fn start(&mut self) -> Result<(), Broke> {
-        let log = File::options().create(true).append(true).open(self.folder.join(LOG)).map_err(provider)?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(LOG))
+            .map_err(provider)?;
         let mut child = Command::new(std::env::current_exe().map_err(provider)?)
             .args(["serve", "--config"])
             .arg(self.folder.join("mimid.toml"))
