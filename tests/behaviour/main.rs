@@ -7,6 +7,9 @@ mod cli;
 mod client;
 mod federation;
 mod groups;
+#[path = "../support/hostile.rs"]
+mod hostile;
+mod hostile_peer;
 mod http;
 mod import;
 mod large_group;
