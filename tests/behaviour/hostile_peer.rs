@@ -39,7 +39,8 @@ use openmls::prelude as mls;
 
 use crate::{
     hostile::{Answers, Hostile, http, now, post},
-    providers::{PATIENCE, Player, Provider, Providers, accepted, connect},
+    providers::{PATIENCE, Peer, Player, Provider, Providers, accepted, connect},
+    proxy::{Proxy, Weather},
 };
 
 const EVIL: &str = "evil.example";
@@ -50,6 +51,8 @@ const SETTINGS: &str = "relay_timeout = \"3s\"\n[rates]\npeer_per_second = 50\np
 struct Scene {
     providers: Providers,
     hostile: Hostile,
+    /// To the hostile one.
+    way: Proxy,
     alice: Player,
     bob: Player,
     /// At a.example, with alice and bob.
@@ -61,15 +64,17 @@ impl Scene {
     async fn set() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let hostile = Hostile::start(EVIL, folder.path());
+        let way = Proxy::start(hostile.address(), 1).await;
         let domains = ["a.example", "b.example"];
-        let providers = Providers::start_with(&domains, 1, SETTINGS, &[hostile.peer()]).await;
+        let peer = Peer { address: way.address, ..hostile.peer() };
+        let providers = Providers::start_with(&domains, 1, SETTINGS, &[peer]).await;
         let alice = providers.client("alice@a.example/phone").await;
         let bob = providers.client("bob@b.example/phone").await;
         connect(&alice, &bob).await;
         let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
         accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
         bob.until_in(&team).await;
-        let scene = Self { providers, hostile, alice, bob, team, _folder: folder };
+        let scene = Self { providers, hostile, way, alice, bob, team, _folder: folder };
         scene.talk("before").await;
         scene
     }
@@ -500,11 +505,9 @@ async fn bodies_without_measure_are_cut_off() {
     let grown = a.metric("process_resident_memory_bytes").await - memory;
     assert!(grown < 200e6, "{grown} bytes more");
     // and when it behaves again it gets what it missed
-    let deadline = Instant::now() + PATIENCE;
-    while hostile.items().is_empty() {
-        assert!(Instant::now() < deadline, "nothing is delivered to it any more");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let missed = hostile.items().len();
+    accepted(scene.alice.client.send_text(&open, "again").await);
+    wait_for_items(hostile, |items| items.len() > missed).await;
     assert_eq!(scene.seen()[0].1, before[0].1, "the team is at the epoch that it was at");
     for player in [&scene.alice, &scene.bob] {
         assert_eq!(player.complaints(), []);
@@ -563,6 +566,58 @@ async fn flood_is_told_to_wait_and_nobody_else() {
     let url = format!("https://{}/verification_key", a.federation);
     let keys = http(a).get(url).send().await.unwrap().bytes().await.unwrap();
     assert_eq!(decode::<VerificationKeyResponse>(&keys).unwrap().domain, a.domain);
+}
+
+/// What a provider is sent of a group, counted where it goes by: with HTTP, TLS and signatures.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicated_message_costs_its_payload_and_little_more() {
+    let scene = Scene::set().await;
+    let (open, _eve) = scene.open_group().await;
+    let (count, payload_len) = (100, |item: &DeliveryItem| match item {
+        DeliveryItem::Feed { event: QueueEvent::MlsMessage { message }, .. } => {
+            message.as_slice().len()
+        }
+        _ => 0,
+    });
+    accepted(scene.alice.client.send_text(&open, "the way is there").await);
+    wait_for_items(&scene.hostile, |items| items.iter().any(|it| payload_len(it) > 0)).await;
+    let (before, bytes) = (scene.hostile.items().len(), scene.way.bytes());
+    scene.way.set(Weather::Down);
+    for n in 0..count {
+        accepted(scene.alice.client.send_text(&open, &format!("message {n}")).await);
+    }
+    scene.way.set(Weather::Clear);
+    wait_for_items(&scene.hostile, |items| {
+        let last: std::collections::BTreeSet<u64> =
+            items[before..].iter().filter_map(sequence).collect();
+        last.len() >= count
+    })
+    .await;
+    let items = scene.hostile.items().split_off(before);
+    assert_eq!(items.len(), count, "each is sent once");
+    let payload: usize = items.iter().map(payload_len).sum();
+    let bytes = usize::try_from(scene.way.bytes() - bytes).unwrap();
+    println!(
+        "{count} messages of {} bytes, {} bytes each on the wire",
+        payload / count,
+        bytes / count
+    );
+    assert!(bytes <= payload + 300 * count, "{bytes} bytes for {payload} in {count} messages");
+}
+
+fn sequence(item: &DeliveryItem) -> Option<u64> {
+    match item {
+        DeliveryItem::Feed { group_sequence, .. } => Some(group_sequence.0),
+        DeliveryItem::Direct { .. } | DeliveryItem::Snapshot { .. } => None,
+    }
+}
+
+async fn wait_for_items(hostile: &Hostile, so: impl Fn(&[DeliveryItem]) -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so(&hostile.items()) {
+        assert!(Instant::now() < deadline, "{:?}", hostile.items());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn feed(

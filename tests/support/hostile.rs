@@ -98,6 +98,10 @@ impl Hostile {
         Self { domain, key, sender, address, folder, state, stop }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// What honest providers are told of it.
     pub fn peer(&self) -> Peer {
         Peer {
