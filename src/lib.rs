@@ -10,6 +10,7 @@
 //! group, queue, key_package, account
 //!             the rules: pure, synchronous, time is an argument             wire, crypto, policy
 //! store       trait, batch, keys; sled, memory                              wire, records of the rules
+//! federation  signed messages between providers, their keys, the way there  the above
 //! actors      groups, queues, admission: thin                               the above
 //! http        client and ops listeners                                      wire, actor handles
 //! server      composition root: config, clock, metrics, telemetry
@@ -23,6 +24,7 @@ pub mod actors;
 pub mod cli;
 pub mod client;
 pub mod crypto;
+pub mod federation;
 pub mod group;
 pub mod http;
 pub mod key_package;

@@ -25,6 +25,8 @@ use crate::{
     },
 };
 
+pub use crate::federation::ProviderKey;
+
 /// One provider's node. Clones are the same node.
 #[derive(Clone)]
 pub struct Node(Arc<NodeInner>);
@@ -43,14 +45,6 @@ pub struct NodeParts {
     pub external_senders: Vec<ProviderKey>,
     pub metrics: Metrics,
     pub arbiters: ArbiterPool,
-}
-
-/// A key of this provider that others verify with, and the time in which they may.
-#[derive(Debug, Clone)]
-pub struct ProviderKey {
-    pub key: SigningKey,
-    pub not_before: Timestamp,
-    pub not_after: Timestamp,
 }
 
 pub struct NodeInner {

@@ -18,8 +18,22 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("account", RULES),
     ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
     ("metrics", &["wire"]),
+    (
+        "federation",
+        &[
+            "wire",
+            "crypto",
+            "policy",
+            "group",
+            "queue",
+            "key_package",
+            "account",
+            "store",
+            "metrics",
+        ],
+    ),
     ("actors", ACTORS),
-    ("http", &["wire", "crypto", "metrics", "actors"]),
+    ("http", &["wire", "crypto", "metrics", "federation", "actors"]),
     (
         "server",
         &[
@@ -32,6 +46,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "account",
             "store",
             "metrics",
+            "federation",
             "actors",
             "http",
         ],
@@ -39,14 +54,35 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("client", &["wire", "crypto", "policy"]),
     (
         "cli",
-        &["wire", "crypto", "policy", "store", "metrics", "actors", "http", "server", "client"],
+        &[
+            "wire",
+            "crypto",
+            "policy",
+            "store",
+            "metrics",
+            "federation",
+            "actors",
+            "http",
+            "server",
+            "client",
+        ],
     ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
 const RULES: &[&str] = &["wire", "crypto", "policy", "store"];
-const ACTORS: &[&str] =
-    &["wire", "crypto", "policy", "group", "queue", "key_package", "account", "store", "metrics"];
+const ACTORS: &[&str] = &[
+    "wire",
+    "crypto",
+    "policy",
+    "group",
+    "queue",
+    "key_package",
+    "account",
+    "store",
+    "metrics",
+    "federation",
+];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
 const PURE: &[&str] = &["wire", "policy", "group", "queue", "key_package", "account"];
