@@ -17,6 +17,7 @@ use super::{
 use crate::{
     account::Registration,
     crypto::SigningKey,
+    federation::Federation,
     queue::token::TokenKeys,
     store::SharedStore,
     wire::{
@@ -45,6 +46,8 @@ pub struct NodeParts {
     pub external_senders: Vec<ProviderKey>,
     pub metrics: Metrics,
     pub arbiters: ArbiterPool,
+    /// None: this provider does not speak with others.
+    pub federation: Option<Arc<Federation>>,
 }
 
 pub struct NodeInner {
@@ -65,6 +68,7 @@ pub struct NodeInner {
     pub(crate) nonces: Nonces,
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
+    pub(crate) federation: Option<Arc<Federation>>,
 }
 
 impl Node {
@@ -79,6 +83,7 @@ impl Node {
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
+            federation: parts.federation,
             hints,
             domain: parts.domain,
             store: parts.store,
@@ -108,7 +113,8 @@ impl Node {
     /// Whether clients of `peer` may be in groups hosted here.
     #[must_use]
     pub fn speaks_with(&self, peer: &Domain) -> bool {
-        *peer == self.domain
+        let admits = |federation: &Arc<Federation>| federation.admits(peer);
+        *peer == self.domain || self.federation.as_ref().is_some_and(admits)
     }
 
     #[must_use]

@@ -277,6 +277,7 @@ fn node(
         }],
         metrics: Metrics::new().unwrap(),
         arbiters: arbiters.clone(),
+        federation: None,
     })
 }
 

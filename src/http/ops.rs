@@ -240,6 +240,7 @@ mod tests {
             external_senders: Vec::new(),
             metrics,
             arbiters,
+            federation: None,
         });
         let (switch, drain) = DrainSwitch::new();
         let (bodies, imports) = (BodyBudget::new(0), BodyBudget::new(0));

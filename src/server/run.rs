@@ -196,6 +196,7 @@ impl Composed {
             external_senders: keys.external_senders,
             metrics,
             arbiters,
+            federation: None,
         });
         let (drain, draining) = DrainSwitch::new();
         let (client_address, ops_address) = (config.client.listen, config.ops.listen);

@@ -85,6 +85,7 @@ impl World {
             }],
             metrics: Metrics::new().unwrap(),
             arbiters,
+            federation: None,
         });
         Self { node, disk, clock, store, threads, token_key, sender, options }
     }
