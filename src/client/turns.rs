@@ -39,9 +39,10 @@ mod tests {
     #[tokio::test]
     async fn turns_of_one_group_follow_each_other_and_those_of_others_do_not_wait() {
         let turns = Turns::default();
-        let first = turns.of(&group(1)).await;
-        let other = turns.of(&group(2)).await;
-        let mut second = std::pin::pin!(turns.of(&group(1)));
+        let (one, two) = (group(1), group(2));
+        let first = turns.of(&one).await;
+        let other = turns.of(&two).await;
+        let mut second = std::pin::pin!(turns.of(&one));
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(first);
         let second = second.await;
