@@ -288,11 +288,11 @@ async fn consent_tokens_are_limited_and_revoked() {
 }
 
 #[actix::test]
-async fn provider_gives_its_own_keys_only() {
+async fn provider_without_federation_gives_its_own_keys_only() {
     let world = World::new();
-    let keys = world.node.provider_keys(&domain()).unwrap();
+    let keys = world.node.provider_keys(&domain()).await.unwrap();
     assert_eq!(keys.signature.keys.len(), 1);
     assert_eq!(keys.signature.keys[0].purpose.as_slice(), b"external-sender");
     let other = Domain::new("b.example").unwrap();
-    assert_eq!(world.node.provider_keys(&other).unwrap_err().name(), "unavailable");
+    assert_eq!(world.node.provider_keys(&other).await.unwrap_err().name(), "not_authorized");
 }

@@ -279,13 +279,19 @@ impl Node {
         self.store.write(batch).await.map_err(of_store)
     }
 
-    /// The keys of this provider. Those of others are theirs to give.
+    /// The keys of this provider, or of another one, as that says.
     ///
     /// # Errors
-    /// unavailable for another provider's.
-    pub fn provider_keys(&self, domain: &Domain) -> Result<ProviderKeysAnswer, DsError> {
+    /// not_authorized (a provider that this one does not speak with), unavailable.
+    pub async fn provider_keys(&self, domain: &Domain) -> Result<ProviderKeysAnswer, DsError> {
         if domain != &self.domain {
-            return Err(unavailable("this provider does not reach other providers"));
+            return self.provider_keys_of(domain).await;
+        }
+        if let Some(federation) = &self.federation {
+            return Ok(ProviderKeysAnswer {
+                verification: federation.verification_keys(),
+                signature: federation.signature_keys(),
+            });
         }
         let keys = self.external_senders.iter().filter_map(|key| {
             Some(VerificationKey {
@@ -482,7 +488,7 @@ impl Node {
 
 /// Under this name, which is no group's, stands which devices' deletion is not finished. No provider has such a domain
 /// (RFC 2606), so no group is ever made by this name.
-fn deletions() -> GroupId {
+pub(super) fn deletions() -> GroupId {
     #[expect(clippy::expect_used, reason = "the text is a domain")]
     let nobody = Domain::new("invalid").expect("a domain");
     GroupId::of(&nobody, *b"device-deletions")

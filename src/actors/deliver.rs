@@ -21,10 +21,11 @@ use crate::{
         records::{InboxItem, InboxKey},
     },
     wire::{
+        client::ConnectionRequestTo,
         codec::encode,
         ds::DsError,
         ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
-        key_packages::ConnectionRequest,
+        key_packages::{ConnectionRequest, SealedOffer},
         mls::MlsMessage,
         queueing::{QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
     },
@@ -40,7 +41,31 @@ pub struct Offers {
 #[derive(Default)]
 struct Hour {
     began_at: Timestamp,
-    left: HashMap<(UserUri, UserUri), u32>,
+    left: HashMap<(Sender, Target), u32>,
+}
+
+/// Who asks something for a user: a user of this provider, or one of another provider, which says which at most by
+/// itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Sender {
+    User(UserUri),
+    Peer(Domain),
+}
+
+impl Sender {
+    fn domain(&self) -> Domain {
+        match self {
+            Self::User(user) => user.domain(),
+            Self::Peer(domain) => domain.clone(),
+        }
+    }
+}
+
+/// Whom an offer is for; a sealed one that goes to another provider does not say more than that.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Target {
+    User(UserUri),
+    Provider(Domain),
 }
 
 impl Offers {
@@ -53,7 +78,7 @@ impl Offers {
     ///
     /// # Errors
     /// rate_limited
-    fn count(&self, by: UserUri, to: UserUri, now: Timestamp) -> Result<(), DsError> {
+    fn count(&self, by: Sender, to: Target, now: Timestamp) -> Result<(), DsError> {
         let mut hour = locked(&self.hour);
         if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
             *hour = Hour { began_at: now, left: HashMap::new() };
@@ -89,7 +114,7 @@ impl Node {
             Err(BindError::Token(problem)) => return Ok(refused(problem)),
             Err(BindError::Store(error)) => return Err(of_store(error)),
         };
-        let Some(kind) = kind_of(&request.message) else {
+        let Some(kind) = kind_of(&request.message).filter(|kind| kind.may_come_from(from)) else {
             return Ok(QueueingServiceResponse::InvalidClientQueueInformation);
         };
         let Opened { token, client, record, while_there, .. } = opened;
@@ -120,42 +145,72 @@ impl Node {
         self.leave(&client, id, event, batch, self.limits.own_entries_max).await
     }
 
-    /// Leaves sealed offers for the clients that they are to. `from` is a client of this provider. The answer is of
-    /// the worst that befell one of the offers; where it is lost, the same request may be sent again.
+    /// Leaves sealed offers for the clients that they are to, or sends them to those clients' provider. `from` is a
+    /// client of this provider. The answer is of the worst that befell one of the offers; where it is lost, the same
+    /// request may be sent again.
     ///
     /// # Errors
-    /// rate_limited (what stands before the offer that was one too many is left), unavailable.
+    /// not_authorized (a provider that this one does not speak with), rate_limited (what stands before the offer that
+    /// was one too many is left), unavailable.
     pub async fn connection_request(
         &self,
         from: &ClientUri,
+        to: ConnectionRequestTo,
+    ) -> Result<QueueingServiceResponse, DsError> {
+        let ConnectionRequestTo { recipient_domain, request } = to;
+        let sender = Sender::User(from.user());
+        if recipient_domain == self.domain {
+            return self.take_offers(&sender, request).await;
+        }
+        let target = Target::Provider(recipient_domain.clone());
+        self.offers.count(sender, target, self.clock.now())?;
+        self.relay_connection_request(from, &recipient_domain, &request).await
+    }
+
+    /// Leaves sealed offers of `by` for the clients that they are to. The answer is of the worst that befell one.
+    ///
+    /// # Errors
+    /// As [`Node::connection_request`].
+    pub(super) async fn take_offers(
+        &self,
+        by: &Sender,
         request: ConnectionRequest,
     ) -> Result<QueueingServiceResponse, DsError> {
         let mut worst = QueueingServiceResponse::Ok;
-        let entries_max = self.limits.own_entries_max;
-        let max = entries_max - entries_max / 10;
         for offer in request.offers.into_vec() {
-            let answer = match self.open_token(&offer.client_queue_information).await {
-                Ok(Opened { token, client, record, while_there, .. }) => {
-                    match token::admit_connection(&token, record.as_ref(), &client) {
-                        Ok(()) => {
-                            self.offers.count(from.user(), client.user(), self.clock.now())?;
-                            let id = item_id(&encode(&offer));
-                            let sender_domain = from.domain();
-                            let event = QueueEvent::ConnectionRequest { sender_domain, offer };
-                            let batch = Batch::new().when(while_there);
-                            self.leave(&client, id, event, batch, max).await?
-                        }
-                        Err(problem) => refused(problem),
-                    }
-                }
-                Err(BindError::Token(problem)) => refused(problem),
-                Err(BindError::Store(error)) => return Err(of_store(error)),
-            };
+            let answer = self.take_offer(by, offer, None).await?;
             if answer != QueueingServiceResponse::Ok {
                 worst = answer;
             }
         }
         Ok(worst)
+    }
+
+    /// Leaves one sealed offer of `by`. It is there once under its `id`: by default its hash.
+    ///
+    /// # Errors
+    /// rate_limited, unavailable.
+    pub(super) async fn take_offer(
+        &self,
+        by: &Sender,
+        offer: SealedOffer,
+        id: Option<[u8; 16]>,
+    ) -> Result<QueueingServiceResponse, DsError> {
+        let opened = match self.open_token(&offer.client_queue_information).await {
+            Ok(opened) => opened,
+            Err(BindError::Token(problem)) => return Ok(refused(problem)),
+            Err(BindError::Store(error)) => return Err(of_store(error)),
+        };
+        let Opened { token, client, record, while_there, .. } = opened;
+        if let Err(problem) = token::admit_connection(&token, record.as_ref(), &client) {
+            return Ok(refused(problem));
+        }
+        self.offers.count(by.clone(), Target::User(client.user()), self.clock.now())?;
+        let id = id.unwrap_or_else(|| item_id(&encode(&offer)));
+        let event = QueueEvent::ConnectionRequest { sender_domain: by.domain(), offer };
+        let entries_max = self.limits.own_entries_max;
+        let batch = Batch::new().when(while_there);
+        self.leave(&client, id, event, batch, entries_max - entries_max / 10).await
     }
 
     /// Leaves `event` for `client` together with `batch`, unless its own feed holds `max` entries.
@@ -197,6 +252,16 @@ impl Node {
 enum Kind {
     OfGroup(GroupId),
     Welcome,
+}
+
+impl Kind {
+    /// A group's messages come from its hub: the provider that its id names.
+    fn may_come_from(&self, hub: &Domain) -> bool {
+        match self {
+            Self::OfGroup(group) => group.domain() == *hub,
+            Self::Welcome => true,
+        }
+    }
 }
 
 /// What a hub may send to one client: a message of a group or a Welcome.

@@ -11,19 +11,21 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    errors::of_store,
+    accounts::deletions,
+    errors::{of_reject, of_store},
     group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     node::Node,
 };
 use crate::{
     crypto::MlsCrypto,
-    group::{Creation, Hub, Request, Settings},
+    group::{Creation, Hub, Reject, Request, Settings},
+    rate::{GroupQuotas, GroupRates},
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupHead, GroupStatus},
     },
     wire::{
-        ds::{Detail, DsError, DsMessage, DsResponse, Outcome, ProtocolVersion},
+        ds::{Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion},
         ids::{ClientUri, Domain, GroupId, Timestamp},
     },
 };
@@ -32,6 +34,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct GroupOptions {
     pub settings: Settings,
+    pub rates: GroupQuotas,
     /// A group that is not asked for this long is passivated.
     pub idle_ms: u64,
     /// Log entries older than this go, acknowledged or not; a deleted group's feed, too.
@@ -54,6 +57,7 @@ impl GroupOptions {
     pub fn new(domain: Domain) -> Self {
         Self {
             settings: Settings::new(domain),
+            rates: GroupQuotas::default(),
             idle_ms: 5 * 60 * 1000,
             retention_ms: 30 * 24 * 60 * 60 * 1000,
             retention_bytes: 256 * 1024 * 1024,
@@ -92,7 +96,12 @@ impl Groups {
     pub fn new(options: GroupOptions, keys: Vec<crate::crypto::SigningKey>) -> Self {
         let settings = options.settings.clone();
         Self {
-            hub: Arc::new(Hub { settings, crypto: MlsCrypto::default(), keys }),
+            hub: Arc::new(Hub {
+                settings,
+                crypto: MlsCrypto::default(),
+                keys,
+                rates: GroupRates::new(options.rates),
+            }),
             active: Mutex::new(HashMap::new()),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
@@ -139,9 +148,13 @@ impl Groups {
 }
 
 impl Node {
-    /// Answers a [`DsMessage`] of a client of this provider. Only groups hosted here are reached.
+    /// Answers a [`DsMessage`] of a client of this provider: here, or through the hub that it is addressed to.
     pub async fn group_operation(&self, from: &ClientUri, message: DsMessage) -> DsResponse {
-        self.hosted_operation(from.domain(), message).await
+        if message.context.hub_domain == self.domain {
+            self.hosted_operation(from.domain(), message).await
+        } else {
+            self.relay(from, message).await
+        }
     }
 
     /// Answers a [`DsMessage`] to a group hosted here that came through `relay`: this provider for its own clients, or
@@ -156,10 +169,13 @@ impl Node {
             // not something that passes: a client need not try again
             return Err(DsError::NotAuthorized {
                 detail: Detail::truncated(&format!(
-                    "this provider does not relay to {}; it serves groups of {} only",
+                    "{} is another hub; this one serves groups of {} only",
                     request.message.context.hub_domain, self.domain
                 )),
             });
+        }
+        if !self.hosts(&request.message) {
+            return Err(of_reject(Reject::NotFound));
         }
         let group = request.message.context.group_id.clone();
         let mut tries = 0;
@@ -202,9 +218,24 @@ impl Node {
         Err(of_store(StoreError::Unavailable("the group's actor ended".into())))
     }
 
-    /// Wakes a group that something was left for. A hint: lost, the next start finds it.
+    /// Whether `message` may be about a group hosted here: one that this provider creates or created.
+    fn hosts(&self, message: &DsMessage) -> bool {
+        let creates = matches!(message.request, DsRequest::CreateGroup(_));
+        creates || message.context.group_id.domain() == self.domain
+    }
+
+    /// Wakes a group that something was left for, hosted here or not. A hint: lost, the next start finds it.
     pub fn wake_group(&self, group: &GroupId) {
-        self.groups.find(self, group).actor.do_send(Tick { done: None });
+        if group.domain() == self.domain {
+            self.groups.find(self, group).actor.do_send(Tick { done: None });
+            return;
+        }
+        let (node, group) = (self.clone(), group.clone());
+        self.arbiters.spawn_on(hash_of(&group), async move {
+            if let Err(error) = node.take_copy_notices(&group).await {
+                tracing::warn!(%group, %error, "what is left for a group elsewhere cannot be taken now");
+            }
+        });
     }
 
     /// Wakes a group and waits until it has done what there was to do.
@@ -240,7 +271,7 @@ impl Node {
     async fn wake(&self, head: GroupHead, now: Timestamp) -> Result<(), StoreError> {
         match head.status {
             GroupStatus::Active => self.settle_group(&head.group).await,
-            GroupStatus::Followed => {}
+            GroupStatus::Followed => self.settle_copy(head).await?,
             GroupStatus::Deleted => {
                 tracing::info!(group = %head.group, %now, "dropping what is left of a deleted group");
                 let condition = Condition::GroupAt {
@@ -276,9 +307,13 @@ impl Node {
             let groups = self.store.groups_with_notices(after.as_ref(), 512).await?;
             let Some(last) = groups.last() else { return Ok(woken) };
             after = Some(last.clone());
-            // what stands under another name is the node's own (see `finish_deletions`)
-            for group in groups.iter().filter(|group| group.domain() == self.domain) {
-                self.settle_group(group).await;
+            // one name is the node's own (see `finish_deletions`)
+            for group in groups.iter().filter(|group| **group != deletions()) {
+                if group.domain() == self.domain {
+                    self.settle_group(group).await;
+                } else {
+                    self.take_copy_notices(group).await?;
+                }
                 woken += 1;
             }
         }

@@ -284,7 +284,7 @@ async fn connection_key_packages_need_no_consent_and_are_told_apart_from_group_o
     let nobody = UserUri::of(&domain(), "nobody").unwrap();
     assert_eq!(fetch(&nobody, &alice.user).await, Ok(Vec::new()));
     let far = UserUri::new("mimi://b.example/u/zoe").unwrap();
-    assert_eq!(fetch(&far, &alice.user).await, Err("unavailable"));
+    assert_eq!(fetch(&far, &alice.user).await, Err("not_authorized"));
 }
 
 #[actix::test]

@@ -1,13 +1,15 @@
 //! KeyPackages at work: published, handed out once by the store's conditions, with the user's consent.
 //! PROTOCOL.md §5; TR §5.8, §5.9. The rules are in [`crate::key_package`].
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{collections::HashMap, hash::Hash, sync::Mutex};
 
 use openmls::prelude::{CredentialType, ExtensionType, ProposalType};
 
 use super::{
+    deliver::Sender,
     errors::{
-        internal, of_key_package, of_store, of_too_many, rate_limited, too_large, unavailable,
+        internal, not_authorized, of_key_package, of_store, of_too_many, rate_limited, too_large,
+        unavailable,
     },
     hints::locked,
     limits::Limits,
@@ -44,13 +46,14 @@ use crate::{
 pub struct Fetches {
     hour: Mutex<Hour>,
     by_requester_max: u32,
+    by_peer_max: u32,
     of_target_max: u32,
 }
 
 #[derive(Default)]
 struct Hour {
     began_at: Timestamp,
-    by: HashMap<UserUri, u32>,
+    by: HashMap<Sender, u32>,
     of: HashMap<UserUri, u32>,
 }
 
@@ -60,6 +63,7 @@ impl Fetches {
         Self {
             hour: Mutex::new(Hour::default()),
             by_requester_max: limits.key_package_fetches_per_hour,
+            by_peer_max: limits.key_package_fetches_per_peer_per_hour,
             of_target_max: limits.key_package_targets_per_hour,
         }
     }
@@ -68,26 +72,37 @@ impl Fetches {
     ///
     /// # Errors
     /// rate_limited
-    fn count(&self, by: &UserUri, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
+    fn count(&self, by: &Sender, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
         let mut hour = locked(&self.hour);
         if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
             *hour = Hour { began_at: now, ..Hour::default() };
         }
         let left_ms = HOUR_MS - now.ms_since(hour.began_at);
-        let limits = (self.by_requester_max, self.of_target_max);
+        let by_max = match by {
+            Sender::User(_) => self.by_requester_max,
+            Sender::Peer(_) => self.by_peer_max,
+        };
         let Hour { by: requesters, of: targets, .. } = &mut *hour;
-        for (counts, user, max) in [(requesters, by, limits.0), (targets, of, limits.1)] {
-            if counts.len() >= FETCH_USERS_MAX && !counts.contains_key(user) {
-                return Err(rate_limited("too many users fetch KeyPackages", left_ms));
-            }
-            let count = counts.entry(user.clone()).or_default();
-            if *count >= max {
-                return Err(rate_limited("too many KeyPackages fetched in this hour", left_ms));
-            }
-            *count += 1;
-        }
-        Ok(())
+        count_one(requesters, by, by_max, left_ms)?;
+        count_one(targets, of, self.of_target_max, left_ms)
     }
+}
+
+fn count_one<K: Clone + Eq + Hash>(
+    counts: &mut HashMap<K, u32>,
+    key: &K,
+    max: u32,
+    left_ms: u64,
+) -> Result<(), DsError> {
+    if counts.len() >= FETCH_USERS_MAX && !counts.contains_key(key) {
+        return Err(rate_limited("too many users fetch KeyPackages", left_ms));
+    }
+    let count = counts.entry(key.clone()).or_default();
+    if *count >= max {
+        return Err(rate_limited("too many KeyPackages fetched in this hour", left_ms));
+    }
+    *count += 1;
+    Ok(())
 }
 
 /// What one client of a user has to offer.
@@ -191,7 +206,8 @@ impl Node {
         Ok(Ok(pick::left(&kept, now)))
     }
 
-    /// One KeyPackage of class connection per client of the user; none for a user that does not exist.
+    /// One KeyPackage of class connection per client of the user, from whichever provider that is of; none for a user
+    /// that does not exist.
     ///
     /// # Errors
     /// not_authorized, rate_limited, unavailable.
@@ -201,9 +217,26 @@ impl Node {
         request: ConnectionKeyPackageRequest,
     ) -> Result<ConnectionKeyPackageResponse, DsError> {
         if request.requester != from.user() {
-            return Err(super::errors::not_authorized("the requester is not the sender's user"));
+            return Err(not_authorized("the requester is not the sender's user"));
         }
-        self.check_target(from, &request.target_user)?;
+        let sender = Sender::User(from.user());
+        if request.target_user.domain() == self.domain {
+            return self.hand_out_for_connection(&sender, request).await;
+        }
+        self.fetches.count(&sender, &request.target_user, self.clock.now())?;
+        self.relay_connection_key_packages(request).await
+    }
+
+    /// As [`Node::connection_key_packages`], of a user of this provider, for `by`.
+    ///
+    /// # Errors
+    /// not_authorized (a user of another provider), rate_limited, unavailable.
+    pub(super) async fn hand_out_for_connection(
+        &self,
+        by: &Sender,
+        request: ConnectionKeyPackageRequest,
+    ) -> Result<ConnectionKeyPackageResponse, DsError> {
+        self.count_fetch(by, &request.target_user)?;
         let wanted = Wanted {
             class: KeyPackageClass::Connection,
             ciphersuites: &[],
@@ -220,18 +253,35 @@ impl Node {
         Ok(ConnectionKeyPackageResponse { key_packages })
     }
 
-    /// One KeyPackage of class group per client of a user who consents. Without consent the answer is the same as
-    /// for a user that does not exist.
+    /// One KeyPackage of class group per client of a user who consents, from whichever provider that is of. Without
+    /// consent the answer is the same as for a user that does not exist.
     ///
     /// # Errors
-    /// rate_limited, unavailable.
+    /// not_authorized (a provider that this one does not speak with), rate_limited, unavailable.
     pub async fn group_key_packages(
         &self,
         from: &ClientUri,
         request: GroupKeyPackageRequest,
     ) -> Result<GroupKeyPackageResponse, DsError> {
+        let sender = Sender::User(from.user());
+        if request.target_user.domain() == self.domain {
+            return self.hand_out_for_group(&sender, request).await;
+        }
+        self.fetches.count(&sender, &request.target_user, self.clock.now())?;
+        self.relay_group_key_packages(request).await
+    }
+
+    /// As [`Node::group_key_packages`], of a user of this provider, for `by`.
+    ///
+    /// # Errors
+    /// not_authorized (a user of another provider), rate_limited, unavailable.
+    pub(super) async fn hand_out_for_group(
+        &self,
+        by: &Sender,
+        request: GroupKeyPackageRequest,
+    ) -> Result<GroupKeyPackageResponse, DsError> {
         let target = &request.target_user;
-        self.check_target(from, target)?;
+        self.count_fetch(by, target)?;
         // the same reads whether there is such a user or not
         let consent = ConsentHash(crypto::sha256(request.consent_token.as_slice()));
         let has_consent = self.store.has_consent(target, &consent).await.map_err(of_store)?;
@@ -353,11 +403,11 @@ impl Node {
         Ok((pick::status_without(&held, wanted.class, now), None, "none"))
     }
 
-    fn check_target(&self, from: &ClientUri, target: &UserUri) -> Result<(), DsError> {
+    fn count_fetch(&self, by: &Sender, target: &UserUri) -> Result<(), DsError> {
         if target.domain() != self.domain {
-            return Err(unavailable("this provider does not reach other providers"));
+            return Err(not_authorized("that is no user of this provider"));
         }
-        self.fetches.count(&from.user(), target, self.clock.now())
+        self.fetches.count(by, target, self.clock.now())
     }
 
     async fn devices(&self, user: &UserUri) -> Result<Vec<ClientUri>, StoreError> {

@@ -1,5 +1,7 @@
 //! Every bound of the node, with its default. What happens at each is said with it.
 
+use super::peers::PeerLimits;
+
 /// Plain numbers; the configuration overrides them by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -27,10 +29,13 @@ pub struct Limits {
     pub key_packages_low_at: u32,
     /// KeyPackages that one user may fetch in an hour; beyond: rate_limited.
     pub key_package_fetches_per_hour: u32,
+    /// KeyPackage fetches of all users of another provider together in an hour; beyond: rate_limited.
+    pub key_package_fetches_per_peer_per_hour: u32,
     /// KeyPackage fetches that one user may be the target of in an hour; beyond: rate_limited.
     pub key_package_targets_per_hour: u32,
 
-    /// Connection offers that the clients of one user may leave for those of another in an hour; beyond: rate_limited.
+    /// In an hour: connection offers that the clients of one user may leave for those of another, that all users of
+    /// another provider may leave for one user, and requests of one user to another provider; beyond: rate_limited.
     pub connection_offers_per_hour: u32,
 
     /// Tokens in one request (the wire's count is a byte); beyond: too_large.
@@ -47,6 +52,8 @@ pub struct Limits {
     pub subscriptions_max: usize,
     /// Queue actors at a time; beyond: unavailable.
     pub queue_actors_max: usize,
+    /// How long another provider may take to answer what a client asks of it; beyond: unavailable.
+    pub relay_timeout_ms: u64,
     /// Requests that one queue actor has in hand; beyond: rate_limited.
     pub queue_requests_max: usize,
     /// A queue actor without a client this long is passivated.
@@ -63,6 +70,9 @@ pub struct Limits {
     pub dequeue_bytes_max: usize,
     /// Longest wait of a long poll: what a client asks for is cut to this.
     pub dequeue_wait_ms_max: u32,
+
+    /// Of what is sent to other providers.
+    pub peers: PeerLimits,
 }
 
 impl Default for Limits {
@@ -79,6 +89,7 @@ impl Default for Limits {
             key_package_lifetime_max_s: 100 * 24 * 3600,
             key_packages_low_at: 10,
             key_package_fetches_per_hour: 2_000,
+            key_package_fetches_per_peer_per_hour: 50_000,
             key_package_targets_per_hour: 500,
             connection_offers_per_hour: 100,
             tokens_per_request_max: 200,
@@ -87,6 +98,7 @@ impl Default for Limits {
             own_welcomes_max: 5_000,
             subscriptions_max: 10_000,
             queue_actors_max: 200_000,
+            relay_timeout_ms: 15_000,
             queue_requests_max: 16,
             queue_idle_ms: 60_000,
             ack_persist_ms: 5_000,
@@ -95,6 +107,7 @@ impl Default for Limits {
             dequeue_entries_max: 1_000,
             dequeue_bytes_max: 4 * 1024 * 1024,
             dequeue_wait_ms_max: 55_000,
+            peers: PeerLimits::default(),
         }
     }
 }

@@ -12,7 +12,9 @@ pub struct Metrics {
     pub queue_passivations: IntCounterVec,
     pub queue_entries_delivered: IntCounter,
     pub queue_bytes_delivered: IntCounter,
-    /// Delivered and unacknowledged, over all active queues.
+    /// Delivered and unacknowledged, over all active queues. Deliberately not: what waits for clients that are away. A
+    /// message is one log record whatever the group's size and touches no queue, so how much a queue that nobody has
+    /// open holds is known only by comparing each of its cursors with its feed's head: a scan of every membership.
     pub queue_entries_unacknowledged: IntGauge,
     pub queue_acks: IntCounter,
     pub queue_acks_refused: IntCounter,
@@ -31,6 +33,10 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    /// Of what hubs delivered. `outcome`: accepted or the problem's name.
+    pub guest_items: IntCounterVec,
+    /// `operation`; `outcome`: ok or a status' name.
+    pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
     pub authentications: IntCounterVec,
 }
@@ -78,7 +84,7 @@ impl Metrics {
             )?,
             queue_entries_unacknowledged: gauge(
                 "mimid_queue_entries_unacknowledged",
-                "Entries handed to clients that are active now and not acknowledged yet.",
+                "Entries handed to clients that are active now and not acknowledged yet; what waits for clients that are away is not counted anywhere (ops/README.md).",
             )?,
             queue_acks: counter("mimid_queue_acks_total", "Acknowledgements taken.")?,
             queue_acks_refused: counter(
@@ -126,6 +132,16 @@ impl Metrics {
             group_epoch_conflicts: counter(
                 "mimid_group_epoch_conflicts_total",
                 "Requests that came for another epoch than the current one.",
+            )?,
+            guest_items: counters(
+                "mimid_guest_items_total",
+                "Items that other providers delivered for clients here, by what became of them.",
+                &["outcome"],
+            )?,
+            relayed: counters(
+                "mimid_relayed_total",
+                "Requests of clients here that were brought to another provider, by operation and answer.",
+                &["operation", "outcome"],
             )?,
             authentications: counters(
                 "mimid_client_authentications_total",

@@ -8,8 +8,10 @@ pub mod arbiters;
 pub mod clock;
 pub mod deliver;
 mod errors;
+mod federated;
 pub mod group;
 pub mod groups;
+mod guest;
 pub mod hints;
 mod history;
 pub mod import;
@@ -17,7 +19,10 @@ pub mod key_packages;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+mod peer;
+pub mod peers;
 pub mod queue;
+mod relay;
 pub mod tokens;
 
 pub use clock::Clock;
@@ -25,10 +30,13 @@ pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use peers::{PeerLimits, PeerState};
 pub use queue::QueueStream;
 
 #[cfg(test)]
 mod account_tests;
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 mod key_package_tests;
 #[cfg(test)]

@@ -8,10 +8,12 @@ use super::{
     clock::Clock,
     deliver::Offers,
     groups::{GroupOptions, Groups},
+    guest::Copies,
     hints::Hints,
     key_packages::Fetches,
     limits::Limits,
     metrics::Metrics,
+    peers::{PeerCollector, Peers},
     queue::Queues,
 };
 use crate::{
@@ -69,6 +71,8 @@ pub struct NodeInner {
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
+    pub(crate) copies: Copies,
+    pub(crate) peers: Peers,
 }
 
 impl Node {
@@ -84,6 +88,8 @@ impl Node {
             offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
             federation: parts.federation,
+            copies: Copies::default(),
+            peers: Peers::new(parts.limits.peers.clone()),
             hints,
             domain: parts.domain,
             store: parts.store,
@@ -101,6 +107,17 @@ impl Node {
                 Self(inner).wake_group(group);
             }
         });
+        let weak = Arc::downgrade(&node.0);
+        node.hints.on_outbound(move |peer, group, until| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).wake_peer(peer, group, until);
+            }
+        });
+        let collector = PeerCollector::new(Arc::clone(&node.peers.board), Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of peers");
+        }
         node
     }
 

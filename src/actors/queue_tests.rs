@@ -10,11 +10,11 @@ use crate::{
         records::{InboxItem, InboxKey},
     },
     wire::{
-        client::{DeleteDevice, Flag, QueueTokens},
+        client::{ConnectionRequestTo, DeleteDevice, Flag, QueueTokens},
         codec::{List, Opaque, append_vector, encode},
         ds::DsError,
         extensions::{ClientQueueConfig, KeyPackageClass, QueueToken},
-        ids::{Domain, KeyPackageRef, RecipientId, Sequence},
+        ids::{Domain, GroupId, KeyPackageRef, RecipientId, Sequence},
         key_packages::{ConnectionRequest, SealedOffer},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent, QueueingServiceRequest, QueueingServiceResponse},
@@ -302,10 +302,11 @@ async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
     assert_eq!(slowest(2).await, Sequence(4), "who is gone holds nothing back");
 }
 
-/// A PrivateMessage of `group` that nobody can read.
+/// A PrivateMessage of a group that b.example hosts; nobody can read it.
 fn message(seed: u8, content: &[u8]) -> MlsMessage {
     let mut bytes = vec![0, 1, 0, 2];
-    append_vector(&mut bytes, group(seed).as_bytes());
+    let hub = Domain::new("b.example").unwrap();
+    append_vector(&mut bytes, GroupId::of(&hub, [seed; 16]).as_bytes());
     bytes.extend(0u64.to_be_bytes());
     bytes.push(1);
     for part in [&b""[..], b"sender", content] {
@@ -357,6 +358,12 @@ fn offer(token: QueueToken, content: u8) -> SealedOffer {
     }
 }
 
+/// A request to this provider's own users.
+fn request_of(offers: Vec<SealedOffer>) -> ConnectionRequestTo {
+    let request = ConnectionRequest { offers: List::new(offers).unwrap() };
+    ConnectionRequestTo { recipient_domain: domain(), request }
+}
+
 #[actix::test]
 async fn connection_request_reaches_the_client_once() {
     let world = World::new();
@@ -364,8 +371,7 @@ async fn connection_request_reaches_the_client_once() {
     let bob = world.register("bob").await;
     let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
     let send = async |offers: Vec<SealedOffer>| {
-        let request = ConnectionRequest { offers: List::new(offers).unwrap() };
-        world.node.connection_request(&bob.client, request).await.unwrap()
+        world.node.connection_request(&bob.client, request_of(offers)).await.unwrap()
     };
     for _ in 0..2 {
         assert_eq!(send(vec![offer(token.clone(), 7)]).await, QueueingServiceResponse::Ok);
@@ -387,8 +393,7 @@ async fn full_own_feed_takes_no_connection_requests_until_it_is_acknowledged() {
     let bob = world.register("bob").await;
     let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
     let send = async |content| {
-        let request =
-            ConnectionRequest { offers: List::new(vec![offer(token.clone(), content)]).unwrap() };
+        let request = request_of(vec![offer(token.clone(), content)]);
         world.node.connection_request(&bob.client, request).await.unwrap()
     };
     assert_eq!(send(1).await, QueueingServiceResponse::Ok);
@@ -410,8 +415,8 @@ async fn one_user_leaves_another_so_many_offers_in_an_hour_and_no_more() {
     let (bob, carol) = (world.register("bob").await, world.register("carol").await);
     let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
     let send = async |from: &Person, content| {
-        let offers = List::new(vec![offer(token.clone(), content)]).unwrap();
-        world.node.connection_request(&from.client, ConnectionRequest { offers }).await
+        let request = request_of(vec![offer(token.clone(), content)]);
+        world.node.connection_request(&from.client, request).await
     };
     for content in [1, 2] {
         assert_eq!(send(&bob, content).await, Ok(QueueingServiceResponse::Ok));
@@ -435,7 +440,7 @@ async fn connection_requests_leave_room_for_notices() {
     let bob = world.register("bob").await;
     let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
     let offers = (0..12).map(|content| offer(token.clone(), content)).collect();
-    let request = ConnectionRequest { offers: List::new(offers).unwrap() };
+    let request = request_of(offers);
     let answer = world.node.connection_request(&bob.client, request).await;
     assert_eq!(answer, Ok(QueueingServiceResponse::QueueFull));
     assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 9, "a tenth is kept free");

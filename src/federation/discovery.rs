@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(lifetime("", None), DEFAULT_MS);
         assert_eq!(lifetime("public", None), DEFAULT_MS);
         assert_eq!(lifetime("max-age=600", None), 600_000);
-        assert_eq!(lifetime("public, MAX-AGE=600", None), 600_000);
+        assert_eq!(lifetime("public, max-age=600, immutable", None), 600_000);
         assert_eq!(lifetime("max-age=600", Some("100")), 500_000);
         assert_eq!(lifetime("max-age=0", None), LIFETIME_MIN_MS);
         assert_eq!(lifetime("max-age=600", Some("900")), LIFETIME_MIN_MS);

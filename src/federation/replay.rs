@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(replays.held().1, 100);
         run(&mut replays, &a, 5, 101).unwrap();
         assert!(!is_kept(&replays, &a, 5), "larger than all that a sender may have");
-        run(&mut replays, &b, 1, 90).unwrap();
+        run(&mut replays, &b, 1, 80).unwrap();
         let (_, bytes) = replays.held();
         assert!(bytes <= 150, "{bytes}");
         assert!(is_kept(&replays, &b, 1), "the sender that holds most pays");

@@ -7,6 +7,7 @@
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod change;
+pub mod incoming;
 pub mod leaf;
 pub mod pending;
 pub mod roster;

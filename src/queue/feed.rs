@@ -131,10 +131,15 @@ impl Feed {
                 // what cannot be read any more is said to be missing, and stands in nobody's way
                 let event = decode(&entry.event)
                     .unwrap_or(QueueEvent::Gap { next_available: entry.sequence.next() });
-                let bytes = entry.event.len();
-                self.give(entry.sequence, entry.accepted_at, event, bytes, room, out)?;
+                if let QueueEvent::Gap { next_available } = event {
+                    // stands in a copy of a feed where its hub left entries out
+                    self.skip_to(next_available, &view, room, now, out)?;
+                } else {
+                    let bytes = entry.event.len();
+                    self.give(entry.sequence, entry.accepted_at, event, bytes, room, out)?;
+                }
             }
-            self.cursor = entry.sequence;
+            self.cursor = self.cursor.max(entry.sequence);
         }
         if self.cursor == last && self.subscription.removed {
             self.give(last.next(), now, QueueEvent::Removed, 0, room, out)?;

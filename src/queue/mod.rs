@@ -4,8 +4,11 @@
 //! go") and §3; DS §6.
 
 pub mod feed;
+pub mod followed;
 pub mod state;
 pub mod token;
 
+#[cfg(test)]
+mod followed_tests;
 #[cfg(test)]
 mod state_tests;

@@ -1,4 +1,5 @@
-//! The node's secrets, in `keys/` of the data folder: what boxes queue tokens, what signs as the hub, the TLS key.
+//! The node's secrets, in `keys/` of the data folder: what boxes queue tokens, what signs as the hub, the TLS key. What
+//! signs for other providers is in [`super::s2s_keys`].
 //!
 //! Made at the first start, with mode 0600 in a folder of 0700, and never replaced by themselves (but for the
 //! self-signed certificate): a lost token key makes every queue token void. A file that others can read is refused.
@@ -22,8 +23,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize;
 
 use crate::{
-    actors::ProviderKey,
     crypto::{BoxKey, CryptoError, SigningKey},
+    federation::ProviderKey,
     queue::token::TokenKeys,
     wire::{
         extensions::SignatureScheme,
@@ -48,8 +49,12 @@ pub enum KeysError {
     Crypto(#[from] CryptoError),
     #[error("the self-signed certificate cannot be made: {0}")]
     Certificate(#[from] rcgen::Error),
-    #[error("the random key id cannot be made unique")]
+    #[error("a key file cannot be written: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(
+        "a rotation is under way: the next key signs from {signs_from} (milliseconds since 1970)"
+    )]
+    Rotating { signs_from: Timestamp },
 }
 
 /// What a node signs and boxes with.
@@ -81,7 +86,7 @@ impl NodeKeys {
         let folder = keys_folder(data_dir)?;
         Ok(Self {
             token_keys: token_keys(&folder.join("token.json"))?,
-            external_senders: external_senders(&folder.join("external-senders.json"), now)?,
+            external_senders: external_senders(&folder.join(SENDERS_FILE), now)?,
         })
     }
 }
@@ -129,6 +134,16 @@ struct SenderRecord {
     scheme: u16,
     private: String,
     not_before: u64,
+}
+
+/// The keys of `data_dir` that stand in groups' `external_senders`; none where none were made yet.
+///
+/// # Errors
+/// [`KeysError`]
+pub fn list_external_senders(data_dir: &Path) -> Result<Vec<ProviderKey>, KeysError> {
+    let path = data_dir.join("keys").join(SENDERS_FILE);
+    // the time is only for keys that are made
+    if path.exists() { external_senders(&path, Timestamp(0)) } else { Ok(Vec::new()) }
 }
 
 fn external_senders(path: &Path, now: Timestamp) -> Result<Vec<ProviderKey>, KeysError> {
@@ -239,7 +254,7 @@ fn is_good_for(chain_pem: &[u8], key_pem: &[u8], domain: &Domain, ahead: Duratio
     judge().is_some()
 }
 
-fn keys_folder(data_dir: &Path) -> Result<PathBuf, KeysError> {
+pub(super) fn keys_folder(data_dir: &Path) -> Result<PathBuf, KeysError> {
     let folder = data_dir.join("keys");
     if !folder.exists() {
         DirBuilder::new()
@@ -252,7 +267,7 @@ fn keys_folder(data_dir: &Path) -> Result<PathBuf, KeysError> {
     Ok(folder)
 }
 
-fn read_or_make<T: Serialize + DeserializeOwned>(
+pub(super) fn read_or_make<T: Serialize + DeserializeOwned>(
     path: &Path,
     make: impl FnOnce() -> Result<T, KeysError>,
 ) -> Result<T, KeysError> {
@@ -264,11 +279,15 @@ fn read_or_make<T: Serialize + DeserializeOwned>(
         return value.map_err(|error| damaged(path, &error.to_string()));
     }
     let value = make()?;
-    let mut bytes = serde_json::to_vec_pretty(&value)?;
+    write_secret(path, &value)?;
+    Ok(value)
+}
+
+pub(super) fn write_secret<T: Serialize>(path: &Path, value: &T) -> Result<(), KeysError> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
     let written = write_file(path, &bytes, 0o600);
     bytes.zeroize();
-    written?;
-    Ok(value)
+    written
 }
 
 /// Refuses what anyone but its owner can read.
@@ -311,10 +330,11 @@ pub(super) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Resu
     fs::File::open(folder)?.sync_all()
 }
 
-fn damaged(path: &Path, what: &str) -> KeysError {
+pub(super) fn damaged(path: &Path, what: &str) -> KeysError {
     KeysError::Damaged { path: path.to_owned(), what: what.to_owned() }
 }
 
+const SENDERS_FILE: &str = "external-senders.json";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const YEAR: Duration = Duration::from_secs(397 * 24 * 3600);

@@ -7,6 +7,7 @@ pub mod config;
 pub mod endpoints;
 pub mod keys;
 mod run;
+pub mod s2s_keys;
 mod setting;
 mod store_metrics;
 pub mod telemetry;

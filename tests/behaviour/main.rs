@@ -12,6 +12,7 @@ mod hostile;
 mod hostile_peer;
 mod http;
 mod import;
+mod impostors;
 mod large_group;
 mod layers;
 #[path = "../support/providers.rs"]
@@ -19,6 +20,7 @@ mod providers;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod samples;
+mod serve;
 #[path = "../support/mod.rs"]
 mod support;
 mod vectors;

@@ -6,8 +6,9 @@ use mimid::{
     crypto::{self, SigningKey},
     wire::{
         client::{
-            ClientMessage, ClientMessageTbs, DeleteDevice, Dequeue, Dequeued, Flag, MintedTokens,
-            OpenStream, ProviderKeys, ProviderKeysAnswer, QueueTokens, Register, Registered,
+            ClientMessage, ClientMessageTbs, ConnectionRequestTo, DeleteDevice, Dequeue, Dequeued,
+            Flag, MintedTokens, OpenStream, ProviderKeys, ProviderKeysAnswer, QueueTokens,
+            Register, Registered,
         },
         codec::{List, Opaque, Raw, ShortOpaque, Text},
         ds::{DsContext, DsMessage, DsRequest, DsSenderId, WelcomeInfo},
@@ -245,7 +246,9 @@ fn a_stream_delivers_takes_acknowledgements_and_ends_with_its_device() {
             kem_output: Opaque::new([2; 32]).unwrap(),
             ciphertext: Opaque::new([3; 99]).unwrap(),
         };
-        let body = ConnectionRequest { offers: List::new(vec![offer]).unwrap() };
+        let request = ConnectionRequest { offers: List::new(vec![offer]).unwrap() };
+        let recipient_domain = Domain::new("localhost").unwrap();
+        let body = ConnectionRequestTo { recipient_domain, request };
         let bob = Device::registered(&provider, "bob");
         assert_eq!(bob.post(&provider, "/v1/connection_request", &encode(&body)).status, 200);
         let entry = loop {

@@ -1,0 +1,118 @@
+//! What other providers ask of this one. PROTOCOL.md §4: one event, one struct, one answer.
+//!
+//! Who sends was authenticated by `federation`, and that the event belongs to its endpoint. Here is what the sender may
+//! say: it speaks for its own clients, and for the groups that it hosts. The hub's own checks are `group`'s.
+
+use tls_codec::DeserializeBytes;
+
+use super::{
+    deliver::Sender,
+    errors::{malformed, not_authorized},
+    node::Node,
+};
+use crate::{
+    federation::Opened,
+    wire::{
+        codec::encode,
+        decode,
+        ds::{DsError, Outcome},
+        federation::EventType,
+        key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
+        queueing::{DeliverBatchRequest, QueueingServiceRequest},
+    },
+};
+
+impl Node {
+    /// Answers an event of another provider: with a DSResponse that is `ok`, or the event's own answer. A repeat is
+    /// executed again where that changes nothing, else it gets the answer of the first time.
+    ///
+    /// # Errors
+    /// The [`DsError`] that the answer says instead.
+    pub async fn federated(&self, opened: Opened) -> Result<Vec<u8>, DsError> {
+        match opened.event {
+            EventType::DeliveryService(_) => self.relayed(opened).await,
+            EventType::DeliverBatch => {
+                let batch: DeliverBatchRequest = body_of(&opened)?;
+                Ok(encode(&self.deliver_batch(&opened.sender, batch).await?))
+            }
+            EventType::Deliver => {
+                let request: QueueingServiceRequest = body_of(&opened)?;
+                Ok(encode(&self.queueing_service_request(request, &opened.sender).await?))
+            }
+            EventType::ConnectionRequest
+            | EventType::ConnectionKeyPackages
+            | EventType::GroupKeyPackages => self.once(&opened).await,
+            EventType::Complaint => Err(not_authorized("this provider takes no complaints yet")),
+            EventType::MigrationRequest
+            | EventType::MigrationContent
+            | EventType::MigrationAbort => {
+                Err(not_authorized("this provider does not move groups"))
+            }
+        }
+    }
+
+    /// A DSMessage of a client of the sender's.
+    async fn relayed(&self, opened: Opened) -> Result<Vec<u8>, DsError> {
+        let message = opened.ds_message()?;
+        if message.context.hub_domain != self.domain {
+            return Err(not_authorized(format!(
+                "{} is another hub; this provider relays for its own clients only",
+                message.context.hub_domain
+            )));
+        }
+        let response = self.hosted_operation(opened.sender, message).await;
+        match response.outcome {
+            Outcome::Ok(_) => Ok(encode(&response)),
+            Outcome::Err(error) => Err(error),
+        }
+    }
+
+    /// What may not be done twice for one request.
+    async fn once(&self, opened: &Opened) -> Result<Vec<u8>, DsError> {
+        let Some(federation) = &self.federation else {
+            return Err(not_authorized("this provider does not federate"));
+        };
+        if let Some(answer) = federation.answer_of(opened) {
+            return Ok(answer);
+        }
+        let answer = self.answer_once(opened).await?;
+        federation.remember(opened, &answer);
+        Ok(answer)
+    }
+
+    async fn answer_once(&self, opened: &Opened) -> Result<Vec<u8>, DsError> {
+        let sender = Sender::Peer(opened.sender.clone());
+        match opened.event {
+            EventType::ConnectionKeyPackages => {
+                let request: ConnectionKeyPackageRequest = body_of(opened)?;
+                if request.requester.domain() != opened.sender {
+                    return Err(not_authorized("the requester is no user of the sender's"));
+                }
+                Ok(encode(&self.hand_out_for_connection(&sender, request).await?))
+            }
+            EventType::GroupKeyPackages => {
+                let request: GroupKeyPackageRequest = body_of(opened)?;
+                Ok(encode(&self.hand_out_for_group(&sender, request).await?))
+            }
+            EventType::ConnectionRequest => {
+                // sealed offers, or a Welcome as DS §6.1 has it: the first fills the body with one vector
+                if let Ok(request) = decode::<ConnectionRequest>(&opened.body) {
+                    return Ok(encode(&self.take_offers(&sender, request).await?));
+                }
+                let request: QueueingServiceRequest = body_of(opened)?;
+                Ok(encode(&self.queueing_service_request(request, &opened.sender).await?))
+            }
+            EventType::DeliveryService(_)
+            | EventType::Deliver
+            | EventType::DeliverBatch
+            | EventType::Complaint
+            | EventType::MigrationRequest
+            | EventType::MigrationContent
+            | EventType::MigrationAbort => Err(malformed("another event")),
+        }
+    }
+}
+
+fn body_of<T: DeserializeBytes>(opened: &Opened) -> Result<T, DsError> {
+    decode(&opened.body).map_err(malformed)
+}

@@ -1,0 +1,445 @@
+//! What other providers deliver and ask, through the node of a.example.
+
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
+
+use super::testing::*;
+use crate::{
+    account::Registration,
+    actors::Limits,
+    federation::Opened,
+    store::records::GroupStatus,
+    wire::{
+        client::DeleteDevice,
+        codec::{List, Opaque, append_vector, decode, encode},
+        ds::{
+            DsContext, DsMessage, DsRequest, DsSenderId, FanoutFilter, ProtocolVersion, WelcomeInfo,
+        },
+        extensions::{KeyPackageClass, QueueToken},
+        federation::EventType,
+        ids::{
+            Domain, Epoch, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp,
+            UserUri,
+        },
+        key_packages::{
+            ConnectionKeyPackageRequest, ConnectionKeyPackageResponse, ConnectionRequest,
+            GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus, SealedOffer,
+        },
+        mls::MlsMessage,
+        queueing::{
+            DeliverBatchRequest, DeliveryItem, DeliveryProblem, QueueEntry, QueueEvent,
+            QueueingServiceRequest, QueueingServiceResponse, RosterChange,
+        },
+    },
+};
+
+fn hub() -> Domain {
+    Domain::new("b.example").unwrap()
+}
+
+/// A group that b.example hosts.
+fn remote(seed: u8) -> GroupId {
+    GroupId::of(&hub(), [seed; 16])
+}
+
+fn message(group: &GroupId) -> MlsMessage {
+    let mut bytes = vec![0, 1, 0, 2];
+    append_vector(&mut bytes, group.as_bytes());
+    bytes.extend(0u64.to_be_bytes());
+    bytes.push(1);
+    for part in [&b""[..], b"sender", b"content"] {
+        append_vector(&mut bytes, part);
+    }
+    MlsMessage::new(bytes).unwrap()
+}
+
+fn add(recipient: u64, token: &QueueToken) -> RosterChange {
+    RosterChange::Add {
+        recipient: RecipientId(recipient),
+        client_queue_information: token.clone(),
+        filter: FanoutFilter::All,
+        welcome: None,
+    }
+}
+
+fn snapshot(group: &GroupId, next: u64, roster: Vec<RosterChange>) -> DeliveryItem {
+    DeliveryItem::Snapshot {
+        group_id: group.clone(),
+        next_sequence: Sequence(next),
+        chain: List::default(),
+        roster: List::new(roster).unwrap(),
+    }
+}
+
+fn said(world: &World, group: &GroupId, sequence: u64) -> DeliveryItem {
+    changed(world, group, sequence, Vec::new())
+}
+
+fn changed(
+    world: &World,
+    group: &GroupId,
+    sequence: u64,
+    roster: Vec<RosterChange>,
+) -> DeliveryItem {
+    use crate::actors::Clock as _;
+    DeliveryItem::Feed {
+        group_id: group.clone(),
+        group_sequence: Sequence(sequence),
+        accepted_at: world.clock.now(),
+        except: None,
+        event: QueueEvent::MlsMessage { message: message(group) },
+        roster: List::new(roster).unwrap(),
+    }
+}
+
+type Failures = Vec<(u32, DeliveryProblem, u64, u64)>;
+
+async fn deliver(world: &World, from: &Domain, items: Vec<DeliveryItem>) -> Failures {
+    let request = DeliverBatchRequest { items: List::new(items).unwrap() };
+    let answer = world.node.deliver_batch(from, request).await.unwrap();
+    let of = |failure: &crate::wire::queueing::DeliveryFailure| {
+        (failure.item, failure.problem, failure.recipient.0, failure.next_sequence.0)
+    };
+    answer.failures.iter().map(of).collect()
+}
+
+async fn token(world: &World, person: &Person) -> QueueToken {
+    world.tokens(person, TokenClass::Group, 1).await.remove(0)
+}
+
+fn groups_of(entries: &[QueueEntry]) -> Vec<(String, u64)> {
+    let of = |entry: &QueueEntry| {
+        (String::from_utf8(entry.group_id.as_slice().to_vec()).unwrap(), entry.sequence.0)
+    };
+    entries.iter().map(of).collect()
+}
+
+#[actix::test]
+async fn groups_of_one_batch_stand_for_themselves_and_a_repeat_is_stored_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let (one, two) = (token(&world, &alice).await, token(&world, &alice).await);
+    let (first, second) = (remote(1), remote(2));
+    let items = vec![
+        snapshot(&first, 5, vec![add(1, &one)]),
+        said(&world, &second, 3),
+        said(&world, &first, 5),
+        said(&world, &second, 4),
+        said(&world, &first, 7),
+        snapshot(&second, 9, vec![add(1, &two)]),
+        said(&world, &first, 6),
+    ];
+    let gap = (4, DeliveryProblem::Gap, 0, 6);
+    let unknown = |item| (item, DeliveryProblem::UnknownFeed, 0, 0);
+    assert_eq!(deliver(&world, &hub(), items.clone()).await, [unknown(1), unknown(3), gap]);
+    // the first answer was lost
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let id = first.as_str().to_owned();
+    assert_eq!(groups_of(&entries), [(id.clone(), 5), (id.clone(), 6), (id, 7)]);
+    let head = world.node.store.group_head(&first).await.unwrap().unwrap();
+    assert_eq!((head.status, head.next_sequence), (GroupStatus::Followed, Sequence(8)));
+}
+
+#[actix::test]
+async fn follower_that_is_online_is_woken_and_has_everything_after_a_restart() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    let token = token(&world, &alice).await;
+    let group = remote(1);
+    let (entries, _) = futures_util::future::join(world.dequeue(&alice, &[], 50_000), async {
+        deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &token)])]).await;
+        deliver(&world, &hub(), vec![said(&world, &group, 1)]).await
+    })
+    .await;
+    assert_eq!(groups_of(&entries), [(group.as_str().to_owned(), 1)]);
+    world.disk.crash();
+    world.restart();
+    assert_eq!(world.dequeue(&alice, &[], 0).await, entries);
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 2)]).await, []);
+    assert_eq!(world.dequeue(&alice, &[(1, 1)], 0).await.len(), 1);
+}
+
+#[actix::test]
+async fn nobody_but_its_hub_speaks_for_a_group() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let token = token(&world, &alice).await;
+    let other = Domain::new("c.example").unwrap();
+    let own = group(1);
+    let wrong = |item| (item, DeliveryProblem::WrongHub, 0, 0);
+    let items = vec![snapshot(&remote(1), 1, vec![add(1, &token)]), said(&world, &remote(1), 1)];
+    assert_eq!(deliver(&world, &other, items).await, [wrong(0), wrong(1)]);
+    let items = vec![snapshot(&own, 1, vec![add(1, &token)])];
+    assert_eq!(deliver(&world, &domain(), items.clone()).await, [wrong(0)]);
+    assert_eq!(deliver(&world, &hub(), items).await, [wrong(0)]);
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty());
+    assert_eq!(world.node.store.group_head(&remote(1)).await, Ok(None));
+}
+
+#[actix::test]
+async fn token_is_bound_to_the_group_that_names_it_first() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (of_alice, of_bob) = (token(&world, &alice).await, token(&world, &bob).await);
+    let bad = DeliveryProblem::InvalidClientQueueInformation;
+    let roster = vec![add(1, &of_alice)];
+    assert_eq!(deliver(&world, &hub(), vec![snapshot(&remote(1), 1, roster)]).await, []);
+    let roster = vec![add(7, &of_alice), add(8, &of_bob)];
+    let items = vec![snapshot(&remote(2), 1, roster), said(&world, &remote(2), 1)];
+    assert_eq!(deliver(&world, &hub(), items).await, [(1, bad, 7, 2)], "the items stand");
+    assert_eq!(world.dequeue(&bob, &[], 0).await.len(), 1);
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty());
+    let connection = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let forged = QueueToken::new(vec![1; 77]).unwrap();
+    for (recipient, token) in [(9, connection), (10, forged)] {
+        let roster = vec![add(recipient, &token)];
+        let group = remote(u8::try_from(recipient).unwrap());
+        let failures = deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+        assert_eq!(failures, [(0, bad, recipient, 1)]);
+    }
+}
+
+#[actix::test]
+async fn deleted_device_is_reported_with_every_answer_until_the_hub_has_removed_it() {
+    let mut world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let roster = vec![add(1, &token(&world, &alice).await), add(2, &token(&world, &bob).await)];
+    let group = remote(1);
+    let items = vec![snapshot(&group, 1, roster), said(&world, &group, 1)];
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    let delete = DeleteDevice { client: bob.client.clone() };
+    world.node.delete_device(&bob.client, delete).await.unwrap();
+    // what was left for the group is taken by itself; this only waits for it
+    world.node.wake_noticed_groups().await.unwrap();
+    let gone = |item, next| (item, DeliveryProblem::InvalidClientQueueInformation, 2, next);
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 2)]).await, [gone(0, 3)]);
+    world.restart();
+    let again = vec![said(&world, &group, 2), said(&world, &group, 3)];
+    assert_eq!(deliver(&world, &hub(), again).await, [gone(1, 4)]);
+    let removed = vec![RosterChange::Remove { recipient: RecipientId(2) }];
+    assert_eq!(deliver(&world, &hub(), vec![changed(&world, &group, 4, removed)]).await, []);
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 4);
+}
+
+#[actix::test]
+async fn client_in_too_many_groups_is_reported_to_the_hub() {
+    let limits = Limits { subscriptions_max: 1, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    for seed in [1, 2] {
+        let roster = vec![add(4, &token(&world, &alice).await)];
+        let items = vec![snapshot(&remote(seed), 1, roster)];
+        assert_eq!(deliver(&world, &hub(), items).await, []);
+        world.dequeue(&alice, &[], 0).await;
+    }
+    world.node.wake_noticed_groups().await.unwrap();
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &remote(1), 1)]).await, []);
+    let failures = deliver(&world, &hub(), vec![said(&world, &remote(2), 1)]).await;
+    assert_eq!(failures, [(0, DeliveryProblem::InvalidClientQueueInformation, 4, 2)]);
+}
+
+#[actix::test]
+async fn what_every_member_has_acknowledged_goes_and_the_rest_when_it_is_old() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let roster = vec![add(1, &token(&world, &alice).await), add(2, &token(&world, &bob).await)];
+    let group = remote(1);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    for first in [1, 801] {
+        let items = (first..first + 800).map(|sequence| said(&world, &group, sequence)).collect();
+        assert_eq!(deliver(&world, &hub(), items).await, []);
+    }
+    let read = async |person: &Person, until: u64| {
+        let mut last = 0;
+        while last < until {
+            let entries = world.dequeue(person, &[(1, last)], 0).await;
+            last = entries.last().unwrap().sequence.0.min(until);
+        }
+        world.dequeue(person, &[(1, until)], 0).await;
+    };
+    read(&alice, 1600).await;
+    read(&bob, 1000).await;
+    world.node.drain_queues().await;
+    world.clock.advance_ms(60_000);
+    assert_eq!(world.node.sweep_groups().await, Ok(1));
+    let head = async || world.node.store.group_head(&group).await.unwrap().unwrap();
+    assert_eq!(head().await.first_sequence, Sequence(1001));
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 1601)]).await, []);
+    assert_eq!(world.dequeue(&bob, &[], 0).await[0].sequence, Sequence(1001));
+    assert_eq!(world.node.sweep_groups().await, Ok(0), "not before its time");
+
+    // both leave, and what is kept for them gets old
+    let removed = [1, 2].map(|number| RosterChange::Remove { recipient: RecipientId(number) });
+    let items = vec![changed(&world, &group, 1602, removed.to_vec())];
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    world.clock.advance_ms(60_000);
+    world.node.sweep_groups().await.unwrap();
+    assert_eq!(head().await.first_sequence, Sequence(1001), "they may still have to read why");
+    world.clock.advance_ms(31 * 24 * 3_600_000);
+    world.node.sweep_groups().await.unwrap();
+    let left = head().await;
+    assert_eq!((left.first_sequence, left.log_bytes, left.wake_at), (Sequence(1603), 0, None));
+    assert_eq!(world.node.store.followed(&group).await, Ok(None));
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 1602)]).await, [], "had already");
+}
+
+#[actix::test]
+async fn deleted_group_is_told_and_its_copy_dropped_when_it_is_old() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let roster = vec![add(1, &token(&world, &alice).await)];
+    let DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, roster: none, .. } =
+        said(&world, &group, 2)
+    else {
+        unreachable!()
+    };
+    let event = QueueEvent::GroupDeleted;
+    let end =
+        DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, event, roster: none };
+    let items = vec![snapshot(&group, 1, roster), said(&world, &group, 1), end];
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert_eq!(entries.last().unwrap().event, QueueEvent::GroupDeleted);
+    world.clock.advance_ms(31 * 24 * 3_600_000);
+    assert_eq!(world.node.sweep_groups().await, Ok(1));
+    let head = world.node.store.group_head(&group).await.unwrap().unwrap();
+    assert_eq!((head.status, head.log_bytes), (GroupStatus::Deleted, 0));
+}
+
+fn offer(token: QueueToken, content: u8) -> SealedOffer {
+    SealedOffer {
+        client_queue_information: token,
+        key_package_ref: KeyPackageRef(Opaque::new([1; 32]).unwrap()),
+        kem_output: Opaque::new([2; 32]).unwrap(),
+        ciphertext: Opaque::new([content; 64]).unwrap(),
+    }
+}
+
+#[actix::test]
+async fn direct_item_is_a_connection_request_and_stored_once() {
+    let limits = Limits { connection_offers_per_hour: 2, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let token = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let liar = Domain::new("c.example").unwrap();
+    let direct = |id: u8, content, of: &QueueToken| DeliveryItem::Direct {
+        item_id: [id; 16],
+        client_queue_information: of.clone(),
+        event: QueueEvent::ConnectionRequest {
+            sender_domain: liar.clone(),
+            offer: offer(token.clone(), content),
+        },
+    };
+    for _ in 0..2 {
+        assert_eq!(deliver(&world, &hub(), vec![direct(1, 1, &token)]).await, []);
+    }
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let event =
+        QueueEvent::ConnectionRequest { sender_domain: hub(), offer: offer(token.clone(), 1) };
+    assert_eq!(entries.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(), [event]);
+    let full = (0, DeliveryProblem::QueueFull, 0, 0);
+    assert_eq!(deliver(&world, &hub(), vec![direct(2, 2, &token)]).await, [full], "the hour's");
+    let other = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let forged = DeliveryItem::Direct {
+        item_id: [3; 16],
+        client_queue_information: other.clone(),
+        event: QueueEvent::Removed,
+    };
+    let invalid = |item| (item, DeliveryProblem::InvalidItem, 0, 0);
+    let failures = deliver(&world, &liar, vec![direct(3, 3, &other), forged]).await;
+    assert_eq!(failures, [invalid(0), invalid(1)]);
+}
+
+#[actix::test]
+async fn group_that_is_followed_is_not_hosted() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let roster = vec![add(1, &token(&world, &alice).await)];
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    let response = world.node.group_operation(&alice.client, ask(&group, &domain())).await;
+    assert_eq!(response.outcome.into_result().unwrap_err().name(), "group_not_found");
+    world.node.wake_group(&group);
+    world.node.sweep_groups().await.unwrap();
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 1)]).await, []);
+    // without federation nobody else is asked
+    let response = world.node.group_operation(&alice.client, ask(&group, &hub())).await;
+    assert_eq!(response.outcome.into_result().unwrap_err().name(), "not_authorized");
+}
+
+fn ask(group: &GroupId, hub: &Domain) -> DsMessage {
+    DsMessage {
+        sender_id: DsSenderId::KeyPackageRef(KeyPackageRef(Opaque::new([1; 32]).unwrap())),
+        request: DsRequest::WelcomeInfo(WelcomeInfo {
+            group_id: group.clone(),
+            sender: Opaque::new([1; 32]).unwrap(),
+            epoch: Epoch(1),
+        }),
+        signature: Default::default(),
+        context: DsContext {
+            version: ProtocolVersion::MIMI10,
+            hub_domain: hub.clone(),
+            group_id: group.clone(),
+            timestamp: Timestamp(1),
+            request_id: RequestId([1; 16]),
+        },
+    }
+}
+
+async fn federated<T: tls_codec::Serialize>(
+    world: &World,
+    event: EventType,
+    body: &T,
+) -> Result<Vec<u8>, &'static str> {
+    let opened = Opened::unsigned(hub(), event, RequestId([1; 16]), encode(body));
+    world.node.federated(opened).await.map_err(|error| error.name())
+}
+
+#[actix::test]
+async fn event_must_be_what_its_body_is_and_for_this_hub() {
+    let world = World::new();
+    let group = group(1);
+    let message = ask(&group, &domain());
+    let say = async |event, message: &DsMessage| federated(&world, event, message).await;
+    let other = EventType::DeliveryService("send-message");
+    assert_eq!(say(other, &message).await, Err("malformed"));
+    let event = EventType::of(&message.request);
+    assert_eq!(say(event, &message).await, Err("group_not_found"));
+    assert_eq!(say(event, &ask(&remote(1), &hub())).await, Err("not_authorized"));
+    assert_eq!(federated(&world, event, &7_u64).await, Err("malformed"));
+    for event in [
+        EventType::Complaint,
+        EventType::MigrationRequest,
+        EventType::MigrationContent,
+        EventType::MigrationAbort,
+    ] {
+        assert_eq!(federated(&world, event, &7_u64).await, Err("not_authorized"));
+    }
+    let batch = DeliverBatchRequest { items: List::new(vec![said(&world, &group, 1)]).unwrap() };
+    assert!(federated(&world, EventType::DeliverBatch, &batch).await.is_ok());
+    let many = vec![said(&world, &group, 1); 1_001];
+    let batch = DeliverBatchRequest { items: List::new(many).unwrap() };
+    assert_eq!(federated(&world, EventType::DeliverBatch, &batch).await, Err("too_large"));
+}
+
+#[actix::test]
+async fn single_message_comes_from_its_groups_hub() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let token = token(&world, &alice).await;
+    let send = async |group: &GroupId| {
+        let request = QueueingServiceRequest {
+            client_queue_information: token.clone(),
+            message: message(group),
+        };
+        let answer = federated(&world, EventType::Deliver, &request).await.unwrap();
+        decode::<QueueingServiceResponse>(&answer).unwrap()
+    };
+    let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
+    let other = GroupId::of(&Domain::new("c.example").unwrap(), [1; 16]);
+    assert_eq!(send(&other).await, invalid);
+    assert_eq!(send(&group(1)).await, invalid);
+    assert_eq!(send(&remote(1)).await, QueueingServiceResponse::Ok);
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 1);
+}

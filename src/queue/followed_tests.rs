@@ -1,0 +1,798 @@
+//! What a guest does with what a hub sends, against a store that does what batches say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::{
+    feed::FeedView,
+    followed::*,
+    state::{Next, QueueLimits, QueueState},
+};
+use crate::{
+    store::{
+        Condition, Write,
+        records::{
+            FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, InboxItem, InboxKey,
+            QueueHead,
+        },
+    },
+    wire::{
+        codec::{List, Opaque, append_vector, decode, encode},
+        ds::FanoutFilter,
+        extensions::QueueToken,
+        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence, Timestamp},
+        key_packages::SealedOffer,
+        mls::MlsMessage,
+        portability::MigrationConfirmation,
+        queueing::{
+            DeliveryFailure, DeliveryItem, DeliveryProblem, QueueEntry, QueueEvent, RosterChange,
+        },
+    },
+};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000);
+const LIMITS: CopyLimits = CopyLimits {
+    changes_max: 100,
+    retention_ms: 1_000_000,
+    records_due: 50,
+    bytes_due: 1 << 20,
+    trim_delay_ms: 1_000,
+};
+
+fn hub() -> Domain {
+    Domain::new("hub.example").unwrap()
+}
+
+fn group() -> GroupId {
+    GroupId::of(&hub(), [7; 16])
+}
+
+fn client(number: u8) -> ClientUri {
+    ClientUri::new(format!("mimi://guest.example/d/user{number}/phone")).unwrap()
+}
+
+/// Good tokens are of clients 1 to 100.
+fn token(number: u8) -> QueueToken {
+    Opaque::new([number; 8]).unwrap()
+}
+
+fn tokens() -> GoodTokens {
+    (1..=100).map(|number| (token(number), client(number))).collect()
+}
+
+fn framed(wire_format: u8, content_type: u8, of: &GroupId) -> MlsMessage {
+    let mut bytes = vec![0, 1, 0, wire_format];
+    append_vector(&mut bytes, of.as_bytes());
+    bytes.extend(5u64.to_be_bytes());
+    if wire_format == 2 {
+        bytes.push(content_type);
+        for part in [&b""[..], b"sender", b"content"] {
+            append_vector(&mut bytes, part);
+        }
+    } else {
+        bytes.extend([1, 0, 0, 0, 0]); // leaf 0
+        append_vector(&mut bytes, b"");
+        bytes.push(content_type);
+        match content_type {
+            1 => append_vector(&mut bytes, b"hello"),
+            _ => bytes.extend([0, 3, 0, 0, 0, 1]), // remove leaf 1
+        }
+        append_vector(&mut bytes, &[9; 64]);
+        append_vector(&mut bytes, &[9; 32]);
+    }
+    MlsMessage::new(bytes).unwrap()
+}
+
+fn welcome(secrets: usize) -> MlsMessage {
+    let mut bytes = vec![0, 1, 0, 3, 0, 1];
+    let mut all = Vec::new();
+    for number in 0..secrets {
+        append_vector(&mut all, &[u8::try_from(number).unwrap(); 32]);
+        append_vector(&mut all, &[1; 32]);
+        append_vector(&mut all, &[2; 40]);
+    }
+    append_vector(&mut bytes, &all);
+    append_vector(&mut bytes, &[3; 50]);
+    MlsMessage::new(bytes).unwrap()
+}
+
+fn add(recipient: u64, of: u8) -> RosterChange {
+    RosterChange::Add {
+        recipient: RecipientId(recipient),
+        client_queue_information: token(of),
+        filter: FanoutFilter::All,
+        welcome: None,
+    }
+}
+
+fn update(recipient: u64, of: u8) -> RosterChange {
+    RosterChange::Update {
+        recipient: RecipientId(recipient),
+        client_queue_information: token(of),
+        filter: FanoutFilter::HandshakeOnly,
+    }
+}
+
+fn remove(recipient: u64) -> RosterChange {
+    RosterChange::Remove { recipient: RecipientId(recipient) }
+}
+
+fn item(sequence: u64, event: QueueEvent, roster: Vec<RosterChange>) -> DeliveryItem {
+    DeliveryItem::Feed {
+        group_id: group(),
+        group_sequence: Sequence(sequence),
+        accepted_at: Timestamp(sequence),
+        except: None,
+        event,
+        roster: List::new(roster).unwrap(),
+    }
+}
+
+fn said(sequence: u64) -> DeliveryItem {
+    let message = framed(2, 1, &group());
+    item(sequence, QueueEvent::MlsMessage { message }, Vec::new())
+}
+
+fn quiet(sequence: u64, roster: Vec<RosterChange>) -> DeliveryItem {
+    item(sequence, QueueEvent::RosterOnly, roster)
+}
+
+fn snapshot(next: u64, roster: Vec<RosterChange>) -> DeliveryItem {
+    DeliveryItem::Snapshot {
+        group_id: group(),
+        next_sequence: Sequence(next),
+        chain: List::default(),
+        roster: List::new(roster).unwrap(),
+    }
+}
+
+/// A guest's store, as far as one group is concerned.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Guest {
+    head: Option<GroupHead>,
+    followed: Option<Followed>,
+    members: BTreeMap<RecipientId, FollowedMember>,
+    log: BTreeMap<Sequence, FeedEntry>,
+    inbox: BTreeMap<(ClientUri, InboxKey), InboxItem>,
+}
+
+impl Guest {
+    fn take(&mut self, items: Vec<DeliveryItem>) -> Vec<DeliveryFailure> {
+        self.take_at(items, NOW)
+    }
+
+    fn take_at(&mut self, items: Vec<DeliveryItem>, now: Timestamp) -> Vec<DeliveryFailure> {
+        let all = items.iter().any(needs_members);
+        let members = self.members.values().filter(|member| all || member.gone).cloned().collect();
+        let stored = Stored { head: self.head.clone(), members };
+        let items: Vec<_> = (0..).zip(items).collect();
+        let outcome = follow(&hub(), &group(), stored, &items, &tokens(), &LIMITS, now);
+        for condition in outcome.batch.conditions {
+            let head = self.head.as_ref().map(|head| (head.next_sequence, head.revision));
+            match condition {
+                Condition::GroupUnknown(_) => assert_eq!(head, None),
+                Condition::GroupAt { next_sequence, revision, .. } => {
+                    assert_eq!(head, Some((next_sequence, revision)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        for write in outcome.batch.writes {
+            match write {
+                Write::GroupHead(head) => self.head = Some(head),
+                Write::Log { record, .. } => {
+                    assert!(self.log.insert(record.feed.sequence, record.feed).is_none());
+                }
+                Write::Followed { followed, .. } => self.followed = Some(followed),
+                Write::DropFollowed(_) => {
+                    self.followed = None;
+                    self.members.clear();
+                }
+                Write::FollowedMember { member, .. } => {
+                    self.members.insert(member.recipient, member);
+                }
+                Write::DropFollowedMember { recipient, .. } => {
+                    self.members.remove(&recipient);
+                }
+                Write::Inbox { client, key, item } => {
+                    assert!(
+                        self.inbox.insert((client, key), item).is_none(),
+                        "a row is overwritten"
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(outcome.head, self.head);
+        outcome.failures
+    }
+
+    fn next(&self) -> u64 {
+        self.head.as_ref().map_or(0, |head| head.next_sequence.0)
+    }
+
+    fn is_in(&self) -> BTreeMap<u64, ClientUri> {
+        let with_client = |member: &FollowedMember| {
+            member.client.clone().map(|client| (member.recipient.0, client))
+        };
+        self.members.values().filter_map(with_client).collect()
+    }
+
+    /// Everything that `client`'s queue gives it.
+    fn read(&self, client: &ClientUri) -> Vec<QueueEntry> {
+        let limits = QueueLimits { own_entries_max: 9, own_welcomes_max: 9, subscriptions_max: 99 };
+        let mut queue = QueueState::load(client.clone(), QueueHead::default(), Vec::new(), limits);
+        let mine = self.inbox.iter().filter(|((of, _), _)| of == client);
+        queue.take(mine.map(|((_, key), item)| (key.clone(), item.clone())).collect(), NOW);
+        queue.rewind(1 << 30, 1 << 20);
+        let mut entries = Vec::new();
+        loop {
+            match queue.next() {
+                Next::ReadFeed { feed, from, .. } => {
+                    let head = self.head.as_ref().unwrap();
+                    let first = head.first_sequence;
+                    let view = FeedView {
+                        first,
+                        next: head.next_sequence,
+                        deleted: head.status == GroupStatus::Deleted,
+                        entries: self.log.range(from.max(first)..).map(|e| e.1.clone()).collect(),
+                    };
+                    entries.extend(queue.fed(feed, view, NOW));
+                }
+                Next::ReadOwn { .. } => {
+                    // Welcomes: what is in them does not matter here
+                    return self.read_without_welcome(client);
+                }
+                Next::Full | Next::Idle => return entries,
+            }
+        }
+    }
+
+    fn read_without_welcome(&self, client: &ClientUri) -> Vec<QueueEntry> {
+        let mut without = self.clone();
+        for item in without.inbox.values_mut() {
+            if let InboxItem::Open { event, .. } = item {
+                *event = None;
+            }
+        }
+        without.read(client)
+    }
+}
+
+/// What one item is refused with.
+fn problems(failures: &[DeliveryFailure]) -> Vec<(u32, DeliveryProblem, u64, u64)> {
+    let of = |failure: &DeliveryFailure| {
+        (failure.item, failure.problem, failure.recipient.0, failure.next_sequence.0)
+    };
+    failures.iter().map(of).collect()
+}
+
+fn short(entries: &[QueueEntry]) -> Vec<(u64, u64, &'static str)> {
+    let of = |entry: &QueueEntry| {
+        let name = match entry.event {
+            QueueEvent::MlsMessage { .. } => "message",
+            QueueEvent::Gap { .. } => "gap",
+            QueueEvent::Removed => "removed",
+            QueueEvent::GroupDeleted => "deleted",
+            _ => "other",
+        };
+        (entry.sequence.0, entry.previous.0, name)
+    };
+    entries.iter().map(of).collect()
+}
+
+#[test]
+fn only_the_groups_creator_is_its_hub() {
+    let other = Domain::new("other.example").unwrap();
+    assert!(is_hub(&hub(), &group(), &other));
+    assert!(!is_hub(&other, &group(), &Domain::new("guest.example").unwrap()));
+    assert!(!is_hub(&hub(), &group(), &hub()), "a group of our own is nobody else's");
+}
+
+#[test]
+fn unknown_feed_asks_for_a_snapshot_and_follows_from_there() {
+    let mut guest = Guest::default();
+    let refused = guest.take(vec![said(4)]);
+    assert_eq!(problems(&refused), [(0, DeliveryProblem::UnknownFeed, 0, 0)]);
+    assert_eq!(guest, Guest::default());
+    assert_eq!(guest.take(vec![snapshot(4, vec![add(1, 1)]), said(4), said(5)]), []);
+    assert_eq!(short(&guest.read(&client(1))), [(4, 0, "message"), (5, 4, "message")]);
+    assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 1 }));
+    let head = guest.head.unwrap();
+    assert_eq!((head.status, head.next_sequence), (GroupStatus::Followed, Sequence(6)));
+}
+
+#[test]
+fn snapshot_of_nobody_opens_nothing() {
+    let mut guest = Guest::default();
+    assert_eq!(guest.take(vec![snapshot(4, Vec::new())]), []);
+    assert_eq!(guest, Guest::default());
+}
+
+#[test]
+fn gap_is_refused_with_what_is_expected_and_a_repeat_is_accepted() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(2, vec![add(1, 1)]), said(2)]);
+    let before = guest.clone();
+    let refused = guest.take(vec![said(2), said(4), said(5)]);
+    let gap = DeliveryProblem::Gap;
+    assert_eq!(problems(&refused), [(1, gap, 0, 3), (2, gap, 0, 3)]);
+    assert_eq!(guest, before, "nothing has changed");
+    assert_eq!(problems(&guest.take(vec![said(4), said(3), said(4)])), [(0, gap, 0, 3)]);
+    assert_eq!(guest.next(), 5);
+}
+
+#[test]
+fn handshake_messages_are_told_from_application_messages() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    let messages = [framed(1, 2, &group()), framed(2, 1, &group()), framed(2, 2, &group())];
+    for (sequence, message) in (1..).zip(messages) {
+        let sent = item(sequence, QueueEvent::MlsMessage { message }, Vec::new());
+        assert_eq!(guest.take(vec![sent]), []);
+    }
+    let flags: Vec<bool> = guest.log.values().map(|entry| entry.handshake).collect();
+    assert_eq!(flags, [true, false, true]);
+    assert_eq!(guest.head.unwrap().epoch.0, 5);
+}
+
+#[test]
+fn event_that_no_hub_may_send_is_invalid_and_changes_nothing() {
+    let other = GroupId::of(&hub(), [8; 16]);
+    let offer = SealedOffer {
+        client_queue_information: token(1),
+        key_package_ref: crate::wire::ids::KeyPackageRef(Opaque::new([1; 32]).unwrap()),
+        kem_output: Opaque::default(),
+        ciphertext: Opaque::default(),
+    };
+    let events = [
+        QueueEvent::MlsMessage { message: framed(2, 1, &other) },
+        QueueEvent::MlsMessage { message: framed(1, 1, &group()) },
+        QueueEvent::MlsMessage { message: welcome(1) },
+        QueueEvent::Welcome { hub_domain: hub(), welcome: welcome(1) },
+        QueueEvent::ConnectionRequest { sender_domain: hub(), offer },
+        QueueEvent::Removed,
+        QueueEvent::Gap { next_available: Sequence(9) },
+        QueueEvent::KeyPackagesLow { left: 0 },
+    ];
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    let before = guest.clone();
+    for event in events {
+        let refused = guest.take(vec![item(1, event.clone(), Vec::new()), said(2)]);
+        let expected = [(0, DeliveryProblem::InvalidItem, 0, 1), (1, DeliveryProblem::Gap, 0, 1)];
+        assert_eq!(problems(&refused), expected, "{event:?}");
+        assert_eq!(guest, before);
+    }
+}
+
+#[test]
+fn roster_that_contradicts_what_is_known_is_invalid_as_a_whole() {
+    let two_secrets = RosterChange::Add {
+        recipient: RecipientId(2),
+        client_queue_information: token(2),
+        filter: FanoutFilter::All,
+        welcome: Some(welcome(2)),
+    };
+    let no_welcome = RosterChange::Add {
+        recipient: RecipientId(2),
+        client_queue_information: token(2),
+        filter: FanoutFilter::All,
+        welcome: Some(framed(2, 1, &group())),
+    };
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    let before = guest.clone();
+    let many = (0..101).map(|number| add(1_000 + number, 3)).collect();
+    for roster in [
+        vec![add(2, 2), add(1, 1)],
+        vec![add(2, 2), add(2, 3)],
+        vec![add(2, 2), update(9, 2)],
+        vec![add(2, 2), remove(9)],
+        vec![two_secrets],
+        vec![no_welcome],
+        many,
+    ] {
+        let refused = guest.take(vec![quiet(1, roster.clone())]);
+        assert_eq!(problems(&refused), [(0, DeliveryProblem::InvalidItem, 0, 1)], "{roster:?}");
+        assert_eq!(guest, before);
+    }
+    for odd in [snapshot(9, vec![remove(1)]), snapshot(0, vec![]), snapshot(1 << 62, vec![])] {
+        let refused = guest.take(vec![odd]);
+        assert!(refused.is_empty() || refused[0].problem == DeliveryProblem::InvalidItem);
+        assert_eq!(guest, before);
+    }
+}
+
+#[test]
+fn snapshot_of_a_moved_group_is_refused() {
+    let bytes = [0; 32];
+    let confirmation = MigrationConfirmation {
+        domain_name: Domain::new("new.example").unwrap(),
+        nonce: bytes,
+        group_id: group(),
+        signature: Opaque::default(),
+        source_domain: hub(),
+        epoch: crate::wire::ids::Epoch(3),
+        next_sequence: Sequence(5),
+    };
+    let moved = DeliveryItem::Snapshot {
+        group_id: group(),
+        next_sequence: Sequence(5),
+        chain: List::new(vec![confirmation]).unwrap(),
+        roster: List::new(vec![add(1, 1)]).unwrap(),
+    };
+    let mut guest = Guest::default();
+    assert_eq!(problems(&guest.take(vec![moved])), [(0, DeliveryProblem::WrongHub, 0, 0)]);
+    assert_eq!(guest, Guest::default());
+}
+
+#[test]
+fn who_is_added_starts_behind_the_item_and_who_is_removed_gets_it_last() {
+    let mut guest = Guest::default();
+    let removes_and_adds = vec![add(2, 2), remove(1)];
+    let failures = guest.take(vec![
+        snapshot(1, vec![add(1, 1)]),
+        said(1),
+        item(2, QueueEvent::MlsMessage { message: framed(1, 2, &group()) }, removes_and_adds),
+        said(3),
+    ]);
+    assert_eq!(failures, []);
+    let one = [(1, 0, "message"), (2, 1, "message"), (3, 2, "removed")];
+    assert_eq!(short(&guest.read(&client(1))), one);
+    assert_eq!(short(&guest.read(&client(2))), [(3, 0, "message")]);
+    assert_eq!(guest.is_in(), BTreeMap::from([(2, client(2))]));
+}
+
+#[test]
+fn welcome_comes_with_its_hubs_name_before_the_feed() {
+    let mut guest = Guest::default();
+    let with_welcome = RosterChange::Add {
+        recipient: RecipientId(1),
+        client_queue_information: token(1),
+        filter: FanoutFilter::HandshakeOnly,
+        welcome: Some(welcome(1)),
+    };
+    guest.take(vec![snapshot(8, vec![with_welcome])]);
+    let opened = guest.inbox.values().next().unwrap();
+    let event = encode(&QueueEvent::Welcome { hub_domain: hub(), welcome: welcome(1) });
+    let expected = InboxItem::Open {
+        group: group(),
+        recipient: RecipientId(1),
+        from: Sequence(8),
+        handshake_only: true,
+        event: Some(event),
+    };
+    assert_eq!(*opened, expected);
+}
+
+#[test]
+fn token_that_is_not_good_is_reported_with_every_answer_until_its_member_is_removed() {
+    let mut guest = Guest::default();
+    let bad = DeliveryProblem::InvalidClientQueueInformation;
+    let failures = guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 200)])]);
+    assert_eq!(problems(&failures), [(0, bad, 2, 1)]);
+    assert_eq!(guest.is_in(), BTreeMap::from([(1, client(1))]), "the item stands");
+    assert_eq!(problems(&guest.take(vec![said(1), said(2)])), [(1, bad, 2, 3)]);
+    assert_eq!(
+        problems(&guest.take(vec![said(2), said(9)])),
+        [(1, DeliveryProblem::Gap, 0, 3), (0, bad, 2, 3)]
+    );
+    assert_eq!(guest.take(vec![quiet(3, vec![remove(2)])]), []);
+    assert_eq!(guest.take(vec![said(4)]), []);
+}
+
+#[test]
+fn client_that_is_in_the_group_already_is_not_added_under_another_number() {
+    let mut guest = Guest::default();
+    let failures = guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 1)])]);
+    let bad = DeliveryProblem::InvalidClientQueueInformation;
+    assert_eq!(problems(&failures), [(0, bad, 2, 1)]);
+    assert_eq!(guest.is_in(), BTreeMap::from([(1, client(1))]));
+    // replaced within one item it is
+    assert_eq!(guest.take(vec![quiet(1, vec![add(3, 1), remove(1), remove(2)])]), []);
+    assert_eq!(guest.is_in(), BTreeMap::from([(3, client(1))]));
+}
+
+#[test]
+fn update_changes_the_filter_behind_the_item_and_keeps_the_membership() {
+    let mut guest = Guest::default();
+    guest.take(vec![
+        snapshot(1, vec![add(1, 1)]),
+        said(1),
+        quiet(2, vec![update(1, 1)]),
+        said(3),
+        item(4, QueueEvent::MlsMessage { message: framed(1, 2, &group()) }, Vec::new()),
+    ]);
+    assert_eq!(short(&guest.read(&client(1))), [(1, 0, "message"), (4, 1, "message")]);
+    // with another's token, or none that is good, it is to go
+    let bad = DeliveryProblem::InvalidClientQueueInformation;
+    for (sequence, of) in [(5, 2), (6, 200)] {
+        let failures = guest.take(vec![quiet(sequence, vec![update(1, of)])]);
+        assert_eq!(problems(&failures), [(0, bad, 1, sequence + 1)]);
+    }
+}
+
+#[test]
+fn update_with_a_good_token_opens_the_queue_of_a_member_that_had_none() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 200)]), said(1)]);
+    assert_eq!(guest.take(vec![quiet(2, vec![update(2, 2)]), said(3)]), []);
+    assert_eq!(guest.is_in(), BTreeMap::from([(1, client(1)), (2, client(2))]));
+    assert_eq!(short(&guest.read(&client(2))), [], "muted, as it asked to be");
+}
+
+#[test]
+fn deleted_group_ends_for_everyone_and_is_never_opened_again() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 2)]), said(1)]);
+    assert_eq!(guest.take(vec![item(2, QueueEvent::GroupDeleted, vec![remove(1), remove(2)])]), []);
+    for number in [1, 2] {
+        let got = [(1, 0, "message"), (2, 1, "deleted")];
+        assert_eq!(short(&guest.read(&client(number))), got);
+    }
+    assert_eq!((guest.followed.clone(), guest.members.len()), (None, 0));
+    let head = guest.head.clone().unwrap();
+    assert_eq!(head.status, GroupStatus::Deleted);
+    assert_eq!(head.wake_at, Some(NOW.plus_ms(LIMITS.retention_ms)));
+    let before = guest.clone();
+    assert_eq!(guest.take(vec![said(1), snapshot(3, vec![add(1, 1)])]), [], "had already");
+    let invalid = DeliveryProblem::InvalidItem;
+    let later = vec![said(3), snapshot(9, vec![add(1, 1)])];
+    assert_eq!(problems(&guest.take(later)), [(0, invalid, 0, 3), (1, invalid, 0, 3)]);
+    assert_eq!(guest, before);
+}
+
+#[test]
+fn repairing_snapshot_tells_those_who_were_there_what_they_lack() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 2), add(3, 3)]), said(1)]);
+    // in the hole 2..=6: client 2 was removed, client 4 added, client 1 muted
+    let muted = RosterChange::Add {
+        recipient: RecipientId(1),
+        client_queue_information: token(1),
+        filter: FanoutFilter::HandshakeOnly,
+        welcome: None,
+    };
+    assert_eq!(guest.take(vec![snapshot(7, vec![muted, add(3, 3), add(4, 4)])]), []);
+    assert_eq!(short(&guest.read(&client(1))), [(1, 0, "message"), (6, 1, "gap")]);
+    assert_eq!(guest.take(vec![said(7)]), []);
+    let three = [(1, 0, "message"), (6, 1, "gap"), (7, 6, "message")];
+    assert_eq!(short(&guest.read(&client(3))), three);
+    assert_eq!(short(&guest.read(&client(1))), three[..2], "muted");
+    let two = [(1, 0, "message"), (6, 1, "gap"), (7, 6, "removed")];
+    assert_eq!(short(&guest.read(&client(2))), two);
+    assert_eq!(short(&guest.read(&client(4))), [(6, 0, "gap"), (7, 6, "message")]);
+    let gap = guest.read(&client(3))[1].event.clone();
+    assert_eq!(gap, QueueEvent::Gap { next_available: Sequence(7) });
+}
+
+#[test]
+fn hole_of_one_entry_is_a_gap_too() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1), snapshot(3, vec![add(1, 1)]), said(3)]);
+    let expected = [(1, 0, "message"), (2, 1, "gap"), (3, 2, "message")];
+    assert_eq!(short(&guest.read(&client(1))), expected);
+}
+
+#[test]
+fn late_snapshot_changes_nothing() {
+    let mut guest = Guest::default();
+    let opening = snapshot(3, vec![add(1, 1)]);
+    guest.take(vec![opening.clone()]);
+    let opened = guest.clone();
+    assert_eq!(guest.take(vec![opening.clone()]), []);
+    assert_eq!(guest, opened);
+    guest.take(vec![quiet(3, vec![remove(1), add(2, 2)])]);
+    let later = guest.clone();
+    assert_eq!(guest.take(vec![opening]), []);
+    assert_eq!(guest, later);
+}
+
+#[test]
+fn feed_that_was_left_opens_again_without_a_gap_for_newcomers() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1), quiet(2, vec![remove(1)])]);
+    assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 0 }));
+    assert_eq!(guest.take(vec![snapshot(9, vec![add(5, 1)]), said(9)]), []);
+    let expected = [(1, 0, "message"), (3, 1, "removed"), (9, 0, "message")];
+    assert_eq!(short(&guest.read(&client(1))), expected);
+}
+
+#[test]
+fn two_snapshots_of_one_sequence_leave_rows_beside_each_other() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(4, vec![add(1, 1)])]);
+    assert_eq!(guest.take(vec![snapshot(4, vec![add(2, 1)])]), []);
+    assert_eq!(guest.is_in(), BTreeMap::from([(2, client(1))]));
+    assert_eq!(guest.inbox.len(), 3, "opened, closed, opened");
+}
+
+#[test]
+fn clock_of_the_hub_does_not_keep_entries_for_ever() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    let DeliveryItem::Feed { group_id, group_sequence, except, event, roster, .. } = said(1) else {
+        unreachable!()
+    };
+    let accepted_at = Timestamp(u64::MAX);
+    let ahead = DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, event, roster };
+    guest.take(vec![ahead]);
+    assert!(guest.log[&Sequence(1)].accepted_at <= NOW.plus_ms(300_000));
+}
+
+#[test]
+fn long_log_is_looked_at_soon_and_a_short_one_when_it_is_old() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    assert_eq!(guest.head.as_ref().unwrap().wake_at, None, "there is nothing to look at");
+    guest.take(vec![said(1)]);
+    let wake_at = |guest: &Guest| guest.head.as_ref().unwrap().wake_at;
+    assert_eq!(wake_at(&guest), Some(NOW.plus_ms(LIMITS.retention_ms)));
+    for sequence in 2..=LIMITS.records_due {
+        guest.take(vec![said(sequence)]);
+    }
+    let soon = Some(NOW.plus_ms(LIMITS.trim_delay_ms));
+    assert_eq!(wake_at(&guest), soon);
+    guest.take_at(vec![said(LIMITS.records_due + 1)], NOW.plus_ms(500));
+    assert_eq!(wake_at(&guest), soon, "more messages do not put it off");
+    let head = guest.head.clone().unwrap();
+    let cut = trimmed(head, Sequence(51), 50 * entry_bytes(&guest.log[&Sequence(1)]), &LIMITS, NOW);
+    assert_eq!(cut.log_bytes, entry_bytes(&guest.log[&Sequence(51)]));
+    assert_eq!(cut.wake_at, Some(NOW.plus_ms(500 + LIMITS.retention_ms)));
+}
+
+/// What a hub has: its items from the one that opens the guest's copy on, and who is in the group behind each.
+#[derive(Debug, Clone)]
+struct Hub {
+    opening: DeliveryItem,
+    items: Vec<DeliveryItem>,
+    rosters: Vec<BTreeMap<u64, ClientUri>>,
+}
+
+fn a_hub() -> impl Strategy<Value = Hub> {
+    // of each step: whether somebody is added, whether somebody is removed
+    let steps = prop::collection::vec((any::<bool>(), prop::option::of(0_usize..4)), 1..40);
+    steps.prop_map(|steps| {
+        let mut roster = BTreeMap::from([(1, client(1))]);
+        let (mut number, mut items, mut rosters) = (1_u8, Vec::new(), vec![roster.clone()]);
+        for (sequence, (adds, removes)) in (5..).zip(steps) {
+            let mut changes = Vec::new();
+            if let Some(gone) = removes.and_then(|at| roster.keys().nth(at).copied()) {
+                roster.remove(&gone);
+                changes.push(remove(gone));
+            }
+            // the hub goes on with a guest only while it has somebody there
+            if adds || roster.is_empty() {
+                number += 1;
+                roster.insert(u64::from(number), client(number));
+                changes.push(add(u64::from(number), number));
+            }
+            let message = framed(if changes.is_empty() { 2 } else { 1 }, 2, &group());
+            items.push(item(sequence, QueueEvent::MlsMessage { message }, changes));
+            rosters.push(roster.clone());
+        }
+        Hub { opening: snapshot(5, vec![add(1, 1)]), items, rosters }
+    })
+}
+
+impl Hub {
+    fn last(&self) -> u64 {
+        4 + self.items.len() as u64
+    }
+
+    fn at(&self, sequence: u64) -> &DeliveryItem {
+        &self.items[usize::try_from(sequence - 5).unwrap()]
+    }
+
+    fn behind(&self, sequence: u64) -> &BTreeMap<u64, ClientUri> {
+        &self.rosters[usize::try_from(sequence - 4).unwrap()]
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    /// Whatever becomes of items on their way, the guest's log is the beginning of the hub's without a gap, its members
+    /// are those of that point, and each got what is theirs.
+    #[test]
+    fn any_order_loss_and_repetition_leaves_the_beginning_of_the_hubs_log(
+        hub in a_hub(),
+        way in prop::collection::vec((0_u64..45, 1_usize..5), 0..120),
+    ) {
+        let mut guest = Guest::default();
+        for (first, count) in way {
+            let last = hub.last();
+            let batch: Vec<_> = (first..).take(count).filter(|at| *at <= last).map(|at| {
+                if at < 5 { hub.opening.clone() } else { hub.at(at).clone() }
+            }).collect();
+            let before = guest.next();
+            for failure in guest.take(batch) {
+                let expected = [DeliveryProblem::UnknownFeed, DeliveryProblem::Gap];
+                prop_assert!(expected.contains(&failure.problem), "{failure:?}");
+            }
+            prop_assert!(guest.next() >= before);
+        }
+        if guest.next() > 0 {
+            check(&guest, &hub)?;
+            // what is missing brings it to the end
+            let rest = (guest.next()..=hub.last()).map(|at| hub.at(at).clone()).collect();
+            prop_assert_eq!(guest.take(rest), vec![]);
+            prop_assert_eq!(guest.next(), hub.last() + 1);
+            check(&guest, &hub)?;
+        }
+    }
+
+    /// With snapshots in between nobody misses anything without being told, and everybody has what is behind the last.
+    #[test]
+    fn snapshots_leave_holes_that_are_told(
+        hub in a_hub(),
+        way in prop::collection::vec((0_u64..45, any::<bool>()), 0..40),
+    ) {
+        let mut guest = Guest::default();
+        let mut holes: BTreeSet<u64> = BTreeSet::new();
+        guest.take(vec![hub.opening.clone()]);
+        for (at, repairs) in way {
+            let at = at.clamp(5, hub.last());
+            let roster = hub.behind(at).iter().map(|(number, _)| {
+                add(*number, u8::try_from(*number).unwrap())
+            }).collect();
+            let before = guest.next();
+            let sent = if repairs { snapshot(at + 1, roster) } else { hub.at(at).clone() };
+            guest.take(vec![sent]);
+            if repairs {
+                holes.extend(before..guest.next());
+            }
+        }
+        let last = guest.next() - 1;
+        prop_assert_eq!(&guest.is_in(), hub.behind(last));
+        for (number, client) in hub.behind(last) {
+            let entries = guest.read(client);
+            let mut previous = 0;
+            let mut missing: BTreeSet<u64> = holes.clone();
+            for entry in &entries {
+                prop_assert_eq!(entry.previous.0, previous);
+                previous = entry.sequence.0;
+                match &entry.event {
+                    QueueEvent::Gap { next_available } => missing.retain(|at| *at >= next_available.0),
+                    _ => { missing.remove(&entry.sequence.0); }
+                }
+            }
+            // only of what lies in front of its own beginning nobody tells a client
+            let since = (5..=last).find(|at| hub.behind(*at).contains_key(number)).unwrap_or(5);
+            missing.retain(|at| *at > since);
+            prop_assert!(missing.is_empty(), "client {} was not told of {:?}", number, missing);
+        }
+    }
+}
+
+fn check(guest: &Guest, hub: &Hub) -> Result<(), TestCaseError> {
+    let last = guest.next() - 1;
+    let sequences: Vec<u64> = guest.log.keys().map(|sequence| sequence.0).collect();
+    prop_assert_eq!(sequences, (5..=last).collect::<Vec<_>>());
+    for (sequence, entry) in &guest.log {
+        let DeliveryItem::Feed { event, accepted_at, .. } = hub.at(sequence.0) else {
+            unreachable!()
+        };
+        prop_assert_eq!(&decode::<QueueEvent>(&entry.event).unwrap(), event);
+        prop_assert_eq!(entry.accepted_at, *accepted_at);
+    }
+    prop_assert_eq!(&guest.is_in(), hub.behind(last));
+    let count = guest.followed.as_ref().map(|followed| followed.members);
+    prop_assert_eq!(count, Some(guest.members.len() as u64));
+    for number in 1..=50_u8 {
+        let got: Vec<u64> = guest
+            .read(&client(number))
+            .iter()
+            .filter(|entry| entry.event != QueueEvent::Removed)
+            .map(|entry| entry.sequence.0)
+            .collect();
+        let number = u64::from(number);
+        let mut due: Vec<u64> =
+            (5..=last).filter(|at| hub.behind(at - 1).contains_key(&number)).collect();
+        due.sort_unstable();
+        prop_assert_eq!(got, due, "what client {} got", number);
+    }
+    Ok(())
+}
