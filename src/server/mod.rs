@@ -6,6 +6,7 @@
 pub mod config;
 pub mod endpoints;
 pub mod keys;
+mod outside;
 mod run;
 pub mod s2s_keys;
 mod setting;
