@@ -15,6 +15,7 @@ mod front;
 mod limits;
 mod metrics;
 mod ops;
+pub mod peers;
 mod stream;
 mod tls;
 mod trace;

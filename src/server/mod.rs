@@ -15,4 +15,4 @@ pub mod telemetry;
 
 pub use config::{Config, ConfigError};
 pub use endpoints::Endpoints;
-pub use run::{Running, StartError, start};
+pub use run::{Running, StartError, start, start_at};
