@@ -261,6 +261,13 @@ impl GroupActor {
             return;
         }
         let now = self.node.clock.now();
+        if self.loaded.as_ref().is_some_and(|loaded| loaded.state.has_late_adds(now)) {
+            // what nobody can commit must not stand in the way; unanswered, a request goes to the next actor
+            self.hub_acts(&[], Box::new(|_| ()), ctx);
+            if self.leaving {
+                return;
+            }
+        }
         let Some(loaded) = self.loaded.as_mut() else {
             self.create_or_refuse(*request, reply, permits, now, ctx);
             return;
@@ -592,7 +599,6 @@ impl GroupActor {
         done: Option<oneshot::Sender<()>>,
         ctx: &mut Context<Self>,
     ) {
-        let now = self.node.clock.now();
         let finish = |outcome: Result<(), &StoreError>| {
             if let (Ok(()), Some(done)) = (outcome, done) {
                 let _ = done.send(());
@@ -605,14 +611,26 @@ impl GroupActor {
         if notices.len() == NOTICES_MAX {
             ctx.notify(Tick { done: None });
         }
-        let gone: Vec<_> = notices.iter().filter_map(|(_, notice)| self.gone(notice)).collect();
-        let Some(loaded) = self.loaded.as_mut() else {
+        if self.loaded.is_none() {
             // the group is gone for good: so is what was left for it
             self.drop_notices(&notices, Box::new(finish), ctx);
             return;
-        };
+        }
+        self.hub_acts(&notices, Box::new(finish), ctx);
+    }
+
+    /// Lets the hub do what it has to do by itself now, `notices` among it, which are taken away in the same write.
+    fn hub_acts(
+        &mut self,
+        notices: &[([u8; 16], GroupNotice)],
+        waiter: Waiter,
+        ctx: &mut Context<Self>,
+    ) {
+        let now = self.node.clock.now();
+        let gone: Vec<_> = notices.iter().filter_map(|(_, notice)| self.gone(notice)).collect();
+        let Some(loaded) = self.loaded.as_mut() else { return };
         let Some(staged) = loaded.state.stage_hub(&gone, now) else {
-            self.nothing_to_do(&notices, Box::new(finish), ctx);
+            self.nothing_to_do(notices, waiter, ctx);
             return;
         };
         let effects = match loaded.state.merge(staged) {
@@ -628,14 +646,14 @@ impl GroupActor {
             loaded.head.wake_at = wake_at(&self.node.groups.options, &loaded.state, &loaded.head);
         }
         let Some(mut batch) = self.batch(&effects, now) else { return };
-        for (key, _) in &notices {
+        for (key, _) in notices {
             batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
         }
         let waiter: Waiter = Box::new(move |outcome| {
             if outcome.is_ok() {
                 tell();
             }
-            finish(outcome);
+            waiter(outcome);
         });
         self.write(batch, waiter, ctx);
     }
@@ -709,19 +727,21 @@ impl GroupActor {
         if since.writing {
             return;
         }
-        let bytes = match loaded.state.snapshot() {
-            Ok(bytes) => bytes,
-            Err(reject) => {
-                tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
-                return;
-            }
-        };
-        *since = SinceSnapshot { writing: true, snapshot_bytes: bytes.len(), ..Default::default() };
         let at = Sequence(loaded.state.next_sequence().0 - 1);
         let mut batch = Batch::low_priority();
+        let mut snapshot_bytes = since.snapshot_bytes;
         if at != loaded.head.snapshot {
+            let bytes = match loaded.state.snapshot() {
+                Ok(bytes) => bytes,
+                Err(reject) => {
+                    tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
+                    return;
+                }
+            };
+            snapshot_bytes = bytes.len();
             batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
         }
+        *since = SinceSnapshot { writing: true, snapshot_bytes, ..Default::default() };
         let written = self.node.store.write(batch);
         let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
         let kept = loaded.state.joiner_epochs();

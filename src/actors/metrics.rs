@@ -12,7 +12,9 @@ pub struct Metrics {
     pub queue_passivations: IntCounterVec,
     pub queue_entries_delivered: IntCounter,
     pub queue_bytes_delivered: IntCounter,
-    /// Delivered and unacknowledged, over all active queues.
+    /// Delivered and unacknowledged, over all active queues. Deliberately not: what waits for clients that are away. A
+    /// message is one log record whatever the group's size and touches no queue, so how much a queue that nobody has
+    /// open holds is known only by comparing each of its cursors with its feed's head: a scan of every membership.
     pub queue_entries_unacknowledged: IntGauge,
     pub queue_acks: IntCounter,
     pub queue_acks_refused: IntCounter,
@@ -82,7 +84,7 @@ impl Metrics {
             )?,
             queue_entries_unacknowledged: gauge(
                 "mimid_queue_entries_unacknowledged",
-                "Entries handed to clients that are active now and not acknowledged yet.",
+                "Entries handed to clients that are active now and not acknowledged yet; what waits for clients that are away is not counted anywhere (ops/README.md).",
             )?,
             queue_acks: counter("mimid_queue_acks_total", "Acknowledgements taken.")?,
             queue_acks_refused: counter(

@@ -155,10 +155,7 @@ impl Node {
             if slowest < enough {
                 break;
             }
-            let subscriptions = self.store.subscriptions(client).await?;
-            let mine = subscriptions.iter().find(|subscription| {
-                &subscription.group == group && subscription.recipient == *recipient
-            });
+            let mine = self.store.subscription_to(client, group, *recipient).await?;
             let cursor = match mine {
                 Some(subscription) => subscription.acknowledged,
                 None if self.is_gone(client).await? => continue,

@@ -264,7 +264,7 @@ mod tests {
             VerificationKey { scheme: SignatureScheme::ECDSA_SECP256R1_SHA256, ..good.clone() },
             VerificationKey { scheme: SignatureScheme(0), ..good.clone() },
         ] {
-            assert!(!message.is_signed_by(&[bad.clone()]), "{bad:?}");
+            assert!(!message.is_signed_by([&bad]), "{bad:?}");
         }
         assert!(message.is_signed_by(&[good]));
     }

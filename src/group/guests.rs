@@ -88,6 +88,7 @@ impl GroupState {
             | Kind::Queue { .. }
             | Kind::Proposal(_)
             | Kind::Going { .. }
+            | Kind::Voided { .. }
             | Kind::Deleted => Vec::new(),
         };
         // nobody was there before the group began
@@ -98,6 +99,7 @@ impl GroupState {
             | Kind::Queue { .. }
             | Kind::Proposal(_)
             | Kind::Going { .. }
+            | Kind::Voided { .. }
             | Kind::Deleted => self.guests.clone(),
         };
         Before { guests, removed }
@@ -173,7 +175,7 @@ impl GroupState {
                 }
                 dissolved.clear();
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } => {}
+            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
         }
         // whom a dissolving commit removed is owed that commit, whoever else is still there
         for member in dissolved.iter().filter(|member| member.config.domain != *hub) {

@@ -1,5 +1,5 @@
-//! What a hub does by itself: it creates groups, proposes removals, and deletes a group that nobody is to stay
-//! in. DS §2.3, §3.1; PROTOCOL.md §2.
+//! What a hub does by itself: it creates groups, proposes removals, lets go of proposals that nobody can commit any
+//! more, and deletes a group that nobody is to stay in. DS §2.3, §3.1; PROTOCOL.md §2.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -28,7 +28,7 @@ use super::{
     guests::guests_of,
     memory::{RecentHandshakes, RequestMemory},
     mls::{InfoParts, Tree, info_parts, propose_removal},
-    record::{Change, Kind, Member, Pending},
+    record::{Change, Kind, Member, Pending, PendingAdd},
     stage::{check_context, verify_request},
 };
 
@@ -169,8 +169,9 @@ impl GroupState {
         })
     }
 
-    /// What the hub wants to do by itself at `now`: propose removals (of `gone` clients and of inactive ones), or
-    /// delete a group that nobody is to stay in. None: nothing.
+    /// What the hub wants to do by itself at `now`: propose removals (of `gone` clients and of inactive ones), void
+    /// Adds that come too late ([`GroupState::has_late_adds`]), or delete a group that nobody is to stay in. None:
+    /// nothing.
     pub fn stage_hub(
         &mut self,
         gone: &[(ClientUri, GoneReason)],
@@ -198,11 +199,33 @@ impl GroupState {
             let kind = Kind::Going { leaf: *leaf, reason: *reason };
             steps.push(Step::quiet(Change { request: None, sender: None, kind }));
         }
+        let late = self.pending.iter().filter(|pending| self.is_late(pending, now));
+        let references: Vec<Vec<u8>> = late.map(|pending| pending.reference().to_vec()).collect();
+        if !references.is_empty() {
+            let kind = Kind::Voided { references };
+            steps.push(Step::quiet(Change { request: None, sender: None, kind }));
+        }
         if steps.is_empty() && self.to_propose().is_empty() {
             return self.stage_end(now);
         }
         let renew_hub_proposals = true;
         Some(Staged { at: now, steps, binds: Vec::new(), renew_hub_proposals, answered: false })
+    }
+
+    /// Whether an Add is pending that no commit can hold any more, because its KeyPackage expires: nobody's commit could
+    /// be accepted. [`GroupState::stage_hub`] voids it; that is to be done before the next request is judged.
+    #[must_use]
+    pub fn has_late_adds(&self, now: Timestamp) -> bool {
+        !self.deleted && self.pending.iter().any(|pending| self.is_late(pending, now))
+    }
+
+    fn is_late(&self, pending: &Pending, now: Timestamp) -> bool {
+        pending.record.added.as_ref().is_some_and(|added| self.expires_too_soon(added, now))
+    }
+
+    /// Every member judges the lifetime by a clock of its own, which may be as far off as a request's.
+    pub(super) fn expires_too_soon(&self, added: &PendingAdd, now: Timestamp) -> bool {
+        added.not_after < now.plus_ms(self.hub.settings.window_ms)
     }
 
     fn stage_end(&self, now: Timestamp) -> Option<Staged> {

@@ -405,6 +405,11 @@ impl GroupState {
                 self.joiners.clear();
                 self.joining.clear();
             }
+            Kind::Voided { references } => {
+                for reference in &references {
+                    self.drop_pending(|pending| pending.reference() == reference);
+                }
+            }
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
             self.recent.push(epoch_before, &record.feed.event);
@@ -560,6 +565,12 @@ impl GroupState {
         self.pending.push(new);
     }
 
+    fn drop_pending(&mut self, which: impl Fn(&Pending) -> bool) {
+        for gone in self.pending.extract_if(.., |pending| which(pending)) {
+            self.tree.remove_pending(&gone.queued);
+        }
+    }
+
     /// What this provider's own clients find in their inbox behind the change.
     fn leave_for_clients(
         &self,
@@ -641,7 +652,7 @@ impl GroupState {
                     put(member, item);
                 }
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } => {}
+            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
         }
     }
 

@@ -54,6 +54,10 @@ pub enum Kind {
         reason: GoneReason,
     },
     Deleted,
+    /// Proposals, by their references, that no commit can hold any more: they are not pending from here on.
+    Voided {
+        references: Vec<Vec<u8>>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -34,7 +34,7 @@ impl HttpMetrics {
             seconds: HistogramVec::new(
                 HistogramOpts::new(
                     "mimid_http_request_seconds",
-                    "From a request's head to its answer, long polls without their waiting included",
+                    "From a request's head to its answer; of /v1/dequeue the waiting for entries is a part",
                 )
                 .buckets(buckets),
                 &["listener", "endpoint"],

@@ -455,8 +455,11 @@ impl QueueState {
         for feed in dirty.feeds {
             let Some(state) = self.feeds.get_mut(&feed) else { continue };
             if state.is_over() {
+                let (group, recipient) =
+                    (state.subscription.group.clone(), state.subscription.recipient);
                 self.remove(feed);
-                batch.push(Write::DropSubscription { client: client.clone(), feed });
+                let client = client.clone();
+                batch.push(Write::DropSubscription { client, feed, group, recipient });
                 continue;
             }
             let filters = &mut state.subscription.filters;

@@ -151,6 +151,12 @@ for_every_engine! {
             assert_eq!(store.queue_head(&alice).await, Ok(Some(queue_head(1))));
             assert_eq!(own, Ok(vec![own_entry(1)]));
             assert_eq!(store.subscriptions(&alice).await, Ok(vec![subscription(1)]));
+            let (g, seven) = (group("g"), RecipientId(7));
+            let found = store.subscription_to(&alice, &g, seven).await;
+            assert_eq!(found, Ok(Some(subscription(1))));
+            assert_eq!(store.subscription_to(&alice, &g, RecipientId(8)).await, Ok(None));
+            assert_eq!(store.subscription_to(&alice, &group("h"), seven).await, Ok(None));
+            assert_eq!(store.subscription_to(&bob, &g, seven).await, Ok(None));
             assert_eq!(store.account(&user("alice")).await, Ok(Some(account(1))));
             assert_eq!(store.device(&alice).await, Ok(Some(device(9))));
             assert_eq!(store.client_of_queue(&[9; 16]).await, Ok(Some(alice.clone())));
@@ -189,7 +195,7 @@ for_every_engine! {
                 client: alice.clone(), key: inbox_key("g", n, 0), item: inbox_item(n),
             });
             batch.push(Write::Own { client: alice.clone(), entry: own_entry(n) });
-            batch.push(Write::Subscription { client: alice.clone(), subscription: subscription(n) });
+            batch.push(Write::Subscription { client: alice.clone(), subscription: as_recipient(n) });
             batch.push(Write::KeyPackage { client: alice.clone(), key_package: key_package(at, n) });
             batch.push(Write::Consent { user: user("alice"), token: ConsentHash([at; 32]) });
         }
@@ -200,7 +206,9 @@ for_every_engine! {
             drop_of(Epoch(2), |epoch| Write::DropJoinerInfo { group: group("g"), epoch }),
             drop_of([2; 16], |key| Write::GroupNoticeTaken { group: group("g"), key }),
             drop_of(inbox_key("g", 2, 0), |key| Write::InboxTaken { client: client(), key }),
-            drop_of(FeedId(2), |feed| Write::DropSubscription { client: client(), feed }),
+            drop_of(FeedId(2), |feed| Write::DropSubscription {
+                client: client(), feed, group: group("g"), recipient: RecipientId(2),
+            }),
             drop_of(reference(2), |key_package| {
                 Write::DropKeyPackage { client: client(), key_package }
             }),
@@ -228,7 +236,11 @@ for_every_engine! {
         assert_eq!(keys.len(), 2);
         assert_eq!(keys[1].0, inbox_key("g", 3, 0));
         let subscriptions = store.subscriptions(&alice).await.unwrap();
-        assert_eq!(subscriptions, [subscription(1), subscription(3)]);
+        assert_eq!(subscriptions, [as_recipient(1), as_recipient(3)]);
+        for at in 1..=3 {
+            let found = store.subscription_to(&alice, &group("g"), RecipientId(at)).await;
+            assert_eq!(found, Ok((at != 2).then(|| as_recipient(at))));
+        }
         let packages = store.key_packages(&alice, 9).await.unwrap();
         assert_eq!(packages, [key_package(1, 1), key_package(3, 3)]);
         assert_eq!(store.consent_count(&user("alice"), 9).await, Ok(2));
@@ -281,6 +293,8 @@ for_every_engine! {
             assert_eq!(store.queue_head(&client).await.unwrap().is_some(), there == 1);
             assert_eq!(store.own(&client, OwnSequence(0), ALL).await.unwrap().len(), there);
             assert_eq!(store.subscriptions(&client).await.unwrap().len(), there);
+            let found = store.subscription_to(&client, &group("g"), RecipientId(7)).await;
+            assert_eq!(found.unwrap().is_some(), there == 1);
             assert_eq!(store.inbox(&client, 9).await.unwrap().len(), there);
             assert_eq!(store.key_packages(&client, 9).await.unwrap().len(), there);
             let held = Condition::KeyPackageHeld { client, key_package: reference(1) };

@@ -52,6 +52,7 @@ mod tag {
     pub const QUEUE_HEAD: u8 = 0x21;
     pub const OWN: u8 = 0x22;
     pub const SUBSCRIPTION: u8 = 0x23;
+    pub const SUBSCRIPTION_INDEX: u8 = 0x24;
     pub const ACCOUNT: u8 = 0x30;
     pub const DEVICE: u8 = 0x31;
     pub const KEY_PACKAGE: u8 = 0x32;
@@ -268,6 +269,21 @@ pub(super) fn subscription(client: &ClientUri, feed: FeedId) -> Key {
 
 pub(super) fn subscriptions(client: &ClientUri) -> Range {
     Range::of(key(tag::SUBSCRIPTION, &[&client_hash(client)]))
+}
+
+/// Holds the feed of the membership.
+pub(super) fn subscription_index(
+    client: &ClientUri,
+    group: &GroupId,
+    recipient: RecipientId,
+) -> Key {
+    let pieces: [&[u8]; 3] =
+        [&client_hash(client), &hash(group.as_bytes()), &recipient.0.to_be_bytes()];
+    key(tag::SUBSCRIPTION_INDEX, &pieces)
+}
+
+pub(super) fn subscription_indices(client: &ClientUri) -> Range {
+    Range::of(key(tag::SUBSCRIPTION_INDEX, &[&client_hash(client)]))
 }
 
 pub(super) fn account(user: &UserUri) -> Key {

@@ -247,9 +247,12 @@ pub enum Write {
         client: ClientUri,
         subscription: Subscription,
     },
+    /// As what [`Write::Subscription`] wrote: one membership has one feed.
     DropSubscription {
         client: ClientUri,
         feed: crate::wire::ids::FeedId,
+        group: GroupId,
+        recipient: RecipientId,
     },
     /// Drops everything of a client's queue, KeyPackages and inbox.
     DropQueue(ClientUri),
@@ -395,6 +398,14 @@ pub trait Store: Send + Sync + 'static {
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;
+    /// The membership of `client` as `recipient` of `group`, however many others it has. What was written before there
+    /// was an index is found once it is written again.
+    fn subscription_to(
+        &self,
+        client: &ClientUri,
+        group: &GroupId,
+        recipient: RecipientId,
+    ) -> Answer<'_, Option<Subscription>>;
 
     fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>>;
     fn device(&self, client: &ClientUri) -> Answer<'_, Option<Device>>;

@@ -250,14 +250,19 @@ impl Step {
                 Self::RemoveRange(Range { from, until: until.unwrap_or(end) })
             }
             Write::Subscription { client, subscription: record } => {
+                let index = keys::subscription_index(&client, &record.group, record.recipient);
+                steps.push(put(index, keys::encode(&record.feed)?));
                 put(keys::subscription(&client, record.feed), keys::encode(&record)?)
             }
-            Write::DropSubscription { client, feed } => {
+            Write::DropSubscription { client, feed, group, recipient } => {
+                let index = keys::subscription_index(&client, &group, recipient);
+                steps.push(Self::Remove { key: index });
                 Self::Remove { key: keys::subscription(&client, feed) }
             }
             Write::DropQueue(client) => {
                 steps.push(Self::RemoveRange(keys::own(&client)));
                 steps.push(Self::RemoveRange(keys::subscriptions(&client)));
+                steps.push(Self::RemoveRange(keys::subscription_indices(&client)));
                 steps.push(Self::RemoveRange(keys::inbox(&client)));
                 steps.push(Self::RemoveRange(keys::key_packages(&client)));
                 steps.push(Self::RemoveRange(keys::key_package_indices(&client)));

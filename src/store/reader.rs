@@ -418,6 +418,24 @@ impl Store for NodeStore {
         })
     }
 
+    fn subscription_to(
+        &self,
+        client: &ClientUri,
+        group: &GroupId,
+        recipient: RecipientId,
+    ) -> Answer<'_, Option<Subscription>> {
+        let index = keys::subscription_index(client, group, recipient);
+        let (client, group) = (client.clone(), group.clone());
+        Box::pin(self.read(move |reader| {
+            let Some(feed) = stage::record(reader, &index)? else { return Ok(None) };
+            let feed = keys::decode("subscription index", &feed)?;
+            let found = stage::record(reader, &keys::subscription(&client, feed))?;
+            let found: Option<Subscription> =
+                found.map(|record| keys::decode("subscription", &record)).transpose()?;
+            Ok(found.filter(|it| it.group == group && it.recipient == recipient))
+        }))
+    }
+
     fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>> {
         let key = keys::account(user);
         let user = user.clone();

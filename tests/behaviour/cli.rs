@@ -2,32 +2,26 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
 
-const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
+use crate::serve::{MIMID, Serve};
 
 struct Provider {
+    process: Serve,
     folder: tempfile::TempDir,
-    child: Child,
-    address: String,
 }
 
 impl Provider {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (child, address) = serve(folder.path(), "127.0.0.1:0");
-        Self { folder, child, address }
+        Self { process: Serve::start(folder.path()), folder }
     }
 
-    /// kill -9, and a new process in its place.
     fn kill_and_restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        let (child, address) = serve(self.folder.path(), &self.address);
-        (self.child, self.address) = (child, address);
+        self.process.kill_and_restart();
     }
 
     fn run(&self, home: &str, args: &[&str]) -> Output {
@@ -57,36 +51,6 @@ impl Provider {
         let text = |event: &Value| event["text"].as_str().map(str::to_owned);
         events.iter().filter(|event| event["event"] == "message").filter_map(text).collect()
     }
-}
-
-impl Drop for Provider {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn serve(folder: &Path, listen: &str) -> (Child, String) {
-    let mut child = Command::new(MIMID)
-        .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
-        .current_dir(folder)
-        .env_remove("MIMID_CONFIG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // the greeting's last line says that everything is there
-    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("Stop it") {
-        line.clear();
-        assert!(std::io::BufRead::read_line(&mut out, &mut line).unwrap() > 0, "it ended");
-    }
-    let endpoints = std::fs::read(folder.join("mimid-data/endpoints.json")).unwrap();
-    let endpoints: Value = serde_json::from_slice(&endpoints).unwrap();
-    let address = endpoints["client"].as_str().unwrap().trim_start_matches("https://");
-    (child, address.to_owned())
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! the store as it was.
 
 use mimid::{
-    client::core::Operation,
+    client::core::{NewProposal, Operation},
     store::faults::Fault,
     wire::{
         client::DeleteDevice,
@@ -238,6 +238,35 @@ fn a_member_that_is_inactive_for_the_configured_time_is_removed() {
         alice.receive(&world).await;
         alice.act(&world, &group, Operation::UpdateClient { rotate_key: false }).await.unwrap();
         assert_eq!(alice.member.group(&group).unwrap().members.len(), 1);
+        world.end();
+    });
+}
+
+#[test]
+fn a_pending_add_whose_key_package_expires_does_not_stop_the_group() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let carol = world.client("carol", "phone").await;
+        let add = carol.key_packages(&world, &alice).await.remove(0);
+        let proposals = vec![NewProposal::Add(add)];
+        alice.act(&world, &group, Operation::Propose { proposals }).await.unwrap();
+        bob.receive(&world).await;
+        world = world.crash();
+        assert_eq!(bob.member.group(&group).unwrap().pending, 1);
+        const DAY_MS: u64 = 86_400_000;
+        world.clock.advance_ms(85 * DAY_MS);
+        let update = Operation::UpdateClient { rotate_key: false };
+        bob.act(&world, &group, update).await.unwrap();
+        // the log has it that the Add is void: what was accepted behind it comes back
+        world = world.crash();
+        bob.say(&world, &group, "without carol").await;
+        alice.receive(&world).await;
+        alice.say(&world, &group, "so be it").await;
+        bob.receive(&world).await;
+        assert_eq!(alice.texts(), ["without carol"]);
+        assert_eq!(bob.texts(), ["so be it"]);
+        assert_eq!(alice.member.group(&group).unwrap().members.len(), 2);
         world.end();
     });
 }

@@ -1,27 +1,34 @@
 //! A large group at a provider that runs: brought in by its operator, used by real clients over TLS, and what a
 //! message costs the store in it.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::Command,
+};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use mimid::{
     client::{
-        Client, ClientError, Outcome, Registration, Server,
-        core::{Event, Home, Identity, Member, Operation, PolicyChange, Right},
+        Authorization, Client, ClientError, Outcome, Registration, Server,
+        core::{Event, GroupState, Home, Identity, Member, NewProposal, Operation, PolicyChange},
         http::{Caller, Http},
         system_clock,
     },
-    server::{self, Config, Endpoints, Running},
     wire::{
         client::{Flag, MintedTokens, ProviderKeys, ProviderKeysAnswer, QueueTokens, Registered},
         codec::{List, encode},
         ds::DsError,
-        extensions::{KeyPackageClass, PublicKey, QueueToken, Role, SignatureScheme},
+        extensions::{JoinPolicy, KeyPackageClass, PublicKey, QueueToken, Role, SignatureScheme},
         ids::{ClientUri, Domain, GroupId},
     },
 };
 
 use crate::{
+    serve::{MIMID, Serve},
     support::synth::{self, Synth, SynthMember, system_now},
     world::{self, TestClient, World},
 };
@@ -107,58 +114,6 @@ fn a_group_is_brought_in_once_and_only_with_tokens_of_its_members() {
     });
 }
 
-/// A provider on loopback, and where its operator and its clients find it.
-struct Provider {
-    running: Running,
-    config: Config,
-}
-
-impl Provider {
-    fn start(folder: &Path) -> Self {
-        let mut config = Config::default();
-        config.data_dir = folder.join("data");
-        config.client.listen.set_port(0);
-        config.ops.listen.set_port(0);
-        let running = server::start(config.clone()).unwrap();
-        // started again, it is found where it was
-        let address = |url: &str| url.rsplit("//").next().unwrap().parse().unwrap();
-        config.client.listen = address(&running.endpoints().client);
-        config.ops.listen = address(&running.endpoints().ops);
-        Self { running, config }
-    }
-
-    fn again(self) -> Self {
-        self.running.stop().unwrap();
-        Self { running: server::start(self.config.clone()).unwrap(), config: self.config }
-    }
-
-    fn endpoints(&self) -> &Endpoints {
-        self.running.endpoints()
-    }
-
-    fn server(&self) -> Server {
-        let certificate = self.endpoints().certificate.as_ref().unwrap();
-        let certificate = Some(fs::read_to_string(certificate).unwrap());
-        Server { url: self.endpoints().client.clone(), certificate }
-    }
-
-    fn http(&self) -> Http {
-        let server = self.server();
-        Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes)).unwrap()
-    }
-
-    async fn client(&self, home: &Path, client: ClientUri, of: Option<&SynthMember>) -> Client {
-        if let Some(of) = of {
-            // a further device of a user whose key is known here, as an authorised one knows it
-            let identity = Identity::with_user_key(client.clone(), of.user_key.clone()).unwrap();
-            Member::new(Home::open(home).unwrap(), identity).unwrap();
-        }
-        let (server, token) = (self.server(), Vec::new());
-        let registration = Registration { client, server, token, authorization: None };
-        Client::register(Home::open(home).unwrap(), registration, system_clock()).await.unwrap()
-    }
-}
-
 fn caller(member: &SynthMember) -> Caller<'_> {
     Caller { client: &member.client, key: &member.leaf_key, now: system_now() }
 }
@@ -184,20 +139,172 @@ async fn hub_key(http: &Http, member: &SynthMember, domain: &Domain) -> PublicKe
 
 /// `mimid admin import-group`: whether it says that it worked, and what it says.
 fn import_group(file: &Path, provider: &[&str]) -> (bool, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mimid"));
+    let mut command = Command::new(MIMID);
     command.args(["admin", "import-group"]).arg(file).args(provider);
     let output = command.env_remove("MIMID_DATA_DIR").output().unwrap();
     let said = if output.status.success() { output.stdout } else { output.stderr };
     (output.status.success(), String::from_utf8(said).unwrap())
 }
 
+/// Whose client it is.
+enum Of<'a> {
+    NewUser,
+    /// A further device of a user whose key is known here, as an authorised one knows it.
+    Synth(&'a SynthMember),
+    Authorized(Authorization),
+}
+
+/// A large group at the built binary on sled, and its real clients, who speak TLS with it.
+struct Large {
+    provider: Serve,
+    folder: tempfile::TempDir,
+    synth: Synth,
+    group: GroupId,
+    /// How many it has.
+    members: usize,
+    /// Delivery Service requests by operation and status, of the processes that were killed.
+    counted: BTreeMap<(String, String), u64>,
+}
+
+impl Large {
+    /// Synthesises a group of `size` and has the operator bring it in.
+    async fn bring_in(size: usize) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = Serve::start(folder.path());
+        let domain = provider.endpoints.domain.clone();
+        let server = server(&provider, folder.path());
+        let http = Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes));
+        let http = http.unwrap();
+        let first = synth::member(&domain, 0);
+        settle(&http, &first).await;
+        let synth = Synth::new(&domain, &hub_key(&http, &first, &domain).await, size);
+        let tokens: Vec<QueueToken> = stream::iter(&synth.members)
+            .map(|member| async { Ok::<_, ()>(settle(&http, member).await) })
+            .buffered(32)
+            .try_collect()
+            .await
+            .unwrap();
+        let file = folder.path().join("group.bin");
+        fs::write(&file, encode(&synth.import(|index| tokens[index].clone()))).unwrap();
+        let data_dir = provider.data_dir();
+        let (done, said) = import_group(&file, &["--data-dir", data_dir.to_str().unwrap()]);
+        assert!(done && said.contains(&format!("{size} members, epoch 7")), "{said}");
+        let by_url = ["--ops", provider.endpoints.ops.as_str()];
+        let (done, said) = import_group(&file, &by_url);
+        assert!(!done && said.contains("409") && said.contains("already"), "{said}");
+        let half = folder.path().join("half.bin");
+        fs::write(&half, &fs::read(&file).unwrap()[..1000]).unwrap();
+        let (done, said) = import_group(&half, &by_url);
+        assert!(!done && said.contains("400"), "{said}");
+        let (group, counted) = (synth.id.clone(), BTreeMap::new());
+        Self { provider, folder, synth, group, members: size, counted }
+    }
+
+    async fn client(&self, user: &str, device: &str, of: Of<'_>) -> Client {
+        let domain = &self.provider.endpoints.domain;
+        let home = || Home::open(&self.folder.path().join(format!("{user}-{device}"))).unwrap();
+        let mut client = ClientUri::new(format!("mimi://{domain}/d/{user}/{device}")).unwrap();
+        let mut authorization = None;
+        match of {
+            Of::NewUser => {}
+            Of::Authorized(by) => authorization = Some(by),
+            Of::Synth(member) => {
+                client = ClientUri::of(&member.client.user(), device).unwrap();
+                let key = member.user_key.clone();
+                let identity = Identity::with_user_key(client.clone(), key).unwrap();
+                Member::new(home(), identity).unwrap();
+            }
+        }
+        let server = server(&self.provider, self.folder.path());
+        let registration = Registration { client, server, token: Vec::new(), authorization };
+        Client::register(home(), registration, system_clock()).await.unwrap()
+    }
+
+    /// Everybody takes in what there is for it; then all of `clients` are in the group and in one epoch, with as many
+    /// members as the test has counted.
+    async fn agree(&self, clients: &[&Client]) {
+        all_receive(clients).await;
+        let view = |client: &Client| client.member().group(&self.group).unwrap();
+        let first = view(clients[0]);
+        assert_eq!(first.members.len(), self.members);
+        for client in clients {
+            let view = view(client);
+            assert_eq!(view.state, GroupState::Active);
+            assert_eq!(
+                (view.epoch, view.authenticator),
+                (first.epoch, first.authenticator.clone())
+            );
+        }
+    }
+
+    /// `from` says something, and exactly `hearers` show it, once.
+    async fn says(&self, from: &Client, text: &str, hearers: &[&Client], deaf: &[&Client]) {
+        accepted(from.send_text(&self.group, text).await);
+        all_receive(hearers).await;
+        all_receive(deaf).await;
+        let times = |client: &Client| texts(client).iter().filter(|it| *it == text).count();
+        for (clients, expected) in [(hearers, 1), (deaf, 0)] {
+            for client in clients {
+                assert_eq!(times(client), expected, "{client:?}, {text}: {:?}", texts(client));
+            }
+        }
+    }
+
+    fn state_of(&self, client: &Client) -> GroupState {
+        client.member().group(&self.group).unwrap().state
+    }
+
+    async fn propose(&self, from: &Client, proposal: NewProposal) {
+        let proposals = vec![proposal];
+        accepted(from.operate(&self.group, Operation::Propose { proposals }).await);
+    }
+
+    /// The provider is killed, and another process takes its place.
+    fn kill_and_restart(&mut self) {
+        self.count();
+        self.provider.kill_and_restart();
+    }
+
+    /// Adds up what this process counts of the Delivery Service's requests.
+    fn count(&mut self) {
+        let address = self.provider.endpoints.ops.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        for line in text.lines() {
+            let Some(line) = line.strip_prefix("mimid_ds_requests_total{operation=\"") else {
+                continue;
+            };
+            let (operation, rest) = line.split_once("\",status=\"").unwrap();
+            let (status, count) = rest.split_once("\"} ").unwrap();
+            let key = (operation.to_owned(), status.to_owned());
+            *self.counted.entry(key).or_default() += count.parse::<u64>().unwrap();
+        }
+    }
+
+    fn counted(&self, operation: &str, status: &str) -> u64 {
+        self.counted.get(&(operation.to_owned(), status.to_owned())).copied().unwrap_or_default()
+    }
+}
+
+fn server(provider: &Serve, folder: &Path) -> Server {
+    let certificate = folder.join(provider.endpoints.certificate.as_ref().unwrap());
+    let certificate = Some(fs::read_to_string(certificate).unwrap());
+    Server { url: provider.endpoints.client.clone(), certificate }
+}
+
 fn texts(client: &Client) -> Vec<String> {
-    let events = client.member().events(0, 1000).unwrap().into_iter();
-    let text = |(_, event)| match event {
+    let text = |event| match event {
         Event::Message { text, .. } => text,
         _ => None,
     };
-    events.filter_map(text).collect()
+    events(client).into_iter().filter_map(text).collect()
+}
+
+fn events(client: &Client) -> Vec<Event> {
+    let events = client.member().events(0, 10_000).unwrap();
+    events.into_iter().map(|(_, event)| event).collect()
 }
 
 fn accepted(outcome: Result<Outcome, ClientError>) {
@@ -211,109 +318,192 @@ async fn all_receive(clients: &[&Client]) {
     }
 }
 
-fn agree(group: &GroupId, clients: &[&Client], members: usize) {
-    let view = |client: &Client| client.member().group(group).unwrap();
-    let first = view(clients[0]);
-    assert_eq!(first.members.len(), members);
-    for client in clients {
-        let view = view(client);
-        assert_eq!((view.epoch, view.authenticator), (first.epoch, first.authenticator.clone()));
+/// Takes in what comes until something is pending in `group`.
+async fn await_pending(client: &Client, group: &GroupId) {
+    for _ in 0..30 {
+        if client.member().group(group).unwrap().pending > 0 {
+            return;
+        }
+        client.receive(2_000).await.unwrap();
     }
+    panic!("nothing is proposed: {:?}", events(client));
 }
 
+/// Every operation of the Delivery Service at a thousand members; only create-group is at a group of two, which is
+/// how any begins.
 #[test]
-fn operator_brings_in_a_group_of_a_thousand_and_real_clients_use_it() {
+fn operator_brings_in_a_group_of_a_thousand_and_real_clients_use_every_operation() {
     const SIZE: usize = 1000;
-    let folder = tempfile::tempdir().unwrap();
-    let provider = Provider::start(folder.path());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let domain = provider.endpoints().domain.clone();
+    runtime.block_on(async {
+        let mut large = Large::bring_in(SIZE).await;
+        let group = large.group.clone();
+        let hub = group.domain();
 
-    let file = folder.path().join("group.bin");
-    let synth = runtime.block_on(async {
-        let http = provider.http();
-        let first = synth::member(&domain, 0);
-        settle(&http, &first).await;
-        let key = hub_key(&http, &first, &domain).await;
-        let synth = Synth::new(&domain, &key, SIZE);
-        let tokens: Vec<QueueToken> = stream::iter(&synth.members)
-            .map(|member| async { Ok::<_, ()>(settle(&http, member).await) })
-            .buffered(32)
-            .try_collect()
-            .await
-            .unwrap();
-        fs::write(&file, encode(&synth.import(|index| tokens[index].clone()))).unwrap();
-        synth
-    });
-    let data_dir = provider.config.data_dir.clone();
-    let by_folder = ["--data-dir", data_dir.to_str().unwrap()];
-    let (done, said) = import_group(&file, &by_folder);
-    assert!(done && said.contains("1000 members, epoch 7"), "{said}");
-    let by_url = ["--ops", provider.endpoints().ops.as_str()];
-    let (done, said) = import_group(&file, &by_url);
-    assert!(!done && said.contains("409") && said.contains("already"), "{said}");
-    fs::write(folder.path().join("half.bin"), &fs::read(&file).unwrap()[..1000]).unwrap();
-    let (done, said) = import_group(&folder.path().join("half.bin"), &by_url);
-    assert!(!done && said.contains("400"), "{said}");
+        // two devices of members come in by themselves
+        let (first, second) = (large.synth.members[0].clone(), large.synth.members[1].clone());
+        let alice = large.client("u0000", "laptop", Of::Synth(&first)).await;
+        let bob = large.client("u0001", "laptop", Of::Synth(&second)).await;
+        accepted(alice.join(&group, &hub, "large", None).await);
+        accepted(bob.join(&group, &hub, "large", None).await);
+        large.members += 2;
+        large.agree(&[&alice, &bob]).await;
+        large.says(&alice, "hello", &[&bob], &[]).await;
+        large.says(&bob, "hello yourself", &[&alice], &[]).await;
 
-    let id = synth.id.clone();
-    let device = |member: &SynthMember, name| ClientUri::of(&member.client.user(), name).unwrap();
-    let home = |name: &str| folder.path().join(name);
-    let (first, second) = (&synth.members[0], &synth.members[1]);
-    let (alice, bob, carol) = runtime.block_on(async {
-        let alice = provider.client(&home("alice"), device(first, "laptop"), Some(first)).await;
-        let bob = provider.client(&home("bob"), device(second, "laptop"), Some(second)).await;
-        let new = ClientUri::new(format!("mimi://{domain}/d/carol/phone")).unwrap();
-        let carol = provider.client(&home("carol"), new, None).await;
-        accepted(alice.join(&id, &domain, "large", None).await);
-        accepted(bob.join(&id, &domain, "large", None).await);
-        all_receive(&[&alice]).await;
-        accepted(alice.send_text(&id, "hello").await);
-        all_receive(&[&bob]).await;
-        agree(&id, &[&alice, &bob], SIZE + 2);
-
+        // a user with two devices is added; the tablet is away and comes epochs later
+        let carol = large.client("carol", "phone", Of::NewUser).await;
+        let authorization = carol.authorize_device().unwrap();
+        let tablet = large.client("carol", "tablet", Of::Authorized(authorization)).await;
         let carols = carol.member().client().user();
         alice.connect(&carols).await.unwrap();
         all_receive(&[&carol]).await;
         carol.accept(&first.client.user()).await.unwrap();
         all_receive(&[&alice]).await;
-        accepted(alice.add_users(&id, &[carols]).await);
+        accepted(alice.add_users(&group, std::slice::from_ref(&carols)).await);
+        large.members += 2;
+        large.agree(&[&alice, &bob, &carol]).await;
+        let moderator = PolicyChange::Role { user: second.client.user(), role: Role::Moderator };
+        accepted(alice.change_policy(&group, vec![moderator]).await);
         all_receive(&[&bob, &carol]).await;
-        agree(&id, &[&alice, &bob, &carol], SIZE + 3);
-        accepted(bob.update(&id, true).await);
-        (alice, bob, carol)
-    });
-
-    // the group comes back from its snapshot and its log
-    let provider = provider.again();
-    runtime.block_on(async {
-        all_receive(&[&alice, &carol]).await;
-        accepted(carol.send_text(&id, "still here").await);
+        accepted(carol.update(&group, true).await);
         all_receive(&[&alice, &bob]).await;
 
-        let may = PolicyChange::May { what: Right::Add, role: Role::Moderator };
-        accepted(alice.change_policy(&id, vec![may]).await);
-        accepted(alice.update_queue_info(&id).await);
-        all_receive(&[&bob, &carol]).await;
-        accepted(carol.mute(&id, true).await);
-        let gone = synth.members[SIZE - 1].client.user();
-        accepted(alice.remove_users(&id, vec![gone]).await);
-        all_receive(&[&bob, &carol]).await;
-        accepted(bob.resync(&id).await);
-        all_receive(&[&alice, &carol]).await;
-        accepted(bob.send_text(&id, "not for the muted").await);
-        all_receive(&[&alice, &carol]).await;
-        agree(&id, &[&alice, &bob, &carol], SIZE + 2);
+        // two commits for one epoch: alice has not seen bob's and catches up from the answer
+        accepted(bob.update(&group, false).await);
+        accepted(alice.update(&group, false).await);
+        large.agree(&[&alice, &bob, &carol, &tablet]).await;
+        large.says(&carol, "we are four", &[&alice, &bob, &tablet], &[]).await;
 
-        accepted(bob.leave(&id).await);
-        all_receive(&[&alice, &carol]).await;
-        accepted(alice.update(&id, false).await);
-        all_receive(&[&carol, &bob]).await;
-        agree(&id, &[&alice, &carol], SIZE + 1);
-        assert_eq!(alice.member().group(&id).unwrap().policy.unwrap().may_add, Role::Moderator);
+        // a user's own devices
+        let tablets = tablet.member().client().clone();
+        accepted(carol.remove_clients(&group, vec![tablets.clone()]).await);
+        large.members -= 1;
+        all_receive(&[&alice, &bob, &tablet]).await;
+        assert_eq!(large.state_of(&tablet), GroupState::Left);
+        accepted(carol.add_own_clients(&group, std::slice::from_ref(&tablets)).await);
+        large.members += 1;
+        large.agree(&[&alice, &bob, &carol, &tablet]).await;
+
+        // the process is killed; the group comes back from its snapshot and its log
+        large.kill_and_restart();
+        large.says(&tablet, "still here", &[&alice, &bob, &carol], &[]).await;
+
+        // proposals: an Update and a Remove by reference, committed by a third
+        large.propose(&carol, NewProposal::Update).await;
+        large.propose(&bob, NewProposal::Remove(tablets.clone())).await;
+        all_receive(&[&alice]).await;
+        accepted(alice.update(&group, false).await);
+        large.members -= 1;
+        all_receive(&[&bob, &carol, &tablet]).await;
+        assert_eq!(large.state_of(&tablet), GroupState::Left);
+        // an Add by a member, which the committer has not seen: the answer shows it
+        let key_packages = carol.group_key_packages(&group, &carols).await.unwrap();
+        let (_, add) = key_packages.into_iter().find(|(owner, _)| *owner == tablets).unwrap();
+        large.propose(&carol, NewProposal::Add(add)).await;
+        accepted(bob.update(&group, false).await);
+        large.members += 1;
+        large.agree(&[&alice, &bob, &carol, &tablet]).await;
+
+        // a user comes in by a joining code
+        let code = alice.add_code(&group, 7).await.unwrap();
+        let dave = large.client("dave", "phone", Of::NewUser).await;
+        let wrong = dave.join(&group, &hub, "large", Some([7; 32])).await;
+        assert!(matches!(wrong, Err(ClientError::Refused(_))), "{wrong:?}");
+        accepted(dave.join(&group, &hub, "large", Some(code)).await);
+        large.members += 1;
+
+        // a deleted device: the hub proposes its removal, and waits for it to be committed
+        carol.delete_device(&tablets).await.unwrap();
+        await_pending(&bob, &group).await;
+        accepted(bob.update(&group, false).await);
+        large.members -= 1;
+        large.agree(&[&alice, &bob, &carol, &dave]).await;
+        assert!(
+            carol.member().group(&group).unwrap().members.iter().all(|it| it.client != tablets)
+        );
+
+        // queues: another address, and a filter
+        accepted(carol.update_queue_info(&group).await);
+        accepted(dave.mute(&group, true).await);
+        large.says(&bob, "not for dave", &[&alice, &carol], &[&dave]).await;
+        accepted(dave.mute(&group, false).await);
+        large.says(&bob, "for dave, too", &[&alice, &carol, &dave], &[]).await;
+
+        // who leaves asks to be added again, now that the group is open; another just comes in
+        accepted(dave.leave(&group).await);
+        all_receive(&[&alice]).await;
+        let open = PolicyChange::Join(JoinPolicy::Open);
+        accepted(alice.change_policy(&group, vec![open]).await);
+        all_receive(&[&bob, &carol, &dave]).await;
+        assert_eq!(large.state_of(&dave), GroupState::Left);
+        accepted(dave.ask_to_join(&group, &hub, "large").await);
+        all_receive(&[&bob]).await;
+        accepted(bob.update(&group, false).await);
+        large.agree(&[&alice, &bob, &carol, &dave]).await;
+        let erin = large.client("erin", "phone", Of::NewUser).await;
+        accepted(erin.join(&group, &hub, "large", None).await);
+        large.members += 1;
+
+        // a device enters anew
+        all_receive(&[&bob]).await;
+        accepted(bob.resync(&group).await);
+        large.agree(&[&alice, &bob, &carol, &dave, &erin]).await;
+        large.says(&erin, "everyone is in", &[&alice, &bob, &carol, &dave], &[]).await;
+
+        // users are removed, a synthesised one among them; then the group ends
+        let last = large.synth.members[SIZE - 1].client.user();
+        let gone = vec![erin.member().client().user(), last];
+        accepted(bob.remove_users(&group, gone).await);
+        large.members -= 2;
+        large.agree(&[&alice, &bob, &carol, &dave]).await;
+        large.says(&bob, "this is the end", &[&alice, &carol, &dave], &[&erin]).await;
+        assert_eq!(large.state_of(&erin), GroupState::Left);
+        accepted(alice.delete_group(&group).await);
+        all_receive(&[&bob, &carol, &dave]).await;
+        for client in [&alice, &bob, &carol, &dave] {
+            let state = large.state_of(client);
+            assert!(
+                matches!(state, GroupState::Deleted | GroupState::Left),
+                "{client:?}: {state:?}"
+            );
+        }
+
+        large.count();
+        for operation in OPERATIONS {
+            assert!(large.counted(operation, "ok") > 0, "{operation}: {:?}", large.counted);
+        }
+        assert!(large.counted("update-client", "wrong_epoch") > 0, "{:?}", large.counted);
+        assert!(large.counted("update-client", "pending_proposals") > 0, "{:?}", large.counted);
+        for client in [&alice, &bob, &carol, &dave, &erin] {
+            let complains = |event: &Event| {
+                matches!(
+                    event,
+                    Event::Misbehaviour { .. } | Event::Lost { .. } | Event::Unreadable { .. }
+                )
+            };
+            let complaints: Vec<Event> = events(client).into_iter().filter(complains).collect();
+            assert_eq!(complaints, [], "{client:?}");
+        }
     });
-    assert_eq!(texts(&alice), ["still here", "not for the muted"]);
-    assert_eq!(texts(&bob), ["hello", "still here"]);
-    assert_eq!(texts(&carol), Vec::<String>::new());
-    provider.running.stop().unwrap();
 }
+
+/// What DS §2.4 lets clients ask for, and what PROTOCOL.md §2 adds; a group's move is not of this provider.
+const OPERATIONS: [&str; 16] = [
+    "create-group",
+    "delete-group",
+    "update-queue-info",
+    "welcome-info",
+    "external-commit-info",
+    "add-users",
+    "remove-users",
+    "add-clients",
+    "remove-clients",
+    "update-client",
+    "resync-client",
+    "update-client-fanout-info",
+    "send-message",
+    "join-group",
+    "propose",
+    "update-group",
+];

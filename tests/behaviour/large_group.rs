@@ -179,14 +179,6 @@ fn a_group_with_leaves_that_expired_long_ago_is_imported_and_used() {
     use_everything(&mut group, &synth);
 }
 
-#[test]
-fn a_group_that_is_full_of_others_works_through_all_operations() {
-    let hub = hub();
-    let synth = synth(&hub, 128);
-    let mut group = Hosted::import(&hub, &synth.import(any_token), system_now()).unwrap();
-    use_everything(&mut group, &synth);
-}
-
 /// What importing the group says where it is made wrong by `spoil` and then by `bend`.
 fn refused(spoil: impl FnOnce(&mut Synth), bend: impl FnOnce(&mut GroupImport)) -> Reject {
     let hub = hosted::hub(&domain(), |settings| settings.members_max = 12);

@@ -110,6 +110,11 @@ impl World {
         self.store.group_head(group).await.unwrap().unwrap()
     }
 
+    /// Whether there is, or ever was, a group of this id.
+    pub async fn knows(&self, group: &GroupId) -> bool {
+        self.store.group_head(group).await.unwrap().is_some()
+    }
+
     pub fn now(&self) -> Timestamp {
         use mimid::actors::Clock as _;
         self.clock.now()

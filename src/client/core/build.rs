@@ -446,13 +446,16 @@ impl Member {
             .map_err(CoreError::mls)?
             .create_group_info(true)
             .use_ratchet_tree_extension(false);
-        // this client's own Update is replaced by the path
-        let not_mine = |it: &mls::QueuedProposal| {
-            !(matches!(it.proposal(), mls::Proposal::Update(_))
-                && *it.sender() == mls::Sender::Member(me))
+        // this client's own Update is replaced by the path; an Add that came too late the hub has voided
+        let committable = |it: &mls::QueuedProposal| {
+            let mine = *it.sender() == mls::Sender::Member(me);
+            if let mls::Proposal::Add(add) = it.proposal() {
+                return add.key_package().life_time().validate().is_ok();
+            }
+            !(mine && matches!(it.proposal(), mls::Proposal::Update(_)))
         };
         let builder = match &change.new_key {
-            None => builder.build(provider.rand(), provider.crypto(), &signer, not_mine),
+            None => builder.build(provider.rand(), provider.crypto(), &signer, committable),
             Some(key) => builder.build_with_new_signer(
                 provider.rand(),
                 provider.crypto(),
@@ -461,7 +464,7 @@ impl Member {
                     signer: key,
                     credential_with_key: self.identity.credential_with_key(key),
                 },
-                not_mine,
+                committable,
             ),
         }
         .map_err(CoreError::mls)?;

@@ -15,12 +15,47 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::CoreError;
 use crate::{crypto::MlsCrypto, wire::ids::GroupId};
 
-/// The version of our own tables. openmls migrates its own.
-const SCHEMA_VERSION: i64 = 1;
+/// The version of our own tables and encodings. openmls migrates its own tables.
+const SCHEMA_VERSION: i64 = 2;
 
-/// How openmls' values are stored: CBOR (self-describing, which one of them needs).
+/// How our records are stored, and openmls' values but for [`Stored`]'s exceptions: self-describing, which one of
+/// openmls' needs.
 #[derive(Debug, Default)]
 pub struct Cbor;
+
+/// How openmls' values are stored. Those that grow with the group are read at every step, and would be mostly the names
+/// of fields and two bytes for each byte of a key: they are in postcard, behind a byte that CBOR begins nothing with.
+#[derive(Debug, Default)]
+pub struct Stored;
+
+/// The tree, and the secrets of messages with the leaves of past epochs.
+const IN_POSTCARD: [&str; 2] = ["::TreeSync", "::MessageSecretsStore"];
+/// CBOR's "break", which only ends something.
+const POSTCARD: u8 = 0xFF;
+
+impl Codec for Stored {
+    type Error = CborError;
+
+    fn to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, CborError> {
+        // whichever way it is written it is read: a name that changes costs time and nothing else
+        let name = std::any::type_name::<T>();
+        if !IN_POSTCARD.iter().any(|it| name.ends_with(it)) {
+            return Cbor::to_vec(value);
+        }
+        let mut bytes = postcard::to_stdvec(value).map_err(|error| CborError(error.to_string()))?;
+        bytes.insert(0, POSTCARD);
+        Ok(bytes)
+    }
+
+    fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CborError> {
+        match bytes {
+            [POSTCARD, value @ ..] => {
+                postcard::from_bytes(value).map_err(|error| CborError(error.to_string()))
+            }
+            _ => Cbor::from_slice(bytes),
+        }
+    }
+}
 
 /// A value that could not be stored or read back.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +79,13 @@ impl Codec for Cbor {
 /// What openmls works with: our cryptography over the home's database.
 pub(super) struct Provider<'a> {
     crypto: &'a MlsCrypto,
-    storage: SqliteStorageProvider<Cbor, &'a Connection>,
+    storage: SqliteStorageProvider<Stored, &'a Connection>,
 }
 
 impl<'a> OpenMlsProvider for Provider<'a> {
     type CryptoProvider = MlsCrypto;
     type RandProvider = MlsCrypto;
-    type StorageProvider = SqliteStorageProvider<Cbor, &'a Connection>;
+    type StorageProvider = SqliteStorageProvider<Stored, &'a Connection>;
 
     fn storage(&self) -> &Self::StorageProvider {
         &self.storage
@@ -129,7 +164,7 @@ impl Home {
             return Err(CoreError::NewerHome(version));
         }
         if version < SCHEMA_VERSION {
-            SqliteStorageProvider::<Cbor, &mut Connection>::new(&mut connection)
+            SqliteStorageProvider::<Stored, &mut Connection>::new(&mut connection)
                 .run_migrations()
                 .map_err(|error| CoreError::Migration(error.to_string()))?;
             connection.execute_batch(&format!(

@@ -3,11 +3,15 @@
 use openmls::prelude as mls;
 
 use super::rogue::Rogue;
-use super::scenario::{Scenario, Setup, policy, propose, update, uri};
+use super::scenario::{Scenario, Setup, policy, propose, say, update, uri};
 use crate::{
     client::core::{NewProposal, Operation, PolicyChange},
     group::Reject,
-    wire::{ds::DsRequest, extensions::JoinPolicy, ids::RequestId},
+    wire::{
+        ds::DsRequest,
+        extensions::JoinPolicy,
+        ids::{RequestId, Timestamp},
+    },
 };
 
 #[test]
@@ -177,6 +181,48 @@ fn sender_whose_proposals_made_commits_of_two_others_fail_waits_for_the_next_epo
     scenario.act("carol/phone", update()).unwrap();
     scenario.deliver_all();
     scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
+}
+
+#[test]
+fn add_that_expires_while_it_waits_is_voided_and_stands_in_nobodys_way() {
+    for newcomer in [true, false] {
+        let open = Setup::policy(|policy| policy.join = JoinPolicy::Open);
+        let mut scenario = open.group_of(["alice/phone", "bob/phone", "carol/phone"]);
+        let (add, too_late) =
+            (scenario.key_package("dave/phone"), scenario.key_package("erin/phone"));
+        if newcomer {
+            scenario.act("dave/phone", Operation::AskToJoin).unwrap();
+        } else {
+            scenario.act("alice/phone", propose(NewProposal::Add(add))).unwrap();
+        }
+        scenario.deliver_all();
+        scenario.act("bob/phone", propose(NewProposal::Update)).unwrap();
+        scenario.agree();
+        let added = scenario.state.pending[0].record.added.as_ref().unwrap();
+        let window_ms = scenario.hub.settings.window_ms;
+        scenario.now = Timestamp(added.not_after.0 - window_ms);
+        assert!(!scenario.hub_acts(&[]), "everybody's clock says that it can be committed");
+
+        scenario.now = scenario.now.plus_ms(1);
+        assert!(scenario.state.has_late_adds(scenario.now));
+        assert!(scenario.hub_acts(&[]));
+        assert!(!scenario.hub_acts(&[]) && !scenario.state.has_late_adds(scenario.now));
+        assert_eq!(scenario.state.pending.len(), 1, "the Update still waits");
+        scenario.restart();
+        assert_eq!(scenario.state.pending.len(), 1);
+        scenario.restart_from_snapshot_for_all();
+        // nor is another taken that no one could commit in time
+        scenario.now = scenario.now.plus_ms(2_000);
+        let refused = scenario.act("alice/phone", propose(NewProposal::Add(too_late)));
+        assert!(matches!(refused, Err(Reject::InvalidKeyPackage { .. })), "{refused:?}");
+        // carol has seen both: the answer says which of them she is to cover
+        scenario.act("carol/phone", update()).unwrap();
+        scenario.agree();
+        assert!(!scenario.has("dave/phone") && scenario.state.pending.is_empty());
+        scenario.act("alice/phone", say("it goes on")).unwrap();
+        scenario.deliver_all();
+        assert_eq!(scenario.texts("bob/phone"), ["it goes on"]);
+    }
 }
 
 #[test]

@@ -2,18 +2,18 @@
 
 use openmls::prelude as mls;
 
-use super::rogue::{Rogue, unknown};
+use super::rogue::{Rogue, sign, unknown};
 use super::scenario::{Scenario, Setup, policy};
 use crate::{
     client::core::PolicyChange,
     group::{Reject, hub::external_sender},
     wire::{
-        codec::{List, Raw, encode},
+        codec::{List, Raw, append_vector, encode},
         ds::{
-            Add, DeleteGroup, DsRequest, GroupUpdate, PartialGroupInfo, Propose, SendMessage,
-            UpdateGroup,
+            Add, DeleteGroup, DsRequest, DsResponseBody, DsSenderId, GroupUpdate, PartialGroupInfo,
+            Propose, ResyncClient, SendMessage, UpdateGroup,
         },
-        extensions::{GROUP_POLICY, Role, Signature, USER_KEY},
+        extensions::{GROUP_POLICY, JoinPolicy, Role, Signature, USER_KEY},
     },
 };
 
@@ -132,6 +132,160 @@ fn pre_shared_keys_and_unknown_proposals_are_refused() {
     let message = rogue.request(&scenario, DsRequest::UpdateClient(by_value));
     let refused = scenario.submit(&message);
     assert!(matches!(refused, Err(Reject::InvalidProposal { .. })), "{refused:?}");
+}
+
+/// A proposal that no hub takes, as bytes: openmls makes some of them only for itself, and others not at all.
+struct Never {
+    what: &'static str,
+    kind: u16,
+    body: Vec<u8>,
+    /// Why not: as a proposal, by value in a member's commit, by value in an external one. Whoever sees it first says so,
+    /// this hub or openmls.
+    why: [&'static str; 3],
+}
+
+fn never_taken(scenario: &Scenario) -> Vec<Never> {
+    let opaque = |bytes: &[u8]| {
+        let mut body = Vec::new();
+        append_vector(&mut body, bytes);
+        body
+    };
+    // mls10, ciphersuite 1
+    let re_init = [opaque(b"mimi://a.example/g/next"), vec![0, 1, 0, 1], opaque(&[])].concat();
+    let external_psk = [vec![1], opaque(&[7; 16]), opaque(&[8; 32])].concat();
+    let mut context = scenario.state.tree.context().extensions().clone();
+    context.remove(mls::ExtensionType::ExternalSenders);
+    let never = |what, kind, body, why| Never { what, kind, body, why };
+    let psk = "type 0x0004 are refused";
+    let no_hub = "drops external_senders";
+    let unsupported = "not supported by all";
+    let inline = "Found inline Add or Update proposals";
+    vec![
+        never("a pre-shared key", 4, external_psk, [psk; 3]),
+        never("ReInit", 5, re_init, ["type 0x0005 are refused", "type 0x0005 are refused", inline]),
+        never(
+            "ExternalInit",
+            6,
+            opaque(&[9; 32]),
+            [
+                "type 0x0006 are refused",
+                "ExternalInit proposal in regular commit",
+                "Multiple ExternalInit",
+            ],
+        ),
+        never("no external_senders", 7, encode(&context), [no_hub, no_hub, inline]),
+        never(
+            "a type that one member supports",
+            SUPPORTED,
+            opaque(&[1, 2, 3]),
+            ["type 0xf777 are refused", unsupported, unsupported],
+        ),
+        never(
+            "a type that nobody knows",
+            0xF123,
+            opaque(b"what is this"),
+            ["type 0xf123 are refused", unsupported, unsupported],
+        ),
+        never(
+            "a type of a later draft",
+            8,
+            opaque(&[0, 1]),
+            ["type 0x0008 are refused", unsupported, unsupported],
+        ),
+        never("GREASE", 0x0A0A, opaque(&[]), ["type 0x0a0a are refused", unsupported, unsupported]),
+    ]
+}
+
+fn says(what: &str, expected: &str, refused: &Result<DsResponseBody, Reject>) {
+    match refused {
+        Err(Reject::InvalidProposal { why, .. } | Reject::InvalidCommit(why)) => {
+            assert!(why.contains(expected), "{what}: {why}");
+        }
+        other => panic!("{what}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_a_hub_never_takes_is_refused_by_reference_and_by_value() {
+    let (mut scenario, mut rogue) = scene();
+    let plain = rogue.commit(|b| b);
+    let same = rogue.with_proposals(&scenario, &plain.commit, &[]);
+    assert_eq!(same, plain.commit, "only the proposals are wrong");
+    for Never { what, kind, body, why: [by_reference, by_value, _] } in never_taken(&scenario) {
+        let bytes = [kind.to_be_bytes().as_slice(), &body].concat();
+        let proposal = rogue.handmade_proposal(&scenario, &bytes);
+        let request = DsRequest::Propose(Propose { proposals: List::new(vec![proposal]).unwrap() });
+        let message = rogue.request(&scenario, request);
+        says(what, by_reference, &scenario.submit(&message));
+
+        let in_commit = [&[BY_VALUE], bytes.as_slice()].concat();
+        let commit = rogue.with_proposals(&scenario, &plain.commit, &[in_commit]);
+        let update = GroupUpdate { commit, ..plain.clone() };
+        for request in [
+            DsRequest::UpdateClient(update.clone()),
+            DsRequest::RemoveUsers(update.clone()),
+            DsRequest::UpdateGroup(UpdateGroup { update }),
+        ] {
+            let message = rogue.request(&scenario, request);
+            says(what, by_value, &scenario.submit(&message));
+        }
+    }
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(plain));
+    scenario.submit(&message).unwrap();
+    scenario.agree();
+}
+
+#[test]
+fn a_type_that_all_members_support_is_unknown_to_the_hub_all_the_same() {
+    let (mut scenario, mut rogue) = scene();
+    let others = ["alice/phone", "bob/phone"];
+    let others = others.map(|name| mls::LeafNodeIndex::new(scenario.leaf(name).0));
+    let alone = rogue.commit(|b| b.propose_removals(others));
+    let message = rogue.request(&scenario, DsRequest::RemoveUsers(alone));
+    scenario.submit(&message).unwrap();
+    // it forgot its own commit: it enters the group anew
+    let leaf = rogue.leaf_index();
+    let info = scenario.state.info().unwrap();
+    let update = rogue.external_commit(&info, Vec::new());
+    let resync = ResyncClient {
+        group_id: scenario.id.clone(),
+        sender: rogue.leaf.public().clone(),
+        update,
+        client_queue_config: rogue.config(),
+    };
+    let request = DsRequest::ResyncClient(resync);
+    let message = sign(&scenario, DsSenderId::LeafIndex(leaf), request, &rogue.leaf);
+    scenario.submit(&message).unwrap();
+
+    let plain = rogue.commit(|b| b);
+    let mut body = Vec::new();
+    append_vector(&mut body, &[1, 2, 3]);
+    let by_value = [&[BY_VALUE], SUPPORTED.to_be_bytes().as_slice(), &body].concat();
+    let commit = rogue.with_proposals(&scenario, &plain.commit, &[by_value]);
+    let update = GroupUpdate { commit, ..plain.clone() };
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(update));
+    says("alone", "type 0xf777 are refused", &scenario.submit(&message));
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(plain));
+    scenario.submit(&message).unwrap();
+}
+
+#[test]
+fn what_a_hub_never_takes_is_refused_in_an_external_commit() {
+    let open = Setup::policy(|policy| policy.join = JoinPolicy::Open);
+    let (mut scenario, _) = scene_with(open);
+    let mut zoe = Rogue::new("zoe/phone");
+    let plain = zoe.external_commit(&scenario.state.info().unwrap(), Vec::new());
+    let same = zoe.with_proposals(&scenario, &plain.commit, &[]);
+    assert_eq!(same, plain.commit, "only the proposals are wrong");
+    for Never { what, kind, body, why: [_, _, external] } in never_taken(&scenario) {
+        let by_value = [&[BY_VALUE], kind.to_be_bytes().as_slice(), &body].concat();
+        let commit = zoe.with_proposals(&scenario, &plain.commit, &[by_value]);
+        let message = zoe.join_with(&scenario, GroupUpdate { commit, ..plain.clone() });
+        says(what, external, &scenario.submit(&message));
+    }
+    let message = zoe.join_with(&scenario, plain);
+    scenario.submit(&message).unwrap();
+    scenario.agree();
 }
 
 #[test]
@@ -354,3 +508,8 @@ fn group_members_adds_and_bytes_are_capped() {
     let refused = scenario.submit(&message);
     assert!(matches!(refused, Err(Reject::TooLarge { .. })), "{refused:?}");
 }
+
+/// ProposalOrRefType of RFC 9420 §12.4.
+const BY_VALUE: u8 = 1;
+/// A custom proposal type that a [`Rogue`] lists in its capabilities.
+const SUPPORTED: u16 = 0xF777;

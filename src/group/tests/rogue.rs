@@ -4,7 +4,7 @@ use openmls::{
     group::PURE_PLAINTEXT_WIRE_FORMAT_POLICY,
     prelude::{
         self as mls, CommitBuilder, OpenMlsProvider as _, ProcessedMessageContent,
-        tls_codec::Serialize as _,
+        tls_codec::{DeserializeBytes, Serialize as _},
     },
 };
 use openmls_memory_storage::MemoryStorage;
@@ -307,26 +307,76 @@ impl Rogue {
     pub(super) fn ask_to_join(&self, scenario: &Scenario, code: Option<u8>) -> DsMessage {
         let key_package = self.key_package();
         let aad = code.map(|seed| encode(&self.proof(scenario, seed))).unwrap_or_default();
-        let mut content = Vec::new();
-        append_vector(&mut content, scenario.id.as_bytes());
-        content.extend(scenario.state.epoch().0.to_be_bytes());
-        content.push(3); // new_member_proposal
+        let mut content = head(scenario, &[NEW_MEMBER_PROPOSAL]);
         append_vector(&mut content, &aad);
-        content.push(2); // proposal
+        content.push(PROPOSAL);
         content.extend(1_u16.to_be_bytes()); // add
         content.extend(encode(&key_package));
-        let mut framed = 1_u16.to_be_bytes().to_vec(); // mls10
-        framed.extend(1_u16.to_be_bytes()); // public_message
-        framed.extend(&content);
-        let mut labelled = Vec::new();
-        append_vector(&mut labelled, b"MLS 1.0 FramedContentTBS");
-        append_vector(&mut labelled, &framed);
-        let signature = openmls_traits::signatures::Signer::sign(&self.leaf, &labelled).unwrap();
-        append_vector(&mut framed, &signature);
-        let proposal: MlsMessage = Raw::new(framed).unwrap();
+        let proposal = self.framed(&content, &[], &[]);
         let request = DsRequest::Propose(Propose { proposals: List::new(vec![proposal]).unwrap() });
         let sender = DsSenderId::KeyPackageRef(self.reference(&key_package));
         sign(scenario, sender, request, &self.leaf)
+    }
+
+    /// A proposal from its leaf as the bytes `proposal` have it: for what openmls does not make.
+    pub(super) fn handmade_proposal(&self, scenario: &Scenario, proposal: &[u8]) -> MlsMessage {
+        let mut content = head(scenario, &self.member_sender());
+        append_vector(&mut content, &[]);
+        content.push(PROPOSAL);
+        content.extend(proposal);
+        // a hub has no secret to verify the membership tag with
+        let mut membership_tag = Vec::new();
+        append_vector(&mut membership_tag, &[7; 32]);
+        self.framed(&content, &encode(scenario.state.tree.context()), &membership_tag)
+    }
+
+    /// `commit` of its own, external or not, with `more` proposals by value behind those that it has, signed again. The
+    /// path and what is made of secrets stay as they were.
+    pub(super) fn with_proposals(
+        &self,
+        scenario: &Scenario,
+        commit: &MlsMessage,
+        more: &[Vec<u8>],
+    ) -> MlsMessage {
+        let bytes = commit.as_slice();
+        let tag = 1 + 32;
+        let signature = 2 + 64;
+        let external = bytes[4 + head(scenario, &[]).len()] == NEW_MEMBER_COMMIT;
+        let (sender, tags) = if external {
+            (vec![NEW_MEMBER_COMMIT], tag)
+        } else {
+            (self.member_sender(), tag + tag)
+        };
+        let mut content = head(scenario, &sender);
+        append_vector(&mut content, &[]);
+        content.push(COMMIT);
+        let (framed, rest) = bytes.split_at(4 + content.len());
+        assert_eq!(&framed[4..], content, "a commit of this member without authenticated_data");
+        let (proposals, path) =
+            <Opaque<100_000> as DeserializeBytes>::tls_deserialize_bytes(rest).unwrap();
+        let path = &path[..path.len() - signature - tags];
+        append_vector(&mut content, &[proposals.as_slice(), &more.concat()].concat());
+        content.extend(path);
+        let context = encode(scenario.state.tree.context());
+        self.framed(&content, &context, &bytes[bytes.len() - tags..])
+    }
+
+    fn member_sender(&self) -> Vec<u8> {
+        [&[MEMBER], self.leaf_index().0.to_be_bytes().as_slice()].concat()
+    }
+
+    /// A PublicMessage: FramedContent, its signature, and what follows that. RFC 9420 §6.1, §6.2.
+    fn framed(&self, content: &[u8], context: &[u8], rest: &[u8]) -> MlsMessage {
+        let mut framed = 1_u16.to_be_bytes().to_vec(); // mls10
+        framed.extend(1_u16.to_be_bytes()); // public_message
+        framed.extend(content);
+        let mut labelled = Vec::new();
+        append_vector(&mut labelled, b"MLS 1.0 FramedContentTBS");
+        append_vector(&mut labelled, &[framed.as_slice(), context].concat());
+        let signature = openmls_traits::signatures::Signer::sign(&self.leaf, &labelled).unwrap();
+        append_vector(&mut framed, &signature);
+        framed.extend(rest);
+        Raw::new(framed).unwrap()
     }
 
     pub(super) fn proof(&self, scenario: &Scenario, seed: u8) -> JoinProof {
@@ -400,6 +450,15 @@ pub(super) fn sign_in(
     }
 }
 
+/// The head of a FramedContent of this epoch.
+fn head(scenario: &Scenario, sender: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    append_vector(&mut content, scenario.id.as_bytes());
+    content.extend(scenario.state.epoch().0.to_be_bytes());
+    content.extend(sender);
+    content
+}
+
 fn update_of(
     commit: &mls::MlsMessageOut,
     welcome: Option<&mls::MlsMessageOut>,
@@ -416,3 +475,10 @@ fn join_config() -> mls::MlsGroupJoinConfig {
         .use_ratchet_tree_extension(false)
         .build()
 }
+
+// SenderType and ContentType of RFC 9420 §6
+const MEMBER: u8 = 1;
+const NEW_MEMBER_PROPOSAL: u8 = 3;
+const NEW_MEMBER_COMMIT: u8 = 4;
+const PROPOSAL: u8 = 2;
+const COMMIT: u8 = 3;

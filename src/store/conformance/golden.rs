@@ -63,7 +63,7 @@ fn records() -> Vec<(&'static str, Write)> {
         ("inbox_event", inbox(InboxKey::Item([9; 16]), inbox_item(4))),
         ("queue_head", Write::QueueHead { client: alice(), head: queue_head(300) }),
         ("own", Write::Own { client: alice(), entry: own_entry(2) }),
-        ("subscription", Write::Subscription { client: alice(), subscription: subscription(300) }),
+        ("subscription2", Write::Subscription { client: alice(), subscription: subscription(300) }),
         ("account", Write::Account { user: user("alice"), account: account(2) }),
         ("device", Write::Device { client: alice(), device: device(3) }),
         ("key_package", Write::KeyPackage { client: alice(), key_package: key_package(3, 300) }),
@@ -115,6 +115,9 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
         }
         Write::Subscription { client, .. } => {
             let subscription = store.subscriptions(&client).await.unwrap().remove(0);
+            let (group, recipient) = (&subscription.group, subscription.recipient);
+            let found = store.subscription_to(&client, group, recipient).await;
+            assert_eq!(found, Ok(Some(subscription.clone())));
             Write::Subscription { client, subscription }
         }
         Write::Account { user, .. } => {
@@ -260,6 +263,29 @@ async fn log_records_of_encoding_1_still_read() {
         let found = store.feed(&group("golden"), Sequence(0), ALL).await.unwrap();
         assert_eq!(found, [expected.feed]);
     }
+}
+
+/// The first ones had no index: they are there, and get one when they are written again.
+#[tokio::test]
+async fn subscriptions_without_index_still_read() {
+    let disk = Disk::new();
+    disk.tamper(|map| {
+        for line in fs::read_to_string(file("subscription")).unwrap().lines() {
+            let (key, value) = line.split_once(' ').unwrap();
+            map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+        }
+    });
+    let store = disk.open().unwrap();
+    let kept = subscription(300);
+    let of = |store: &SharedStore| {
+        let store = SharedStore::clone(store);
+        async move { store.subscription_to(&client("alice"), &group("g"), RecipientId(7)).await }
+    };
+    assert_eq!(store.subscriptions(&client("alice")).await, Ok(vec![kept.clone()]));
+    assert_eq!(of(&store).await, Ok(None));
+    let write = Write::Subscription { client: client("alice"), subscription: kept.clone() };
+    store.write(Batch::new().and(write)).await.unwrap();
+    assert_eq!(of(&store).await, Ok(Some(kept)));
 }
 
 #[tokio::test]

@@ -114,6 +114,11 @@ pub(in crate::store) fn subscription(feed: u64) -> Subscription {
     }
 }
 
+/// As [`subscription`], each another membership.
+pub(in crate::store) fn as_recipient(feed: u64) -> Subscription {
+    Subscription { recipient: RecipientId(feed), ..subscription(feed) }
+}
+
 pub(in crate::store) fn key_package(name: u8, published_at: u64) -> StoredKeyPackage {
     StoredKeyPackage {
         reference: reference(name),

@@ -1,0 +1,68 @@
+//! The built binary as a provider: `mimid serve` in a process of its own, which a test may kill and start again.
+
+use std::{
+    io::BufRead as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use mimid::server::Endpoints;
+
+pub const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
+
+/// A provider's process; it ends with this value.
+pub struct Serve {
+    child: Child,
+    folder: PathBuf,
+    pub endpoints: Endpoints,
+}
+
+impl Serve {
+    /// A provider without configuration, run in `folder`, on ports that are free.
+    pub fn start(folder: &Path) -> Self {
+        let (child, endpoints) = serve(folder, "127.0.0.1:0");
+        Self { child, folder: folder.to_owned(), endpoints }
+    }
+
+    /// kill -9, and a new process in its place, which clients find where the old one was.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let address = self.endpoints.client.trim_start_matches("https://").to_owned();
+        (self.child, self.endpoints) = serve(&self.folder, &address);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.join(DATA)
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const DATA: &str = "mimid-data";
+
+fn serve(folder: &Path, listen: &str) -> (Child, Endpoints) {
+    let mut child = Command::new(MIMID)
+        .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
+        .current_dir(folder)
+        .env_remove("MIMID_CONFIG")
+        .env_remove("MIMID_DATA_DIR")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // the greeting's last line says that everything is there
+    let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("Stop it") {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    (child, Endpoints::read(&folder.join(DATA)).unwrap())
+}
