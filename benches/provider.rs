@@ -3,6 +3,9 @@
 
 mod decode;
 mod group;
+#[path = "../tests/support/linked.rs"]
+mod linked;
+mod replication;
 mod store;
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -12,4 +15,5 @@ use criterion::{criterion_group, criterion_main};
 criterion_group!(wire, decode::largest_structs);
 criterion_group!(groups, group::update_commit, group::send_message);
 criterion_group!(stores, store::batches);
-criterion_main!(wire, groups, stores);
+criterion_group!(providers, replication::messages);
+criterion_main!(wire, groups, stores, providers);

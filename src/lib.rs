@@ -30,6 +30,7 @@ pub mod http;
 pub mod key_package;
 pub mod policy;
 pub mod queue;
+pub mod rate;
 pub mod server;
 pub mod store;
 pub mod wire;

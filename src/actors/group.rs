@@ -262,11 +262,9 @@ impl GroupActor {
         }
         let now = self.node.clock.now();
         if self.loaded.as_ref().is_some_and(|loaded| loaded.state.has_late_adds(now)) {
-            // what nobody can commit must not stand in the way of this request
+            // what nobody can commit must not stand in the way; unanswered, a request goes to the next actor
             self.hub_acts(&[], Box::new(|_| ()), ctx);
             if self.leaving {
-                let stopped = StoreError::Unavailable("the group's actor stopped".into());
-                let _ = reply.send(Err(of_store(stopped)));
                 return;
             }
         }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     crypto::MlsCrypto,
     group::{Creation, Hub, Reject, Request, Settings},
+    rate::{GroupQuotas, GroupRates},
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupHead, GroupStatus},
@@ -33,6 +34,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct GroupOptions {
     pub settings: Settings,
+    pub rates: GroupQuotas,
     /// A group that is not asked for this long is passivated.
     pub idle_ms: u64,
     /// Log entries older than this go, acknowledged or not; a deleted group's feed, too.
@@ -55,6 +57,7 @@ impl GroupOptions {
     pub fn new(domain: Domain) -> Self {
         Self {
             settings: Settings::new(domain),
+            rates: GroupQuotas::default(),
             idle_ms: 5 * 60 * 1000,
             retention_ms: 30 * 24 * 60 * 60 * 1000,
             retention_bytes: 256 * 1024 * 1024,
@@ -93,7 +96,12 @@ impl Groups {
     pub fn new(options: GroupOptions, keys: Vec<crate::crypto::SigningKey>) -> Self {
         let settings = options.settings.clone();
         Self {
-            hub: Arc::new(Hub { settings, crypto: MlsCrypto::default(), keys }),
+            hub: Arc::new(Hub {
+                settings,
+                crypto: MlsCrypto::default(),
+                keys,
+                rates: GroupRates::new(options.rates),
+            }),
             active: Mutex::new(HashMap::new()),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),

@@ -1,5 +1,7 @@
 //! Every bound of the node, with its default. What happens at each is said with it.
 
+use super::peers::PeerLimits;
+
 /// Plain numbers; the configuration overrides them by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -68,6 +70,9 @@ pub struct Limits {
     pub dequeue_bytes_max: usize,
     /// Longest wait of a long poll: what a client asks for is cut to this.
     pub dequeue_wait_ms_max: u32,
+
+    /// Of what is sent to other providers.
+    pub peers: PeerLimits,
 }
 
 impl Default for Limits {
@@ -102,6 +107,7 @@ impl Default for Limits {
             dequeue_entries_max: 1_000,
             dequeue_bytes_max: 4 * 1024 * 1024,
             dequeue_wait_ms_max: 55_000,
+            peers: PeerLimits::default(),
         }
     }
 }

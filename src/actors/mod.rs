@@ -19,6 +19,8 @@ pub mod key_packages;
 pub mod limits;
 pub mod metrics;
 pub mod node;
+mod peer;
+pub mod peers;
 pub mod queue;
 mod relay;
 pub mod tokens;
@@ -28,6 +30,7 @@ pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use peers::{PeerLimits, PeerState};
 pub use queue::QueueStream;
 
 #[cfg(test)]

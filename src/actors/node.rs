@@ -13,6 +13,7 @@ use super::{
     key_packages::Fetches,
     limits::Limits,
     metrics::Metrics,
+    peers::{PeerCollector, Peers},
     queue::Queues,
 };
 use crate::{
@@ -71,6 +72,7 @@ pub struct NodeInner {
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
     pub(crate) copies: Copies,
+    pub(crate) peers: Peers,
 }
 
 impl Node {
@@ -87,6 +89,7 @@ impl Node {
             queues: Queues::new(&parts.limits),
             federation: parts.federation,
             copies: Copies::default(),
+            peers: Peers::new(parts.limits.peers.clone()),
             hints,
             domain: parts.domain,
             store: parts.store,
@@ -104,6 +107,17 @@ impl Node {
                 Self(inner).wake_group(group);
             }
         });
+        let weak = Arc::downgrade(&node.0);
+        node.hints.on_outbound(move |peer, group, until| {
+            if let Some(inner) = weak.upgrade() {
+                Self(inner).wake_peer(peer, group, until);
+            }
+        });
+        let collector = PeerCollector::new(Arc::clone(&node.peers.board), Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of peers");
+        }
         node
     }
 

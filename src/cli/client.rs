@@ -75,6 +75,9 @@ enum Command {
         /// MLS ciphersuite: 1, 2 or 3
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=3))]
         suite: u16,
+        /// The provider that hosts it, if not your own
+        #[arg(long)]
+        hub: Option<Domain>,
     },
     /// The groups that this client is in
     Groups {
@@ -86,7 +89,7 @@ enum Command {
     Name { group: String, name: String },
     /// Who is in a group, and what the group's policy lets them do
     Members { group: String },
-    /// Add users, or one's own other devices, to a group
+    /// Add users, or one's own other devices, to a group. A user of another provider is NAME@DOMAIN
     Add {
         group: String,
         /// Users who gave you their consent (`connect`)
@@ -146,7 +149,7 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         wait: u32,
     },
-    /// Ask a user to connect: you can add each other to groups once they accept
+    /// Ask a user (NAME, or NAME@DOMAIN) to connect: you can add each other to groups once they accept
     Connect { user: String },
     /// Users who ask to connect
     Requests,
@@ -450,9 +453,10 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         | Command::Send { .. } => {}
         Command::Whoami => whoami(client, out),
         Command::Devices { what } => devices(client, what, out).await?,
-        Command::Create { name, suite } => {
+        Command::Create { name, suite, hub } => {
             let suite = SUITES[usize::from(suite - 1)];
-            let group = client.create_group(name, suite, None).await?;
+            let hub = hub.clone().unwrap_or_else(|| client.member().client().domain());
+            let group = client.create_group_at(&hub, name, suite, None).await?;
             out.say(json!({ "group": group, "name": name }), format!("created {name}: {group}"));
         }
         Command::Groups { all } => groups(client, *all, out)?,
@@ -516,15 +520,18 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
                 out.say(json!({ "requests": [] }), "nobody asks to connect");
             }
             for request in requests {
-                let line = format!("{}  (accept {})", request.from, request.from.name());
+                let line =
+                    format!("{}  (accept {})", request.from, client.short_name(&request.from));
                 out.say(json!({ "from": request.from, "group": request.group }), line);
             }
         }
         Command::Accept { user } => {
             let user = user_named(client, user)?;
             let group = client.accept(&user).await?;
-            let line =
-                format!("connected with {user}; your group of two is called {}", user.name());
+            let line = format!(
+                "connected with {user}; your group of two is called {}",
+                client.short_name(&user)
+            );
             out.say(json!({ "connected": user, "group": group }), line);
         }
         Command::Contacts => {
@@ -719,6 +726,7 @@ async fn devices(client: &Client, what: &Devices, out: &Out) -> Result<(), Clien
 }
 
 fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
+    let own = client.member().client().domain();
     let groups = client.member().groups()?;
     let shown: Vec<&GroupView> = groups
         .iter()
@@ -730,13 +738,14 @@ fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
     for group in shown {
         let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
         let line = format!(
-            "{:<16} {:<10} {:>3} clients  epoch {:<4} {}{}",
+            "{:<16} {:<10} {:>3} clients  epoch {:<4} {}{}{}",
             if group.name.is_empty() { "-" } else { &group.name },
             tail.get(..8).unwrap_or(tail),
             group.members.len(),
             group.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
             group.state.word(),
             if group.muted { ", muted" } else { "" },
+            if group.hub == own { String::new() } else { format!(", at {}", group.hub) },
         );
         out.say(json!(group), line);
     }
@@ -868,7 +877,7 @@ async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<
     let shown: u64 = client.member().setting(SHOWN)?.unwrap_or_default();
     let show = |number: u64, event: &Event| {
         let group = event_group(event).and_then(|id| client.member().group(id).ok());
-        let line = describe(event, group.as_ref());
+        let line = describe(event, group.as_ref(), &|user| client.short_name(user));
         let mut value = json!(event);
         value["number"] = json!(number);
         if let Value::Object(fields) = &mut value {

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod check_config;
 pub mod client;
 pub mod demo;
+pub mod doctor;
 pub mod keys;
 pub mod serve;
 
@@ -30,6 +31,8 @@ enum Command {
     Client(client::Args),
     /// Start a provider and let real clients use everything that it does
     Demo(demo::Args),
+    /// Say whether another provider can be spoken with, and what is in the way
+    Doctor(doctor::Args),
     /// Operate a provider that runs
     Admin(admin::Args),
     /// The keys that other providers verify with: show them, or put new ones in their place
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Client(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Keys(args) => keys::run(&args),
     }

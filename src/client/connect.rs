@@ -10,7 +10,7 @@ use crate::{
     crypto::{self, SigningKey},
     policy,
     wire::{
-        client::Consent,
+        client::{ConnectionRequestTo, Consent},
         codec::{List, Opaque},
         encode,
         extensions::{JoinCode, JoinPolicy},
@@ -56,6 +56,7 @@ impl Client {
                 .map_err(|_| ClientError::Invalid("a consent token has 32 bytes".to_owned()))?,
         };
         let request = self.member().offer(&target, &answer.key_packages)?;
+        let request = ConnectionRequestTo { recipient_domain: user.domain(), request };
         self.tell("/v1/connection_request", encode(&request)).await?;
         Ok(group)
     }
@@ -72,7 +73,8 @@ impl Client {
         let mut policy = policy::default_policy(&self.member().identity().user_key_hash());
         policy.join = JoinPolicy::Code;
         policy.codes = self.listed(code)?;
-        let group = self.create_group(user.name(), SUITES[0], Some(policy)).await?;
+        let name = self.short_name(user);
+        let group = self.create_group(&name, SUITES[0], Some(policy)).await?;
         let member = self.member();
         member.set(&code_setting(user), &(group.clone(), code))?;
         let mut contact = member.contact(user)?;
@@ -105,7 +107,8 @@ impl Client {
         let inside =
             self.member().group(&request.group).is_ok_and(|view| view.state == GroupState::Active);
         if !inside {
-            self.join(&request.group, &request.hub, from.name(), Some(request.join_code)).await?;
+            let name = self.short_name(from);
+            self.join(&request.group, &request.hub, &name, Some(request.join_code)).await?;
         }
         // whatever the offer says: what is sent there is read by everyone in it
         self.expect_only_us(&request)?;

@@ -30,8 +30,22 @@ impl Client {
         suite: Ciphersuite,
         policy: Option<GroupPolicy>,
     ) -> Result<GroupId, ClientError> {
-        let domain = self.member().client().domain();
-        let hub = self.hub(&domain, suite).await?;
+        let hub = self.member().client().domain();
+        self.create_group_at(&hub, name, suite, policy).await
+    }
+
+    /// Creates a group that another provider hosts.
+    ///
+    /// # Errors
+    /// [`ClientError`]
+    pub async fn create_group_at(
+        &self,
+        hub: &Domain,
+        name: &str,
+        suite: Ciphersuite,
+        policy: Option<GroupPolicy>,
+    ) -> Result<GroupId, ClientError> {
+        let hub = self.hub(hub, suite).await?;
         self.have_group_tokens().await?;
         let new = NewGroup { name: name.to_owned(), suite, policy };
         let now = self.now();

@@ -12,6 +12,7 @@ mod connect;
 mod groups;
 mod queue;
 mod requests;
+mod turns;
 
 use std::{
     collections::HashMap,
@@ -21,7 +22,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::core::{CoreError, Member, Refusal};
+use self::{
+    core::{CoreError, Member, Refusal},
+    turns::Turns,
+};
 use crate::wire::{
     ids::{GroupId, RequestId, Timestamp, UserUri},
     key_packages::KeyPackageStatus,
@@ -139,8 +143,9 @@ pub struct Client {
     member: Mutex<Member>,
     http: Http,
     clock: Clock,
-    /// One operation at a time, so that answers come in the order of requests.
-    operations: tokio::sync::Mutex<()>,
+    /// One operation of a group at a time, so that its answers come in the order of its requests. A hub that is out
+    /// of reach holds up its own groups and no others.
+    turns: Turns,
     patience: Duration,
     /// Requests that are not gone on with in passing before then: somebody waits for them, or they had no answer
     /// a moment ago.
@@ -175,7 +180,7 @@ impl Client {
             member: Mutex::new(member),
             http,
             clock,
-            operations: tokio::sync::Mutex::new(()),
+            turns: Turns::default(),
             patience: PATIENCE,
             not_before: Mutex::default(),
         })
@@ -193,6 +198,16 @@ impl Client {
     pub fn member(&self) -> MutexGuard<'_, Member> {
         // a step that panicked was rolled back with its transaction
         self.member.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A user as people of this client's provider write it: `bob`, and `bob@b.example` where it is another's.
+    #[must_use]
+    pub fn short_name(&self, user: &UserUri) -> String {
+        let domain = user.domain();
+        if domain == self.member().client().domain() {
+            return user.name().to_owned();
+        }
+        format!("{}@{domain}", user.name())
     }
 
     /// The provider's clock, as far as this client knows it.

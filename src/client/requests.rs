@@ -84,13 +84,15 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unanswered`], [`ClientError::Http`]: the first that still has no answer. All were tried.
     pub async fn resume(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
-        let _one_at_a_time = self.operations.lock().await;
         let mut refused = Vec::new();
         let mut unanswered = None;
         let until = Instant::now() + self.patience;
         let pending = self.member().pending()?;
-        for (request, _, operation) in pending {
-            match self.drive_locked(request, until).await {
+        for (request, group, operation) in pending {
+            let turn = self.turns.of(&group).await;
+            let driven = self.drive_locked(request, until).await;
+            drop(turn);
+            match driven {
                 Ok(_) => {}
                 Err(ClientError::Refused(refusal)) => {
                     tracing::warn!(%refusal, "a request was refused");
@@ -108,13 +110,20 @@ impl Client {
     /// Goes on with what has not been answered on the way to something else: shortly, and without an error where
     /// it stays unanswered. One request that gets no answer holds up neither the others nor who calls this.
     pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
-        let _one_at_a_time = self.operations.lock().await;
         let pending = self.member().pending()?;
-        for (request, _, _) in pending {
+        for (request, group, _) in pending {
             if self.is_not_yet(request) {
                 continue;
             }
-            match self.drive_locked(request, Instant::now() + IN_PASSING).await {
+            let until = Instant::now() + IN_PASSING;
+            // who has the turn for longer gets it answered, or says that it is not
+            let Ok(turn) = tokio::time::timeout_at(until, self.turns.of(&group)).await else {
+                self.not_in_passing(request);
+                continue;
+            };
+            let driven = self.drive_locked(request, until).await;
+            drop(turn);
+            match driven {
                 Ok(_) => {}
                 Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
                     tracing::debug!(%error, ?request, "a request stays for later");
@@ -140,7 +149,11 @@ impl Client {
     }
 
     pub(super) async fn drive(&self, request: RequestId) -> Result<Outcome, ClientError> {
-        let _one_at_a_time = self.operations.lock().await;
+        let pending = self.member().pending()?;
+        let Some((_, group, _)) = pending.into_iter().find(|(it, ..)| *it == request) else {
+            return Ok(Outcome::AlreadySo);
+        };
+        let _turn = self.turns.of(&group).await;
         self.drive_locked(request, Instant::now() + self.patience).await
     }
 

@@ -6,17 +6,21 @@
 
 pub mod address;
 mod call;
+pub mod direct;
 pub mod discovery;
 mod flight;
 pub mod https;
 pub mod keys;
 pub mod message;
 mod metrics;
+pub mod outbox;
 pub mod own_keys;
 mod pattern;
 pub mod replay;
+pub mod schedule;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::{
     pin::pin,

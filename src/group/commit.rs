@@ -133,6 +133,7 @@ impl GroupState {
         self.fill_in_proofs(&mut change);
         if operation == Operation::Join {
             self.authenticate_newcomer(request, &staged, &change)?;
+            self.count(request, now)?;
         }
         self.roster.check(&change.for_check())?;
 

@@ -34,6 +34,7 @@ use crate::{
         leaf::trusted,
         roster::{Roster, RosterChange},
     },
+    rate::GroupRates,
     store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
     wire::{
         codec::encode,
@@ -120,6 +121,7 @@ pub struct Hub {
     pub crypto: MlsCrypto,
     /// The hub's external-sender keys, one per signature scheme.
     pub keys: Vec<SigningKey>,
+    pub rates: GroupRates,
 }
 
 impl Hub {

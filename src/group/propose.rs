@@ -41,7 +41,7 @@ impl GroupState {
             return Err(Reject::Malformed("propose takes at least one proposal".into()));
         }
         let leaf = match &request.message.sender_id {
-            DsSenderId::LeafIndex(_) => Some(self.authenticate_leaf(request)?),
+            DsSenderId::LeafIndex(_) => Some(self.authenticate_leaf(request, now)?),
             DsSenderId::KeyPackageRef(_) if propose.proposals.len() == 1 => None,
             DsSenderId::KeyPackageRef(_) => {
                 return Err(Reject::Malformed("a newcomer proposes its own Add alone".into()));
@@ -119,6 +119,7 @@ impl GroupState {
             .map_err(|problem| refused(&problem, &queued))?;
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = self.newcomer(request, &queued, &aad)?;
+            self.count(request, now)?;
         }
         let pending = self.may_stand(queued, act, message, earlier, now)?;
         if let Act { author: Author::Newcomer { proof }, what: What::Add(identity) } = &pending.act

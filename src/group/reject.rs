@@ -48,6 +48,9 @@ pub enum Reject {
         "the request's timestamp is outside the hub's window, or a later one overtook it; sign it anew"
     )]
     Stale { now: Timestamp },
+    /// The milliseconds after which it can be tried again.
+    #[error("too many requests of this member, or to this group; wait")]
+    RateLimited(u64),
     #[error("proposals of yours made commits fail in this epoch; wait for the next one")]
     Blocking,
     /// A broken invariant of ours: the actor stops and the group is loaded anew.

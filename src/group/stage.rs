@@ -66,31 +66,31 @@ impl GroupState {
             DsRequest::Propose(propose) => self.stage_proposals(request, propose, now),
             DsRequest::UpdateQueueInfo(update) => {
                 self.same_group(&update.group_id)?;
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 let filter = self.member(leaf)?.filter;
                 self.stage_queue(request, leaf, &update.client_queue_config, filter, now)
             }
             DsRequest::UpdateClientFanoutInfo(update) => {
                 self.same_group(&update.group_id)?;
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.is_sender_key(leaf, update.sender.as_slice())?;
                 let config = &update.client_queue_config;
                 self.stage_queue(request, leaf, config, update.filter, now)
             }
             DsRequest::SendMessage(send) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.stage_message(request, leaf, &send.application_message, now)
             }
             DsRequest::ResyncClient(resync) => {
                 self.same_group(&resync.group_id)?;
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.is_sender_key(leaf, resync.sender.as_slice())?;
                 let config = Some(&resync.client_queue_config);
                 let update = &resync.update;
                 self.stage_commit(request, Some(leaf), Operation::Resync, update, config, now)
             }
             DsRequest::AddUsers(add) | DsRequest::AddClients(add) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 let operation = match &message.request {
                     DsRequest::AddUsers(_) => Operation::AddUsers,
                     _ => Operation::AddClients,
@@ -103,25 +103,25 @@ impl GroupState {
                 self.stage_commit(request, Some(leaf), operation, &update, None, now)
             }
             DsRequest::RemoveUsers(update) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.stage_commit(request, Some(leaf), Operation::RemoveUsers, update, None, now)
             }
             DsRequest::RemoveClients(update) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.stage_commit(request, Some(leaf), Operation::RemoveClients, update, None, now)
             }
             DsRequest::UpdateClient(update) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 self.stage_commit(request, Some(leaf), Operation::UpdateClient, update, None, now)
             }
             DsRequest::UpdateGroup(group) => {
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 let update = &group.update;
                 self.stage_commit(request, Some(leaf), Operation::UpdateGroup, update, None, now)
             }
             DsRequest::DeleteGroup(delete) => {
                 self.same_group(&delete.group_id)?;
-                let leaf = self.authenticate_leaf(request)?;
+                let leaf = self.authenticate_leaf(request, now)?;
                 let update = &delete.update;
                 self.stage_commit(request, Some(leaf), Operation::DeleteGroup, update, None, now)
             }
@@ -147,8 +147,12 @@ impl GroupState {
         }
     }
 
-    /// A sender by leaf index: its leaf key signs, and its own provider relays.
-    pub(super) fn authenticate_leaf(&self, request: &Request) -> Result<LeafIndex, Reject> {
+    /// A sender by leaf index: its leaf key signs, and its own provider relays. Counts the request.
+    pub(super) fn authenticate_leaf(
+        &self,
+        request: &Request,
+        now: Timestamp,
+    ) -> Result<LeafIndex, Reject> {
         let DsSenderId::LeafIndex(leaf) = request.message.sender_id else {
             return Err(Reject::Unauthenticated("this operation takes a leaf_index sender"));
         };
@@ -160,7 +164,14 @@ impl GroupState {
             return Err(Reject::Unauthenticated("the request comes through another provider"));
         }
         verify_request(&request.message, self.tree.scheme(), &identity.signature_key)?;
+        self.count(request, now)?;
         Ok(leaf)
+    }
+
+    /// Check 5, behind the sender's authentication.
+    pub(super) fn count(&self, request: &Request, now: Timestamp) -> Result<(), Reject> {
+        let counted = self.hub.rates.check(&self.id, &request.message.sender_id, now);
+        counted.map_err(|too_many| Reject::RateLimited(too_many.retry_after_ms()))
     }
 
     fn welcome_info(
@@ -182,6 +193,7 @@ impl GroupState {
             return Err(Reject::Unauthenticated("the request comes through another provider"));
         }
         verify_request(&request.message, self.tree.scheme(), &joiner.key)?;
+        self.count(request, now)?;
         if info.sender.as_slice() != joiner.key {
             return Err(Reject::Unauthenticated("`sender` is not the key that signs"));
         }
@@ -242,6 +254,7 @@ impl GroupState {
             }
         };
         verify_request(&request.message, user_key.scheme, user_key.user_public_key.as_slice())?;
+        self.count(request, now)?;
         let banned = policy::role_of(&self.policy, hash) == crate::wire::extensions::Role::Banned;
         // a member's client may resync whatever the join policy says
         let resyncs = self

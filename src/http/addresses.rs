@@ -1,68 +1,29 @@
-//! How much one address may ask for: a token bucket each, in bounded memory. PROTOCOL.md §2, check 1.
+//! How much one address may ask for. PROTOCOL.md §2, check 1.
 //!
 //! Loopback is not limited: what comes from there is a proxy that stands for many, or the operator.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use crate::{
+    rate::{Limiter, Quota, TooMany},
+    wire::ids::Timestamp,
 };
 
-/// Buckets of all addresses of late.
-pub struct Addresses {
-    per_second: f64,
-    burst: f64,
-    buckets: Mutex<HashMap<IpAddr, Bucket>>,
-}
-
-struct Bucket {
-    tokens: f64,
-    filled_at: Instant,
-}
+/// The addresses that asked for something of late.
+pub struct Addresses(Limiter<IpAddr>);
 
 /// Addresses remembered at the same time. Beyond, strangers share one bucket until some have rested.
 const ADDRESSES_MAX: usize = 100_000;
-/// The bucket that they share.
-const EVERYONE_ELSE: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-/// A bucket holds what is given in so many seconds.
-const BURST_SECONDS: f64 = 5.0;
 
 impl Addresses {
-    pub fn new(per_second: u32) -> Self {
-        let per_second = f64::from(per_second);
-        Self { per_second, burst: per_second * BURST_SECONDS, buckets: Mutex::default() }
+    pub fn new(quota: Quota) -> Self {
+        Self(Limiter::new(quota, ADDRESSES_MAX))
     }
 
-    /// Counts one request of `peer`; where it is one too many, how long to wait.
-    pub fn admit(&self, peer: SocketAddr, now: Instant) -> Result<(), Duration> {
+    /// Counts one request of `peer`.
+    pub fn admit(&self, peer: SocketAddr, now: Timestamp) -> Result<(), TooMany> {
         let address = who(peer.ip());
-        if address.is_loopback() {
-            return Ok(());
-        }
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() >= ADDRESSES_MAX && !buckets.contains_key(&address) {
-            // a bucket that is full again says no more than none
-            buckets.retain(|_, bucket| self.tokens(bucket, now) < self.burst);
-        }
-        let key = if buckets.len() < ADDRESSES_MAX || buckets.contains_key(&address) {
-            address
-        } else {
-            EVERYONE_ELSE
-        };
-        let bucket = buckets.entry(key).or_insert(Bucket { tokens: self.burst, filled_at: now });
-        bucket.tokens = self.tokens(bucket, now);
-        bucket.filled_at = now;
-        if bucket.tokens < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - bucket.tokens) / self.per_second));
-        }
-        bucket.tokens -= 1.0;
-        Ok(())
-    }
-
-    fn tokens(&self, bucket: &Bucket, now: Instant) -> f64 {
-        let rested = now.saturating_duration_since(bucket.filled_at).as_secs_f64();
-        (bucket.tokens + rested * self.per_second).min(self.burst)
+        if address.is_loopback() { Ok(()) } else { self.0.check(&address, now) }
     }
 }
 
@@ -82,26 +43,11 @@ fn who(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn at(address: &str) -> SocketAddr {
-        SocketAddr::new(address.parse().unwrap(), 1)
-    }
-
-    #[test]
-    fn an_address_that_asks_too_much_waits_and_others_do_not() {
-        let (addresses, start) = (Addresses::new(2), Instant::now());
-        for _ in 0..10 {
-            addresses.admit(at("192.0.2.1"), start).unwrap();
-        }
-        let wait = addresses.admit(at("192.0.2.1"), start).unwrap_err();
-        assert_eq!(wait, Duration::from_millis(500));
-        addresses.admit(at("192.0.2.2"), start).unwrap();
-        addresses.admit(at("192.0.2.1"), start + wait).unwrap();
-        addresses.admit(at("192.0.2.1"), start + wait).unwrap_err();
-    }
-
     #[test]
     fn one_network_of_ipv6_is_one_address_and_loopback_is_not_limited() {
-        let (addresses, now) = (Addresses::new(1), Instant::now());
+        let at = |address: &str| SocketAddr::new(address.parse().unwrap(), 1);
+        let addresses = Addresses::new(Quota { per_second: 1, burst: 5 });
+        let now = Timestamp(1_700_000_000_000);
         for host in 0..5 {
             addresses.admit(at(&format!("2001:db8::{host}")), now).unwrap();
         }
@@ -112,19 +58,5 @@ mod tests {
             addresses.admit(at("::1"), now).unwrap();
             addresses.admit(at("::ffff:127.0.0.1"), now).unwrap();
         }
-    }
-
-    #[test]
-    fn memory_is_bounded_and_strangers_then_share() {
-        let (addresses, now) = (Addresses::new(1), Instant::now());
-        for number in 0..u32::try_from(ADDRESSES_MAX).unwrap() + 5 {
-            let peer = SocketAddr::from((std::net::Ipv4Addr::from(0x0b00_0000 + number), 1));
-            addresses.admit(peer, now).unwrap();
-        }
-        assert!(addresses.buckets.lock().unwrap().len() <= ADDRESSES_MAX + 1);
-        addresses.admit(at("192.0.2.9"), now).unwrap_err();
-        let rested = now + Duration::from_secs(60);
-        addresses.admit(at("192.0.2.9"), rested).unwrap();
-        assert_eq!(addresses.buckets.lock().unwrap().len(), 1, "who has rested is forgotten");
     }
 }

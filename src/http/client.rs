@@ -4,31 +4,21 @@
 //! A request is read (limits, time), admitted (a permit), decoded, authenticated, given to the node, answered. What
 //! it means is the node's business.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
-    dev::{Server, ServerHandle},
-    http::{StatusCode, header},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use tls_codec::DeserializeBytes;
 use tokio::sync::Semaphore;
 
 use super::{
-    addresses::Addresses,
     answer::{Answer, Refusal},
-    body::{self, BodyBudget},
     drain::Drain,
-    endpoint::{Endpoint, Form},
+    endpoint::Endpoint,
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, busy},
     limits::Limits,
     metrics::HttpMetrics,
-    stream,
+    stream, trace,
+    well_known::{self, DsDomain},
 };
 use crate::{
     actors::Node,
@@ -49,14 +39,7 @@ use crate::{
 /// The name of this listener in metrics and logs.
 pub const LISTENER: &str = "client";
 
-/// A bound client listener: `server` is to be polled (spawned), `handle` stops it.
-pub struct ClientListener {
-    pub address: SocketAddr,
-    pub server: Server,
-    pub handle: ServerHandle,
-}
-
-/// Binds the client listener. Must be called inside an actix `System`.
+/// Binds the client listener. Must be called inside an actix `System`. `ds_domain` is where other providers find this one.
 ///
 /// # Errors
 /// Where the address cannot be bound.
@@ -67,74 +50,54 @@ pub fn client_listener(
     limits: Limits,
     metrics: HttpMetrics,
     drain: Drain,
-) -> io::Result<ClientListener> {
+    ds_domain: Option<DsDomain>,
+) -> io::Result<Listener> {
+    let limits_of_server = limits.clone();
     let api = web::Data::new(ClientApi::new(node, limits, metrics, drain));
-    let limits = &api.limits;
-    let workers = limits.workers.max(1);
-    let server = HttpServer::new({
-        let api = api.clone();
-        move || {
-            let mut app = App::new().app_data(api.clone());
-            for endpoint in Endpoint::POSTED {
-                app = app.service(
-                    web::resource(endpoint.path())
-                        .route(web::post().to(move |request, payload, api| {
+    front::bind(listen, tls, &limits_of_server, move |routes| {
+        routes.app_data(api.clone());
+        for endpoint in Endpoint::POSTED {
+            routes.service(
+                web::resource(endpoint.path())
+                    .route(
+                        web::post().to(move |request, payload, api| {
                             posted(endpoint, request, payload, api)
-                        }))
-                        .default_service(web::to(move |request, api| {
-                            wrong_method(endpoint, "POST", request, api)
-                        })),
-                );
-            }
-            app.service(
-                web::resource(Endpoint::Stream.path())
-                    .route(web::get().to(stream::open))
-                    .default_service(web::to(|request, api| {
-                        wrong_method(Endpoint::Stream, "GET", request, api)
+                        }),
+                    )
+                    .default_service(web::to(move |request, api| {
+                        wrong_method(endpoint, "POST", request, api)
                     })),
-            )
-            .default_service(web::to(unknown_path))
+            );
         }
+        routes.service(
+            web::resource(Endpoint::Stream.path())
+                .route(web::get().to(stream::open))
+                .default_service(web::to(|request, api| {
+                    wrong_method(Endpoint::Stream, "GET", request, api)
+                })),
+        );
+        if let Some(said) = &ds_domain {
+            well_known::routes(routes, LISTENER, said, &api.front.metrics);
+        }
+        routes.default_service(web::to(unknown_path));
     })
-    .workers(workers)
-    .max_connections(limits.connections_max.div_ceil(workers))
-    .backlog(limits.backlog)
-    .client_request_timeout(limits.header_timeout)
-    .client_disconnect_timeout(Duration::from_secs(5))
-    .tls_handshake_timeout(limits.header_timeout)
-    .keep_alive(limits.keep_alive)
-    .tcp_nodelay(true)
-    .shutdown_timeout(limits.drain_timeout.as_secs().max(1))
-    .disable_signals()
-    .bind_rustls_0_23(listen, tls)?;
-    let address = server.addrs().first().copied().unwrap_or(listen);
-    let server = server.run();
-    Ok(ClientListener { address, handle: server.handle(), server })
 }
 
 /// What every handler of this listener shares.
 pub(super) struct ClientApi {
     pub node: Node,
-    pub limits: Limits,
-    pub metrics: HttpMetrics,
+    pub front: Front,
     pub drain: Drain,
     /// Long polls and streams.
     pub waiting: Arc<Semaphore>,
-    requests: Arc<Semaphore>,
-    bodies: BodyBudget,
-    addresses: Addresses,
 }
 
 impl ClientApi {
     fn new(node: Node, limits: Limits, metrics: HttpMetrics, drain: Drain) -> Self {
         Self {
             waiting: Arc::new(Semaphore::new(limits.waiting_max)),
-            requests: Arc::new(Semaphore::new(limits.requests_max)),
-            bodies: BodyBudget::new(limits.bodies_bytes_max),
-            addresses: Addresses::new(limits.requests_per_address_s),
+            front: Front::new(LISTENER, limits, metrics, Arc::clone(&node.clock)),
             node,
-            limits,
-            metrics,
             drain,
         }
     }
@@ -145,41 +108,17 @@ impl ClientApi {
         request: &HttpRequest,
         payload: web::Payload,
     ) -> Result<Answer, Refusal> {
-        self.admit(request)?;
-        let bytes_max = endpoint.body_bytes_max().min(self.limits.request_bytes_max);
-        let body =
-            body::read(request, payload, bytes_max, self.limits.body_timeout, &self.bodies).await?;
-        let permits = if endpoint == Endpoint::Dequeue { &self.waiting } else { &self.requests };
-        let _permit = permits.try_acquire().map_err(|_| busy())?;
+        self.front.admit(request)?;
+        let body = self.front.body(request, payload, endpoint.body_bytes_max()).await?;
+        let polls = endpoint == Endpoint::Dequeue;
+        let _place = if polls {
+            self.waiting.try_acquire().map_err(|_| busy())?
+        } else {
+            self.front.place()?
+        };
         let message = client_message(&body.bytes)?;
-        match tokio::time::timeout(
-            self.limits.answer_timeout + self.waits_at_most(endpoint),
-            self.dispatch(endpoint, message),
-        )
-        .await
-        {
-            Ok(answer) => answer,
-            Err(_) => Err(Refusal::from(DsError::Unavailable {
-                detail: Detail::truncated(
-                    "no answer in time; whether the request took effect is unknown: retry with the same request_id",
-                ),
-                retry_after_ms: 1000,
-            })),
-        }
-    }
-
-    /// Counts a request against the address that it comes from.
-    pub fn admit(&self, request: &HttpRequest) -> Result<(), DsError> {
-        // a socket without a peer has just been closed
-        let Some(peer) = request.peer_addr() else { return Ok(()) };
-        self.addresses.admit(peer, Instant::now()).map_err(|wait| DsError::RateLimited {
-            detail: Detail::truncated("too many requests from this address"),
-            retry_after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    fn waits_at_most(&self, endpoint: Endpoint) -> Duration {
-        if endpoint == Endpoint::Dequeue { self.limits.poll_max } else { Duration::ZERO }
+        let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
+        self.front.in_time(longer, self.dispatch(endpoint, message)).await
     }
 
     /// Authenticates, and hands the body to the one method of the node that it is for.
@@ -268,13 +207,13 @@ impl ClientApi {
             }
         };
         let answer = Answer::ds(&response);
-        self.metrics.ds_answered(operation, answer.status);
+        self.front.metrics.ds_answered(operation, answer.status);
         Ok(answer)
     }
 
     /// The long poll. It ends early, with what there is, when the node stops.
     async fn dequeue(&self, from: &ClientUri, mut body: Dequeue) -> Result<Dequeued, DsError> {
-        let poll_max_ms = u32::try_from(self.limits.poll_max.as_millis()).unwrap_or(u32::MAX);
+        let poll_max_ms = u32::try_from(self.front.limits.poll_max.as_millis()).unwrap_or(u32::MAX);
         body.wait_ms = if self.drain.is_draining() { 0 } else { body.wait_ms.min(poll_max_ms) };
         tokio::select! {
             biased;
@@ -290,11 +229,9 @@ async fn posted(
     payload: web::Payload,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
-    let started = Instant::now();
-    let _in_flight = api.metrics.begin(LISTENER);
-    let outcome = api.handle(endpoint, &request, payload).await;
-    let answer = outcome.unwrap_or_else(|refusal| Answer::refused(endpoint.form(), refusal));
-    finish(&api, endpoint, started, answer)
+    let span = trace::of_client(&request, endpoint.path());
+    let handle = api.handle(endpoint, &request, payload);
+    api.front.serve(endpoint.path(), endpoint.form(), span, handle).await
 }
 
 async fn wrong_method(
@@ -303,47 +240,14 @@ async fn wrong_method(
     request: HttpRequest,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
-    let refusal = Refusal::http(
-        StatusCode::METHOD_NOT_ALLOWED,
-        &format!("{} is called with {allowed}, not {}", endpoint.path(), request.method()),
-    );
-    let answer = Answer::refused(endpoint.form(), refusal);
-    let mut response = finish(&api, endpoint, Instant::now(), answer);
-    response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
-    response
+    api.front.wrong_method(endpoint.path(), endpoint.form(), allowed, &request)
 }
 
 async fn unknown_path(request: HttpRequest, api: web::Data<ClientApi>) -> HttpResponse {
-    let detail = match request.path() {
-        "/v1/complaint" | "/v1/migration_request" => {
-            "this provider does not serve this endpoint yet"
-        }
+    api.front.not_found(match request.path() {
+        "/v1/complaint" | "/v1/migration_request" => NOT_YET,
         _ => NO_SUCH_ENDPOINT,
-    };
-    let refusal = Refusal::http(StatusCode::NOT_FOUND, detail);
-    let answer = Answer::refused(Form::ClientResponse, refusal);
-    finish(&api, Endpoint::Unknown, Instant::now(), answer)
-}
-
-/// Counts the answer, says so in the log, and makes it HTTP.
-pub(super) fn finish(
-    api: &ClientApi,
-    endpoint: Endpoint,
-    started: Instant,
-    answer: Answer,
-) -> HttpResponse {
-    let (took, http) = (started.elapsed(), answer.http.as_u16());
-    api.metrics.answered(LISTENER, endpoint, http, took);
-    tracing::debug!(
-        listener = LISTENER,
-        endpoint = endpoint.path(),
-        status = answer.status,
-        http,
-        took_ms = took.as_secs_f64() * 1000.0,
-        bytes = answer.bytes.len(),
-        "request"
-    );
-    answer.into_response()
+    })
 }
 
 /// Decodes a ClientMessage of a version that we speak.
@@ -363,13 +267,6 @@ pub(super) fn client_message(bytes: &[u8]) -> Result<ClientMessage, DsError> {
 /// Decodes the body of a message.
 pub(super) fn body_of<T: DeserializeBytes>(message: &ClientMessage) -> Result<T, DsError> {
     decode(message.body.as_slice()).map_err(malformed)
-}
-
-pub(super) fn busy() -> DsError {
-    DsError::Unavailable {
-        detail: Detail::truncated("too many requests at once; retry"),
-        retry_after_ms: 1000,
-    }
 }
 
 fn require_empty(message: &ClientMessage) -> Result<(), DsError> {
@@ -405,5 +302,3 @@ fn belongs_to(request: &DsRequest) -> Endpoint {
         | DsRequest::StartMigration(_) => Endpoint::GroupOperation,
     }
 }
-
-const NO_SUCH_ENDPOINT: &str = "there is no such endpoint";

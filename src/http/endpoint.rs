@@ -1,5 +1,7 @@
 //! The endpoints of PROTOCOL.md §3, each with its path, its largest body and the form of its answer.
 
+use super::front::OTHER_PATH;
+
 /// An endpoint of the client listener, or none that we know: what metrics and logs call a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -67,7 +69,7 @@ impl Endpoint {
             Self::DeleteDevice => "/v1/devices/delete",
             Self::DeleteAccount => "/v1/account/delete",
             Self::Consent => "/v1/consent",
-            Self::Unknown => "other",
+            Self::Unknown => OTHER_PATH,
         }
     }
 

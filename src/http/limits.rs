@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// The bounds of the client listener. `Default` is what a provider of some thousand clients wants.
+use crate::rate::Quota;
+
+/// The bounds of a listener. `Default` is what a provider of some thousand clients wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Threads that serve HTTP.
@@ -15,8 +17,8 @@ pub struct Limits {
     pub requests_max: usize,
     /// Long polls and streams together; one more is answered `unavailable`.
     pub waiting_max: usize,
-    /// Requests of one address in a second, with a burst of five seconds' worth; one more is `rate_limited`.
-    pub requests_per_address_s: u32,
+    /// Requests of one address; one more is `rate_limited`.
+    pub requests_per_address: Quota,
     /// The largest body of any request. Endpoints with small requests have smaller limits of their own.
     pub request_bytes_max: usize,
     /// Memory for request bodies above `SMALL_BODY_BYTES`, all requests together.
@@ -41,6 +43,17 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// The bounds of the federation listener.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FederationLimits {
+    /// What it has as every listener.
+    pub shared: Limits,
+    /// Requests of one provider that are being worked on; one more is answered `unavailable`. 0: as many as in all.
+    pub requests_per_peer_max: usize,
+    /// Requests of one provider; one more is `rate_limited`.
+    pub requests_per_peer: Quota,
+}
+
 /// Bodies up to this size are not counted in [`Limits::bodies_bytes_max`].
 pub const SMALL_BODY_BYTES: usize = 64 * 1024;
 
@@ -52,7 +65,7 @@ impl Default for Limits {
             backlog: 1024,
             requests_max: 512,
             waiting_max: 10_000,
-            requests_per_address_s: 200,
+            requests_per_address: Quota { per_second: 200, burst: 1000 },
             request_bytes_max: 4 * 1024 * 1024 + 128 * 1024,
             bodies_bytes_max: 256 * 1024 * 1024,
             header_timeout: Duration::from_secs(10),

@@ -6,8 +6,6 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use super::endpoint::Endpoint;
-
 /// Counters of all listeners. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpMetrics {
@@ -79,11 +77,10 @@ impl HttpMetrics {
     pub(super) fn answered(
         &self,
         listener: &'static str,
-        endpoint: Endpoint,
+        path: &'static str,
         status: u16,
         took: Duration,
     ) {
-        let path = endpoint.path();
         self.requests.with_label_values(&[listener, path, &status.to_string()]).inc();
         self.seconds.with_label_values(&[listener, path]).observe(took.as_secs_f64());
     }

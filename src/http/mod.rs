@@ -1,7 +1,7 @@
-//! The listeners: HTTPS for a provider's own clients, plain HTTP on loopback for its operator.
+//! The listeners: HTTPS for a provider's own clients and for other providers, plain HTTP on loopback for its operator.
 //!
 //! Here: reading a request within its limits, what it is called, and how an answer becomes HTTP. PROTOCOL.md §3
-//! ("A client and its own provider"). Deliberately absent: every rule (that is `actors::Node`'s), files and
+//! ("A client and its own provider") and §4. Deliberately absent: every rule (that is `actors::Node`'s), files and
 //! configuration (`server`). A limit and a timeout stand before everything that a stranger can make us do.
 
 mod addresses;
@@ -10,16 +10,23 @@ mod body;
 mod client;
 mod drain;
 mod endpoint;
+mod federation;
+mod front;
 mod limits;
 mod metrics;
 mod ops;
 mod stream;
 mod tls;
+mod trace;
+mod well_known;
 
-pub use client::{ClientListener, client_listener};
+pub use client::client_listener;
 pub use drain::{Drain, DrainSwitch};
 pub use endpoint::Endpoint;
-pub use limits::Limits;
+pub use federation::federation_listener;
+pub use front::Listener;
+pub use limits::{FederationLimits, Limits};
 pub use metrics::HttpMetrics;
-pub use ops::{OpsListener, ops_listener};
+pub use ops::ops_listener;
 pub use tls::{TlsError, server_tls};
+pub use well_known::{DS_DOMAIN, DsDomain};

@@ -12,7 +12,6 @@ use std::{
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
-    dev::{Server, ServerHandle},
     http::{StatusCode, header},
     web,
 };
@@ -23,6 +22,7 @@ use super::{
     body::{self, BodyBudget},
     drain::Drain,
     endpoint::Form,
+    front::Listener,
 };
 use crate::{
     actors::Node,
@@ -34,13 +34,6 @@ use crate::{
         queueing::QueueingServiceRequest,
     },
 };
-
-/// A bound ops listener: `server` is to be polled (spawned), `handle` stops it.
-pub struct OpsListener {
-    pub address: SocketAddr,
-    pub server: Server,
-    pub handle: ServerHandle,
-}
 
 struct Ops {
     node: Node,
@@ -59,7 +52,7 @@ pub fn ops_listener(
     listen: SocketAddr,
     registry: Registry,
     drain: Drain,
-) -> io::Result<OpsListener> {
+) -> io::Result<Listener> {
     let bodies = BodyBudget::new(2 * REQUEST_BYTES_MAX);
     let imports = BodyBudget::new(INFO_BYTES_MAX);
     let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
@@ -85,7 +78,7 @@ pub fn ops_listener(
     .bind(listen)?;
     let address = server.addrs().first().copied().unwrap_or(listen);
     let server = server.run();
-    Ok(OpsListener { address, handle: server.handle(), server })
+    Ok(Listener { address, handle: server.handle(), server })
 }
 
 /// The process answers.

@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, rt, web};
 use actix_ws::{CloseCode, CloseReason, Message, MessageStream, ProtocolError, Session};
 use tokio::{sync::OwnedSemaphorePermit, time};
+use tracing::Instrument;
 
 use super::{
     answer::{Answer, Refusal},
-    client::{ClientApi, LISTENER, body_of, busy, client_message, finish},
+    client::{ClientApi, LISTENER, body_of, client_message},
     endpoint::{Endpoint, Form},
+    front::busy,
+    trace,
 };
 use crate::{
     actors::QueueStream,
@@ -38,9 +41,10 @@ pub async fn open(
 ) -> HttpResponse {
     let started = Instant::now();
     let refuse = |refusal: Refusal| {
-        finish(&api, Endpoint::Stream, started, Answer::refused(Form::ClientResponse, refusal))
+        let answer = Answer::refused(Form::ClientResponse, refusal);
+        api.front.finish(Endpoint::Stream.path(), started, answer)
     };
-    if let Err(error) = api.admit(&request) {
+    if let Err(error) = api.front.admit(&request) {
         return refuse(error.into());
     }
     if api.drain.is_draining() {
@@ -49,9 +53,10 @@ pub async fn open(
     match actix_ws::handle(&request, payload) {
         Ok((response, session, frames)) => {
             let http = response.status().as_u16();
-            api.metrics.answered(LISTENER, Endpoint::Stream, http, started.elapsed());
+            api.front.metrics.answered(LISTENER, Endpoint::Stream.path(), http, started.elapsed());
             let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
-            rt::spawn(run(api.clone(), session, frames));
+            let span = trace::of_client(&request, Endpoint::Stream.path());
+            rt::spawn(run(api.clone(), session, frames).instrument(span));
             response
         }
         Err(error) => refuse(Refusal::http(
@@ -76,14 +81,14 @@ enum End {
 }
 
 async fn run(api: web::Data<ClientApi>, mut session: Session, mut frames: MessageStream) {
-    api.metrics.streams.inc();
+    api.front.metrics.streams.inc();
     let end = match begin(&api, &mut frames).await {
         Ok((queue, _permit)) => deliver(&api, &mut session, &mut frames, queue).await,
         Err(end) => end,
     };
-    api.metrics.streams.dec();
+    api.front.metrics.streams.dec();
     let (reason, close) = end.into_close();
-    api.metrics.stream_closes.with_label_values(&[reason]).inc();
+    api.front.metrics.stream_closes.with_label_values(&[reason]).inc();
     tracing::debug!(
         listener = LISTENER,
         endpoint = Endpoint::Stream.path(),
@@ -105,7 +110,7 @@ async fn begin(
     let first = tokio::select! {
         biased;
         () = api.drain.started() => return Err(End::Draining),
-        first = time::timeout(api.limits.stream_open_timeout, first_frame(frames)) => first,
+        first = time::timeout(api.front.limits.stream_open_timeout, first_frame(frames)) => first,
     };
     let first = first.unwrap_or_else(|_| {
         let detail = Detail::truncated("the first frame, a ClientMessage, did not arrive in time");
@@ -118,7 +123,7 @@ async fn begin(
         let permit = api.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
         Ok((api.node.open_stream(&client, window).await?, permit))
     };
-    let opened = time::timeout(api.limits.answer_timeout, open).await.unwrap_or_else(|_| {
+    let opened = time::timeout(api.front.limits.answer_timeout, open).await.unwrap_or_else(|_| {
         Err(DsError::Unavailable {
             detail: Detail::truncated("the queue was not opened in time; reconnect"),
             retry_after_ms: 1000,
@@ -143,7 +148,7 @@ async fn deliver(
     frames: &mut MessageStream,
     mut queue: QueueStream,
 ) -> End {
-    let mut ping = time::interval(api.limits.stream_ping);
+    let mut ping = time::interval(api.front.limits.stream_ping);
     ping.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     ping.reset();
     let mut pings_unanswered = 0;
@@ -199,7 +204,7 @@ fn over(api: &ClientApi) -> End {
 async fn send(api: &ClientApi, session: &mut Session, entries: &[QueueEntry]) -> Result<(), End> {
     for entry in entries {
         in_time(api, session.binary(encode(entry))).await?;
-        api.metrics.stream_entries.inc();
+        api.front.metrics.stream_entries.inc();
     }
     Ok(())
 }
@@ -209,7 +214,7 @@ async fn in_time(
     api: &ClientApi,
     sent: impl Future<Output = Result<(), actix_ws::Closed>>,
 ) -> Result<(), End> {
-    match time::timeout(api.limits.stream_stall, sent).await {
+    match time::timeout(api.front.limits.stream_stall, sent).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err(End::Gone),
         Err(_) => Err(End::Stalled),

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     account::Registration,
     actors::{Clock, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
-    http::{self, ClientListener, DrainSwitch, HttpMetrics, OpsListener, TlsError},
+    http::{self, DrainSwitch, HttpMetrics, Listener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
 };
 
@@ -158,8 +158,8 @@ struct Composed {
     node: Node,
     store: SharedStore,
     threads: crate::actors::arbiters::ArbiterThreads,
-    client: ClientListener,
-    ops: OpsListener,
+    client: Listener,
+    ops: Listener,
     drain: DrainSwitch,
     drain_timeout: Duration,
 }
@@ -204,9 +204,10 @@ impl Composed {
             node.clone(),
             client_address,
             tls,
-            config.limits.http(),
+            config.client_limits(),
             http_metrics,
             draining.clone(),
+            None,
         )
         .map_err(|error| bind_error("client.listen", client_address, error))?;
         let ops = http::ops_listener(node.clone(), ops_address, registry, draining)

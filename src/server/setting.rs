@@ -3,11 +3,14 @@
 //! A value comes from TOML or from an environment variable; both are parsed by the same code, and an error says what is
 //! allowed.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use toml::de::DeValue;
 
-use crate::wire::ids::Domain;
+use crate::{
+    federation::{DomainPattern, discovery::ServiceHost},
+    wire::ids::Domain,
+};
 
 /// What somebody wrote.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +41,14 @@ impl Bytes {
 }
 
 impl Given<'_> {
+    /// Nothing between quotes.
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Text(text) => text.is_empty(),
+            Self::Toml(value) => value.as_str() == Some(""),
+        }
+    }
+
     fn text(&self, allowed: &str) -> Result<String, String> {
         match self {
             Self::Text(text) => Ok((*text).to_owned()),
@@ -75,6 +86,38 @@ macro_rules! texts {
 texts! {
     Domain: "a domain in lower case, e.g. \"a.example\"";
     SocketAddr: "an address and a port, e.g. \"127.0.0.1:8443\" (port 0: any free one)";
+    ServiceHost: "a host and perhaps a port, e.g. \"mimi.a.example\" or \"127.0.0.1:7443\"";
+}
+
+/// An empty text is nothing.
+macro_rules! optional {
+    ($($type:ty),*) => {$(
+        impl Setting for Option<$type> {
+            fn read(given: Given<'_>) -> Result<Self, String> {
+                if given.is_empty() { Ok(None) } else { <$type>::read(given).map(Some) }
+            }
+            fn show(&self) -> String {
+                self.as_ref().map_or_else(|| quoted(""), Setting::show)
+            }
+        }
+    )*};
+}
+
+optional!(PathBuf, SocketAddr, ServiceHost);
+
+impl Setting for bool {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let allowed = "true or false";
+        match given {
+            Given::Text(text) => text.parse().map_err(|_| format!("{text:?} is not {allowed}")),
+            Given::Toml(value) => value
+                .as_bool()
+                .ok_or_else(|| format!("{allowed}, not {}", article(value.type_str()))),
+        }
+    }
+    fn show(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl Setting for PathBuf {
@@ -84,17 +127,6 @@ impl Setting for PathBuf {
     }
     fn show(&self) -> String {
         quoted(&self.to_string_lossy())
-    }
-}
-
-/// An empty text is nothing.
-impl Setting for Option<PathBuf> {
-    fn read(given: Given<'_>) -> Result<Self, String> {
-        let text = given.text("a path")?;
-        Ok((!text.is_empty()).then(|| text.into()))
-    }
-    fn show(&self) -> String {
-        self.as_ref().map_or_else(|| quoted(""), Setting::show)
     }
 }
 
@@ -129,6 +161,65 @@ impl Setting for Vec<String> {
     }
     fn show(&self) -> String {
         format!("[{}]", self.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Setting for Vec<DomainPattern> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let read = |text: String| {
+            text.parse().map_err(|_| {
+                format!(
+                    "{text:?} is not a domain in lower case, nor \"*.\" and one for all below it"
+                )
+            })
+        };
+        Vec::<String>::read(given)?.into_iter().map(read).collect()
+    }
+    fn show(&self) -> String {
+        self.iter().map(ToString::to_string).collect::<Vec<_>>().show()
+    }
+}
+
+impl Setting for Vec<PathBuf> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        Ok(Vec::<String>::read(given)?.into_iter().map(PathBuf::from).collect())
+    }
+    fn show(&self) -> String {
+        self.iter().map(|path| path.to_string_lossy().into_owned()).collect::<Vec<_>>().show()
+    }
+}
+
+/// A table in TOML, `a.example=host:port, …` in a variable.
+impl Setting for BTreeMap<Domain, ServiceHost> {
+    fn read(given: Given<'_>) -> Result<Self, String> {
+        let allowed = "a table of domains and hosts, e.g. { \"b.example\" = \"127.0.0.1:7443\" }";
+        let entry = |domain: &str, host: Given<'_>| {
+            Ok((Domain::read(Given::Text(domain.trim()))?, ServiceHost::read(host)?))
+        };
+        match given {
+            Given::Text(text) => text
+                .split(',')
+                .filter(|item| !item.trim().is_empty())
+                .map(|item| {
+                    let (domain, host) =
+                        item.split_once('=').ok_or("it is domain=host:port, …, in a variable")?;
+                    entry(domain, Given::Text(host.trim()))
+                })
+                .collect(),
+            Given::Toml(value) => value
+                .as_table()
+                .ok_or_else(|| format!("{allowed}, not {}", article(value.type_str())))?
+                .iter()
+                .map(|(domain, host)| entry(domain.get_ref(), Given::Toml(host.get_ref())))
+                .collect(),
+        }
+    }
+    fn show(&self) -> String {
+        let entries: Vec<_> = self
+            .iter()
+            .map(|(domain, host)| format!("{} = {}", quoted(domain.as_str()), host.show()))
+            .collect();
+        if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) }
     }
 }
 
@@ -311,6 +402,14 @@ mod tests {
         for wrong in ["", "5", "s", "5 weeks", "-1s", "99999999999999999999d", "1.5h"] {
             assert!(Duration::read(Given::Text(wrong)).unwrap_err().contains("e.g."), "{wrong}");
         }
+    }
+
+    #[test]
+    fn where_providers_are_reads_what_it_shows() {
+        let text = "b.example = localhost:1,c.example=[::1]:2";
+        let read = BTreeMap::<Domain, ServiceHost>::read(Given::Text(text)).unwrap();
+        assert_eq!(read.show(), r#"{ "b.example" = "localhost:1", "c.example" = "[::1]:2" }"#);
+        assert!(BTreeMap::<Domain, ServiceHost>::read(Given::Text("b.example")).is_err());
     }
 
     #[test]

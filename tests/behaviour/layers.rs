@@ -12,6 +12,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("crypto", &["wire"]),
     ("policy", &["wire", "crypto"]),
+    ("rate", &["wire"]),
     ("group", RULES),
     ("queue", RULES),
     ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
@@ -33,13 +34,14 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("actors", ACTORS),
-    ("http", &["wire", "crypto", "metrics", "federation", "actors"]),
+    ("http", &["wire", "crypto", "rate", "federation", "metrics", "actors"]),
     (
         "server",
         &[
             "wire",
             "crypto",
             "policy",
+            "rate",
             "group",
             "queue",
             "key_package",
@@ -70,11 +72,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
 ];
-const RULES: &[&str] = &["wire", "crypto", "policy", "store"];
+const RULES: &[&str] = &["wire", "crypto", "policy", "rate", "store"];
 const ACTORS: &[&str] = &[
     "wire",
     "crypto",
     "policy",
+    "rate",
     "group",
     "queue",
     "key_package",
@@ -85,7 +88,7 @@ const ACTORS: &[&str] = &[
 ];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
-const PURE: &[&str] = &["wire", "policy", "group", "queue", "key_package", "account"];
+const PURE: &[&str] = &["wire", "policy", "rate", "group", "queue", "key_package", "account"];
 const IMPURE: &[&str] = &[
     "actix",
     "tokio::",

@@ -5,12 +5,20 @@
 
 mod cli;
 mod client;
+mod federation;
 mod groups;
+#[path = "../support/hostile.rs"]
+mod hostile;
+mod hostile_peer;
 mod http;
 mod import;
 mod impostors;
 mod large_group;
 mod layers;
+#[path = "../support/providers.rs"]
+mod providers;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod samples;
 mod serve;
 #[path = "../support/mod.rs"]

@@ -23,7 +23,12 @@ pub fn hub(domain: &Domain, settings: impl FnOnce(&mut Settings)) -> Arc<Hub> {
     let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
     let mut all = Settings::new(domain.clone());
     settings(&mut all);
-    Arc::new(Hub { settings: all, crypto: MlsCrypto::default(), keys: vec![key] })
+    Arc::new(Hub {
+        settings: all,
+        crypto: MlsCrypto::default(),
+        keys: vec![key],
+        rates: Default::default(),
+    })
 }
 
 /// A client with some tokens that nobody checks.

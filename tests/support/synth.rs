@@ -114,7 +114,7 @@ impl Synth {
         let members = (0..self.members.len()).map(|index| MemberImport {
             leaf_index: LeafIndex(u32::try_from(index).unwrap()),
             client_queue_config: ClientQueueConfig {
-                domain: self.domain.clone(),
+                domain: self.members[index].client.domain(),
                 queue_token: token(index),
             },
         });

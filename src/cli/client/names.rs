@@ -5,7 +5,7 @@ use crate::{
     client::{Client, ClientError},
     wire::{
         extensions::Role,
-        ids::{ClientUri, UserUri},
+        ids::{ClientUri, Domain, IdError, UserUri},
     },
 };
 
@@ -25,14 +25,19 @@ pub(super) fn role_named(name: &str) -> Result<Role, ClientError> {
     }
 }
 
-/// A user by URI, or by name at this client's own provider.
+/// A user by URI, as NAME@DOMAIN, or by name at this client's own provider.
 pub(super) fn user_named(client: &Client, name: &str) -> Result<UserUri, ClientError> {
-    let user = if name.contains("://") {
-        UserUri::new(name)
-    } else {
-        UserUri::of(&client.member().client().domain(), name)
-    };
-    user.map_err(|error| invalid(error.to_string()))
+    user_at(&client.member().client().domain(), name).map_err(|error| invalid(error.to_string()))
+}
+
+fn user_at(own: &Domain, name: &str) -> Result<UserUri, IdError> {
+    if name.contains("://") {
+        return UserUri::new(name);
+    }
+    match name.split_once('@') {
+        Some((name, domain)) => UserUri::of(&Domain::new(domain)?, name),
+        None => UserUri::of(own, name),
+    }
 }
 
 pub(super) fn own_device(client: &Client, name: &str) -> Result<ClientUri, ClientError> {
@@ -62,4 +67,24 @@ pub(super) fn code_bytes(text: &str) -> Result<[u8; 32], ClientError> {
         .ok()
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or_else(|| invalid("a joining code is 64 hexadecimal digits"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_is_named_at_the_own_provider_or_at_any() {
+        let own = Domain::new("a.example").unwrap();
+        for (name, uri) in [
+            ("bob", "mimi://a.example/u/bob"),
+            ("bob@b.example", "mimi://b.example/u/bob"),
+            ("mimi://c.example/u/bob", "mimi://c.example/u/bob"),
+        ] {
+            assert_eq!(user_at(&own, name).unwrap().as_str(), uri);
+        }
+        for name in ["", "bob@", "@b.example", "bob@b@c", "mimi://c.example/d/bob/x"] {
+            assert!(user_at(&own, name).is_err(), "{name}");
+        }
+    }
 }

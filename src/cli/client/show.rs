@@ -11,7 +11,7 @@ use crate::{
     },
     wire::{
         extensions::GroupPolicy,
-        ids::{ClientUri, GroupId},
+        ids::{ClientUri, GroupId, UserUri},
     },
 };
 
@@ -63,8 +63,12 @@ pub(super) fn event_group(event: &Event) -> Option<&GroupId> {
     }
 }
 
-/// An event as a line for people.
-pub(super) fn describe(event: &Event, group: Option<&GroupView>) -> String {
+/// An event as a line for people, with users as `called` has them.
+pub(super) fn describe(
+    event: &Event,
+    group: Option<&GroupView>,
+    called: &dyn Fn(&UserUri) -> String,
+) -> String {
     let name = group.map_or_else(String::new, |group| {
         let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
         if group.name.is_empty() {
@@ -73,7 +77,7 @@ pub(super) fn describe(event: &Event, group: Option<&GroupView>) -> String {
             format!("[{}] ", group.name)
         }
     });
-    let short = |client: &ClientUri| format!("{}/{}", client.user().name(), client.device());
+    let short = |client: &ClientUri| format!("{}/{}", called(&client.user()), client.device());
     let names = |clients: &[ClientUri]| clients.iter().map(short).collect::<Vec<_>>().join(", ");
     match event {
         Event::Message { sender, text, content, .. } => match text {
@@ -121,7 +125,7 @@ pub(super) fn describe(event: &Event, group: Option<&GroupView>) -> String {
         Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
         Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
         Event::ConnectionRequested { from } => {
-            format!("{from} asks to connect: mimid client accept {}", from.name())
+            format!("{from} asks to connect: mimid client accept {}", called(from))
         }
         Event::Connected { user } => format!("connected with {user}"),
         Event::KeyPackagesLow { left } => {

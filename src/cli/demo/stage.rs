@@ -1,14 +1,20 @@
-//! What the demo stands on: its folder, its provider's process, the count of what was done.
+//! What the demo stands on: its folder, its providers' processes, the count of what was done.
 
 use std::{
     fs::File,
     future::Future,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::{client::ClientError, server::Endpoints};
+use crate::{
+    client::{ClientError, Server},
+    crypto,
+    server::{Endpoints, keys},
+    wire::ids::Domain,
+};
 
 /// What broke.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +35,7 @@ pub(super) struct Folder {
 
 impl Folder {
     pub fn make(keep: Option<&Path>) -> std::io::Result<Self> {
-        let name = format!("mimid-demo-{}", hex::encode(crate::crypto::random::<6>()));
+        let name = format!("mimid-demo-{}", hex::encode(crypto::random::<6>()));
         let path = keep.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
         std::fs::create_dir_all(&path)?;
         if keep.is_some() && std::fs::read_dir(&path)?.next().is_some() {
@@ -48,51 +54,94 @@ impl Folder {
     }
 }
 
+/// One operation of the table.
+pub(super) struct Row {
+    name: &'static str,
+    /// How often it was done at the client's own provider, and how often it went to another one.
+    pub own: u32,
+    pub across: u32,
+    pub ok: u32,
+}
+
 /// How often each operation was done, in the order in which they first were.
 #[derive(Default)]
 pub(super) struct Tally {
-    rows: Vec<(&'static str, u32, u32)>,
+    rows: Vec<Row>,
 }
 
 impl Tally {
-    pub fn row(&mut self, name: &'static str) -> &mut (&'static str, u32, u32) {
-        let at = match self.rows.iter().position(|row| row.0 == name) {
+    pub fn count(&mut self, name: &'static str, across: bool, ok: bool) {
+        let at = match self.rows.iter().position(|row| row.name == name) {
             Some(at) => at,
             None => {
-                self.rows.push((name, 0, 0));
+                self.rows.push(Row { name, own: 0, across: 0, ok: 0 });
                 self.rows.len() - 1
             }
         };
-        &mut self.rows[at]
+        let row = &mut self.rows[at];
+        *(if across { &mut row.across } else { &mut row.own }) += 1;
+        row.ok += u32::from(ok);
     }
 
     pub fn print(&self) {
-        println!("\n{:<44} {:>6} {:>6}", "operation", "count", "ok");
-        println!("{}", "-".repeat(58));
-        for (name, count, ok) in &self.rows {
-            let mark = if count == ok { "" } else { "  <- broke" };
-            println!("{name:<44} {count:>6} {ok:>6}{mark}");
+        println!("\n{:<46} {:>8} {:>8} {:>6}", "operation", "own", "another", "ok");
+        println!("{:<46} {:>8} {:>8}", "", "provider", "provider");
+        println!("{}", "-".repeat(71));
+        for Row { name, own, across, ok } in &self.rows {
+            let mark = if own + across == *ok { "" } else { "  <- broke" };
+            println!("{name:<46} {own:>8} {across:>8} {ok:>6}{mark}");
         }
     }
 }
 
-/// The provider's process.
+/// A provider's process.
 pub(super) struct Provider {
-    child: Child,
+    pub domain: Domain,
     folder: PathBuf,
-    pub endpoints: Endpoints,
+    /// Where its clients, its operator and the other provider find it.
+    addresses: [SocketAddr; 3],
+    child: Option<Child>,
 }
 
 impl Provider {
-    pub async fn start(folder: &Path, listen: &str) -> Result<Self, Broke> {
-        let provider = |error: std::io::Error| Broke::Provider(error.to_string());
-        let log =
-            File::options().create(true).append(true).open(folder.join(LOG)).map_err(provider)?;
-        let data = folder.join("provider");
+    /// Makes its folder, its certificate and its addresses; nothing runs yet.
+    pub fn prepare(folder: &Path, domain: &str) -> Result<Self, Broke> {
+        let domain = Domain::new(domain).map_err(|error| Broke::Provider(error.to_string()))?;
+        let folder = folder.join(domain.as_str());
+        let data = folder.join(DATA);
+        std::fs::create_dir_all(&data).map_err(provider)?;
+        keys::self_signed_tls(&data, &domain)
+            .map_err(|error| Broke::Provider(error.to_string()))?;
+        let addresses = [free_address()?, free_address()?, free_address()?];
+        Ok(Self { domain, folder, addresses, child: None })
+    }
+
+    /// Tells it where the other one is and which certificate to trust.
+    pub fn introduce(&self, other: &Self) -> Result<(), Broke> {
+        let [client, ops, federation] = self.addresses;
+        let config = format!(
+            "domain = \"{}\"\ndata_dir = {:?}\n[client]\nlisten = \"{client}\"\n[ops]\nlisten = \"{ops}\"\n\
+             [federation]\nlisten = \"{federation}\"\nroots = [{:?}]\nallow_private_addresses = true\n\
+             [federation.overrides]\n\"{}\" = \"{}\"\n",
+            self.domain,
+            self.folder.join(DATA),
+            other.certificate(),
+            other.domain,
+            other.addresses[2],
+        );
+        std::fs::write(self.folder.join("mimid.toml"), config).map_err(provider)
+    }
+
+    /// Starts it, for the first time or again, and waits until it serves.
+    pub async fn start(&mut self) -> Result<(), Broke> {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(LOG))
+            .map_err(provider)?;
         let mut child = Command::new(std::env::current_exe().map_err(provider)?)
-            .args(["serve", "--domain", DOMAIN, "--listen", listen, "--ops-listen", "127.0.0.1:0"])
-            .arg("--data-dir")
-            .arg(&data)
+            .args(["serve", "--config"])
+            .arg(self.folder.join("mimid.toml"))
             .env_remove("MIMID_CONFIG")
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(provider)?)
@@ -101,17 +150,18 @@ impl Provider {
             .map_err(provider)?;
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            if let Ok(endpoints) = Endpoints::read(&data)
+            if let Ok(endpoints) = Endpoints::read(&self.folder.join(DATA))
                 && endpoints.pid == child.id()
             {
-                return Ok(Self { child, folder: folder.to_owned(), endpoints });
+                self.child = Some(child);
+                return Ok(());
             }
             if let Some(status) = child.try_wait().map_err(provider)? {
-                return Err(Broke::Provider(format!("it ended at once ({status})")));
+                return Err(Broke::Provider(format!("{} ended at once ({status})", self.domain)));
             }
             if Instant::now() > deadline {
                 let _ = child.kill();
-                return Err(Broke::Provider("it did not start in time".to_owned()));
+                return Err(Broke::Provider(format!("{} did not start in time", self.domain)));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -119,42 +169,70 @@ impl Provider {
 
     /// Kills it as a power cut of the process would (SIGKILL).
     pub fn kill(&mut self) -> Result<(), Broke> {
-        let killed = self.child.kill().and_then(|()| self.child.wait());
-        killed.map(|_| ()).map_err(|error| Broke::Provider(error.to_string()))
-    }
-
-    pub async fn start_again(&mut self) -> Result<(), Broke> {
-        let listen = self.endpoints.client.trim_start_matches("https://").to_owned();
-        *self = Self::start(&self.folder.clone(), &listen).await?;
+        // it is a child of this process and nobody else's
+        if let Some(mut child) = self.child.take() {
+            child.kill().and_then(|()| child.wait()).map_err(provider)?;
+        }
         Ok(())
     }
 
-    pub fn stop(&mut self) {
-        // it is a child of this process and nobody else's
-        let _ = self.kill();
+    /// How its clients find it.
+    pub fn server(&self) -> Result<Server, Broke> {
+        let certificate = std::fs::read_to_string(self.certificate()).map_err(provider)?;
+        Ok(Server { url: self.url(), certificate: Some(certificate) })
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}", self.addresses[0])
+    }
+
+    /// Where other providers find it.
+    pub fn federation_url(&self) -> String {
+        format!("https://{}", self.addresses[2])
+    }
+
+    fn certificate(&self) -> PathBuf {
+        self.folder.join(DATA).join("certificate.pem")
     }
 }
 
 impl Drop for Provider {
     fn drop(&mut self) {
-        self.stop();
+        let _ = self.kill();
     }
+}
+
+fn provider(error: std::io::Error) -> Broke {
+    Broke::Provider(error.to_string())
+}
+
+/// An address on loopback that is free now. Its port is below those that the system gives to connections, so that it
+/// is still free when a provider that was killed comes back.
+fn free_address() -> Result<SocketAddr, Broke> {
+    for _ in 0..1_000 {
+        let port = 12_000 + u16::from_be_bytes(crypto::random()) % 18_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err(Broke::Provider("no port is free".to_owned()))
 }
 
 /// Waits for `act`, and counts it.
 pub(super) async fn counted<T>(
     tally: &mut Tally,
     name: &'static str,
+    across: bool,
     who: &str,
     act: impl Future<Output = Result<T, ClientError>>,
 ) -> Result<T, Broke> {
     let outcome = act.await;
-    let row = tally.row(name);
-    row.1 += 1;
-    row.2 += u32::from(outcome.is_ok());
+    tally.count(name, across, outcome.is_ok());
     outcome.map_err(|error| Broke::Client { what: format!("{who}, {name}"), error })
 }
 
-pub(super) const DOMAIN: &str = "localhost";
-pub(super) const LOG: &str = "provider.log";
+/// What a provider says, in its folder.
+pub(super) const LOG: &str = "log";
+const DATA: &str = "data";
 const START_TIMEOUT: Duration = Duration::from_secs(30);

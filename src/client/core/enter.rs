@@ -9,6 +9,8 @@ use openmls::{
     prelude::OpenMlsProvider,
 };
 
+use tls_codec::DeserializeBytes;
+
 use super::{
     CoreError, Member,
     build::{Draft, PAST_EPOCHS_MAX, bounded, list, partial},
@@ -24,7 +26,7 @@ use crate::{
         codec::{Raw, decode, encode},
         ds::{DsRequest, DsSenderId, GroupUpdate, Info, JoinGroup, Propose, ResyncClient},
         extensions::{JoinProof, JoinProofTbs, KeyPackageClass, PublicKey},
-        ids::{GroupId, KeyPackageRef, LeafIndex, Timestamp},
+        ids::{Domain, GroupId, KeyPackageRef, LeafIndex, Timestamp},
     },
 };
 
@@ -104,6 +106,7 @@ impl Member {
         signer: &SigningKey,
         aad: Vec<u8>,
     ) -> Result<(GroupUpdate, LiftedGroup), CoreError> {
+        let hub = self.record(id)?.hub;
         let before = self.home.lift(id)?;
         let provider = self.home.provider();
         let group_info = info.group_info.parse()?;
@@ -142,6 +145,7 @@ impl Member {
             .finalize(&provider)
             .map_err(CoreError::mls)?;
         self.check_everyone(&group)?;
+        expect_hub(&group, &hub)?;
         let exported =
             group.export_group_info(provider.crypto(), signer, false).map_err(CoreError::mls)?;
         let update = GroupUpdate {
@@ -199,6 +203,23 @@ impl Member {
             .collect::<Result<Vec<_>, policy::LeafProblem>>()
             .map_err(CoreError::mls)?;
         Roster::of(leaves).map(|_| ()).map_err(CoreError::mls)
+    }
+}
+
+/// Checks that a group names `hub`, which this client was told of, as the one external sender that it has.
+pub(super) fn expect_hub(group: &mls::MlsGroup, hub: &Domain) -> Result<(), CoreError> {
+    let credential = mls::Credential::from(mls::BasicCredential::new(hub.as_str().into()));
+    let credential = encode(&Raw::<mls::Credential>::of(&credential));
+    let names_hub = |sender: &mls::ExternalSender| {
+        // ExternalSender: the key, then the credential
+        let sender = encode(&Raw::<mls::ExternalSender>::of(sender));
+        PublicKey::tls_deserialize_bytes(&sender).is_ok_and(|(_, rest)| rest == credential)
+    };
+    match group.extensions().external_senders().map(Vec::as_slice) {
+        Some([sender]) if names_hub(sender) => Ok(()),
+        Some(_) | None => {
+            Err(CoreError::Invalid("the group names another hub than this client was told of"))
+        }
     }
 }
 

@@ -263,8 +263,7 @@ impl Member {
         let key_package = self.open_key_package(key_package)?;
         let client = crate::policy::leaf::client_of(key_package.leaf_node().credential())
             .map_err(CoreError::mls)?;
-        let queue = offer::queue_of(&key_package)
-            .ok_or(CoreError::Invalid("a KeyPackage says nothing of its queue"))?;
+        let queue = offer::own_queue_of(&key_package, &client)?;
         Ok((client, queue.class))
     }
 

@@ -9,7 +9,7 @@ use crate::{
     wire::{
         codec::{List, Opaque, Raw, append_vector, decode, encode},
         extensions::{CLIENT_QUEUE_CONFIG, KeyPackageClass, KeyPackageQueue},
-        ids::{Domain, GroupId, KeyPackageRef, Timestamp, UserUri},
+        ids::{ClientUri, Domain, GroupId, KeyPackageRef, Timestamp, UserUri},
         key_packages::{ConnectionOffer, ConnectionOfferTbs, ConnectionRequest, SealedOffer},
         mls::KeyPackage,
     },
@@ -47,11 +47,12 @@ impl Member {
                     "the provider answered with a KeyPackage of another user",
                 ));
             }
-            let queue = queue_of(&key_package)
-                .filter(|queue| queue.class == KeyPackageClass::Connection)
-                .ok_or(CoreError::Invalid(
+            let queue = own_queue_of(&key_package, &client)?;
+            if queue.class != KeyPackageClass::Connection {
+                return Err(CoreError::Invalid(
                     "the provider answered with a KeyPackage that is not for connecting",
-                ))?;
+                ));
+            }
             offers.push(self.seal(target, &key_package, queue)?);
         }
         if offers.is_empty() {
@@ -231,6 +232,19 @@ impl Member {
 
 pub(super) fn queue_of(key_package: &mls::KeyPackage) -> Option<KeyPackageQueue> {
     decode(&key_package.extensions().unknown(CLIENT_QUEUE_CONFIG)?.0).ok()
+}
+
+/// The queue that a KeyPackage of `client` names: it is at that client's provider, and nowhere else.
+pub(super) fn own_queue_of(
+    key_package: &mls::KeyPackage,
+    client: &ClientUri,
+) -> Result<KeyPackageQueue, CoreError> {
+    let queue = queue_of(key_package)
+        .ok_or(CoreError::Invalid("a KeyPackage says nothing of its queue"))?;
+    if queue.config.domain != client.domain() {
+        return Err(CoreError::Invalid("a KeyPackage names a queue that is not its client's"));
+    }
+    Ok(queue)
 }
 
 /// RFC 9420 §5.1.3 `EncryptContext`.

@@ -7,7 +7,7 @@ use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
     CoreError, Event, GroupState, Kind, Member, Refusal,
-    enter::join_config,
+    enter::{expect_hub, join_config},
     epoch_of,
     identity::StoredKey,
     receive::{Followed, protocol_message},
@@ -177,6 +177,7 @@ impl Member {
         }
         self.check_everyone(&group)?;
         let mut record = self.record(id)?;
+        expect_hub(&group, &record.hub)?;
         let own = group.own_leaf_node().ok_or(CoreError::Invalid("the Welcome adds no leaf"))?;
         let leaf_key = self
             .identity

@@ -5,6 +5,7 @@ use super::scenario::{Scenario, Setup, domain, policy, propose, say, update};
 use crate::{
     client::core::{NewProposal, Operation, PolicyChange},
     group::{GroupState, Reject, Request},
+    rate::{GroupQuotas, GroupRates, Quota},
     wire::{
         codec::{Opaque, Raw, encode},
         ds::{
@@ -63,6 +64,39 @@ fn leaf_is_who_its_key_signs_for() {
     let relayed = scenario.submit_via(&good, elsewhere());
     assert!(matches!(relayed, Err(Reject::Unauthenticated(_))), "{relayed:?}");
     scenario.submit(&good).unwrap();
+}
+
+#[test]
+fn member_that_asks_too_much_waits_but_for_its_retries_and_others_do_not() {
+    let member = Quota { per_second: 2, burst: 50 };
+    let rates = GroupRates::new(GroupQuotas { member, ..GroupQuotas::default() });
+    let mut scenario = Setup { rates, ..Setup::default() }.group_of(["alice/phone", "bob/phone"]);
+    let rogue = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    let ask = |scenario: &mut Scenario| {
+        let message = rogue.request(scenario, queue_update(scenario, &rogue));
+        scenario.submit(&message).map(|answer| (message, answer))
+    };
+    let (first, answer) = ask(&mut scenario).unwrap();
+    let mut accepted = 1;
+    let refused = loop {
+        match ask(&mut scenario) {
+            Ok(_) => accepted += 1,
+            Err(reject) => break reject,
+        }
+        assert!(accepted <= 50);
+    };
+    assert_eq!(refused, Reject::RateLimited(500));
+    assert_eq!(scenario.submit(&first).unwrap(), answer, "what was accepted stays so");
+    let forged = sign(
+        &scenario,
+        DsSenderId::LeafIndex(rogue.leaf_index()),
+        queue_update(&scenario, &rogue),
+        &rogue.user,
+    );
+    unauthenticated(&mut scenario, &forged);
+    scenario.act("bob/phone", say("others go on")).unwrap();
+    scenario.now = scenario.now.plus_ms(500);
+    ask(&mut scenario).unwrap();
 }
 
 #[test]

@@ -16,6 +16,7 @@ use crate::{
     group::{
         Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Settings, record::Snapshot,
     },
+    rate::GroupRates,
     store::records::{GoneReason, InboxItem, LogRecord},
     wire::{
         codec::{List, Opaque, decode, encode},
@@ -101,12 +102,18 @@ pub(super) struct Scenario {
 pub(super) struct Setup {
     pub settings: Settings,
     pub policy: Option<fn(&mut GroupPolicy)>,
+    pub rates: GroupRates,
     pub suite: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { settings: Settings::new(domain()), policy: None, suite: 0 }
+        Self {
+            settings: Settings::new(domain()),
+            policy: None,
+            rates: GroupRates::default(),
+            suite: 0,
+        }
     }
 }
 
@@ -145,7 +152,12 @@ impl Scenario {
             [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256]
                 .map(|scheme| SigningKey::generate(scheme).unwrap())
                 .into();
-        let hub = Arc::new(Hub { settings: setup.settings, crypto: MlsCrypto::default(), keys });
+        let hub = Arc::new(Hub {
+            settings: setup.settings,
+            crypto: MlsCrypto::default(),
+            keys,
+            rates: setup.rates,
+        });
         let mut users = BTreeMap::new();
         let member = new_member(&mut users, creator);
         let suite = SUITES[setup.suite];

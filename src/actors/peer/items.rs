@@ -1,0 +1,402 @@
+//! What one peer is owed of one group, read from the store: the log with the roster rows that go with it, as items.
+//! PROTOCOL.md §3, "Between providers".
+//!
+//! Deliberately absent: when it is read and what becomes of it (`federation::outbox`).
+
+use std::collections::BTreeMap;
+
+use crate::{
+    actors::node::Node,
+    federation::{
+        direct::Row,
+        outbox::{self, Loaded, Need, Reading, Standing, Turn},
+    },
+    store::{
+        Page, StoreError,
+        records::{FeedEntry, GroupHead, GroupStatus, OutboundRoster, Replica, ReplicaMode},
+    },
+    wire::{
+        codec::{List, decode},
+        ds::{DsError, FanoutFilter, REQUEST_BYTES_MAX},
+        ids::{Domain, GroupId, RecipientId, Sequence, Timestamp},
+        mls::MlsMessage,
+        queueing::{DeliveryItem, QueueEvent, RosterChange},
+    },
+};
+use tls_codec::Size;
+
+/// Where `peer` stands in a group that something is left of up to `until`.
+///
+/// # Errors
+/// [`StoreError`]
+pub(in crate::actors) async fn standing_of(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    until: Sequence,
+) -> Result<(Standing, ReplicaMode), StoreError> {
+    let replica = node.store.replica(peer, group).await?;
+    let from = replica.as_ref().map_or(Sequence(1), |replica| replica.acknowledged.next());
+    let rows = node.store.outbound_roster(peer, group, from, ONE).await?;
+    let now = node.clock.now();
+    let (acknowledged, needs_snapshot) = match (&replica, rows.first()) {
+        (Some(replica), _) => (replica.acknowledged, false),
+        (None, Some(row)) => (Sequence(row.sequence.0.saturating_sub(1)), false),
+        // nothing says what it knows: a snapshot does
+        (None, None) => (Sequence(until.0.saturating_sub(1)), true),
+    };
+    let oldest = node.store.feed(group, acknowledged.next(), ONE).await?;
+    let oldest_at = oldest.first().map_or(now, |entry| entry.accepted_at);
+    let Replica { acknowledged_at, mode, set_aside, .. } = replica.unwrap_or(Replica {
+        acknowledged,
+        acknowledged_at: oldest_at,
+        mode: ReplicaMode::Feed,
+        set_aside: None,
+    });
+    let set_aside = set_aside.map(|aside| outbox::SetAside {
+        since: aside.since,
+        item: aside.item,
+        problem: aside.problem,
+    });
+    let standing =
+        Standing { acknowledged, acknowledged_at, until, oldest_at, set_aside, needs_snapshot };
+    Ok((standing, mode))
+}
+
+/// What reading for a turn gives, and whether clients of the peer leave with it.
+pub(super) struct ReadTurn {
+    pub reading: Reading,
+    pub removes: bool,
+}
+
+/// Reads what `turn` asks for. What cannot be read now is tried again later; what can never be sent as it is (the log
+/// is gone, or a record is bad) is sent as a snapshot.
+pub(super) async fn read_turn(node: &Node, peer: &Domain, turn: &Turn) -> ReadTurn {
+    let read = match turn.need {
+        Need::Items => match read_items(node, peer, turn).await {
+            Ok(None) => read_snapshot(node, peer, turn).await,
+            Ok(Some(read)) => Ok(read),
+            Err(error) => Err(error),
+        },
+        Need::Snapshot => read_snapshot(node, peer, turn).await,
+    };
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%peer, group = %turn.group, %error, "what is owed to a peer cannot be read now");
+        ReadTurn { reading: Reading::Failed, removes: false }
+    })
+}
+
+/// None: only a snapshot helps.
+async fn read_items(
+    node: &Node,
+    peer: &Domain,
+    turn: &Turn,
+) -> Result<Option<ReadTurn>, StoreError> {
+    let store = &node.store;
+    let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
+    let Some(head) = store.group_head(&turn.group).await? else { return Ok(Some(nothing)) };
+    if is_dropped(&head) {
+        return Ok(Some(nothing));
+    }
+    let from = turn.acknowledged.next();
+    let page = Page { items_max: turn.items_max, bytes_max: turn.bytes_max };
+    let mut entries = store.feed(&turn.group, from, page).await?;
+    entries.retain(|entry| entry.sequence <= turn.until);
+    let end = entries.last().map_or(from, |last| last.sequence);
+    let rows = read_rows(node, peer, &turn.group, from, end, turn.bytes_max).await?;
+    let mut maker = Maker {
+        peer,
+        group: &turn.group,
+        bytes_max: turn.bytes_max,
+        items: Vec::new(),
+        bytes: 0,
+        removes: false,
+    };
+    let stopped = maker.make(from, turn.until, entries, rows, head.last_accepted_at);
+    let Maker { items, removes, .. } = maker;
+    match (items.is_empty(), stopped) {
+        (false, _) => Ok(Some(ReadTurn { reading: Reading::Items(items), removes })),
+        (true, Stop::Unusable) => Ok(None),
+        // a page without the next item although there should be one: the log does not have it
+        (true, Stop::End) => Ok((from > turn.until).then_some(nothing)),
+    }
+}
+
+/// Rows from `from` on, at least up to the first one behind `end` (so that a row that opens the feed is seen in time), or
+/// as many as fit.
+struct Rows {
+    rows: Vec<OutboundRoster>,
+    /// Nothing is known of rows behind this.
+    known: Option<Sequence>,
+}
+
+async fn read_rows(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    from: Sequence,
+    end: Sequence,
+    bytes_max: usize,
+) -> Result<Rows, StoreError> {
+    let (mut rows, mut next, mut bytes): (Vec<OutboundRoster>, _, _) = (Vec::new(), from, 0);
+    loop {
+        let page = Page { items_max: ROWS_PAGE, bytes_max: bytes_max.max(ROWS_BYTES_MIN) };
+        let more = node.store.outbound_roster(peer, group, next, page).await?;
+        let Some(last) = more.last() else { return Ok(Rows { rows, known: None }) };
+        next = last.sequence.next();
+        bytes += more.iter().map(|row| row.changes.len()).sum::<usize>();
+        let known = last.sequence;
+        rows.extend(more);
+        if known > end {
+            return Ok(Rows { rows, known: None });
+        }
+        if bytes > bytes_max {
+            return Ok(Rows { rows, known: Some(known) });
+        }
+    }
+}
+
+struct Maker<'a> {
+    peer: &'a Domain,
+    group: &'a GroupId,
+    bytes_max: usize,
+    items: Vec<Loaded>,
+    bytes: usize,
+    removes: bool,
+}
+
+enum Stop {
+    /// There is no more, or no more room.
+    End,
+    /// The next item cannot be made.
+    Unusable,
+}
+
+impl Maker<'_> {
+    /// Pairs entries and rows. A row that opens the feed stands for everything before it: what lies between it and the
+    /// row before (which removed the peer's last client) is not the peer's.
+    fn make(
+        &mut self,
+        from: Sequence,
+        until: Sequence,
+        entries: Vec<FeedEntry>,
+        Rows { rows, known }: Rows,
+        opened_at: Timestamp,
+    ) -> Stop {
+        let mut entries = entries.into_iter().peekable();
+        let mut at = from;
+        for row in rows.iter().filter(|row| row.sequence <= until) {
+            if row.opens {
+                while entries.next_if(|entry| entry.sequence < row.sequence).is_some() {}
+                let entry = entries.next_if(|entry| entry.sequence == row.sequence);
+                let Ok(roster) = changes_of(row) else { return Stop::Unusable };
+                let item = DeliveryItem::Snapshot {
+                    group_id: self.group.clone(),
+                    next_sequence: row.sequence.next(),
+                    chain: List::default(),
+                    roster,
+                };
+                let accepted_at = entry.map_or(opened_at, |entry| entry.accepted_at);
+                if !self.push(item, row.sequence, accepted_at) {
+                    return Stop::End;
+                }
+                at = row.sequence.next();
+                continue;
+            }
+            while at <= row.sequence {
+                let Some(entry) = entries.next() else { return self.end_of_page(at, until) };
+                let roster = match at == row.sequence {
+                    true => changes_of(row),
+                    false => Ok(List::default()),
+                };
+                let Ok(roster) = roster else { return Stop::Unusable };
+                match self.feed_item(at, entry, roster) {
+                    Ok(true) => at = at.next(),
+                    Ok(false) => return Stop::End,
+                    Err(stop) => return stop,
+                }
+            }
+        }
+        let end = known.unwrap_or(until).min(until);
+        while at <= end {
+            let Some(entry) = entries.next() else { return self.end_of_page(at, until) };
+            match self.feed_item(at, entry, List::default()) {
+                Ok(true) => at = at.next(),
+                Ok(false) => return Stop::End,
+                Err(stop) => return stop,
+            }
+        }
+        Stop::End
+    }
+
+    /// The page of entries is read to its end; where that gave nothing the log does not have what is owed.
+    fn end_of_page(&self, at: Sequence, until: Sequence) -> Stop {
+        if self.items.is_empty() && at <= until { Stop::Unusable } else { Stop::End }
+    }
+
+    /// `Ok(false)`: there is no room for it.
+    fn feed_item(
+        &mut self,
+        at: Sequence,
+        entry: FeedEntry,
+        roster: List<RosterChange, REQUEST_BYTES_MAX>,
+    ) -> Result<bool, Stop> {
+        if entry.sequence != at {
+            return Err(Stop::Unusable);
+        }
+        let event = match entry.event.is_empty() {
+            true => QueueEvent::RosterOnly,
+            false => decode(&entry.event).map_err(|error| {
+                tracing::error!(group = %self.group, sequence = %at, %error, "a stored event cannot be read");
+                Stop::Unusable
+            })?,
+        };
+        let removes = roster.iter().any(|change| matches!(change, RosterChange::Remove { .. }));
+        let item = DeliveryItem::Feed {
+            group_id: self.group.clone(),
+            group_sequence: at,
+            accepted_at: entry.accepted_at,
+            except: entry.except.filter(|_| entry.origin.as_ref() == Some(self.peer)),
+            event,
+            roster,
+        };
+        let is_in = self.push(item, at, entry.accepted_at);
+        self.removes |= is_in && removes;
+        Ok(is_in)
+    }
+
+    fn push(&mut self, item: DeliveryItem, through: Sequence, accepted_at: Timestamp) -> bool {
+        let bytes = item.tls_serialized_len();
+        if !self.items.is_empty() && self.bytes + bytes > self.bytes_max {
+            return false;
+        }
+        self.bytes += bytes;
+        self.items.push(Loaded { item, bytes, through, accepted_at });
+        true
+    }
+}
+
+/// The peer's clients as they are now, with the Welcomes that they have not got yet.
+async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTurn, StoreError> {
+    let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
+    let roster = match node.group_roster_for(&turn.group, peer).await {
+        Ok(Some(roster)) => roster,
+        Ok(None) | Err(DsError::GroupNotFound { .. }) => return Ok(nothing),
+        Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+    };
+    let mut welcomes: BTreeMap<RecipientId, MlsMessage> = BTreeMap::new();
+    let from = turn.acknowledged.next();
+    for row in read_all_rows(node, peer, &turn.group, from, roster.next).await? {
+        for change in row.changes {
+            if let RosterChange::Add { recipient, welcome: Some(welcome), .. } = change {
+                welcomes.insert(recipient, welcome);
+            }
+        }
+    }
+    let adds = roster.adds.into_iter().map(|change| match change {
+        RosterChange::Add { recipient, client_queue_information, filter, welcome } => {
+            let welcome = welcome.or_else(|| welcomes.remove(&recipient));
+            RosterChange::Add { recipient, client_queue_information, filter, welcome }
+        }
+        RosterChange::Remove { .. } | RosterChange::Update { .. } => change,
+    });
+    let adds: Vec<RosterChange> = adds.collect();
+    let removes = adds.is_empty();
+    let (fits, adds) = match List::new(adds) {
+        Ok(adds) => (true, adds),
+        Err(_) => (false, List::default()),
+    };
+    let item = DeliveryItem::Snapshot {
+        group_id: turn.group.clone(),
+        next_sequence: roster.next,
+        chain: List::default(),
+        roster: adds,
+    };
+    // more clients than one item can name: the outbox sets such a one aside
+    let bytes = if fits { item.tls_serialized_len() } else { usize::MAX };
+    let through = Sequence(roster.next.0.saturating_sub(1));
+    let loaded = Loaded { item, bytes, through, accepted_at: node.clock.now() };
+    Ok(ReadTurn { reading: Reading::Items(vec![loaded]), removes })
+}
+
+/// All rows in `from..before` that can be read.
+pub(super) async fn read_all_rows(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    from: Sequence,
+    before: Sequence,
+) -> Result<Vec<Row>, StoreError> {
+    let (mut rows, mut next) = (Vec::new(), from);
+    loop {
+        let page = Page { items_max: ROWS_PAGE, bytes_max: REQUEST_BYTES_MAX };
+        let more = node.store.outbound_roster(peer, group, next, page).await?;
+        let Some(last) = more.last() else { return Ok(rows) };
+        next = last.sequence.next();
+        for row in more {
+            if row.sequence >= before {
+                return Ok(rows);
+            }
+            if let Ok(changes) = changes_of(&row) {
+                rows.push(Row { sequence: row.sequence, changes: changes.into_vec() });
+            }
+        }
+    }
+}
+
+fn changes_of(row: &OutboundRoster) -> Result<List<RosterChange, REQUEST_BYTES_MAX>, ()> {
+    decode(&row.changes).map_err(|error| {
+        tracing::warn!(sequence = %row.sequence, %error, "a roster row cannot be read");
+    })
+}
+
+/// Everything but the head of the group is gone.
+fn is_dropped(head: &GroupHead) -> bool {
+    head.status == GroupStatus::Deleted && head.log_bytes == 0
+}
+
+/// The first message in `from..=until` for `recipient` of `peer`, with its sequence; none where there is none in as much
+/// as was read: then with the last sequence of that.
+///
+/// # Errors
+/// [`StoreError`]
+pub(super) async fn read_message(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    (from, until): (Sequence, Sequence),
+    recipient: RecipientId,
+    filter: FanoutFilter,
+) -> Result<(Sequence, Option<MlsMessage>), StoreError> {
+    let page = Page { items_max: MESSAGES_PAGE, bytes_max: REQUEST_BYTES_MAX };
+    let entries = node.store.feed(group, from, page).await?;
+    let mut through = from;
+    for entry in &entries {
+        if entry.sequence > until {
+            break;
+        }
+        through = entry.sequence;
+        let own = entry.except == Some(recipient) && entry.origin.as_ref() == Some(peer);
+        let muted = filter == FanoutFilter::HandshakeOnly && !entry.handshake;
+        if own || muted || entry.event.is_empty() {
+            continue;
+        }
+        match decode(&entry.event) {
+            Ok(QueueEvent::MlsMessage { message }) => return Ok((entry.sequence, Some(message))),
+            // DS §6.1 has nothing to say the others with
+            Ok(_) => {}
+            Err(error) => {
+                tracing::error!(%group, sequence = %entry.sequence, %error, "a stored event cannot be read");
+            }
+        }
+    }
+    if entries.is_empty() {
+        through = until;
+    }
+    Ok((through, None))
+}
+
+const ONE: Page = Page { items_max: 1, bytes_max: 1 };
+const ROWS_PAGE: usize = 64;
+const ROWS_BYTES_MIN: usize = 64 * 1024;
+const MESSAGES_PAGE: usize = 8;

@@ -1,0 +1,262 @@
+//! What operators see of peers: states, and metrics with a bounded number of names.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use prometheus::{
+    IntCounterVec, IntGaugeVec, Opts,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use crate::{
+    actors::{clock::Clock, hints::locked},
+    federation::{outbox::SetAside, schedule::CircuitState},
+    wire::ids::{Domain, GroupId, Timestamp},
+};
+
+/// One peer, as an operator sees it. Counters are of this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerState {
+    pub peer: Domain,
+    /// Whether something is being done about it: it has a place among those that are sent to.
+    pub active: bool,
+    /// Items that it is still to get, of the groups that are looked at now.
+    pub items: u64,
+    /// When the oldest of them was accepted.
+    pub oldest_at: Option<Timestamp>,
+    pub circuit: CircuitState,
+    /// When it is tried next, where it has failed.
+    pub next_attempt_at: Option<Timestamp>,
+    /// It gets its messages one by one, for each of its clients.
+    pub direct: bool,
+    pub groups_set_aside: usize,
+    /// Some of those.
+    pub set_aside: Vec<StuckGroup>,
+    /// The last failure since something succeeded.
+    pub problem: Option<String>,
+    pub items_delivered: u64,
+    pub failures: BTreeMap<&'static str, u64>,
+}
+
+/// A group that a peer did not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StuckGroup {
+    pub group: GroupId,
+    pub set_aside: SetAside,
+}
+
+impl PeerState {
+    fn new(peer: Domain) -> Self {
+        Self {
+            peer,
+            active: false,
+            items: 0,
+            oldest_at: None,
+            circuit: CircuitState::Closed,
+            next_attempt_at: None,
+            direct: false,
+            groups_set_aside: 0,
+            set_aside: Vec::new(),
+            problem: None,
+            items_delivered: 0,
+            failures: BTreeMap::new(),
+        }
+    }
+}
+
+/// The peers that this process has had to do with. Beyond its bound those go first that nothing is done about.
+pub(in crate::actors) struct Board {
+    states: Mutex<BTreeMap<Domain, PeerState>>,
+    metrics_peers_max: usize,
+}
+
+impl Board {
+    pub(super) fn new(metrics_peers_max: usize) -> Self {
+        Self { states: Mutex::new(BTreeMap::new()), metrics_peers_max }
+    }
+
+    pub(in crate::actors) fn update(&self, peer: &Domain, update: impl FnOnce(&mut PeerState)) {
+        let mut states = locked(&self.states);
+        if !states.contains_key(peer) {
+            if states.len() >= PEERS_MAX {
+                let idle = states.values().find(|state| !state.active).map(|it| it.peer.clone());
+                match idle {
+                    Some(idle) => states.remove(&idle),
+                    None => return,
+                };
+            }
+            states.insert(peer.clone(), PeerState::new(peer.clone()));
+        }
+        if let Some(state) = states.get_mut(peer) {
+            update(state);
+        }
+    }
+
+    pub(super) fn states(&self) -> Vec<PeerState> {
+        locked(&self.states).values().cloned().collect()
+    }
+}
+
+/// Makes metrics of the board when they are asked for.
+pub(in crate::actors) struct PeerCollector {
+    board: Arc<Board>,
+    clock: Arc<dyn Clock>,
+    vectors: Vectors,
+    /// Who collects has the vectors alone.
+    collecting: Mutex<()>,
+}
+
+struct Vectors {
+    items: IntGaugeVec,
+    oldest: IntGaugeVec,
+    set_aside: IntGaugeVec,
+    circuit: IntGaugeVec,
+    delivered: IntCounterVec,
+    failures: IntCounterVec,
+}
+
+impl PeerCollector {
+    /// # Errors
+    /// Where a name is not one of Prometheus'.
+    pub(in crate::actors) fn new(
+        board: Arc<Board>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str| IntGaugeVec::new(Opts::new(name, help), &["peer"]);
+        let counter =
+            |name: &str, help: &str, by: &[&str]| IntCounterVec::new(Opts::new(name, help), by);
+        let vectors = Vectors {
+            items: gauge("mimid_peer_outbox_items", "Items that a peer is still to get.")?,
+            oldest: gauge(
+                "mimid_peer_oldest_undelivered_seconds",
+                "Age of the oldest item that a peer is still to get; 0 where there is none.",
+            )?,
+            set_aside: gauge(
+                "mimid_peer_groups_set_aside",
+                "Groups that a peer did not take and gets nothing of for now.",
+            )?,
+            circuit: gauge(
+                "mimid_peer_circuit",
+                "0: the peer is sent to; 1: one request probes whether it is back; 2: it is left alone for a while. \
+                 Of several peers together: the highest.",
+            )?,
+            delivered: counter(
+                "mimid_peer_delivered_items_total",
+                "Items that a peer has taken.",
+                &["peer"],
+            )?,
+            failures: counter(
+                "mimid_peer_failures_total",
+                "Requests to a peer that failed, and groups that it did not take, by kind.",
+                &["peer", "kind"],
+            )?,
+        };
+        Ok(Self { board, clock, vectors, collecting: Mutex::new(()) })
+    }
+}
+
+impl Vectors {
+    fn each(&self) -> [&dyn Collector; 6] {
+        let Self { items, oldest, set_aside, circuit, delivered, failures } = self;
+        [items, oldest, set_aside, circuit, delivered, failures]
+    }
+
+    fn add(&self, label: &str, state: &PeerState, now: Timestamp) {
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let raise = |vector: &IntGaugeVec, value: i64| {
+            let gauge = vector.with_label_values(&[label]);
+            gauge.set(gauge.get().max(value));
+        };
+        self.items.with_label_values(&[label]).add(whole(state.items));
+        self.set_aside.with_label_values(&[label]).add(whole(state.groups_set_aside as u64));
+        raise(&self.oldest, whole(state.oldest_at.map_or(0, |at| now.ms_since(at) / 1000)));
+        raise(
+            &self.circuit,
+            match state.circuit {
+                CircuitState::Closed => 0,
+                CircuitState::HalfOpen => 1,
+                CircuitState::Open => 2,
+            },
+        );
+        self.delivered.with_label_values(&[label]).inc_by(state.items_delivered);
+        for (kind, count) in &state.failures {
+            self.failures.with_label_values(&[label, kind]).inc_by(*count);
+        }
+    }
+}
+
+impl Collector for PeerCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.vectors.each().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let now = self.clock.now();
+        let _alone = locked(&self.collecting);
+        let vectors = &self.vectors;
+        let Vectors { items, oldest, set_aside, circuit, delivered, failures } = vectors;
+        [items, oldest, set_aside, circuit].into_iter().for_each(IntGaugeVec::reset);
+        [delivered, failures].into_iter().for_each(IntCounterVec::reset);
+        for (index, state) in self.board.states().iter().enumerate() {
+            let named = index < self.board.metrics_peers_max;
+            vectors.add(if named { state.peer.as_str() } else { "other" }, state, now);
+        }
+        vectors.each().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+const PEERS_MAX: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::clock::ManualClock;
+
+    #[test]
+    fn the_number_of_names_in_metrics_is_bounded() {
+        let board = Arc::new(Board::new(2));
+        for (name, items) in [("c", 1), ("a", 2), ("d", 4), ("b", 8)] {
+            board.update(&Domain::new(format!("{name}.example")).unwrap(), |state| {
+                state.items = items;
+                state.items_delivered = items;
+                state.oldest_at = Some(Timestamp(1_000 * items));
+                *state.failures.entry("timeout").or_default() += 1;
+            });
+        }
+        let clock = Arc::new(ManualClock::at(Timestamp(9_000)));
+        let collector = PeerCollector::new(board, clock).unwrap();
+        let seen = || -> Vec<(String, String, i64)> {
+            let mut seen = Vec::new();
+            for family in collector.collect() {
+                for metric in family.get_metric() {
+                    let label = metric.get_label().iter().find(|label| label.name() == "peer");
+                    let value = match metric.get_gauge().get_value() {
+                        0.0 => metric.get_counter().get_value(),
+                        value => value,
+                    };
+                    let label = label.unwrap().value().to_owned();
+                    seen.push((family.name().to_owned(), label, value as i64));
+                }
+            }
+            seen
+        };
+        let first = seen();
+        let of = |name: &str| -> Vec<(&str, i64)> {
+            let of = first.iter().filter(|(family, _, _)| family == name);
+            of.map(|(_, peer, value)| (peer.as_str(), *value)).collect()
+        };
+        assert_eq!(
+            of("mimid_peer_outbox_items"),
+            [("a.example", 2), ("b.example", 8), ("other", 5)]
+        );
+        assert_eq!(
+            of("mimid_peer_oldest_undelivered_seconds"),
+            [("a.example", 7), ("b.example", 1), ("other", 8)]
+        );
+        assert_eq!(of("mimid_peer_failures_total").last(), Some(&("other", 2)));
+        assert_eq!(seen(), first, "asking again counts nothing twice");
+    }
+}

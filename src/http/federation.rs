@@ -1,0 +1,305 @@
+//! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5) but for complaints and moving
+//! groups, and where this provider is to be found.
+//!
+//! A request is counted by its address, read, given a place, opened (decoded, its sender authenticated: `federation`),
+//! counted and placed once more by its sender, and given to the node. What nobody signed for takes nothing from the
+//! provider that it names.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use actix_web::{HttpRequest, HttpResponse, http::header, web};
+
+use super::{
+    answer::{Answer, OCTET_STREAM, Refusal},
+    endpoint::Form,
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, rate_limited},
+    limits::FederationLimits,
+    metrics::HttpMetrics,
+    trace,
+    well_known::{self, DsDomain},
+};
+use crate::{
+    actors::Node,
+    federation::Federation,
+    rate::Limiter,
+    wire::{
+        client::VerificationKeyResponse,
+        ds::{Detail, DsError},
+        encode,
+        federation::{EventType, MESSAGE_BYTES_MAX, S2SEndpoint},
+        ids::Domain,
+    },
+};
+
+/// The name of this listener in metrics and logs.
+const LISTENER: &str = "federation";
+
+/// The endpoints that take a signed message.
+const SIGNED: [S2SEndpoint; 7] = [
+    S2SEndpoint::GroupOperation,
+    S2SEndpoint::WelcomeInformation,
+    S2SEndpoint::ExternalCommitInformation,
+    S2SEndpoint::ConnectionRequest,
+    S2SEndpoint::DeliverMessage,
+    S2SEndpoint::ConnectionKeyPackages,
+    S2SEndpoint::GroupKeyPackages,
+];
+/// Those that anybody may read.
+const KEYS: [S2SEndpoint; 2] = [S2SEndpoint::SignatureKey, S2SEndpoint::VerificationKey];
+
+/// Binds the federation listener. Must be called inside an actix `System`.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub fn federation_listener(
+    node: Node,
+    federation: Arc<Federation>,
+    listen: SocketAddr,
+    tls: rustls::ServerConfig,
+    limits: FederationLimits,
+    metrics: HttpMetrics,
+    ds_domain: DsDomain,
+) -> io::Result<Listener> {
+    let limits_of_server = limits.shared.clone();
+    let api = web::Data::new(FederationApi::new(node, federation, limits, metrics));
+    front::bind(listen, tls, &limits_of_server, move |routes| {
+        routes.app_data(api.clone());
+        for endpoint in SIGNED {
+            let take = move |request, payload, api| taken(endpoint, request, payload, api);
+            let mut resource = web::resource(endpoint.path())
+                .route(web::post().to(take))
+                .default_service(web::to(move |request, api| wrong_method(endpoint, request, api)));
+            // TR lists them as GET with a body
+            if methods(endpoint) == GET_AND_POST {
+                resource = resource.route(web::get().to(take));
+            }
+            routes.service(resource);
+        }
+        for endpoint in KEYS {
+            routes.service(
+                web::resource(endpoint.path())
+                    .route(web::get().to(move |request, api| keys(endpoint, request, api)))
+                    .default_service(web::to(move |request, api| {
+                        wrong_method(endpoint, request, api)
+                    })),
+            );
+        }
+        well_known::routes(routes, LISTENER, &ds_domain, &api.front.metrics);
+        routes.default_service(web::to(unknown_path));
+    })
+}
+
+struct FederationApi {
+    node: Node,
+    federation: Arc<Federation>,
+    front: Front,
+    /// What each provider asked for of late, and what is being worked on for it.
+    rates: Limiter<Domain>,
+    places: Places,
+}
+
+impl FederationApi {
+    fn new(
+        node: Node,
+        federation: Arc<Federation>,
+        limits: FederationLimits,
+        metrics: HttpMetrics,
+    ) -> Self {
+        let FederationLimits { shared, requests_per_peer_max, requests_per_peer } = limits;
+        let places = if requests_per_peer_max == 0 { usize::MAX } else { requests_per_peer_max };
+        Self {
+            rates: Limiter::new(requests_per_peer, PEERS_COUNTED_MAX),
+            places: Places { taken: Mutex::default(), per_peer_max: places },
+            front: Front::new(LISTENER, shared, metrics, Arc::clone(&node.clock)),
+            node,
+            federation,
+        }
+    }
+
+    async fn handle(
+        &self,
+        endpoint: S2SEndpoint,
+        request: &HttpRequest,
+        payload: web::Payload,
+    ) -> Result<Answer, Refusal> {
+        self.front.admit(request)?;
+        let body = self.front.body(request, payload, body_bytes_max(endpoint)).await?;
+        let _place = self.front.place()?;
+        self.front.in_time(Duration::ZERO, self.execute(endpoint, &body.bytes)).await
+    }
+
+    async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
+        let opened = self.federation.open(endpoint, bytes).await?;
+        tracing::Span::current().record("peer", opened.sender.as_str());
+        self.rates
+            .check(&opened.sender, self.node.clock.now())
+            .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
+        let _place = self.places.take(&opened.sender)?;
+        let event = opened.event;
+        let outcome = self.node.federated(opened).await.map_err(Refusal::from);
+        let answer = match outcome {
+            Ok(bytes) if endpoint.answers_ds_response() => Answer::ds_bytes(bytes),
+            Ok(bytes) => Ok(Answer::ok(bytes)),
+            Err(refusal) => Err(refusal),
+        };
+        let answer = answer.unwrap_or_else(|refusal| Answer::refused(form(endpoint), refusal));
+        if let EventType::DeliveryService(operation) = event {
+            self.front.metrics.ds_answered(operation, answer.status);
+        }
+        Ok(answer)
+    }
+}
+
+async fn taken(
+    endpoint: S2SEndpoint,
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<FederationApi>,
+) -> HttpResponse {
+    let span = trace::of_peer(&request, endpoint.path());
+    let handle = api.handle(endpoint, &request, payload);
+    api.front.serve(endpoint.path(), form(endpoint), span, handle).await
+}
+
+/// This provider's own keys. They are not secret, and whoever asks has no key of ours to check a signature with.
+async fn keys(
+    endpoint: S2SEndpoint,
+    request: HttpRequest,
+    api: web::Data<FederationApi>,
+) -> HttpResponse {
+    let started = Instant::now();
+    if let Err(error) = api.front.admit(&request) {
+        let answer = Answer::refused(Form::ClientResponse, error.into());
+        return api.front.finish(endpoint.path(), started, answer);
+    }
+    let keys: VerificationKeyResponse = if endpoint == S2SEndpoint::SignatureKey {
+        api.federation.signature_keys()
+    } else {
+        api.federation.verification_keys()
+    };
+    let fresh_s = keys.cache_until.ms_since(api.node.clock.now()) / 1000;
+    api.front.metrics.answered(LISTENER, endpoint.path(), 200, started.elapsed());
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, OCTET_STREAM))
+        .insert_header((header::CACHE_CONTROL, format!("max-age={fresh_s}")))
+        .body(encode(&keys))
+}
+
+async fn wrong_method(
+    endpoint: S2SEndpoint,
+    request: HttpRequest,
+    api: web::Data<FederationApi>,
+) -> HttpResponse {
+    api.front.wrong_method(endpoint.path(), form(endpoint), methods(endpoint), &request)
+}
+
+async fn unknown_path(request: HttpRequest, api: web::Data<FederationApi>) -> HttpResponse {
+    let known =
+        [S2SEndpoint::Complaint, S2SEndpoint::MigrationRequest, S2SEndpoint::MigrationContent];
+    let is_known = known.iter().any(|endpoint| endpoint.path() == request.path());
+    api.front.not_found(if is_known { NOT_YET } else { NO_SUCH_ENDPOINT })
+}
+
+fn methods(endpoint: S2SEndpoint) -> &'static str {
+    match endpoint {
+        S2SEndpoint::SignatureKey | S2SEndpoint::VerificationKey => "GET",
+        S2SEndpoint::WelcomeInformation | S2SEndpoint::ExternalCommitInformation => GET_AND_POST,
+        S2SEndpoint::GroupOperation
+        | S2SEndpoint::ConnectionRequest
+        | S2SEndpoint::DeliverMessage
+        | S2SEndpoint::ConnectionKeyPackages
+        | S2SEndpoint::GroupKeyPackages
+        | S2SEndpoint::MigrationRequest
+        | S2SEndpoint::MigrationContent
+        | S2SEndpoint::Complaint => "POST",
+    }
+}
+
+fn form(endpoint: S2SEndpoint) -> Form {
+    if endpoint.answers_ds_response() { Form::DsResponse } else { Form::ClientResponse }
+}
+
+/// The largest body, in bytes; the listener's own limit may be lower.
+fn body_bytes_max(endpoint: S2SEndpoint) -> usize {
+    match endpoint {
+        S2SEndpoint::GroupOperation
+        | S2SEndpoint::ConnectionRequest
+        | S2SEndpoint::DeliverMessage => MESSAGE_BYTES_MAX,
+        S2SEndpoint::ExternalCommitInformation | S2SEndpoint::GroupKeyPackages => 256 * KIB,
+        S2SEndpoint::WelcomeInformation | S2SEndpoint::ConnectionKeyPackages => 16 * KIB,
+        S2SEndpoint::SignatureKey
+        | S2SEndpoint::VerificationKey
+        | S2SEndpoint::MigrationRequest
+        | S2SEndpoint::MigrationContent
+        | S2SEndpoint::Complaint => 0,
+    }
+}
+
+/// How many requests of each provider are being worked on. Bounded by those in all.
+struct Places {
+    taken: Mutex<HashMap<Domain, usize>>,
+    per_peer_max: usize,
+}
+
+struct Place<'a> {
+    of: &'a Places,
+    peer: Domain,
+}
+
+impl Places {
+    fn take(&self, peer: &Domain) -> Result<Place<'_>, DsError> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(peer.clone()).or_default();
+        if *count >= self.per_peer_max {
+            return Err(DsError::Unavailable {
+                detail: Detail::truncated("too many requests of this provider at once; retry"),
+                retry_after_ms: 500,
+            });
+        }
+        *count += 1;
+        Ok(Place { of: self, peer: peer.clone() })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.peer);
+            }
+        }
+    }
+}
+
+const GET_AND_POST: &str = "GET, POST";
+const KIB: usize = 1024;
+/// Providers whose requests are counted; beyond, new ones share one count.
+const PEERS_COUNTED_MAX: usize = 50_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_provider_at_its_bound_leaves_room_for_others_and_gets_its_places_back() {
+        let places = Places { taken: Mutex::default(), per_peer_max: 2 };
+        let (a, b) = (Domain::new("a.example").unwrap(), Domain::new("b.example").unwrap());
+        let first = places.take(&a).unwrap();
+        let second = places.take(&a).unwrap();
+        let error = places.take(&a).err().unwrap();
+        assert!(matches!(error, DsError::Unavailable { retry_after_ms: 500, .. }));
+        let other = places.take(&b).unwrap();
+        drop(first);
+        let again = places.take(&a).unwrap();
+        drop((second, other, again));
+        assert!(places.taken.lock().unwrap().is_empty(), "nobody is remembered for nothing");
+    }
+}

@@ -1,0 +1,218 @@
+//! What the listeners for clients and for other providers have in common: a request is counted, read within its limits
+//! and put into its trace; its answer is counted, logged and made HTTP.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::{Server, ServerHandle},
+    http::{StatusCode, header},
+    web,
+};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tracing::{Instrument, Span};
+
+use super::{
+    addresses::Addresses,
+    answer::{Answer, Refusal},
+    body::{self, Body, BodyBudget},
+    endpoint::Form,
+    limits::Limits,
+    metrics::HttpMetrics,
+};
+use crate::{
+    actors::Clock,
+    rate::TooMany,
+    wire::ds::{Detail, DsError},
+};
+
+/// A bound listener: `server` is to be polled (spawned), `handle` stops it.
+pub struct Listener {
+    pub address: SocketAddr,
+    pub server: Server,
+    pub handle: ServerHandle,
+}
+
+/// Binds a listener with TLS within `limits`. Must be called inside an actix `System`.
+///
+/// # Errors
+/// Where the address cannot be bound.
+pub(super) fn bind(
+    listen: SocketAddr,
+    tls: rustls::ServerConfig,
+    limits: &Limits,
+    routes: impl Fn(&mut web::ServiceConfig) + Send + Clone + 'static,
+) -> io::Result<Listener> {
+    let workers = limits.workers.max(1);
+    let server = HttpServer::new(move || App::new().configure(routes.clone()))
+        .workers(workers)
+        .max_connections(limits.connections_max.div_ceil(workers))
+        .backlog(limits.backlog)
+        .client_request_timeout(limits.header_timeout)
+        .client_disconnect_timeout(Duration::from_secs(5))
+        .tls_handshake_timeout(limits.header_timeout)
+        .keep_alive(limits.keep_alive)
+        .tcp_nodelay(true)
+        .shutdown_timeout(limits.drain_timeout.as_secs().max(1))
+        .disable_signals()
+        .bind_rustls_0_23(listen, tls)?;
+    let address = server.addrs().first().copied().unwrap_or(listen);
+    let server = server.run();
+    Ok(Listener { address, handle: server.handle(), server })
+}
+
+/// The bounds of a listener, and what it counts.
+pub(super) struct Front {
+    /// Its name in metrics and logs.
+    pub listener: &'static str,
+    pub limits: Limits,
+    pub metrics: HttpMetrics,
+    clock: Arc<dyn Clock>,
+    requests: Semaphore,
+    bodies: BodyBudget,
+    addresses: Addresses,
+}
+
+impl Front {
+    pub fn new(
+        listener: &'static str,
+        limits: Limits,
+        metrics: HttpMetrics,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            requests: Semaphore::new(limits.requests_max),
+            bodies: BodyBudget::new(limits.bodies_bytes_max),
+            addresses: Addresses::new(limits.requests_per_address),
+            listener,
+            limits,
+            metrics,
+            clock,
+        }
+    }
+
+    /// Counts a request against the address that it comes from.
+    pub fn admit(&self, request: &HttpRequest) -> Result<(), DsError> {
+        // a socket without a peer has just been closed
+        let Some(peer) = request.peer_addr() else { return Ok(()) };
+        self.addresses
+            .admit(peer, self.clock.now())
+            .map_err(|wait| rate_limited("too many requests from this address", wait))
+    }
+
+    /// Reads a request's body, of at most `bytes_max` and what the listener takes.
+    pub async fn body(
+        &self,
+        request: &HttpRequest,
+        payload: web::Payload,
+        bytes_max: usize,
+    ) -> Result<Body, Refusal> {
+        let bytes_max = bytes_max.min(self.limits.request_bytes_max);
+        body::read(request, payload, bytes_max, self.limits.body_timeout, &self.bodies).await
+    }
+
+    /// A place among the requests that are being worked on.
+    pub fn place(&self) -> Result<SemaphorePermit<'_>, DsError> {
+        self.requests.try_acquire().map_err(|_| busy())
+    }
+
+    /// Waits for `work` as long as an answer may take, and `longer`.
+    pub async fn in_time<T>(
+        &self,
+        longer: Duration,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        match tokio::time::timeout(self.limits.answer_timeout + longer, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Refusal::from(DsError::Unavailable {
+                detail: Detail::truncated(
+                    "no answer in time; whether the request took effect is unknown: retry with the same request_id",
+                ),
+                retry_after_ms: 1000,
+            })),
+        }
+    }
+
+    /// Lets `handle` answer the request that `span` is about.
+    pub async fn serve(
+        &self,
+        path: &'static str,
+        form: Form,
+        span: Span,
+        handle: impl Future<Output = Result<Answer, Refusal>>,
+    ) -> HttpResponse {
+        let answered = async {
+            let started = Instant::now();
+            let _in_flight = self.metrics.begin(self.listener);
+            let outcome = handle.await;
+            let answer = outcome.unwrap_or_else(|refusal| Answer::refused(form, refusal));
+            self.finish(path, started, answer)
+        };
+        answered.instrument(span).await
+    }
+
+    /// Counts the answer, says so in the log, and makes it HTTP.
+    pub fn finish(&self, path: &'static str, started: Instant, answer: Answer) -> HttpResponse {
+        let (took, http) = (started.elapsed(), answer.http.as_u16());
+        self.metrics.answered(self.listener, path, http, took);
+        tracing::debug!(
+            listener = self.listener,
+            endpoint = path,
+            status = answer.status,
+            http,
+            took_ms = took.as_secs_f64() * 1000.0,
+            bytes = answer.bytes.len(),
+            "request"
+        );
+        answer.into_response()
+    }
+
+    /// The answer to a method that a path is not called with.
+    pub fn wrong_method(
+        &self,
+        path: &'static str,
+        form: Form,
+        allowed: &'static str,
+        request: &HttpRequest,
+    ) -> HttpResponse {
+        let refusal = Refusal::http(
+            StatusCode::METHOD_NOT_ALLOWED,
+            &format!("{path} is called with {allowed}, not {}", request.method()),
+        );
+        let mut response = self.finish(path, Instant::now(), Answer::refused(form, refusal));
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+        response
+    }
+
+    /// The answer to a path that there is not, all such paths under one name.
+    pub fn not_found(&self, detail: &str) -> HttpResponse {
+        let refusal = Refusal::http(StatusCode::NOT_FOUND, detail);
+        let answer = Answer::refused(Form::ClientResponse, refusal);
+        self.finish(OTHER_PATH, Instant::now(), answer)
+    }
+}
+
+pub(super) fn busy() -> DsError {
+    DsError::Unavailable {
+        detail: Detail::truncated("too many requests at once; retry"),
+        retry_after_ms: 1000,
+    }
+}
+
+pub(super) fn rate_limited(what: &str, wait: TooMany) -> DsError {
+    DsError::RateLimited {
+        detail: Detail::truncated(what),
+        retry_after_ms: wait.retry_after_ms().max(1),
+    }
+}
+
+pub(super) const NO_SUCH_ENDPOINT: &str = "there is no such endpoint";
+pub(super) const NOT_YET: &str = "this provider does not serve this endpoint yet";
+/// One name for every path that we do not know, so that strangers cannot make metrics grow.
+pub(super) const OTHER_PATH: &str = "other";

@@ -1,0 +1,85 @@
+//! What a hub lets a group, and each member of one, ask of it. PROTOCOL.md §2, check 5: counted once the sender is
+//! known, so that nobody spends what is another's.
+
+use super::{Limiter, Quota, TooMany};
+use crate::wire::{
+    ds::DsSenderId,
+    ids::{GroupId, Timestamp},
+};
+
+/// The quotas; absent by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GroupQuotas {
+    /// Of all members of one group together.
+    pub group: Quota,
+    /// Of one member of one group.
+    pub member: Quota,
+}
+
+/// Shared by all groups of a hub.
+#[derive(Debug)]
+pub struct GroupRates {
+    groups: Limiter<GroupId>,
+    members: Limiter<(GroupId, DsSenderId)>,
+}
+
+impl GroupRates {
+    #[must_use]
+    pub fn new(quotas: GroupQuotas) -> Self {
+        Self {
+            groups: Limiter::new(quotas.group, GROUPS_MAX),
+            members: Limiter::new(quotas.member, MEMBERS_MAX),
+        }
+    }
+
+    /// Counts a request of `sender` to `group`. The member comes first: one that asks too much takes nothing from its
+    /// group.
+    ///
+    /// # Errors
+    /// [`TooMany`]
+    pub fn check(
+        &self,
+        group: &GroupId,
+        sender: &DsSenderId,
+        now: Timestamp,
+    ) -> Result<(), TooMany> {
+        self.members.check(&(group.clone(), sender.clone()), now)?;
+        self.groups.check(group, now)
+    }
+}
+
+impl Default for GroupRates {
+    fn default() -> Self {
+        Self::new(GroupQuotas::default())
+    }
+}
+
+/// Groups and members that are remembered because they asked for something of late.
+const GROUPS_MAX: usize = 100_000;
+const MEMBERS_MAX: usize = 500_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ids::{Domain, LeafIndex};
+
+    #[test]
+    fn a_member_that_asks_too_much_takes_nothing_from_its_group() {
+        let quota = |per_second| Quota { per_second, burst: per_second };
+        let rates = GroupRates::new(GroupQuotas { group: quota(4), member: quota(2) });
+        let (now, domain) = (Timestamp(1_700_000_000_000), Domain::new("a.example").unwrap());
+        let (group, other) = (GroupId::of(&domain, [1; 16]), GroupId::of(&domain, [2; 16]));
+        let member = |leaf| DsSenderId::LeafIndex(LeafIndex(leaf));
+        let check = |group, leaf| rates.check(group, &member(leaf), now);
+        check(&group, 0).unwrap();
+        check(&group, 0).unwrap();
+        for _ in 0..10 {
+            check(&group, 0).unwrap_err();
+        }
+        check(&other, 0).unwrap();
+        check(&group, 1).unwrap();
+        check(&group, 2).unwrap();
+        assert_eq!(check(&group, 3).unwrap_err().retry_after_ms(), 250);
+        rates.check(&group, &member(3), now.plus_ms(250)).unwrap();
+    }
+}

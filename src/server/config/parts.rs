@@ -1,0 +1,107 @@
+//! What the parts of a node make of a configuration: their own bounds, those that have a setting, the rest as built in.
+
+use std::time::Duration;
+
+use super::{Config, Limits};
+use crate::{
+    actors::{self, GroupOptions},
+    http,
+    rate::{GroupQuotas, Quota},
+};
+
+impl Config {
+    /// The node's bounds: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn node_limits(&self) -> actors::Limits {
+        actors::Limits {
+            devices_per_user_max: self.registration.devices_per_user_max,
+            subscriptions_max: self.queues.groups_per_client_max,
+            own_entries_max: self.queues.notices_max,
+            connection_offers_per_hour: self.queues.connection_offers_per_hour,
+            queue_idle_ms: ms(self.queues.passivate_after),
+            dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
+            ..actors::Limits::default()
+        }
+    }
+
+    /// The bounds of groups: those that have a setting, the rest as built in.
+    #[must_use]
+    pub fn group_options(&self) -> GroupOptions {
+        let mut options = GroupOptions::new(self.domain.clone());
+        options.settings.members_max = self.groups.members_max;
+        options.settings.adds_per_commit_max = self.groups.adds_per_commit_max;
+        options.settings.pending_max = self.groups.pending_max;
+        options.settings.application_bytes_max = self.groups.application_bytes_max.in_memory();
+        options.settings.handshake_bytes_max = self.groups.handshake_bytes_max.in_memory();
+        options.settings.ciphersuites.clone_from(&self.groups.ciphersuites);
+        options.settings.inactive_after_ms = self.groups.inactive_after.map(ms);
+        options.settings.strict_after_ms = self.groups.strict_after.map(ms);
+        options.settings.delete_after_ms = ms(self.groups.delete_after);
+        options.rates = GroupQuotas {
+            group: quota(self.rates.group_per_second, self.rates.group_burst),
+            member: quota(self.rates.member_per_second, self.rates.member_burst),
+        };
+        options.idle_ms = ms(self.groups.passivate_after);
+        options.retention_ms = ms(self.groups.retention_age);
+        options.retention_bytes = self.groups.retention_bytes.0;
+        options
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Config {
+    /// The bounds of the client listener.
+    #[must_use]
+    pub fn client_limits(&self) -> http::Limits {
+        http::Limits {
+            requests_per_address: quota(self.rates.address_per_second, self.rates.address_burst),
+            ..self.limits.http()
+        }
+    }
+
+    /// The bounds of the federation listener.
+    #[must_use]
+    pub fn federation_limits(&self) -> http::FederationLimits {
+        http::FederationLimits {
+            shared: http::Limits {
+                connections_max: self.federation.connections_max,
+                requests_max: self.federation.requests_max,
+                ..self.client_limits()
+            },
+            requests_per_peer_max: self.federation.requests_per_peer_max,
+            requests_per_peer: quota(self.rates.peer_per_second, self.rates.peer_burst),
+        }
+    }
+}
+
+fn quota(per_second: u32, burst: u32) -> Quota {
+    Quota { per_second, burst }
+}
+
+impl Limits {
+    /// What listeners have in common, as they take it.
+    fn http(&self) -> http::Limits {
+        http::Limits {
+            workers: self.workers,
+            connections_max: self.connections_max,
+            backlog: self.backlog,
+            requests_max: self.requests_max,
+            waiting_max: self.waiting_max,
+            request_bytes_max: self.request_bytes_max.in_memory(),
+            bodies_bytes_max: self.bodies_bytes_max.in_memory(),
+            header_timeout: self.header_timeout,
+            body_timeout: self.body_timeout,
+            answer_timeout: self.answer_timeout,
+            keep_alive: self.keep_alive,
+            poll_max: self.poll_max,
+            stream_open_timeout: self.stream_open_timeout,
+            stream_ping: self.stream_ping,
+            stream_stall: self.stream_stall,
+            drain_timeout: self.drain_timeout,
+            ..http::Limits::default()
+        }
+    }
+}
