@@ -202,8 +202,7 @@ impl File {
 }
 
 fn read(path: &Path) -> Result<Vec<ProviderKey>, KeysError> {
-    let missing =
-        || Err(damaged(path, "it is not there; `mimid serve` makes it at its first start"));
+    let missing = || Err(KeysError::NeverMade { path: path.to_owned() });
     read_or_make::<File>(path, missing)?.into_keys(path)
 }
 
@@ -301,6 +300,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), damage);
         }
         let empty = tempfile::tempdir().unwrap();
-        assert!(rotate(empty.path(), Urgency::Orderly, NOW).is_err(), "there is nothing to rotate");
+        let nothing = rotate(empty.path(), Urgency::Orderly, NOW).unwrap_err();
+        assert!(matches!(nothing, KeysError::NeverMade { .. }), "{nothing}");
     }
 }
