@@ -52,6 +52,11 @@ pub enum KeysError {
     #[error("a key file cannot be written: {0}")]
     Json(#[from] serde_json::Error),
     #[error(
+        "there is no {path} yet: a provider that federates makes it at its first start",
+        path = path.display()
+    )]
+    NeverMade { path: PathBuf },
+    #[error(
         "a rotation is under way: the next key signs from {signs_from} (milliseconds since 1970)"
     )]
     Rotating { signs_from: Timestamp },
