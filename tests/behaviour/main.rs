@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod federation;
 mod groups;
+mod guests;
 #[path = "../support/hostile.rs"]
 mod hostile;
 mod hostile_peer;
@@ -26,5 +27,7 @@ mod support;
 mod vectors;
 mod wire;
 
+#[path = "../support/net.rs"]
+mod net;
 #[path = "../support/world.rs"]
 mod world;
