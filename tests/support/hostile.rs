@@ -73,7 +73,8 @@ impl Hostile {
             answer: Mutex::new(Answers::Delivered(Vec::new())),
         });
         let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-        let tls = mimid::http::server_tls(&read(CERTIFICATE), &read(KEY)).unwrap();
+        let certificates = mimid::http::Certificates::new(&read(CERTIFICATE), &read(KEY)).unwrap();
+        let tls = mimid::http::server_tls(Arc::new(certificates)).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let served = Arc::clone(&state);
         std::thread::spawn(move || {
