@@ -325,7 +325,10 @@ impl World {
     }
 
     async fn until(&self, name: &str, is: impl Fn(&PeerState) -> bool) {
+        let mut n = 0;
         while !self.state(name).as_ref().is_some_and(&is) {
+            n += 1;
+            if n == 2_000_000 { panic!("{:?}", self.state(name)); }
             tokio::task::yield_now().await;
         }
     }
