@@ -265,7 +265,8 @@ impl PeerActor {
                     self.taken_at = self.taken_at.max(standing.acknowledged_at);
                     if mode == ReplicaMode::Direct && !proven {
                         // it did not take feeds when it was tried the last time
-                        let probe_at = standing.acknowledged_at.plus_ms(self.limits().direct_probe_ms);
+                        let probe_at =
+                            standing.acknowledged_at.plus_ms(self.limits().direct_probe_ms);
                         self.wanted.insert(group, until);
                         self.go_direct(true, probe_at);
                         continue;
@@ -718,7 +719,8 @@ impl PeerActor {
         }
         let old = |at: Timestamp| now.ms_since(at) >= after_ms;
         let feeds = self.outbox.waiting().filter(|(_, at)| old(*at)).map(|(group, _)| group);
-        let single = self.direct.waiting_groups().filter(|(_, at)| old(*at)).map(|(group, _)| group);
+        let single =
+            self.direct.waiting_groups().filter(|(_, at)| old(*at)).map(|(group, _)| group);
         let groups: Vec<GroupId> = feeds
             .chain(single)
             .filter(|group| !self.given_up.contains(*group))
@@ -911,9 +913,7 @@ fn trouble_of(error: &CallError) -> Trouble {
         CallError::Status { http, .. } => match http {
             404 => Trouble::NotFound,
             413 => Trouble::TooLarge,
-            429 | 503 => {
-                Trouble::Later(Failure::Busy { retry_after_ms: error.retry_after_ms() })
-            }
+            429 | 503 => Trouble::Later(Failure::Busy { retry_after_ms: error.retry_after_ms() }),
             400 | 422 => Trouble::Refused { for_good: true },
             500 => Trouble::Refused { for_good: false },
             408 | 502 | 504..=599 => Trouble::Later(Failure::Transport),

@@ -235,10 +235,8 @@ impl World {
         limits.peers.outbox.retry = Backoff { first_ms: 100, max_ms: 1_000 };
         change(&mut limits.peers);
         let (disk, clock) = (Disk::new(), Arc::new(ManualClock::at(Timestamp(1_000_000))));
-        let net = Arc::new(Net {
-            peers: Mutex::new(HashMap::new()),
-            changed: watch::Sender::new(0),
-        });
+        let net =
+            Arc::new(Net { peers: Mutex::new(HashMap::new()), changed: watch::Sender::new(0) });
         let (arbiters, threads) = ArbiterPool::start(2).unwrap();
         let node = node(&disk, &clock, &net, &limits, &arbiters);
         Self { node, disk, clock, net, limits, arbiters, _threads: threads }
@@ -459,9 +457,8 @@ async fn a_repeat_is_the_same_bytes_under_the_same_id() {
     world.accept(1, &["b"]).await;
     world.net.with("b", |peer| peer.mood = Mood::Takes);
     world.next_request("b").await;
-    let (first, second) = world.net.with("b", |peer| {
-        (peer.requests[0].clone(), peer.requests[1].clone())
-    });
+    let (first, second) =
+        world.net.with("b", |peer| (peer.requests[0].clone(), peer.requests[1].clone()));
     assert_eq!(first, second);
     world.got("b", 1, 2).await;
 }
@@ -525,9 +522,10 @@ async fn an_item_that_a_peer_does_not_take_stands_in_no_other_group_s_way() {
         }
         world.net.with("b", |peer| (peer.mood, peer.patience) = (mood.clone(), 0));
         let aside = |state: &PeerState| {
-            state.set_aside.iter().any(|stuck| {
-                stuck.group == group(1) && stuck.set_aside.item == Sequence(2)
-            })
+            state
+                .set_aside
+                .iter()
+                .any(|stuck| stuck.group == group(1) && stuck.set_aside.item == Sequence(2))
         };
         // what was taken before the mood came is not what this is about
         if world.net.with("b", |peer| peer.got.get(&group(1)).is_some_and(|got| got.len() > 1)) {

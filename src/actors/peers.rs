@@ -30,8 +30,8 @@ use crate::{
     store::StoreError,
     wire::ids::{Domain, GroupId, Sequence},
 };
-pub use board::{PeerState, StuckGroup};
 pub(super) use board::{Board, PeerCollector};
+pub use board::{PeerState, StuckGroup};
 
 /// Bounds and times of what is sent to peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,9 +170,9 @@ impl Peers {
         let mut hasher = DefaultHasher::new();
         peer.hash(&mut hasher);
         let (node_of, of, its) = (node.clone(), peer.clone(), Arc::clone(&ear));
-        let addr = node.arbiters.start_actor_on(hasher.finish(), move |_| {
-            PeerActor::new(node_of, federation, of, its)
-        });
+        let addr = node
+            .arbiters
+            .start_actor_on(hasher.finish(), move |_| PeerActor::new(node_of, federation, of, its));
         slots.active.insert(peer.clone(), Slot { addr, ear });
         Heard::Started
     }

@@ -28,15 +28,20 @@ pub fn run(args: &Args) -> ExitCode {
         }
     };
     print!("{}", config.show());
-    if let (Some(certificate), Some(key)) = (&config.client.certificate, &config.client.key) {
+    let files = [
+        ("client", &config.client.certificate, &config.client.key),
+        ("federation", &config.federation.certificate, &config.federation.key),
+    ];
+    for (section, certificate, key) in files {
+        let (Some(certificate), Some(key)) = (certificate, key) else { continue };
         let checked = keys::operators_tls(certificate, key)
             .map_err(|error| error.to_string())
             .and_then(|files| {
-                http::server_tls(&files.chain_pem, &files.key_pem)
+                http::Certificates::new(&files.chain_pem, &files.key_pem)
                     .map_err(|error| error.to_string())
             });
         if let Err(error) = checked {
-            eprintln!("client.certificate, client.key: {error}");
+            eprintln!("{section}.certificate, {section}.key: {error}");
             return ExitCode::from(FAILED);
         }
     }

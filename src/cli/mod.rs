@@ -7,6 +7,8 @@ pub mod client;
 pub mod demo;
 pub mod doctor;
 pub mod keys;
+mod ops;
+pub mod peers;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -31,6 +33,8 @@ enum Command {
     Client(client::Args),
     /// Start a provider and let real clients use everything that it does
     Demo(demo::Args),
+    /// Show the other providers that a provider deals with
+    Peers(peers::Args),
     /// Say whether another provider can be spoken with, and what is in the way
     Doctor(doctor::Args),
     /// Operate a provider that runs
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(args) => check_config::run(&args),
         Command::Client(args) => client::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Peers(args) => peers::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Keys(args) => keys::run(&args),

@@ -1,4 +1,4 @@
-//! `mimid serve`: a provider until SIGTERM or SIGINT.
+//! `mimid serve`: a provider until SIGTERM or SIGINT. SIGHUP has it read certificates and keys again.
 
 use std::{
     path::{Path, PathBuf},
@@ -74,9 +74,10 @@ pub fn run(args: &Args) -> ExitCode {
         Ok::<_, std::io::Error>((
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
+            signal(SignalKind::hangup())?,
         ))
     });
-    let (mut terminate, mut interrupt) = match signals {
+    let (mut terminate, mut interrupt, mut hangup) = match signals {
         Ok(signals) => signals,
         Err(error) => return said(FAILED, &format!("signals cannot be caught: {error}")),
     };
@@ -90,10 +91,13 @@ pub fn run(args: &Args) -> ExitCode {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir);
     greet(running.endpoints(), &data_dir, &format!("{store:?}").to_lowercase(), is_default);
     runtime.block_on(async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = running.ended() => {}
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                () = running.ended() => break,
+                _ = hangup.recv() => running.reload(),
+            }
         }
     });
     match running.stop() {
@@ -110,6 +114,9 @@ fn greet(endpoints: &Endpoints, data_dir: &Path, store: &str, is_default: bool) 
     let file = data_dir.join(server::endpoints::FILE);
     println!("mimid {} serves {}", env!("CARGO_PKG_VERSION"), endpoints.domain);
     println!("  clients   {}", endpoints.client);
+    if let Some(federation) = &endpoints.federation {
+        println!("  providers {federation}");
+    }
     println!("  operator  {}/readyz and /metrics", endpoints.ops);
     println!("  data      {} ({store})", data_dir.display());
     if is_default {

@@ -44,7 +44,11 @@ pub struct Job {
 pub enum What {
     Welcome(MlsMessage),
     /// The first message in `from..=until` that is for this client.
-    Message { from: Sequence, until: Sequence, handshake_only: bool },
+    Message {
+        from: Sequence,
+        until: Sequence,
+        handshake_only: bool,
+    },
 }
 
 /// How a [`Job`] went.

@@ -23,6 +23,7 @@ mod tests;
 pub mod trace;
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
@@ -30,6 +31,7 @@ use std::{
 use keys::{KeyCache, KeyList, Newer};
 use message::{MessageError, Outgoing, PURPOSE_EXTERNAL_SENDER, PURPOSE_S2S, Unverified};
 use replay::{Judged, Replays};
+use tokio::sync::Notify;
 
 use crate::{
     crypto,
@@ -53,10 +55,22 @@ pub use replay::ReplayLimits;
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// What is remembered and fetched at most.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct FederationLimits {
     pub keys: KeyLimits,
     pub replays: ReplayLimits,
+    /// How long a repeat waits for the answer of an execution that is under way.
+    pub execution_wait: Duration,
+}
+
+impl Default for FederationLimits {
+    fn default() -> Self {
+        Self {
+            keys: KeyLimits::default(),
+            replays: ReplayLimits::default(),
+            execution_wait: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What a [`Federation`] is made of.
@@ -86,6 +100,9 @@ pub struct Federation {
     deny: Vec<DomainPattern>,
     keys: KeyCache,
     replays: Arc<Mutex<Replays>>,
+    /// Rung when an execution ends.
+    ended: Arc<Notify>,
+    execution_wait: Duration,
     metrics: FederationMetrics,
     clock: Clock,
 }
@@ -100,12 +117,24 @@ impl Federation {
     pub fn new(parts: FederationParts) -> Self {
         let FederationParts { domain, signing, external_senders, transport, allow, deny, .. } =
             parts;
-        let FederationLimits { keys, replays } = parts.limits;
+        let FederationLimits { keys, replays, execution_wait } = parts.limits;
         let (clock, metrics) = (parts.clock, parts.metrics);
         let keys = KeyCache::new(Arc::clone(&transport), Arc::clone(&clock), keys, metrics.clone());
         let replays = Arc::new(Mutex::new(Replays::new(replays, clock())));
         let own = RwLock::new(OwnKeys { signing, external_senders });
-        Self { domain, own, transport, allow, deny, keys, replays, metrics, clock }
+        Self {
+            domain,
+            own,
+            transport,
+            allow,
+            deny,
+            keys,
+            replays,
+            ended: Arc::default(),
+            execution_wait,
+            metrics,
+            clock,
+        }
     }
 
     /// This provider.
@@ -170,9 +199,8 @@ impl Federation {
     /// Judges what came to `endpoint`: whole, for this provider, of a sender that is admitted, fresh, and signed by one of
     /// the sender's keys, which are fetched where they are not known. At most [`MESSAGE_BYTES_MAX`] bytes.
     ///
-    /// Of a request that may not be executed twice this is the only [`Opened`] until it is dropped; a repeat
-    /// meanwhile is `unavailable`, and one afterwards finds [`Federation::answer_of`] what was
-    /// [`Federation::remember`]ed.
+    /// Of a request that may not be executed twice this is the only [`Opened`] until it is dropped; a repeat waits so long, and
+    /// then finds [`Federation::answer_of`] what was [`Federation::remember`]ed.
     ///
     /// # Errors
     /// malformed, unsupported_version, not_authorized, unauthenticated, stale_request; unavailable and rate_limited where the
@@ -204,17 +232,36 @@ impl Federation {
         let hash = if replay::is_once(event) { crypto::sha256(&body) } else { [0; 32] };
         let request =
             replay::Request { sender: &sender, event, id: request_id, signed_at: timestamp, hash };
-        let judged = self.replays().judge(request, (self.clock)())?;
+        let judging = tokio::time::timeout(self.execution_wait, self.judge_repeat(request));
+        let judged = judging.await.unwrap_or(Err(MessageError::Executing))?;
         let (is_repeat, once) = match judged {
             Judged::Free { is_repeat } => (is_repeat, Once::Free),
             Judged::Answered(answer) => (true, Once::Answered(answer)),
             Judged::Execute { is_repeat } => {
-                let replays = Arc::clone(&self.replays);
-                let execution = Execution { replays, sender: sender.clone(), id: request_id };
+                let execution = Execution {
+                    replays: Arc::clone(&self.replays),
+                    ended: Arc::clone(&self.ended),
+                    sender: sender.clone(),
+                    id: request_id,
+                };
                 (is_repeat, Once::Execute(execution))
             }
         };
         Ok(Opened { sender, event, request_id, body, is_repeat, once })
+    }
+
+    /// What is to be done with a request, once no other of its id is being executed.
+    async fn judge_repeat(&self, request: replay::Request<'_>) -> Result<Judged, MessageError> {
+        loop {
+            // before it is judged, so that no end is missed
+            let mut ended = pin!(self.ended.notified());
+            ended.as_mut().enable();
+            let judged = self.replays().judge(request, (self.clock)());
+            match judged {
+                Err(MessageError::Executing) => ended.await,
+                judged => return judged,
+            }
+        }
     }
 
     async fn verify(&self, message: &Unverified) -> Result<(), MessageError> {
@@ -394,6 +441,7 @@ impl Opened {
 #[derive(Debug)]
 struct Execution {
     replays: Arc<Mutex<Replays>>,
+    ended: Arc<Notify>,
     sender: Domain,
     id: RequestId,
 }
@@ -411,6 +459,7 @@ impl Execution {
 impl Drop for Execution {
     fn drop(&mut self) {
         self.replays().abandon(&self.sender, self.id);
+        self.ended.notify_waiters();
     }
 }
 

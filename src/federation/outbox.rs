@@ -452,7 +452,8 @@ impl Outbox {
         for verdict in &mut verdicts {
             // who stalls too often is set aside
             let lane = self.groups.get(&verdict.group);
-            if verdict.turn == Turned::Stalled && lane.is_some_and(|lane| lane.set_aside.is_some()) {
+            if verdict.turn == Turned::Stalled && lane.is_some_and(|lane| lane.set_aside.is_some())
+            {
                 verdict.turn = Turned::SetAside;
             }
         }
@@ -793,13 +794,7 @@ impl Outbox {
         Turned::On
     }
 
-    fn repair(
-        &mut self,
-        group: &GroupId,
-        at: Sequence,
-        now: Timestamp,
-        random: u64,
-    ) -> Turned {
+    fn repair(&mut self, group: &GroupId, at: Sequence, now: Timestamp, random: u64) -> Turned {
         let (retry, most) = (self.limits.retry, self.limits.stalls_max);
         let Some(lane) = self.groups.get_mut(group) else { return Turned::On };
         lane.need = Need::Snapshot;

@@ -145,7 +145,8 @@ fn several_batches_are_on_their_way_and_a_group_is_in_one() {
     }
     let batches: Vec<_> = std::iter::from_fn(|| next_batch(&mut outbox, at(1))).collect();
     assert_eq!(batches.len(), LIMITS.batches_max);
-    let groups: Vec<GroupId> = batches.iter().map(|(_, items)| places(items)[0].0.clone()).collect();
+    let groups: Vec<GroupId> =
+        batches.iter().map(|(_, items)| places(items)[0].0.clone()).collect();
     assert_eq!(groups, [group(1), group(2), group(3)]);
     outbox.answered(batches[1].0, &answer(vec![]), at(2), 0);
     assert_eq!(places(&next_batch(&mut outbox, at(2)).unwrap().1)[0], (group(4), 1));
@@ -158,9 +159,8 @@ fn one_item_always_fits_and_what_does_not_has_the_next_turn() {
         outbox.load(group(seed), standing(0, 1), at(0));
     }
     let plan = outbox.plan(usize::MAX, at(1)).unwrap();
-    let large = |seed| {
-        (group(seed), Reading::Items(vec![loaded(feed_item(&group(seed), 1), 100_000, 1)]))
-    };
+    let large =
+        |seed| (group(seed), Reading::Items(vec![loaded(feed_item(&group(seed), 1), 100_000, 1)]));
     let items = outbox.fill(plan.batch, vec![large(1), large(2)], at(1), 0).unwrap();
     assert_eq!(places(&items), [(group(1), 1)]);
     let plan = outbox.plan(usize::MAX, at(1)).unwrap();
@@ -197,8 +197,7 @@ fn what_stands_before_a_problem_is_taken() {
         outbox.load(group(2), standing(0, 1), at(0));
         let (batch, items) = next_batch(&mut outbox, at(1)).unwrap();
         assert_eq!(places(&items)[2], (group(1), 3));
-        let verdicts =
-            outbox.answered(batch, &answer(vec![failure(2, problem, next)]), at(2), 0);
+        let verdicts = outbox.answered(batch, &answer(vec![failure(2, problem, next)]), at(2), 0);
         assert_eq!(turns(&verdicts), [turned.clone(), Turned::On], "{problem:?} {next}");
         let progress = outbox.unpersisted(10);
         assert_eq!(progress[0].acknowledged, Sequence(acknowledged), "{problem:?} {next}");
@@ -299,7 +298,8 @@ fn a_batch_that_cannot_be_read_is_taken_apart_until_the_item_is_found() {
     taken.sort();
     let whole = (1..=2).map(|n| (group(1), n)).chain((1..=4).map(|n| (group(2), n)));
     assert_eq!(taken, whole.collect::<Vec<_>>());
-    let aside: Vec<_> = outbox.set_aside().map(|(group, aside)| (group.clone(), aside.item.0)).collect();
+    let aside: Vec<_> =
+        outbox.set_aside().map(|(group, aside)| (group.clone(), aside.item.0)).collect();
     assert_eq!(aside, [poisoned]);
     assert!(batches < 12);
 }
@@ -393,18 +393,30 @@ impl Peer {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Grow { seed: u8, by: u64 },
+    Grow {
+        seed: u8,
+        by: u64,
+    },
     Send,
     /// The `nth` batch on its way arrives and is answered.
-    Answer { nth: usize, mood: u8 },
+    Answer {
+        nth: usize,
+        mood: u8,
+    },
     /// It arrives, and the answer is lost.
-    Lose { nth: usize },
+    Lose {
+        nth: usize,
+    },
     /// It does not arrive.
-    Drop { nth: usize },
+    Drop {
+        nth: usize,
+    },
     Persist,
     /// The hub forgets what was not written down.
     Restart,
-    Wait { ms: u64 },
+    Wait {
+        ms: u64,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -158,7 +158,9 @@ impl Circuit {
         self.failures = self.failures.saturating_add(1);
         let mut delay_ms = self.limits.backoff.delay_ms(self.failures, random);
         match failure {
-            Failure::Transport => self.transport_failures = self.transport_failures.saturating_add(1),
+            Failure::Transport => {
+                self.transport_failures = self.transport_failures.saturating_add(1)
+            }
             Failure::Refused => self.transport_failures = 0,
             Failure::Busy { retry_after_ms } => {
                 self.transport_failures = 0;

@@ -547,6 +547,7 @@ async fn what_may_not_be_executed_twice_is_answered_from_memory() {
 async fn a_repeat_waits_for_the_execution_and_follows_a_failed_one() {
     let net = net();
     let (a, b) = (net.join("a.example"), net.join("b.example"));
+    // the first one is lost on its way
     *net.answer.lock().unwrap() =
         Some(HttpAnswer { status: 502, retry_after_ms: None, body: Vec::new() });
     ask(&a, "b.example", ONCE, 1).await.unwrap_err();
@@ -554,13 +555,37 @@ async fn a_repeat_waits_for_the_execution_and_follows_a_failed_one() {
     let open = || b.open(S2SEndpoint::GroupKeyPackages, &message);
     let first = open().await.unwrap();
     assert!(!first.is_repeat && b.answer_of(&first).is_none());
-    assert_eq!(open().await.unwrap_err().name(), "unavailable", "it is being executed");
-    drop(first);
-    let second = open().await.unwrap();
+    let fail = async {
+        tokio::task::yield_now().await;
+        drop(first);
+    };
+    let (second, ()) = tokio::join!(open(), fail);
+    let second = second.unwrap();
     assert!(second.is_repeat && b.answer_of(&second).is_none(), "the first one failed");
-    b.remember(&second, b"done");
-    drop(second);
-    assert_eq!(b.answer_of(&open().await.unwrap()).as_deref(), Some(&b"done"[..]));
+    let succeed = async {
+        tokio::task::yield_now().await;
+        b.remember(&second, b"done");
+        drop(second);
+    };
+    let (third, fourth, ()) = tokio::join!(open(), open(), succeed);
+    for repeat in [third.unwrap(), fourth.unwrap()] {
+        assert_eq!(b.answer_of(&repeat).as_deref(), Some(&b"done"[..]));
+    }
+}
+
+#[tokio::test]
+async fn a_repeat_does_not_wait_for_ever() {
+    let net = net();
+    let (a, _b) = (net.join("a.example"), net.join("b.example"));
+    let mut parts = net.parts("b.example");
+    parts.limits.execution_wait = Duration::ZERO;
+    let b = Federation::new(parts);
+    ask(&a, "b.example", ONCE, 1).await.unwrap();
+    let message = net.last_posted();
+    let first = b.open(S2SEndpoint::GroupKeyPackages, &message).await.unwrap();
+    let second = b.open(S2SEndpoint::GroupKeyPackages, &message).await.unwrap_err();
+    assert_eq!(second.name(), "unavailable");
+    drop(first);
 }
 
 #[tokio::test]

@@ -8,8 +8,7 @@ use actix_web::{
 use super::endpoint::Form;
 use crate::wire::{
     client::ClientResponse,
-    codec::{Opaque, Text},
-    decode,
+    codec::Opaque,
     ds::{Detail, DsError, DsResponse, Outcome, ProtocolVersion},
     encode,
 };
@@ -68,21 +67,6 @@ impl Answer {
         Self { http: StatusCode::OK, bytes, retry_after_ms: None, status: "ok" }
     }
 
-    /// `bytes` are an encoded [`DsResponse`], whose status becomes HTTP's. An `ok` may be large: it is not decoded.
-    pub fn ds_bytes(bytes: Vec<u8>) -> Result<Self, Refusal> {
-        if bytes.get(STATUS_AT) == Some(&DS_OK) {
-            return Ok(Self::ok(bytes));
-        }
-        let response: DsResponse = decode(&bytes).map_err(|error| {
-            tracing::error!(%error, "an answer of this provider's own is no DSResponse");
-            DsError::Internal {
-                detail: Detail::truncated("a fault of this provider"),
-                reference: Text::truncated("answer"),
-            }
-        })?;
-        Ok(Self::ds(&response))
-    }
-
     pub fn ds(response: &DsResponse) -> Self {
         let bytes = encode(response);
         match &response.outcome {
@@ -118,10 +102,6 @@ impl Answer {
         response.body(self.bytes)
     }
 }
-
-/// Where a DSResponse's status stands, behind its version, and what an `ok` is there.
-const STATUS_AT: usize = 2;
-const DS_OK: u8 = 0;
 
 /// HTTP's status for each error: the table of PROTOCOL.md §2.
 fn http_status(error: &DsError) -> StatusCode {
@@ -177,10 +157,7 @@ fn retry_after_ms(error: &DsError) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{
-        ds::{Accepted, DsResponseBody},
-        ids::{Epoch, Sequence, Timestamp},
-    };
+    use crate::wire::decode;
 
     fn unavailable(retry_after_ms: u64) -> DsError {
         DsError::Unavailable { detail: Detail::truncated("later"), retry_after_ms }
@@ -207,24 +184,6 @@ mod tests {
         let decoded: ClientResponse = decode(&client.bytes).unwrap();
         assert_eq!(decoded.outcome, Outcome::Err(unavailable(5)));
         assert_eq!(client.http, StatusCode::SERVICE_UNAVAILABLE);
-    }
-
-    #[test]
-    fn an_encoded_answer_has_the_status_that_it_says() {
-        let answered = |outcome| encode(&DsResponse { version: ProtocolVersion::MIMI10, outcome });
-        let accepted = DsResponseBody::Accepted(Accepted {
-            group_sequence: Sequence(1),
-            accepted_at: Timestamp(2),
-            epoch: Epoch(3),
-        });
-        let ok = answered(Outcome::Ok(accepted));
-        let answer = Answer::ds_bytes(ok.clone()).unwrap();
-        assert_eq!((answer.http, answer.bytes, answer.status), (StatusCode::OK, ok, "ok"));
-        let refused = answered(Outcome::Err(unavailable(5)));
-        let answer = Answer::ds_bytes(refused.clone()).unwrap();
-        assert_eq!((answer.http.as_u16(), answer.status), (503, "unavailable"));
-        assert_eq!((answer.bytes, answer.retry_after_ms), (refused, Some(5)));
-        assert_eq!(Answer::ds_bytes(vec![0, 1, 77]).err().unwrap().http.as_u16(), 500);
     }
 
     #[test]

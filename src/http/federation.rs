@@ -142,13 +142,10 @@ impl FederationApi {
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
         let _place = self.places.take(&opened.sender)?;
         let event = opened.event;
-        let outcome = self.node.federated(opened).await.map_err(Refusal::from);
-        let answer = match outcome {
-            Ok(bytes) if endpoint.answers_ds_response() => Answer::ds_bytes(bytes),
-            Ok(bytes) => Ok(Answer::ok(bytes)),
-            Err(refusal) => Err(refusal),
+        let answer = match self.node.federated(opened).await {
+            Ok(bytes) => Answer::ok(bytes),
+            Err(error) => Answer::refused(form(endpoint), error.into()),
         };
-        let answer = answer.unwrap_or_else(|refusal| Answer::refused(form(endpoint), refusal));
         if let EventType::DeliveryService(operation) = event {
             self.front.metrics.ds_answered(operation, answer.status);
         }

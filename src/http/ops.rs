@@ -1,6 +1,6 @@
 //! The operator's listener: plain HTTP, on loopback unless told otherwise. `/livez`, `/readyz`, `/metrics`,
 //! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub, and
-//! `POST /v1/import_group`, a whole group (`mimid admin import-group`).
+//! `POST /v1/import_group`, a whole group (`mimid admin import-group`), and what is in [`super::peers`].
 //!
 //! Whoever reaches this listener is trusted with what it shows and takes; it shows no content and no names.
 
@@ -23,6 +23,7 @@ use super::{
     drain::Drain,
     endpoint::Form,
     front::Listener,
+    peers,
 };
 use crate::{
     actors::Node,
@@ -64,8 +65,18 @@ pub fn ops_listener(
             .route("/metrics", web::get().to(metrics))
             .route("/v1/deliver_message", web::post().to(deliver_message))
             .route("/v1/import_group", web::post().to(import_group))
+            .route("/v1/peers", web::get().to(async |ops: web::Data<Ops>| peers::show(&ops.node)))
+            .route(
+                "/v1/peers/requeue",
+                web::post().to(async |ops: web::Data<Ops>, body: web::Bytes| {
+                    peers::requeue(&ops.node, body).await
+                }),
+            )
             .default_service(web::to(|| async {
-                text(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics\n".to_owned())
+                text(
+                    StatusCode::NOT_FOUND,
+                    "there is /livez, /readyz, /metrics and /v1/peers\n".to_owned(),
+                )
             }))
     })
     .workers(1)

@@ -1,10 +1,12 @@
 //! The TLS of a listener: version 1.3 and nothing older, by aws-lc-rs.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use rustls::{
     ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
     version::TLS13,
 };
 
@@ -19,11 +21,39 @@ pub enum TlsError {
     Unusable(#[from] rustls::Error),
 }
 
-/// A server that speaks TLS 1.3 with this chain (the server's own certificate first) and its key, both PEM.
-///
-/// # Errors
-/// [`TlsError`] where the files are not what they should be, or do not belong together.
-pub fn server_tls(chain_pem: &[u8], key_pem: &[u8]) -> Result<ServerConfig, TlsError> {
+/// A certificate chain with its key that can be replaced while it is in use.
+#[derive(Debug)]
+pub struct Certificates(RwLock<Arc<CertifiedKey>>);
+
+impl Certificates {
+    /// This chain (the server's own certificate first) and its key, both PEM.
+    ///
+    /// # Errors
+    /// [`TlsError`] where the files are not what they should be, or do not belong together.
+    pub fn new(chain_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
+        Ok(Self(RwLock::new(Arc::new(certified(chain_pem, key_pem)?))))
+    }
+
+    /// From now on new connections see these. Gives whether they are others than before.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; what was before stays then.
+    pub fn replace(&self, chain_pem: &[u8], key_pem: &[u8]) -> Result<bool, TlsError> {
+        let new = Arc::new(certified(chain_pem, key_pem)?);
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let is_other = current.cert != new.cert;
+        *current = new;
+        Ok(is_other)
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn certified(chain_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, TlsError> {
     let chain = CertificateDer::pem_slice_iter(chain_pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| TlsError::NoCertificate)?;
@@ -31,9 +61,18 @@ pub fn server_tls(chain_pem: &[u8], key_pem: &[u8]) -> Result<ServerConfig, TlsE
         return Err(TlsError::NoCertificate);
     }
     let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| TlsError::NoKey)?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    Ok(CertifiedKey::from_der(chain, key, &provider)?)
+}
+
+/// A server that speaks TLS 1.3 with `certificates`, whatever they are at the time.
+///
+/// # Errors
+/// [`TlsError::Unusable`]
+pub fn server_tls(certificates: Arc<Certificates>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?)
+        .with_cert_resolver(certificates))
 }

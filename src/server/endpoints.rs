@@ -18,6 +18,9 @@ pub struct Endpoints {
     pub client: String,
     /// `http://127.0.0.1:9443`
     pub ops: String,
+    /// `https://127.0.0.1:7443`, for other providers; none where this one does not federate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federation: Option<String>,
     pub domain: Domain,
     /// The certificate that clients must trust; none where a public authority vouches for it.
     pub certificate: Option<PathBuf>,
@@ -32,12 +35,14 @@ impl Endpoints {
     pub fn new(
         client: SocketAddr,
         ops: SocketAddr,
+        federation: Option<SocketAddr>,
         domain: Domain,
         certificate: Option<PathBuf>,
     ) -> Self {
         Self {
             client: format!("https://{}", reachable(client)),
             ops: format!("http://{}", reachable(ops)),
+            federation: federation.map(|address| format!("https://{}", reachable(address))),
             domain,
             certificate,
             pid: std::process::id(),
@@ -88,11 +93,13 @@ mod tests {
         let endpoints = Endpoints::new(
             "0.0.0.0:4711".parse().unwrap(),
             "[::]:4712".parse().unwrap(),
+            Some("[::1]:4713".parse().unwrap()),
             Domain::new("a.example").unwrap(),
             Some(folder.path().join("certificate.pem")),
         );
         assert_eq!(endpoints.client, "https://127.0.0.1:4711");
         assert_eq!(endpoints.ops, "http://[::1]:4712");
+        assert_eq!(endpoints.federation.as_deref(), Some("https://[::1]:4713"));
         endpoints.write(folder.path()).unwrap();
         assert_eq!(Endpoints::read(folder.path()).unwrap(), endpoints);
         Endpoints::remove(folder.path()).unwrap();

@@ -236,7 +236,7 @@ fn make_self_signed(
 /// Whether the pair works, and a client that trusts the certificate would take it for `domain` in `ahead`.
 fn is_good_for(chain_pem: &[u8], key_pem: &[u8], domain: &Domain, ahead: Duration) -> bool {
     let judge = || {
-        crate::http::server_tls(chain_pem, key_pem).ok()?;
+        crate::http::Certificates::new(chain_pem, key_pem).ok()?;
         let certificate = CertificateDer::from_pem_slice(chain_pem).ok()?;
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).ok()?;

@@ -6,6 +6,7 @@
 pub mod config;
 pub mod endpoints;
 pub mod keys;
+mod outside;
 mod run;
 pub mod s2s_keys;
 mod setting;
@@ -14,4 +15,4 @@ pub mod telemetry;
 
 pub use config::{Config, ConfigError};
 pub use endpoints::Endpoints;
-pub use run::{Running, StartError, start};
+pub use run::{Running, StartError, start, start_at};

@@ -1,7 +1,7 @@
 //! Start and stop of a node, in its own threads: used by `mimid serve` and, in one process, by whoever embeds a provider.
 //!
 //! Stopping is a drain: readiness turns, long polls answer, streams close, requests in flight end (up to a deadline),
-//! queues persist what was acknowledged, the store closes. Nothing that was answered is lost if it is killed instead.
+//! queues and peers persist what was acknowledged, the store closes. Nothing that was answered is lost if it is killed instead.
 
 use std::{
     io,
@@ -13,23 +13,31 @@ use std::{
 };
 
 use prometheus::{IntGaugeVec, Opts};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::{
     config::{self, Config, Engine, RegistrationMode},
     endpoints::Endpoints,
     keys::{self, KeysError, NodeKeys, TlsFiles},
+    outside::Outside,
     store_metrics::StoreMetrics,
 };
 use crate::{
     account::Registration,
     actors::{Clock, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
-    http::{self, DrainSwitch, HttpMetrics, Listener, TlsError},
+    federation::https::HttpsError,
+    http::{self, Certificates, DrainSwitch, DsDomain, HttpMetrics, Listener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
 };
 
 /// How often the node looks for groups that have something to do by themselves.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
+/// How often it looks for peers that something waits for.
+const PEERS_EVERY: Duration = Duration::from_secs(30);
+/// How often it looks whether keys and roots have changed, and how often while a root is not there yet.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+const LOOK_OFTEN: Duration = Duration::from_secs(1);
+const HTTPS: u16 = 443;
 
 /// Why a node does not start; the text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +46,10 @@ pub enum StartError {
     DataDir { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Keys(#[from] KeysError),
-    #[error("TLS of the client listener: {0}")]
-    Tls(#[from] TlsError),
+    #[error("TLS of the {listener} listener: {source}")]
+    Tls { listener: &'static str, source: TlsError },
+    #[error("federation: {0}")]
+    Https(#[from] HttpsError),
     #[error("{0}")]
     Store(#[from] OpenError),
     #[error(
@@ -72,6 +82,7 @@ pub enum StopError {
 pub struct Running {
     endpoints: Endpoints,
     stop: Option<oneshot::Sender<()>>,
+    reload: Arc<Notify>,
     ended: watch::Receiver<bool>,
     thread: JoinHandle<Result<(), StopError>>,
 }
@@ -88,6 +99,11 @@ impl Running {
         let mut ended = self.ended.clone();
         // an error means that its sender, and so the node, is gone
         let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Reads certificates, keys and roots again. What cannot be used is in the log, and what was before goes on.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// Drains and waits until the node is gone: its ports and its store are free then. Blocks the thread.
@@ -119,6 +135,8 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
     let (stop, stopped) = oneshot::channel();
     let (tell_end, ended) = watch::channel(false);
     let (tell_up, up) = mpsc::channel();
+    let reload = Arc::new(Notify::new());
+    let reloading = Arc::clone(&reload);
     let thread = thread::Builder::new()
         .name("mimid-node".to_owned())
         .spawn(move || {
@@ -127,7 +145,7 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
                 match Composed::new(config, clock) {
                     Ok(node) => {
                         let up = tell_up.send(Ok(node.endpoints.clone()));
-                        node.run(stopped, up.is_ok()).await
+                        node.run(stopped, reloading, up.is_ok()).await
                     }
                     Err(error) => {
                         // the caller is waiting on the other end
@@ -139,7 +157,7 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
         })
         .map_err(StartError::Thread)?;
     let endpoints = up.recv().map_err(|_| StartError::Died)??;
-    Ok(Running { endpoints, stop: Some(stop), ended, thread })
+    Ok(Running { endpoints, stop: Some(stop), reload, ended, thread })
 }
 
 /// Says that the node is gone, however it went.
@@ -160,8 +178,19 @@ struct Composed {
     threads: crate::actors::arbiters::ArbiterThreads,
     client: Listener,
     ops: Listener,
+    /// None where this provider does not federate.
+    federation: Option<Listener>,
+    again: Again,
     drain: DrainSwitch,
     drain_timeout: Duration,
+}
+
+/// What is read again while the node runs.
+struct Again {
+    config: Config,
+    data_dir: PathBuf,
+    client: Arc<Certificates>,
+    federation: Option<(Outside, Arc<Certificates>)>,
 }
 
 impl Composed {
@@ -177,14 +206,23 @@ impl Composed {
             cache_bytes: config.store.cache.0,
         })?;
         let keys = NodeKeys::open(&data_dir, clock.now())?;
-        let tls_files = tls_files(&config, &data_dir)?;
-        let tls = http::server_tls(&tls_files.chain_pem, &tls_files.key_pem)?;
+        let tls_files = client_files(&config, &data_dir)?;
+        let client_certificates = certificates("client", &tls_files)?;
         let metrics = Metrics::new()?;
         let http_metrics = HttpMetrics::register(&metrics.registry)?;
         register_process_metrics(&metrics.registry, &store)?;
+        let registry = metrics.registry.clone();
+        let outside = match config.federation.listen {
+            Some(listen) => {
+                let senders = keys.external_senders.clone();
+                let outside = Outside::new(&config, &data_dir, senders, &clock, &registry)?;
+                let files = federation_files(&config, &data_dir)?;
+                Some((listen, outside, certificates("federation", &files)?))
+            }
+            None => None,
+        };
         let (arbiters, threads) =
             ArbiterPool::start(config.limits.actor_threads).map_err(StartError::Thread)?;
-        let registry = metrics.registry.clone();
         let node = Node::new(NodeParts {
             domain: config.domain.clone(),
             store: Arc::clone(&store),
@@ -196,18 +234,36 @@ impl Composed {
             external_senders: keys.external_senders,
             metrics,
             arbiters,
-            federation: None,
+            federation: outside.as_ref().map(|(_, outside, _)| Arc::clone(&outside.federation)),
         });
         let (drain, draining) = DrainSwitch::new();
+        let ds_domain = DsDomain::new(config.federation.domain_name_cached);
+        let federation = match &outside {
+            Some((listen, outside, certificates)) => {
+                let listener = http::federation_listener(
+                    node.clone(),
+                    Arc::clone(&outside.federation),
+                    *listen,
+                    tls("federation", certificates)?,
+                    config.federation_limits(),
+                    http_metrics.clone(),
+                    ds_domain.clone(),
+                )
+                .map_err(|error| bind_error("federation.listen", *listen, error))?;
+                ds_domain.tell(domain_name(&config, listener.address));
+                Some(listener)
+            }
+            None => None,
+        };
         let (client_address, ops_address) = (config.client.listen, config.ops.listen);
         let client = http::client_listener(
             node.clone(),
             client_address,
-            tls,
+            tls("client", &client_certificates)?,
             config.client_limits(),
             http_metrics,
             draining.clone(),
-            None,
+            federation.is_some().then_some(ds_domain),
         )
         .map_err(|error| bind_error("client.listen", client_address, error))?;
         let ops = http::ops_listener(node.clone(), ops_address, registry, draining)
@@ -215,6 +271,7 @@ impl Composed {
         let endpoints = Endpoints::new(
             client.address,
             ops.address,
+            federation.as_ref().map(|listener| listener.address),
             config.domain.clone(),
             tls_files.self_signed,
         );
@@ -222,37 +279,91 @@ impl Composed {
             .write(&data_dir)
             .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
         let drain_timeout = config.limits.drain_timeout;
-        Ok(Self { data_dir, endpoints, node, store, threads, client, ops, drain, drain_timeout })
+        let again = Again {
+            data_dir: data_dir.clone(),
+            client: client_certificates,
+            federation: outside.map(|(_, outside, certificates)| (outside, certificates)),
+            config,
+        };
+        Ok(Self {
+            data_dir,
+            endpoints,
+            node,
+            store,
+            threads,
+            client,
+            ops,
+            federation,
+            again,
+            drain,
+            drain_timeout,
+        })
     }
 
     /// Serves until told to stop, or until a listener fails.
-    async fn run(self, stop: oneshot::Receiver<()>, wanted: bool) -> Result<(), StopError> {
-        let Self { data_dir, endpoints, node, store, threads, client, ops, drain, drain_timeout } =
-            self;
-        tracing::info!(domain = %endpoints.domain, client = endpoints.client, ops = endpoints.ops, "serving");
-        let sweeper = actix_rt::spawn(sweep(node.clone()));
+    async fn run(
+        self,
+        stop: oneshot::Receiver<()>,
+        reload: Arc<Notify>,
+        wanted: bool,
+    ) -> Result<(), StopError> {
+        let Self { data_dir, endpoints, node, store, threads, client, ops, .. } = self;
+        tracing::info!(
+            domain = %endpoints.domain,
+            client = endpoints.client,
+            ops = endpoints.ops,
+            federation = endpoints.federation.as_deref().unwrap_or("off"),
+            "serving"
+        );
+        let background = [
+            actix_rt::spawn(sweep(node.clone())),
+            actix_rt::spawn(look_after_peers(node.clone())),
+            actix_rt::spawn(self.again.run(reload)),
+        ];
         let mut client_task = actix_rt::spawn(client.server);
         let mut ops_task = actix_rt::spawn(ops.server);
+        let (federation_handle, federation_server) =
+            self.federation.map(|listener| (listener.handle, listener.server)).unzip();
+        // one that is not there never ends
+        let mut federation_task = actix_rt::spawn(async {
+            match federation_server {
+                Some(server) => server.await,
+                None => std::future::pending().await,
+            }
+        });
         let failed = if wanted {
             tokio::select! {
                 // its sender sends, or is dropped with the `Running`
                 _ = stop => None,
                 ended = &mut client_task => Some(format!("client: {ended:?}")),
                 ended = &mut ops_task => Some(format!("ops: {ended:?}")),
+                ended = &mut federation_task => Some(format!("federation: {ended:?}")),
             }
         } else {
             None
         };
         tracing::info!("stopping: no new requests are taken, those in flight end");
-        drain.drain();
-        let graceful = client.handle.stop(true);
-        if tokio::time::timeout(drain_timeout + Duration::from_secs(5), graceful).await.is_err() {
+        self.drain.drain();
+        let graceful = async {
+            let federation = async {
+                if let Some(handle) = &federation_handle {
+                    handle.stop(true).await;
+                }
+            };
+            tokio::join!(client.handle.stop(true), federation);
+        };
+        let deadline = self.drain_timeout + Duration::from_secs(5);
+        if tokio::time::timeout(deadline, graceful).await.is_err() {
             tracing::warn!(
                 "requests were still in flight at the deadline; their clients will retry"
             );
         }
-        sweeper.abort();
+        federation_task.abort();
+        for task in background {
+            task.abort();
+        }
         node.drain_queues().await;
+        node.drain_peers().await;
         let closed = store.close().await;
         ops.handle.stop(false).await;
         threads.stop_and_join();
@@ -262,6 +373,56 @@ impl Composed {
         closed.map_err(|error| StopError::Store(error.to_string()))?;
         tracing::info!("stopped");
         failed.map_or(Ok(()), |what| Err(StopError::Listener(what)))
+    }
+}
+
+impl Again {
+    /// Looks every minute, more often while a root is waited for, and when told to.
+    async fn run(self, told: Arc<Notify>) {
+        loop {
+            let waits =
+                self.federation.as_ref().is_some_and(|(outside, _)| outside.waits_for_roots());
+            let pause = if waits { LOOK_OFTEN } else { LOOK_EVERY };
+            tokio::select! {
+                () = told.notified() => self.certificates(),
+                () = tokio::time::sleep(pause) => {}
+            }
+            if let Some((outside, _)) = &self.federation {
+                outside.refresh();
+                outside.federation.sweep();
+            }
+        }
+    }
+
+    fn certificates(&self) {
+        let client = client_files(&self.config, &self.data_dir);
+        again("client", &self.client, client);
+        if let Some((_, certificates)) = &self.federation {
+            let files = federation_files(&self.config, &self.data_dir);
+            again("federation", certificates, files);
+        }
+    }
+}
+
+fn again(listener: &str, certificates: &Certificates, files: Result<TlsFiles, KeysError>) {
+    let replaced = files.map_err(|error| error.to_string()).and_then(|files| {
+        certificates.replace(&files.chain_pem, &files.key_pem).map_err(|error| error.to_string())
+    });
+    match replaced {
+        Ok(true) => tracing::info!(listener, "the certificate was replaced"),
+        Ok(false) => tracing::info!(listener, "the certificate is the same as before"),
+        Err(error) => tracing::error!(listener, %error, "the certificate cannot be read again"),
+    }
+}
+
+/// Starts what was left for peers by the process before, and gives those that found no place another chance.
+async fn look_after_peers(node: Node) {
+    let mut often = tokio::time::interval(PEERS_EVERY);
+    loop {
+        often.tick().await;
+        if let Err(error) = node.sweep_peers().await {
+            tracing::warn!(%error, "what is left for other providers cannot be read now");
+        }
     }
 }
 
@@ -291,10 +452,39 @@ fn data_folder(path: &Path) -> Result<PathBuf, StartError> {
     path.canonicalize().map_err(failed)
 }
 
-fn tls_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
+fn client_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
     match (&config.client.certificate, &config.client.key) {
         (Some(certificate), Some(key)) => keys::operators_tls(certificate, key),
         (None | Some(_), None | Some(_)) => keys::self_signed_tls(data_dir, &config.domain),
+    }
+}
+
+fn federation_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
+    match (&config.federation.certificate, &config.federation.key) {
+        (Some(certificate), Some(key)) => keys::operators_tls(certificate, key),
+        (None | Some(_), None | Some(_)) => client_files(config, data_dir),
+    }
+}
+
+fn certificates(listener: &'static str, files: &TlsFiles) -> Result<Arc<Certificates>, StartError> {
+    let made = Certificates::new(&files.chain_pem, &files.key_pem);
+    made.map(Arc::new).map_err(|source| StartError::Tls { listener, source })
+}
+
+fn tls(
+    listener: &'static str,
+    certificates: &Arc<Certificates>,
+) -> Result<rustls::ServerConfig, StartError> {
+    http::server_tls(Arc::clone(certificates))
+        .map_err(|source| StartError::Tls { listener, source })
+}
+
+/// What other providers are told to connect to.
+fn domain_name(config: &Config, bound: SocketAddr) -> String {
+    match &config.federation.domain_name {
+        Some(host) => host.to_string(),
+        None if bound.port() == HTTPS => config.domain.to_string(),
+        None => format!("{}:{}", config.domain, bound.port()),
     }
 }
 

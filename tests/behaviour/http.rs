@@ -1,5 +1,6 @@
 //! The listeners from outside, over real sockets and TLS: what a stranger can and cannot do to them.
 
+mod federation;
 mod signed;
 
 use std::{
@@ -70,28 +71,35 @@ impl Provider {
             .with_no_client_auth()
     }
 
+    fn federation_address(&self) -> SocketAddr {
+        let address = self.endpoints().federation.as_ref().unwrap();
+        address.strip_prefix("https://").unwrap().parse().unwrap()
+    }
+
     /// A TLS connection that speaks whatever bytes it is given.
     fn connect(&self) -> StreamOwned<ClientConnection, TcpStream> {
+        self.connect_to(self.client_address())
+    }
+
+    fn connect_to(&self, address: SocketAddr) -> StreamOwned<ClientConnection, TcpStream> {
         let name = ServerName::try_from("localhost").unwrap();
         let tls = Arc::new(self.tls(&[&rustls::version::TLS13]));
-        let socket = TcpStream::connect(self.client_address()).unwrap();
+        let socket = TcpStream::connect(address).unwrap();
         StreamOwned::new(ClientConnection::new(tls, name).unwrap(), socket)
     }
 
     fn raw(&self, request: &[u8]) -> Answer {
-        let mut stream = self.connect();
+        self.raw_to(self.client_address(), request)
+    }
+
+    fn raw_to(&self, address: SocketAddr, request: &[u8]) -> Answer {
+        let mut stream = self.connect_to(address);
         stream.write_all(request).unwrap();
         Answer::read(&mut stream)
     }
 
     fn post(&self, path: &str, headers: &str, body: &[u8]) -> Answer {
-        let mut request = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
-            body.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(body);
-        self.raw(&request)
+        self.raw(&request("POST", path, headers, body))
     }
 
     fn ops(&self, path: &str) -> (u16, String) {
@@ -126,6 +134,16 @@ fn config_in(folder: &Path) -> Config {
     config.ops.listen.set_port(0);
     config.store.engine = Engine::Memory;
     config
+}
+
+fn request(method: &str, path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let mut request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+        body.len()
+    )
+    .into_bytes();
+    request.extend_from_slice(body);
+    request
 }
 
 struct Answer {

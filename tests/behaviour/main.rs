@@ -10,6 +10,7 @@ mod groups;
 #[path = "../support/hostile.rs"]
 mod hostile;
 mod hostile_peer;
+mod guests;
 mod http;
 mod import;
 mod impostors;
@@ -26,5 +27,7 @@ mod support;
 mod vectors;
 mod wire;
 
+#[path = "../support/net.rs"]
+mod net;
 #[path = "../support/world.rs"]
 mod world;

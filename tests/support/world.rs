@@ -15,6 +15,7 @@ use mimid::{
         Settled,
     },
     crypto::{BoxKey, SigningKey, random},
+    federation::{DomainPattern, Federation, FederationLimits, FederationMetrics, FederationParts},
     queue::token::TokenKeys,
     store::{SharedStore, memory::Disk, records::GroupHead},
     wire::{
@@ -30,20 +31,46 @@ use mimid::{
     },
 };
 
+use super::net::{Net, Road};
+
 /// A provider in one process.
 pub struct World {
     pub node: Node,
     pub disk: Disk,
     pub clock: Arc<ManualClock>,
-    store: SharedStore,
+    pub domain: Domain,
+    pub federation: Option<Arc<Federation>>,
+    pub store: SharedStore,
     threads: ArbiterThreads,
+    kept: Kept,
+}
+
+/// What a node is started with again.
+struct Kept {
     token_key: [u8; 32],
     sender: SigningKey,
+    s2s: SigningKey,
     options: GroupOptions,
+    net: Option<Arc<Net>>,
+    deny: Vec<DomainPattern>,
 }
 
 pub fn domain() -> Domain {
     Domain::new("a.example").unwrap()
+}
+
+/// The real time, to begin with: openmls looks at that when it checks lifetimes.
+pub fn clock_of_now() -> Arc<ManualClock> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    Arc::new(ManualClock::at(Timestamp(u64::try_from(now.as_millis()).unwrap())))
+}
+
+impl Kept {
+    fn new(options: GroupOptions, net: Option<Arc<Net>>) -> Self {
+        let key = || SigningKey::generate(SignatureScheme::ED25519).unwrap();
+        let (sender, s2s) = (key(), key());
+        Self { token_key: random(), sender, s2s, options, net, deny: Vec::new() }
+    }
 }
 
 impl World {
@@ -55,23 +82,53 @@ impl World {
     pub fn with(change: impl FnOnce(&mut GroupOptions)) -> Self {
         let mut options = GroupOptions::new(domain());
         change(&mut options);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-        let clock = Arc::new(ManualClock::at(Timestamp(u64::try_from(now.as_millis()).unwrap())));
-        let sender = SigningKey::generate(SignatureScheme::ED25519).unwrap();
-        Self::start(Disk::new(), clock, random(), sender, options)
+        Self::start(Disk::new(), clock_of_now(), domain(), Kept::new(options, None))
     }
 
-    fn start(
-        disk: Disk,
-        clock: Arc<ManualClock>,
-        token_key: [u8; 32],
-        sender: SigningKey,
-        options: GroupOptions,
+    /// The provider of `domain` in a network, with the time of that.
+    pub fn in_net(domain: &str, net: &Arc<Net>, clock: &Arc<ManualClock>) -> Self {
+        Self::in_net_without(domain, net, clock, &[])
+    }
+
+    /// As [`World::in_net`], but it does not speak with those of `deny`.
+    pub fn in_net_without(
+        domain: &str,
+        net: &Arc<Net>,
+        clock: &Arc<ManualClock>,
+        deny: &[&str],
     ) -> Self {
+        let domain = Domain::new(domain).unwrap();
+        let mut kept = Kept::new(GroupOptions::new(domain.clone()), Some(Arc::clone(net)));
+        kept.deny = deny.iter().map(|pattern| pattern.parse().unwrap()).collect();
+        Self::start(Disk::new(), Arc::clone(clock), domain, kept)
+    }
+
+    fn start(disk: Disk, clock: Arc<ManualClock>, domain: Domain, kept: Kept) -> Self {
         let (arbiters, threads) = ArbiterPool::start(2).unwrap();
         let store = disk.open().unwrap();
+        let metrics = Metrics::new().unwrap();
+        let for_ever =
+            |key| ProviderKey { key, not_before: Timestamp(0), not_after: Timestamp(u64::MAX) };
+        let federation = kept.net.as_ref().map(|net| {
+            let clock = Arc::clone(&clock);
+            Arc::new(Federation::new(FederationParts {
+                domain: domain.clone(),
+                signing: vec![for_ever(kept.s2s.clone())],
+                external_senders: vec![for_ever(kept.sender.clone())],
+                transport: Arc::new(Road(Arc::clone(net))),
+                allow: None,
+                deny: kept.deny.clone(),
+                limits: FederationLimits::default(),
+                metrics: FederationMetrics::register(&metrics.registry).unwrap(),
+                clock: Arc::new(move || {
+                    use mimid::actors::Clock as _;
+                    clock.now()
+                }),
+            }))
+        });
+        let (token_key, sender, options) = (kept.token_key, &kept.sender, &kept.options);
         let node = Node::new(NodeParts {
-            domain: domain(),
+            domain: domain.clone(),
             store: Arc::clone(&store),
             clock: clock.clone(),
             limits: Limits::default(),
@@ -83,26 +140,35 @@ impl World {
                 not_before: Timestamp(0),
                 not_after: Timestamp(u64::MAX),
             }],
-            metrics: Metrics::new().unwrap(),
+            metrics,
             arbiters,
-            federation: None,
+            federation: federation.clone(),
         });
-        Self { node, disk, clock, store, threads, token_key, sender, options }
+        if let (Some(net), Some(federation)) = (&kept.net, &federation) {
+            net.enter(&domain, &node, federation);
+        }
+        Self { node, disk, clock, domain, federation, store, threads, kept }
     }
 
     /// Ends the node as SIGKILL would, and starts another on what was durable.
     pub fn crash(self) -> Self {
-        let Self { node, disk, clock, store, threads, token_key, sender, options } = self;
+        let Self { node, disk, clock, domain, federation, store, threads, kept } = self;
         disk.crash();
-        drop((node, store));
+        if let Some(net) = &kept.net {
+            net.leave(&domain);
+        }
+        drop((node, federation, store));
         threads.stop_and_join();
         // signed before the new process started is refused: its clients sign anew, later
         clock.advance_ms(1);
-        Self::start(disk, clock, token_key, sender, options)
+        Self::start(disk, clock, domain, kept)
     }
 
     pub fn end(self) {
-        drop(self.node);
+        if let Some(net) = &self.kept.net {
+            net.leave(&self.domain);
+        }
+        drop((self.node, self.federation));
         self.threads.stop_and_join();
     }
 
@@ -121,12 +187,13 @@ impl World {
     }
 
     pub fn hub(&self) -> Hub {
-        Hub { domain: domain(), external_sender: self.sender.public().clone() }
+        let external_sender = self.kept.sender.public().clone();
+        Hub { domain: self.domain.clone(), external_sender }
     }
 
     /// A registered client with a few KeyPackages.
     pub async fn client(&self, user: &str, device: &str) -> TestClient {
-        let uri = ClientUri::new(format!("mimi://a.example/d/{user}/{device}")).unwrap();
+        let uri = ClientUri::new(format!("mimi://{}/d/{user}/{device}", self.domain)).unwrap();
         self.register(Identity::generate(uri).unwrap()).await
     }
 
@@ -201,6 +268,16 @@ impl TestClient {
 
     /// KeyPackages of every client of this user, as one who has its consent gets them.
     pub async fn key_packages(&self, world: &World, by: &TestClient) -> Vec<Vec<u8>> {
+        self.key_packages_through(world, world, by).await
+    }
+
+    /// As [`TestClient::key_packages`]; `by` asks its own provider, `theirs`.
+    pub async fn key_packages_through(
+        &self,
+        world: &World,
+        theirs: &World,
+        by: &TestClient,
+    ) -> Vec<Vec<u8>> {
         let token: [u8; 32] = random();
         let hash = Opaque::new(mimid::crypto::sha256(&token)).unwrap();
         let consent = mimid::wire::client::Consent {
@@ -214,7 +291,7 @@ impl TestClient {
             ciphersuites: List::new(vec![1]).unwrap(),
             required: None,
         };
-        let answer = world.node.group_key_packages(&by.uri, request).await.unwrap();
+        let answer = theirs.node.group_key_packages(&by.uri, request).await.unwrap();
         let packages = answer.clients.iter().filter_map(|client| client.key_package.as_ref());
         packages.map(|key_package| key_package.as_slice().to_vec()).collect()
     }

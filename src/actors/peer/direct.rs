@@ -24,9 +24,17 @@ use crate::{
 
 /// A group as it is read in for single requests.
 pub(super) enum LoadedDirect {
-    New { acknowledged: Sequence, next: Sequence, roster: Vec<RosterChange>, rows: Vec<Row> },
+    New {
+        acknowledged: Sequence,
+        next: Sequence,
+        roster: Vec<RosterChange>,
+        rows: Vec<Row>,
+    },
     /// It is here already, and has grown.
-    More { until: Sequence, rows: Vec<Row> },
+    More {
+        until: Sequence,
+        rows: Vec<Row>,
+    },
 }
 
 /// Reads a group in; `known` is up to where its roster is known, if it is here.

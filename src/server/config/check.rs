@@ -35,6 +35,21 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
             "others take no address there: give a name that a certificate can be for".into(),
         ));
     }
+    let self_signed = client.certificate.is_none() && federation.certificate.is_none();
+    let names = [config.domain.as_str(), "localhost"];
+    let says = federation.domain_name.as_ref().map(|host| host.authority());
+    if let Some(host) = says.as_deref().and_then(|says| says.split(':').next())
+        && self_signed
+        && !names.contains(&host)
+    {
+        wrong.push((
+            "federation.domain_name",
+            format!(
+                "the certificate that mimid makes is for {} alone: give one for {host} in federation.certificate",
+                config.domain
+            ),
+        ));
+    }
     if federation.overrides.contains_key(&config.domain) {
         wrong.push((
             "federation.overrides",

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use super::Bytes;
 use crate::{
+    actors::PeerLimits,
     federation::{DomainPattern, discovery::ServiceHost},
     wire::ids::Domain,
 };
@@ -36,7 +37,7 @@ pub struct Federation {
     /// Requests of others at work at the same time, in all and of one.
     pub requests_max: usize,
     pub requests_per_peer_max: usize,
-    /// Providers that something waits for at the same time.
+    /// Providers that are sent to at the same time.
     pub peers_max: usize,
     /// Providers whose address and keys are remembered.
     pub peers_cached_max: usize,
@@ -67,6 +68,8 @@ pub struct Rates {
 
 impl Default for Federation {
     fn default() -> Self {
+        let peers = PeerLimits::default();
+        let (outbox, backoff) = (&peers.outbox, peers.schedule.backoff);
         Self {
             listen: None,
             certificate: None,
@@ -83,14 +86,14 @@ impl Default for Federation {
             connections_max: 1000,
             requests_max: 256,
             requests_per_peer_max: 64,
-            peers_max: 10_000,
-            peers_cached_max: 10_000,
-            batch_items_max: 256,
-            batch_bytes_max: Bytes(2 * 1024 * 1024),
-            batches_in_flight: 4,
-            backoff_min: Duration::from_millis(500),
-            backoff_max: Duration::from_secs(300),
-            unreachable_after: Duration::from_secs(14 * 24 * 3600),
+            peers_max: peers.actors_max,
+            peers_cached_max: 4096,
+            batch_items_max: outbox.batch_items_max,
+            batch_bytes_max: Bytes(outbox.batch_bytes_max as u64),
+            batches_in_flight: outbox.batches_max,
+            backoff_min: Duration::from_millis(backoff.first_ms),
+            backoff_max: Duration::from_millis(backoff.max_ms),
+            unreachable_after: Duration::from_millis(peers.unreachable_after_ms),
         }
     }
 }

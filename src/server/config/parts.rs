@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{Config, Limits};
 use crate::{
-    actors::{self, GroupOptions},
+    actors::{self, GroupOptions, PeerLimits},
+    federation::{FederationLimits, schedule::Backoff},
     http,
     rate::{GroupQuotas, Quota},
 };
@@ -18,10 +19,34 @@ impl Config {
             subscriptions_max: self.queues.groups_per_client_max,
             own_entries_max: self.queues.notices_max,
             connection_offers_per_hour: self.queues.connection_offers_per_hour,
+            relay_timeout_ms: ms(self.federation.relay_timeout),
+            peers: self.peer_limits(),
             queue_idle_ms: ms(self.queues.passivate_after),
             dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
             ..actors::Limits::default()
         }
+    }
+
+    fn peer_limits(&self) -> PeerLimits {
+        let mut limits = PeerLimits::default();
+        let federation = &self.federation;
+        limits.actors_max = federation.peers_max;
+        limits.outbox.batch_items_max = federation.batch_items_max;
+        limits.outbox.batch_bytes_max = federation.batch_bytes_max.in_memory();
+        limits.outbox.batches_max = federation.batches_in_flight;
+        limits.schedule.backoff =
+            Backoff { first_ms: ms(federation.backoff_min), max_ms: ms(federation.backoff_max) };
+        limits.unreachable_after_ms = ms(federation.unreachable_after);
+        limits
+    }
+
+    /// What is remembered of other providers.
+    #[must_use]
+    pub fn remembered_limits(&self) -> FederationLimits {
+        let mut limits = FederationLimits::default();
+        // each provider has two lists
+        limits.keys.lists_max = 2 * self.federation.peers_cached_max;
+        limits
     }
 
     /// The bounds of groups: those that have a setting, the rest as built in.

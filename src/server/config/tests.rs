@@ -41,6 +41,8 @@ fn what_is_shown_reads_as_the_same_configuration() {
     other.limits.poll_max = Duration::from_millis(1500);
     other.federation.listen = Some(([127, 0, 0, 1], 7443).into());
     other.federation.domain_name = Some("mimi.a.example:7443".parse().unwrap());
+    other.federation.certificate = Some("f.pem".into());
+    other.federation.key = Some("f-key.pem".into());
     let host = "[::1]:7444".parse().unwrap();
     other.federation.overrides.insert(Domain::new("b.example").unwrap(), host);
     other.federation.roots = vec!["b/certificate.pem".into()];
