@@ -690,6 +690,9 @@ impl PeerActor {
             }
             return self.leave(ctx);
         }
+        if !busy && !has_work && self.node.peers.is_crowded() {
+            return self.leave(ctx);
+        }
         if busy || has_work {
             if let Some(timer) = self.idle_timer.take() {
                 ctx.cancel_future(timer);
@@ -792,6 +795,15 @@ impl Actor for PeerActor {
         self.leaving = true;
         self.node.peers.forget(&self.peer, &self.ear);
         self.publish(true);
+        if self.node.peers.is_crowded() {
+            // the place is somebody else's now
+            let node = self.node.clone();
+            actix_rt::spawn(async move {
+                if let Err(error) = node.sweep_peers().await {
+                    tracing::warn!(%error, "peers that wait cannot be found now");
+                }
+            });
+        }
     }
 }
 
