@@ -63,6 +63,8 @@ pub(super) struct PeerActor {
     wanted: BTreeMap<GroupId, Sequence>,
     /// Where the scan for groups goes on; none: everything that was left is here.
     scan: Option<Option<GroupId>>,
+    /// Something was left that there was no room to note: the store is to be looked through once more.
+    rescan: bool,
     loading: bool,
     persisting: bool,
     persist_armed: bool,
@@ -141,6 +143,7 @@ impl PeerActor {
             sending: 0,
             wanted: BTreeMap::new(),
             scan: Some(None),
+            rescan: false,
             loading: false,
             persisting: false,
             persist_armed: false,
@@ -191,12 +194,18 @@ impl PeerActor {
     }
 
     fn room(&self) -> usize {
+        let most = self.limits().groups_max;
         let here = self.outbox.len() + self.direct.len();
-        self.limits().groups_max.saturating_sub(here)
+        // those that are set aside are in the others' way only where they are as many again
+        let at_work = here - self.outbox.set_aside_count();
+        most.saturating_sub(at_work).min((2 * most).saturating_sub(here))
     }
 
     /// Reads in groups: those that it was told of, and what the store has, as many as there is room for.
     fn load(&mut self, ctx: &mut Context<Self>) {
+        if self.rescan && self.scan.is_none() {
+            (self.rescan, self.scan) = (false, Some(None));
+        }
         let room = self.room().min(LOAD_PAGE);
         if self.loading || self.is_draining() || room == 0 {
             return;
@@ -547,8 +556,10 @@ impl PeerActor {
         let feeds = self.outbox.unpersisted(PERSIST_PAGE);
         let single = self.direct.unpersisted(PERSIST_PAGE);
         if feeds.is_empty() && single.is_empty() {
-            for tell in self.draining.drain(..) {
-                let _ = tell.send(());
+            if self.is_draining() {
+                self.draining.drain(..).for_each(|tell| drop(tell.send(())));
+                self.leaving = true;
+                ctx.stop();
             }
             return;
         }
@@ -602,10 +613,12 @@ impl PeerActor {
                     Err(error) => return actor.fail(&error, ctx),
                 }
             }
-            actor.work(ctx);
-            if actor.is_draining() {
-                actor.persist(ctx);
+            if actor.is_draining() && !actor.outbox.has_unpersisted() {
+                actor.draining.drain(..).for_each(|tell| drop(tell.send(())));
+                actor.leaving = true;
+                return ctx.stop();
             }
+            actor.work(ctx);
         });
         ctx.spawn(done);
     }
@@ -682,7 +695,7 @@ impl PeerActor {
     fn rest(&mut self, ctx: &mut Context<Self>) {
         let busy = self.loading || self.persisting || self.sending > 0 || self.is_draining();
         let here = !self.outbox.is_empty() || !self.direct.is_empty() || !self.wanted.is_empty();
-        let has_work = here || self.scan.is_some();
+        let has_work = here || self.scan.is_some() || self.rescan;
         if !busy && has_work && self.is_cut_off() && self.node.peers.is_crowded() {
             let unwritten = self.outbox.has_unpersisted() || !self.direct.unpersisted(1).is_empty();
             if unwritten {
@@ -817,15 +830,13 @@ impl Handler<Woken> for PeerActor {
             if self.is_direct() || !self.outbox.grow(&group, until, now) {
                 if self.room() > self.wanted.len() || self.direct.known(&group).is_some() {
                     self.wanted.insert(group, until);
-                } else if self.scan.is_none() {
+                } else {
                     // it is in the store, and has its turn when there is room
-                    self.scan = Some(None);
+                    self.rescan = true;
                 }
             }
         }
-        if told.rescan && self.scan.is_none() {
-            self.scan = Some(None);
-        }
+        self.rescan |= told.rescan;
         if told.look {
             self.give_up(ctx);
         }

@@ -203,7 +203,7 @@ impl Node {
             return Ok(0);
         }
         let begin = {
-            let mut slots = locked(&self.peers.slots);
+            let slots = locked(&self.peers.slots);
             slots.active.values().for_each(|slot| slot.ear.tell(|told| told.look = true));
             slots.after.clone()
         };
