@@ -37,7 +37,7 @@ pub fn run(args: &Args) -> ExitCode {
         let checked = keys::operators_tls(certificate, key)
             .map_err(|error| error.to_string())
             .and_then(|files| {
-                http::Certificates::new(&files.chain_pem, &files.key_pem)
+                http::server_tls(&files.chain_pem, &files.key_pem)
                     .map_err(|error| error.to_string())
             });
         if let Err(error) = checked {

@@ -412,9 +412,9 @@ fn judge_keys(
         return findings.fail(STEP, &found, advice);
     };
     let left_s = ends.ms_since(now) / 1000;
-    let lasts = if ends.0 == u64::MAX { "without end".to_owned() } else { format!("for {}", span(left_s)) };
-    let found =
-        format!("{url}: {} {name} keys, in force {lasts}", of_purpose().count());
+    let lasts =
+        if ends.0 == u64::MAX { "without end".to_owned() } else { format!("for {}", span(left_s)) };
+    let found = format!("{url}: {} {name} keys, in force {lasts}", of_purpose().count());
     if left_s < EXPIRES_SOON.as_secs() / 7 {
         findings.warn(STEP, &found, "its operator should rotate it now: `mimid keys rotate`");
     } else {

@@ -256,6 +256,10 @@ impl KeyCache {
 
     /// How long until `entry` may be fetched again.
     fn wait_ms(&self, entry: &Entry, now: Timestamp) -> u64 {
+        if entry.attempted_at > now {
+            // the clock was set back
+            return 0;
+        }
         self.0.limits.fetch_every_ms.saturating_sub(now.ms_since(entry.attempted_at))
     }
 

@@ -29,5 +29,5 @@ pub use front::Listener;
 pub use limits::{FederationLimits, Limits};
 pub use metrics::HttpMetrics;
 pub use ops::ops_listener;
-pub use tls::{Certificates, TlsError, server_tls};
+pub use tls::{Certificates, TlsError, replaceable_tls, server_tls};
 pub use well_known::{DS_DOMAIN, DsDomain};

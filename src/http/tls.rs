@@ -65,11 +65,19 @@ fn certified(chain_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, TlsError>
     Ok(CertifiedKey::from_der(chain, key, &provider)?)
 }
 
-/// A server that speaks TLS 1.3 with `certificates`, whatever they are at the time.
+/// A server that speaks TLS 1.3 with this chain (the server's own certificate first) and its key, both PEM.
+///
+/// # Errors
+/// [`TlsError`]
+pub fn server_tls(chain_pem: &[u8], key_pem: &[u8]) -> Result<ServerConfig, TlsError> {
+    replaceable_tls(Arc::new(Certificates::new(chain_pem, key_pem)?))
+}
+
+/// The same with `certificates`, whatever they are at the time.
 ///
 /// # Errors
 /// [`TlsError::Unusable`]
-pub fn server_tls(certificates: Arc<Certificates>) -> Result<ServerConfig, TlsError> {
+pub fn replaceable_tls(certificates: Arc<Certificates>) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     Ok(ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])?

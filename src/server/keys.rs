@@ -52,6 +52,11 @@ pub enum KeysError {
     #[error("a key file cannot be written: {0}")]
     Json(#[from] serde_json::Error),
     #[error(
+        "there is no {path} yet: a provider that federates makes it at its first start",
+        path = path.display()
+    )]
+    NeverMade { path: PathBuf },
+    #[error(
         "a rotation is under way: the next key signs from {signs_from} (milliseconds since 1970)"
     )]
     Rotating { signs_from: Timestamp },
@@ -236,7 +241,7 @@ fn make_self_signed(
 /// Whether the pair works, and a client that trusts the certificate would take it for `domain` in `ahead`.
 fn is_good_for(chain_pem: &[u8], key_pem: &[u8], domain: &Domain, ahead: Duration) -> bool {
     let judge = || {
-        crate::http::Certificates::new(chain_pem, key_pem).ok()?;
+        crate::http::server_tls(chain_pem, key_pem).ok()?;
         let certificate = CertificateDer::from_pem_slice(chain_pem).ok()?;
         let mut roots = RootCertStore::empty();
         roots.add(certificate.clone()).ok()?;

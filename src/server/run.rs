@@ -475,7 +475,7 @@ fn tls(
     listener: &'static str,
     certificates: &Arc<Certificates>,
 ) -> Result<rustls::ServerConfig, StartError> {
-    http::server_tls(Arc::clone(certificates))
+    http::replaceable_tls(Arc::clone(certificates))
         .map_err(|source| StartError::Tls { listener, source })
 }
 

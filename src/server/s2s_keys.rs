@@ -37,12 +37,14 @@ impl S2sKeyFile {
     /// [`KeysError`]
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Vec<ProviderKey>), KeysError> {
         let path = keys_folder(data_dir)?.join(FILE);
+        // before it is read, so that no change is missed
+        let there = stamp(&path);
         // a clock that is set right after the first start must not put the key into the future
         let file: File = read_or_make(&path, || {
             Ok(File { keys: vec![Record::generate(Timestamp(now.0.saturating_sub(DAY_MS)))?] })
         })?;
         let keys = file.into_keys(&path)?;
-        let read = stamp(&path);
+        let read = there.or_else(|| stamp(&path));
         Ok((Self { path, read }, keys))
     }
 
@@ -133,7 +135,7 @@ pub fn rotate(data_dir: &Path, urgency: Urgency, now: Timestamp) -> Result<Rotat
     Ok(Rotated { signs_from, last_until })
 }
 
-/// What a key is doing at `now`.
+/// Whether `key` is the one of `keys` that signs at `now`.
 #[must_use]
 pub fn is_signing(keys: &[ProviderKey], key: &ProviderKey, now: Timestamp) -> bool {
     signing_at(keys, now).is_some_and(|signing| signing.key.public() == key.key.public())
@@ -200,8 +202,7 @@ impl File {
 }
 
 fn read(path: &Path) -> Result<Vec<ProviderKey>, KeysError> {
-    let missing =
-        || Err(damaged(path, "it is not there; `mimid serve` makes it at its first start"));
+    let missing = || Err(KeysError::NeverMade { path: path.to_owned() });
     read_or_make::<File>(path, missing)?.into_keys(path)
 }
 
@@ -299,6 +300,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), damage);
         }
         let empty = tempfile::tempdir().unwrap();
-        assert!(rotate(empty.path(), Urgency::Orderly, NOW).is_err(), "there is nothing to rotate");
+        let nothing = rotate(empty.path(), Urgency::Orderly, NOW).unwrap_err();
+        assert!(matches!(nothing, KeysError::NeverMade { .. }), "{nothing}");
     }
 }

@@ -16,6 +16,7 @@ use std::{
 
 use futures_util::{SinkExt, StreamExt};
 use mimid::{
+    actors::{Clock, clock::SystemClock},
     server::{self, Config, Endpoints, Running, StartError, config::Engine},
     wire::{
         client::ClientResponse,
@@ -45,10 +46,14 @@ impl Provider {
     }
 
     fn start_with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_at(Arc::new(SystemClock), change)
+    }
+
+    fn start_at(clock: Arc<dyn Clock>, change: impl FnOnce(&mut Config)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config_in(folder.path());
         change(&mut config);
-        Self { running: Some(server::start(config).unwrap()), folder }
+        Self { running: Some(server::start_at(config, clock).unwrap()), folder }
     }
 
     fn endpoints(&self) -> &Endpoints {

@@ -1,0 +1,406 @@
+//! The federation listener from outside: what other providers get, and what strangers cannot do to it. TLS on loopback,
+//! and a second provider whose keys sign.
+
+use std::time::Instant;
+
+use mimid::{
+    actors::clock::ManualClock,
+    crypto::{self, SigningKey},
+    federation::message::{Outgoing, seal},
+    http::peers::Peers,
+    server::s2s_keys,
+    wire::{
+        client::VerificationKeyResponse,
+        codec::ShortOpaque,
+        ds::{DsContext, DsMessage, DsRequest, DsSenderId, WelcomeInfo},
+        encode,
+        extensions::SignatureScheme,
+        federation::EventType,
+        ids::{Epoch, GroupId, LeafIndex, RequestId, Timestamp, UserUri},
+        key_packages::{ConnectionKeyPackageRequest, ConnectionKeyPackageResponse},
+    },
+};
+
+use super::*;
+
+fn domain(name: &str) -> Domain {
+    Domain::new(name).unwrap()
+}
+
+fn federates(config: &mut Config, name: &str) {
+    config.domain = domain(name);
+    config.federation.listen = Some("127.0.0.1:0".parse().unwrap());
+    config.federation.allow_private_addresses = true;
+}
+
+/// Provider a.example, and b.example, which it finds and trusts. The clock of the first stands still.
+struct Two {
+    a: Provider,
+    b: Provider,
+    clock: Arc<ManualClock>,
+}
+
+impl Two {
+    fn start(change: impl FnOnce(&mut Config)) -> Self {
+        let b = Provider::start_with(|config| federates(config, "b.example"));
+        let clock = Arc::new(ManualClock::at(SystemClock.now()));
+        let a = Provider::start_at(clock.clone(), |config| {
+            federates(config, "a.example");
+            let host = format!("localhost:{}", b.federation_address().port());
+            config.federation.overrides.insert(domain("b.example"), host.parse().unwrap());
+            // this one is nobody: what it finds there are b's keys
+            config.federation.overrides.insert(domain("c.example"), host.parse().unwrap());
+            config.federation.roots = vec![b.endpoints().certificate.clone().unwrap()];
+            change(config);
+        });
+        Self { a, b, clock }
+    }
+
+    fn key_of_b(&self) -> SigningKey {
+        let keys = s2s_keys::list(&self.b.folder.path().join("data")).unwrap();
+        keys[0].key.clone()
+    }
+
+    /// A message as b.example sends it.
+    fn message(&self, event: EventType, body: Vec<u8>) -> Vec<u8> {
+        self.message_of("b.example", &self.key_of_b(), event, body)
+    }
+
+    fn message_of(
+        &self,
+        sender: &str,
+        key: &SigningKey,
+        event: EventType,
+        body: Vec<u8>,
+    ) -> Vec<u8> {
+        let outgoing = Outgoing {
+            sender: &domain(sender),
+            recipient: &domain("a.example"),
+            event,
+            request_id: RequestId(crypto::random()),
+            body,
+        };
+        seal(outgoing, key, self.clock.now()).unwrap()
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let request = request(method, path, OCTETS, body);
+        self.a.raw_to(self.a.federation_address(), &request)
+    }
+
+    fn post(&self, path: &str, body: &[u8]) -> Answer {
+        self.ask("POST", path, body)
+    }
+}
+
+fn nobody() -> Vec<u8> {
+    encode(&ConnectionKeyPackageRequest {
+        target_user: UserUri::new("mimi://a.example/u/nobody").unwrap(),
+        requester: UserUri::new("mimi://b.example/u/bob").unwrap(),
+    })
+}
+
+/// A welcome_info for a group that there is not.
+fn welcome_info(now: Timestamp) -> Vec<u8> {
+    let group_id = GroupId::of(&domain("a.example"), [9; 16]);
+    let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    let info =
+        WelcomeInfo { group_id: group_id.clone(), sender: key.public().clone(), epoch: Epoch(1) };
+    encode(&DsMessage {
+        sender_id: DsSenderId::LeafIndex(LeafIndex(0)),
+        request: DsRequest::WelcomeInfo(info),
+        signature: ShortOpaque::new(vec![1; 64]).unwrap(),
+        context: DsContext {
+            version: ProtocolVersion::MIMI10,
+            hub_domain: domain("a.example"),
+            group_id,
+            timestamp: now,
+            request_id: RequestId([3; 16]),
+        },
+    })
+}
+
+const CONNECTION: &str = "/connection_key_packages";
+
+fn ds_error(answer: &Answer) -> DsError {
+    match decode::<DsResponse>(&answer.body).unwrap().outcome {
+        Outcome::Err(error) => error,
+        Outcome::Ok(_) => panic!("an ok"),
+    }
+}
+
+#[test]
+fn keys_and_the_place_are_shown_to_everybody() {
+    let Two { a, .. } = &Two::start(|_| {});
+    for (path, purpose) in
+        [("/verification_key", &b"s2s"[..]), ("/signature_key", b"external-sender")]
+    {
+        let answer = a.raw_to(a.federation_address(), &request("GET", path, "", b""));
+        assert_eq!(answer.status, 200);
+        assert!(answer.has_header("content-type: application/octet-stream"), "{}", answer.head);
+        assert!(answer.has_header("cache-control: max-age=3600"), "{}", answer.head);
+        let keys: VerificationKeyResponse = decode(&answer.body).unwrap();
+        assert_eq!(keys.domain, domain("a.example"));
+        assert!(!keys.keys.is_empty());
+        assert!(keys.keys.iter().all(|key| key.purpose.as_slice() == purpose));
+        let posted = a.raw_to(a.federation_address(), &request("POST", path, OCTETS, b""));
+        assert_eq!(posted.status, 405);
+        assert!(posted.has_header("allow: get"), "{}", posted.head);
+    }
+    let place = format!("a.example:{}", a.federation_address().port());
+    for address in [a.federation_address(), a.client_address()] {
+        let answer = a.raw_to(address, &request("GET", "/.well-known/mimi/ds-domain", "", b""));
+        assert_eq!((answer.status, answer.body.as_slice()), (200, place.as_bytes()));
+        assert!(answer.has_header("content-type: text/plain; charset=utf-8"), "{}", answer.head);
+        assert!(answer.has_header("cache-control: max-age=3600"), "{}", answer.head);
+    }
+    let alone = Provider::start();
+    assert_eq!(alone.endpoints().federation, None);
+    let answer = alone.raw(&request("GET", "/.well-known/mimi/ds-domain", "", b""));
+    assert_eq!(answer.status, 404, "who does not federate is nowhere");
+}
+
+#[test]
+fn a_configured_name_is_what_others_are_told() {
+    let provider = Provider::start_with(|config| {
+        federates(config, "a.example");
+        config.federation.domain_name = Some("a.example:443".parse().unwrap());
+        config.federation.domain_name_cached = Duration::from_secs(60);
+    });
+    let answer = provider.raw(&request("GET", "/.well-known/mimi/ds-domain", "", b""));
+    assert_eq!(answer.body, b"a.example");
+    assert!(answer.has_header("cache-control: max-age=60"), "{}", answer.head);
+}
+
+#[test]
+fn only_tls_1_3_is_spoken_with_other_providers() {
+    let provider = Provider::start_with(|config| federates(config, "a.example"));
+    let name = ServerName::try_from("localhost").unwrap();
+    let tls = Arc::new(provider.tls(&[&rustls::version::TLS12]));
+    let mut socket = TcpStream::connect(provider.federation_address()).unwrap();
+    let mut connection = ClientConnection::new(tls, name).unwrap();
+    let error = connection.complete_io(&mut socket).unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+}
+
+#[test]
+fn a_signed_request_is_answered_in_the_form_of_its_endpoint() {
+    let two = Two::start(|_| {});
+    let answer = two.post(CONNECTION, &two.message(EventType::ConnectionKeyPackages, nobody()));
+    assert_eq!(answer.status, 200);
+    let response: ConnectionKeyPackageResponse = decode(&answer.body).unwrap();
+    assert!(response.key_packages.is_empty());
+
+    // TR lists these two as GET, with a body
+    let event = EventType::DeliveryService("welcome-info");
+    for method in ["GET", "POST"] {
+        let message = two.message(event, welcome_info(two.clock.now()));
+        let answer = two.ask(method, "/welcome_information", &message);
+        assert_eq!(answer.status, 404, "{method}");
+        assert_eq!(ds_error(&answer).name(), "group_not_found");
+    }
+    let (status, shown) = two.a.ops("/v1/peers");
+    let peers: Peers = serde_json::from_str(&shown).unwrap();
+    assert_eq!((status, peers.federates, peers.peers.len()), (200, true, 1));
+    let b = &peers.peers[0];
+    assert!(b.domain == domain("b.example") && b.admitted && b.outbox.is_none(), "{b:?}");
+    assert_eq!((b.keys[0].list.as_str(), b.keys[0].keys), ("verification", Some(1)));
+    let (_, metrics) = two.a.ops("/metrics");
+    for line in [
+        r#"mimid_http_requests_total{endpoint="/connection_key_packages",listener="federation",status="200"} 1"#,
+        r#"mimid_http_requests_total{endpoint="/welcome_information",listener="federation",status="404"} 2"#,
+        r#"mimid_ds_requests_total{operation="welcome-info",status="group_not_found"} 2"#,
+    ] {
+        assert!(metrics.contains(line), "{line}");
+    }
+}
+
+#[test]
+fn what_is_no_request_of_a_provider_is_refused_as_its_endpoint_answers() {
+    let two = Two::start(|_| {});
+    for (path, is_ds) in [
+        ("/group_operation", true),
+        ("/welcome_information", true),
+        ("/external_commit_information", true),
+        ("/connection_request", false),
+        ("/deliver_message", false),
+        (CONNECTION, false),
+        ("/group_key_packages", false),
+    ] {
+        let error = |answer: &Answer| if is_ds { ds_error(answer) } else { answer.client_error() };
+        let garbage = two.post(path, b"\x00\x01garbage");
+        assert_eq!((garbage.status, error(&garbage).name()), (400, "malformed"), "{path}");
+        let put = two.ask("PUT", path, b"");
+        assert_eq!((put.status, error(&put).name()), (405, "malformed"), "{path}");
+        let untyped =
+            two.a.raw_to(two.a.federation_address(), &request("POST", path, "", b"garbage"));
+        assert_eq!((untyped.status, error(&untyped).name()), (415, "malformed"), "{path}");
+    }
+    let get = two.ask("GET", "/group_operation", b"");
+    assert!(get.status == 405 && get.has_header("allow: post"), "{}", get.head);
+    let put = two.ask("PUT", "/welcome_information", b"");
+    assert!(put.has_header("allow: get, post"), "{}", put.head);
+    for (path, hint) in [
+        ("/complaint", "not serve this endpoint yet"),
+        ("/migration_request", "not serve this endpoint yet"),
+        ("/migration_content", "not serve this endpoint yet"),
+        ("/v1/dequeue", "no such endpoint"),
+    ] {
+        let answer = two.post(path, b"");
+        assert_eq!(answer.status, 404, "{path}");
+        assert!(answer.client_error().detail().contains(hint), "{path}");
+    }
+}
+
+#[test]
+fn a_message_counts_for_its_own_endpoint_recipient_and_sender_only() {
+    let two = Two::start(|config| {
+        config.federation.deny = vec!["*.bad.example".parse().unwrap()];
+    });
+    let key = two.key_of_b();
+    let event = EventType::ConnectionKeyPackages;
+    let refused = |path: &str, message: &[u8]| {
+        let answer = two.post(path, message);
+        (answer.status, answer.client_error().name().to_owned())
+    };
+    let good = two.message(event, nobody());
+    assert_eq!(refused("/group_key_packages", &good), (400, "malformed".to_owned()));
+    let outgoing = Outgoing {
+        sender: &domain("b.example"),
+        recipient: &domain("c.example"),
+        event,
+        request_id: RequestId(crypto::random()),
+        body: nobody(),
+    };
+    let elsewhere = seal(outgoing, &key, two.clock.now()).unwrap();
+    assert_eq!(two.post(CONNECTION, &elsewhere).client_error().name(), "malformed");
+    let stranger = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    let forged = two.message_of("b.example", &stranger, event, nobody());
+    let (status, name) = refused(CONNECTION, &forged);
+    assert!(
+        (status, name.as_str()) == (401, "unauthenticated")
+            || (status, name.as_str()) == (429, "rate_limited"),
+        "{status} {name}"
+    );
+    let denied = two.message_of("x.bad.example", &stranger, event, nobody());
+    assert_eq!(refused(CONNECTION, &denied), (403, "not_authorized".to_owned()));
+    let itself = two.message_of("a.example", &stranger, event, nobody());
+    assert_eq!(refused(CONNECTION, &itself), (403, "not_authorized".to_owned()));
+    // what is found under this name are another's keys
+    let nobody_knows = two.message_of("c.example", &key, event, nobody());
+    assert_eq!(refused(CONNECTION, &nobody_knows), (503, "unavailable".to_owned()));
+    assert_eq!(two.post(CONNECTION, &good).status, 200, "the others stay unharmed");
+}
+
+#[test]
+fn a_provider_that_asks_too_much_is_told_when_to_come_back() {
+    let two = Two::start(|config| {
+        config.rates.peer_per_second = 1;
+        config.rates.peer_burst = 2;
+    });
+    let ask = || two.post(CONNECTION, &two.message(EventType::ConnectionKeyPackages, nobody()));
+    let stranger = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    for _ in 0..5 {
+        let event = EventType::ConnectionKeyPackages;
+        let forged = two.message_of("b.example", &stranger, event, nobody());
+        assert_ne!(two.post(CONNECTION, &forged).status, 200, "and nothing is taken from b");
+    }
+    assert_eq!((ask().status, ask().status), (200, 200));
+    let answer = ask();
+    assert_eq!(answer.status, 429);
+    assert!(answer.has_header("retry-after: 1"), "{}", answer.head);
+    let error = answer.client_error();
+    assert!(matches!(error, DsError::RateLimited { retry_after_ms: 1000, .. }), "{error}");
+    two.clock.advance_ms(1000);
+    assert_eq!(ask().status, 200);
+}
+
+#[test]
+fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
+    let two = Two::start(|config| config.limits.body_timeout = Duration::from_millis(200));
+    let address = two.a.federation_address();
+    for (path, limit) in
+        [("/welcome_information", 16 * 1024), ("/group_operation", 4 * 1024 * 1024 + 68 * 1024)]
+    {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{OCTETS}Content-Length: {}\r\n\r\n",
+            limit + 1
+        );
+        let answer = two.a.raw_to(address, head.as_bytes());
+        assert_eq!(answer.status, 413, "refused before a byte of it is sent");
+        let DsError::TooLarge { limit: told, .. } = ds_error(&answer) else { panic!("another") };
+        assert_eq!(told, limit);
+    }
+    let chunked = |path: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{OCTETS}Transfer-Encoding: chunked\r\n\r\n"
+        )
+        .into_bytes()
+    };
+    let mut grows = chunked("/connection_key_packages");
+    for _ in 0..5 {
+        grows.extend_from_slice(b"1000\r\n");
+        grows.extend_from_slice(&[0; 0x1000]);
+        grows.extend_from_slice(b"\r\n");
+    }
+    let answer = two.a.raw_to(address, &grows);
+    assert_eq!((answer.status, answer.client_error().name()), (413, "too_large"));
+
+    let mut endless = two.a.connect_to(address);
+    endless.write_all(&chunked("/deliver_message")).unwrap();
+    endless.write_all(b"1\r\nx\r\n").unwrap();
+    let answer = Answer::read(&mut endless);
+    assert_eq!((answer.status, answer.client_error().name()), (408, "malformed"));
+}
+
+#[test]
+fn certificates_are_read_again_without_a_restart() {
+    let files = tempfile::tempdir().unwrap();
+    let (chain, key) = (files.path().join("chain.pem"), files.path().join("key.pem"));
+    let write = || {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&chain, made.cert.pem()).unwrap();
+        made.cert.der().clone()
+    };
+    let first = write();
+    let provider = Provider::start_with(|config| {
+        federates(config, "a.example");
+        config.federation.certificate = Some(chain.clone());
+        config.federation.key = Some(key.clone());
+    });
+    assert!(shows(&provider, &first));
+    let second = write();
+    assert!(shows(&provider, &first), "not before it is told to");
+    provider.running.as_ref().unwrap().reload();
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !shows(&provider, &second) {
+        assert!(Instant::now() < patience, "the certificate is not replaced");
+    }
+    fs::write(&chain, "nothing of the kind").unwrap();
+    provider.running.as_ref().unwrap().reload();
+    assert!(shows(&provider, &second), "what cannot be used changes nothing");
+}
+
+/// Whether the federation listener shows this very certificate.
+fn shows(provider: &Provider, certificate: &CertificateDer<'static>) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let tls = ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_protocol_versions(&[&rustls::version::TLS13])
+    .unwrap()
+    .with_root_certificates(roots)
+    .with_no_client_auth();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut connection = ClientConnection::new(Arc::new(tls), name).unwrap();
+    let mut socket = TcpStream::connect(provider.federation_address()).unwrap();
+    while connection.is_handshaking() {
+        if connection.complete_io(&mut socket).is_err() {
+            return false;
+        }
+    }
+    true
+}
