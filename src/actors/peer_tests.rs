@@ -31,7 +31,7 @@ use crate::{
     },
     wire::{
         codec::Opaque,
-        ds::{Detail, FanoutFilter},
+        ds::{Detail, DsError, FanoutFilter},
         extensions::QueueToken,
         federation::{S2SMessage, S2SPayload},
         ids::Epoch,
@@ -193,7 +193,13 @@ impl Peer {
         match mood {
             Mood::Hangs => None,
             Mood::LosesAnswers => Some(Err(CallError::Timeout)),
-            _ => Some(Ok(HttpAnswer { status: 200, retry_after_ms: None, body })),
+            Mood::Takes
+            | Mood::Dead
+            | Mood::Says(..)
+            | Mood::ChokesOn(..)
+            | Mood::Refuses(..)
+            | Mood::KnowsNobody
+            | Mood::NoFeeds => Some(Ok(HttpAnswer { status: 200, retry_after_ms: None, body })),
         }
     }
 }
