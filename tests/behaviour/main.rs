@@ -7,10 +7,10 @@ mod cli;
 mod client;
 mod federation;
 mod groups;
+mod guests;
 #[path = "../support/hostile.rs"]
 mod hostile;
 mod hostile_peer;
-mod guests;
 mod http;
 mod import;
 mod impostors;

@@ -1,7 +1,10 @@
 //! The federation listener from outside: what other providers get, and what strangers cannot do to it. TLS on loopback,
 //! and a second provider whose keys sign.
 
-use std::time::Instant;
+use std::{
+    io::{BufRead, BufReader},
+    time::Instant,
+};
 
 use mimid::{
     actors::clock::ManualClock,
@@ -404,3 +407,64 @@ fn shows(provider: &Provider, certificate: &CertificateDer<'static>) -> bool {
     }
     true
 }
+
+#[test]
+fn a_trace_of_a_client_goes_on_and_one_of_another_provider_ends_at_the_border() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mimid"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+        .current_dir(folder.path())
+        .env_remove("MIMID_CONFIG")
+        .env("MIMID_FEDERATION__LISTEN", "127.0.0.1:0")
+        .env("MIMID_LOG__LEVEL", "warn,mimid::http=debug")
+        .env("MIMID_LOG__FORMAT", "json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("Stop it") {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    let endpoints = Endpoints::read(&folder.path().join("mimid-data")).unwrap();
+    let certificate = fs::read(endpoints.certificate.as_ref().unwrap()).unwrap();
+    let client = format!("{}/v1/dequeue", endpoints.client);
+    let peer = format!("{}/deliver_message", endpoints.federation.as_ref().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let root = reqwest::Certificate::from_pem(&certificate).unwrap();
+        let http = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+        for url in [client, peer] {
+            let answer = http
+                .post(url)
+                .header("content-type", "application/octet-stream")
+                .header("traceparent", TRACEPARENT)
+                .body("garbage")
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(answer.status().as_u16(), 400);
+        }
+    });
+    child.kill().unwrap();
+    let log = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |endpoint: &str, message: &str| {
+        let found = lines
+            .iter()
+            .find(|line| line["span"]["endpoint"] == endpoint && line["message"] == message);
+        found.unwrap_or_else(|| panic!("{endpoint} {message}: {log}")).clone()
+    };
+    assert_eq!(of("/v1/dequeue", "request")["span"]["trace_id"], TRACE_ID);
+    let answered = of("/deliver_message", "request");
+    let link = of("/deliver_message", "a trace of another provider's goes on here");
+    assert_eq!(link["received_trace_id"], TRACE_ID);
+    assert_eq!(link["span"]["trace_id"], answered["span"]["trace_id"]);
+    assert_ne!(answered["span"]["trace_id"], TRACE_ID, "it is not known by the other's id here");
+}
+
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
