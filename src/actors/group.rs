@@ -5,6 +5,10 @@
 //! failed write has an unknown outcome: everyone who waits gets `unavailable`, the actor stops, and the next
 //! request loads the group from the store. A panic in a rule costs this actor and nothing else.
 
+mod flights;
+mod found;
+mod upkeep;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
 use super::errors::{internal, of_reject, of_store};
-use super::{groups::GroupOptions, history, node::Node, queue::BindError};
+use super::{groups::GroupOptions, history, node::Node};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
@@ -26,23 +30,17 @@ use crate::{
     },
     wire::{
         codec::List,
-        ds::{Detail, DsError, DsRequest, DsResponseBody, REQUEST_BYTES_MAX},
+        ds::{DsError, DsRequest, DsResponseBody, REQUEST_BYTES_MAX},
         ids::{ClientUri, Domain, GroupId, Sequence, Timestamp},
         queueing::RosterChange,
     },
 };
+use flights::{Flight, Waiter};
+use found::bind_all;
+use upkeep::wake_at;
 
 /// Records that are read at a time.
 pub(super) const PAGE: Page = Page { items_max: 512, bytes_max: 4 * 1024 * 1024 };
-/// A snapshot is taken at latest after so many records.
-const SNAPSHOT_RECORDS_MAX: u64 = 1024;
-/// A snapshot is not taken before so many bytes of state records.
-const SNAPSHOT_BYTES_MIN: usize = 32 * 1024;
-
-/// Bytes of messages after which the log is looked at, to be trimmed.
-const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Notices that are taken at a time.
-const NOTICES_MAX: usize = 256;
 
 /// What a requester gets.
 pub type Reply = Result<DsResponseBody, DsError>;
@@ -122,16 +120,6 @@ struct SinceSnapshot {
     writing: bool,
 }
 
-/// A write on its way, with everybody who waits for it.
-struct Flight {
-    number: u64,
-    outcome: Option<Result<(), StoreError>>,
-    waiters: Vec<Waiter>,
-}
-
-/// What is to be done when a write is durable, or has failed.
-type Waiter = Box<dyn FnOnce(Result<(), &StoreError>)>;
-
 impl GroupActor {
     #[must_use]
     pub fn new(node: Node, hub: Arc<Hub>, id: GroupId) -> Self {
@@ -170,53 +158,6 @@ impl GroupActor {
         self.leaving = true;
         self.node.groups.forget(&self.id, &ctx.address());
         ctx.stop();
-    }
-
-    /// Runs `waiter` when everything that is written so far is durable.
-    fn when_durable(&mut self, waiter: Waiter) {
-        match self.flights.back_mut() {
-            Some(flight) => flight.waiters.push(waiter),
-            None => waiter(Ok(())),
-        }
-    }
-
-    /// Hands `batch` to the store, in order, and runs `waiter` when it is durable.
-    fn write(&mut self, batch: Batch, waiter: Waiter, ctx: &mut Context<Self>) {
-        let number = self.next_flight;
-        self.next_flight += 1;
-        let answer = self.node.store.write(batch);
-        self.flights.push_back(Flight { number, outcome: None, waiters: vec![waiter] });
-        let landed = answer.into_actor(self).map(move |outcome, actor, ctx| {
-            actor.landed(number, outcome, ctx);
-        });
-        ctx.spawn(landed);
-    }
-
-    /// A write is done; answers leave in the order of the writes.
-    fn landed(&mut self, number: u64, outcome: Result<(), StoreError>, ctx: &mut Context<Self>) {
-        if let Some(flight) = self.flights.iter_mut().find(|flight| flight.number == number) {
-            flight.outcome = Some(outcome);
-        }
-        while let Some(flight) = self.flights.pop_front() {
-            match flight.outcome {
-                None => {
-                    self.flights.push_front(flight);
-                    return;
-                }
-                Some(Ok(())) => {
-                    for waiter in flight.waiters {
-                        waiter(Ok(()));
-                    }
-                }
-                Some(Err(error)) => {
-                    for waiter in flight.waiters {
-                        waiter(Err(&error));
-                    }
-                    self.fail(&error, ctx);
-                    return;
-                }
-            }
-        }
     }
 
     /// The batch of what a merge left, with the group's head as it is then.
@@ -473,333 +414,6 @@ impl GroupActor {
             }
         }
     }
-
-    fn create_or_refuse(
-        &mut self,
-        request: Request,
-        reply: oneshot::Sender<Reply>,
-        permits: [OwnedSemaphorePermit; 2],
-        now: Timestamp,
-        ctx: &mut Context<Self>,
-    ) {
-        if !matches!(request.message.request, DsRequest::CreateGroup(_)) {
-            let _ = reply.send(Err(DsError::GroupNotFound { detail: detail(&self.id) }));
-            self.leave(ctx);
-            return;
-        }
-        let hub = Arc::clone(&self.hub);
-        let made = catch_unwind(AssertUnwindSafe(|| GroupState::create(&hub, &request, now)));
-        match made {
-            Ok(Ok(creation)) => self.found(creation, reply, Some(permits), now, ctx),
-            Ok(Err(reject)) => {
-                let _ = reply.send(Err(of_reject(reject)));
-                self.leave(ctx);
-            }
-            Err(_) => {
-                let _ = reply.send(Err(internal("a rule panicked")));
-                self.leave(ctx);
-            }
-        }
-    }
-
-    /// Writes a new group: head, first record, first snapshot, in one batch.
-    fn found(
-        &mut self,
-        creation: crate::group::Creation,
-        reply: oneshot::Sender<Reply>,
-        permits: Option<[OwnedSemaphorePermit; 2]>,
-        now: Timestamp,
-        ctx: &mut Context<Self>,
-    ) {
-        let crate::group::Creation { state, effects, binds } = creation;
-        let (node, id) = (self.node.clone(), self.id.clone());
-        let bind = async move { bind_queues(&node, &id, &binds).await };
-        let bound = bind.into_actor(self).map(move |bound, actor: &mut Self, ctx| {
-            let (conditions, writes) = match bound {
-                Ok(bound) => bound,
-                Err(error) => {
-                    // first: who tries again at once shall find another actor
-                    actor.leave(ctx);
-                    let _ = reply.send(Err(error));
-                    return;
-                }
-            };
-            let snapshot = match state.snapshot() {
-                Ok(snapshot) => snapshot,
-                Err(reject) => {
-                    actor.leave(ctx);
-                    let _ = reply.send(Err(of_reject(reject)));
-                    return;
-                }
-            };
-            let at = Sequence(state.next_sequence().0 - 1);
-            let head = GroupHead {
-                group: actor.id.clone(),
-                status: GroupStatus::Active,
-                next_sequence: state.next_sequence(),
-                first_sequence: Sequence(1),
-                epoch: state.epoch(),
-                revision: 1,
-                snapshot: at,
-                previous_snapshot: None,
-                created_at: now,
-                last_accepted_at: now,
-                log_bytes: effects.records.iter().map(record_bytes).sum(),
-                wake_at: None,
-                joiner_infos: Vec::new(),
-            };
-            let wake_at = wake_at(&actor.node.groups.options, &state, &head);
-            let head = GroupHead { wake_at, ..head };
-            let mut batch = Batch::new()
-                .when(Condition::GroupUnknown(actor.id.clone()))
-                .and(Write::GroupHead(head.clone()));
-            fill(&mut batch, &actor.id, &effects);
-            let since = SinceSnapshot { snapshot_bytes: snapshot.len(), ..Default::default() };
-            batch.push(Write::Snapshot { group: actor.id.clone(), at, bytes: snapshot });
-            batch.conditions.extend(conditions);
-            batch.writes.extend(writes);
-            let accepted = effects.accepted;
-            let tell = actor.tell(&effects);
-            actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot: since });
-            let waiter: Waiter = Box::new(move |outcome| {
-                let answer = match (outcome, accepted) {
-                    (Ok(()), Some(accepted)) => {
-                        tell();
-                        Ok(DsResponseBody::Accepted(accepted))
-                    }
-                    (Ok(()), None) => Err(internal("a group without answer")),
-                    (Err(StoreError::Conflict { condition: 0 }), _) => {
-                        Err(of_reject(Reject::InvalidGroupId("the group id is taken")))
-                    }
-                    (Err(error), _) => Err(of_store(error.clone())),
-                };
-                let _ = reply.send(answer);
-                drop(permits);
-            });
-            actor.write(batch, waiter, ctx);
-        });
-        ctx.wait(bound);
-    }
-
-    /// Takes what is left for the group and lets the hub do what it has to do by itself.
-    fn tick(&mut self, tick: Tick, ctx: &mut Context<Self>) {
-        let (node, id) = (self.node.clone(), self.id.clone());
-        let read = async move { node.store.group_notices(&id, NOTICES_MAX).await };
-        let done = read.into_actor(self).map(move |notices, actor: &mut Self, ctx| {
-            let notices = match notices {
-                Ok(notices) => notices,
-                Err(error) => {
-                    tracing::warn!(group = %actor.id, %error, "notices cannot be read now");
-                    return;
-                }
-            };
-            actor.take_notices(notices, tick.done, ctx);
-        });
-        ctx.wait(done);
-    }
-
-    fn take_notices(
-        &mut self,
-        notices: Vec<([u8; 16], GroupNotice)>,
-        done: Option<oneshot::Sender<()>>,
-        ctx: &mut Context<Self>,
-    ) {
-        let finish = |outcome: Result<(), &StoreError>| {
-            if let (Ok(()), Some(done)) = (outcome, done) {
-                let _ = done.send(());
-            }
-        };
-        if self.broken.is_some() {
-            // it is not known what they are for: they stay until the group can be loaded
-            return;
-        }
-        if notices.len() == NOTICES_MAX {
-            ctx.notify(Tick { done: None });
-        }
-        if self.loaded.is_none() {
-            // the group is gone for good: so is what was left for it
-            self.drop_notices(&notices, Box::new(finish), ctx);
-            return;
-        }
-        self.hub_acts(&notices, Box::new(finish), ctx);
-    }
-
-    /// Lets the hub do what it has to do by itself now, `notices` among it, which are taken away in the same write.
-    fn hub_acts(
-        &mut self,
-        notices: &[([u8; 16], GroupNotice)],
-        waiter: Waiter,
-        ctx: &mut Context<Self>,
-    ) {
-        let now = self.node.clock.now();
-        let gone: Vec<_> = notices.iter().filter_map(|(_, notice)| self.gone(notice)).collect();
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        let Some(staged) = loaded.state.stage_hub(&gone, now) else {
-            self.nothing_to_do(notices, waiter, ctx);
-            return;
-        };
-        let effects = match loaded.state.merge(staged) {
-            Ok(effects) => effects,
-            Err(reject) => {
-                tracing::error!(group = %self.id, %reject, "the hub's own merge failed");
-                self.fail(&StoreError::Unavailable("a merge failed".into()), ctx);
-                return;
-            }
-        };
-        let tell = self.tell(&effects);
-        if let Some(loaded) = self.loaded.as_mut() {
-            loaded.head.wake_at = wake_at(&self.node.groups.options, &loaded.state, &loaded.head);
-        }
-        let Some(mut batch) = self.batch(&effects, now) else { return };
-        for (key, _) in notices {
-            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
-        }
-        let waiter: Waiter = Box::new(move |outcome| {
-            if outcome.is_ok() {
-                tell();
-            }
-            waiter(outcome);
-        });
-        self.write(batch, waiter, ctx);
-    }
-
-    /// Takes the notices away, and writes down when the group next has something to do, where that has changed.
-    fn nothing_to_do(
-        &mut self,
-        notices: &[([u8; 16], GroupNotice)],
-        waiter: Waiter,
-        ctx: &mut Context<Self>,
-    ) {
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        let options = &self.node.groups.options;
-        let wake_at = wake_at(options, &loaded.state, &loaded.head);
-        if has_old_log(options, &loaded.head, self.node.clock.now()) {
-            self.rotate_log(ctx);
-            let Some(loaded) = self.loaded.as_ref() else { return };
-            if wake_at == loaded.head.wake_at && notices.is_empty() {
-                self.when_durable(waiter);
-                return;
-            }
-        }
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        if wake_at == loaded.head.wake_at && notices.is_empty() {
-            self.when_durable(waiter);
-            return;
-        }
-        let mut batch = Batch::new().when(Condition::GroupAt {
-            group: self.id.clone(),
-            next_sequence: loaded.head.next_sequence,
-            revision: loaded.head.revision,
-        });
-        loaded.head.wake_at = wake_at;
-        loaded.head.revision += 1;
-        batch.push(Write::GroupHead(loaded.head.clone()));
-        for (key, _) in notices {
-            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
-        }
-        self.write(batch, waiter, ctx);
-    }
-
-    fn drop_notices(
-        &mut self,
-        notices: &[([u8; 16], GroupNotice)],
-        waiter: Waiter,
-        ctx: &mut Context<Self>,
-    ) {
-        let mut batch = Batch::new();
-        for (key, _) in notices {
-            batch.push(Write::GroupNoticeTaken { group: self.id.clone(), key: *key });
-        }
-        self.write(batch, waiter, ctx);
-    }
-
-    /// Takes a snapshot where enough has been logged since the last one. Bytes written so grow with the log, and
-    /// the state is written once per its own size of log.
-    fn snapshot_if_due(&mut self, ctx: &mut Context<Self>) {
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        let since = &mut loaded.since_snapshot;
-        let bytes_due = since.bytes >= SNAPSHOT_BYTES_MIN.max(since.snapshot_bytes);
-        let log_due = since.records >= SNAPSHOT_RECORDS_MAX || since.log_bytes >= LOG_BYTES_MAX;
-        if bytes_due || log_due {
-            self.rotate_log(ctx);
-        }
-    }
-
-    /// Takes a snapshot, unless the last one is of this very state, and lets go of what is then not needed.
-    fn rotate_log(&mut self, ctx: &mut Context<Self>) {
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        let since = &mut loaded.since_snapshot;
-        if since.writing {
-            return;
-        }
-        let at = Sequence(loaded.state.next_sequence().0 - 1);
-        let mut batch = Batch::low_priority();
-        let mut snapshot_bytes = since.snapshot_bytes;
-        if at != loaded.head.snapshot {
-            let bytes = match loaded.state.snapshot() {
-                Ok(bytes) => bytes,
-                Err(reject) => {
-                    tracing::error!(group = %self.id, %reject, "no snapshot can be taken");
-                    return;
-                }
-            };
-            snapshot_bytes = bytes.len();
-            batch.push(Write::Snapshot { group: self.id.clone(), at, bytes });
-        }
-        *since = SinceSnapshot { writing: true, snapshot_bytes, ..Default::default() };
-        let written = self.node.store.write(batch);
-        let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
-        let kept = loaded.state.joiner_epochs();
-        let members: Vec<_> = loaded
-            .state
-            .members()
-            .filter(|(_, member)| member.config.domain == node.domain)
-            .map(|(_, member)| (member.client.clone(), member.recipient, member.since))
-            .collect();
-        let guests: Vec<_> = loaded.state.guests().cloned().collect();
-        let rotate = async move {
-            written.await?;
-            history::plan_rotation(&node, &hub, &head, at, &kept, &members, &guests).await
-        };
-        let rotated = rotate.into_actor(self).map(|plan, actor: &mut Self, ctx| match plan {
-            Ok(plan) => actor.rotate(plan, ctx),
-            Err(error) => {
-                tracing::warn!(group = %actor.id, %error, "the snapshot was not written");
-                if let Some(loaded) = actor.loaded.as_mut() {
-                    loaded.since_snapshot.writing = false;
-                }
-            }
-        });
-        ctx.spawn(rotated);
-    }
-
-    /// The new snapshot is durable: the head names it, and what is no longer needed goes.
-    fn rotate(&mut self, plan: history::Rotation, ctx: &mut Context<Self>) {
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        loaded.since_snapshot.writing = false;
-        let condition = Condition::GroupAt {
-            group: self.id.clone(),
-            next_sequence: loaded.head.next_sequence,
-            revision: loaded.head.revision,
-        };
-        let head = &mut loaded.head;
-        let mut batch = Batch::new().when(condition);
-        plan.apply(head, &mut batch);
-        head.revision += 1;
-        head.wake_at = wake_at(&self.node.groups.options, &loaded.state, head);
-        batch.push(Write::GroupHead(head.clone()));
-        self.write(batch, Box::new(|_| ()), ctx);
-    }
-
-    fn passivate_if_idle(&mut self, ctx: &mut Context<Self>) {
-        let idle_ms = self.options().idle_ms;
-        let idle = self.node.clock.now().ms_since(self.last_used) >= idle_ms;
-        let writing = self.loaded.as_ref().is_some_and(|l| l.since_snapshot.writing);
-        if idle && self.flights.is_empty() && !writing {
-            self.node.metrics.group_passivations.with_label_values(&["idle"]).inc();
-            self.leave(ctx);
-        }
-    }
 }
 
 impl Actor for GroupActor {
@@ -888,23 +502,6 @@ impl Handler<Import> for GroupActor {
     }
 }
 
-/// When the group next has something to do by itself: for its members, or because its log gets old.
-fn wake_at(options: &GroupOptions, state: &GroupState, head: &GroupHead) -> Option<Timestamp> {
-    if state.is_deleted() {
-        return head.wake_at;
-    }
-    let has_log = head.first_sequence < head.next_sequence;
-    let old = has_log.then(|| head.last_accepted_at.plus_ms(options.retention_ms));
-    state.wake_at().into_iter().chain(old).min()
-}
-
-/// Whether all of the log is older than anybody may want it.
-fn has_old_log(options: &GroupOptions, head: &GroupHead, now: Timestamp) -> bool {
-    head.status == GroupStatus::Active
-        && head.first_sequence < head.next_sequence
-        && now.ms_since(head.last_accepted_at) >= options.retention_ms
-}
-
 /// Log records, inbox rows and what guests are owed of what a merge left.
 fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
     for record in &effects.records {
@@ -942,64 +539,4 @@ pub(super) fn encode_changes(changes: &[RosterChange]) -> Vec<u8> {
 
 pub(super) fn record_bytes(record: &crate::store::records::LogRecord) -> u64 {
     (record.feed.event.len() + record.change.len() + 64) as u64
-}
-
-type Bound = (Vec<Condition>, Vec<Write>);
-
-async fn bind_all(node: &Node, group: &GroupId, staged: &Staged) -> Result<Bound, DsError> {
-    bind_queues(node, group, &staged.binds).await
-}
-
-/// Binds the queues of this provider's own clients to the group. Those of others are bound by their own providers,
-/// when they get to know of them; who has none that is good is reported then, and removed.
-async fn bind_queues(
-    node: &Node,
-    group: &GroupId,
-    binds: &[crate::group::Bind],
-) -> Result<Bound, DsError> {
-    let (mut conditions, mut writes) = (Vec::new(), Vec::new());
-    for bind in binds {
-        if bind.config.domain != node.domain {
-            if node.speaks_with(&bind.config.domain) {
-                continue;
-            }
-            return Err(DsError::NotAuthorized {
-                detail: Detail::truncated(&format!(
-                    "{} is a client of {}, which this provider does not federate with",
-                    bind.client, bind.config.domain
-                )),
-            });
-        }
-        let bound =
-            node.bind_token(&bind.config, &bind.client, &bind.user, &node.domain, group).await;
-        match bound {
-            Ok(used) => {
-                conditions.extend(used.conditions);
-                writes.extend(used.writes);
-            }
-            Err(BindError::Store(error)) => return Err(of_store(error)),
-            Err(BindError::Token(problem)) if bind.pending => {
-                tracing::info!(client = %bind.client, %problem, "added by reference without a good queue: to be removed");
-                let (client, reason) = (bind.client.clone(), GoneReason::QueueGone);
-                let notice = GroupNotice::ClientGone { client, reason };
-                let key = crate::crypto::random();
-                writes.push(Write::GroupNotice { group: group.clone(), key, notice });
-            }
-            Err(BindError::Token(problem)) => {
-                let detail = Detail::truncated(&format!(
-                    "the queue token of {} is not good: {problem}; get a new one",
-                    bind.client
-                ));
-                return Err(match bind.key_package {
-                    Some(index) => DsError::InvalidKeyPackage { detail, index },
-                    None => DsError::NotAuthorized { detail },
-                });
-            }
-        }
-    }
-    Ok((conditions, writes))
-}
-
-fn detail(group: &GroupId) -> Detail {
-    Detail::truncated(&format!("there is no group {group} here; check its id and hub"))
 }

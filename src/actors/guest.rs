@@ -503,6 +503,6 @@ const RECORDS_DUE: u64 = 1_024;
 const BYTES_DUE: u64 = 16 * 1024 * 1024;
 const TRIM_DELAY_MS: u64 = 60_000;
 /// Groups whose turns are kept before those that nobody holds are let go.
-const TURNS_MAX: usize = 1_024;
+const TURNS_MAX: usize = 16_384;
 /// Groups whose gone members are remembered.
 const GONE_GROUPS_MAX: usize = 100_000;

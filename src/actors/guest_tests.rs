@@ -14,16 +14,10 @@ use crate::{
         ds::{
             DsContext, DsMessage, DsRequest, DsSenderId, FanoutFilter, ProtocolVersion, WelcomeInfo,
         },
-        extensions::{KeyPackageClass, QueueToken},
+        extensions::QueueToken,
         federation::EventType,
-        ids::{
-            Domain, Epoch, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp,
-            UserUri,
-        },
-        key_packages::{
-            ConnectionKeyPackageRequest, ConnectionKeyPackageResponse, ConnectionRequest,
-            GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus, SealedOffer,
-        },
+        ids::{Domain, Epoch, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp},
+        key_packages::SealedOffer,
         mls::MlsMessage,
         queueing::{
             DeliverBatchRequest, DeliveryItem, DeliveryProblem, QueueEntry, QueueEvent,

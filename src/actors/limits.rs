@@ -54,6 +54,8 @@ pub struct Limits {
     pub queue_actors_max: usize,
     /// How long another provider may take to answer what a client asks of it; beyond: unavailable.
     pub relay_timeout_ms: u64,
+    /// Requests of clients that wait for one other provider at a time; beyond: unavailable.
+    pub relays_per_peer_max: usize,
     /// Requests that one queue actor has in hand; beyond: rate_limited.
     pub queue_requests_max: usize,
     /// A queue actor without a client this long is passivated.
@@ -99,6 +101,7 @@ impl Default for Limits {
             subscriptions_max: 10_000,
             queue_actors_max: 200_000,
             relay_timeout_ms: 15_000,
+            relays_per_peer_max: 128,
             queue_requests_max: 16,
             queue_idle_ms: 60_000,
             ack_persist_ms: 5_000,

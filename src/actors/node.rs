@@ -15,6 +15,7 @@ use super::{
     metrics::Metrics,
     peers::{PeerCollector, Peers},
     queue::Queues,
+    relay::Relays,
 };
 use crate::{
     account::Registration,
@@ -72,6 +73,7 @@ pub struct NodeInner {
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
     pub(crate) copies: Copies,
+    pub(crate) relays: Relays,
     pub(crate) peers: Peers,
 }
 
@@ -89,6 +91,7 @@ impl Node {
             queues: Queues::new(&parts.limits),
             federation: parts.federation,
             copies: Copies::default(),
+            relays: Relays::default(),
             peers: Peers::new(parts.limits.peers.clone()),
             hints,
             domain: parts.domain,

@@ -4,10 +4,15 @@
 //! which comes in is the sender and has its account's user key, and that a queue is the sender's own. The hub's answer
 //! is decoded once and passed on as it is. Deliberately absent: signing and finding the other provider (`federation`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use super::{
     errors::{detail, internal, malformed, not_authorized, of_store, unauthenticated},
+    hints::locked,
     node::Node,
     queue::BindError,
     tokens::user_key_hash,
@@ -40,6 +45,45 @@ use crate::{
     },
 };
 
+/// How many requests of clients here wait for each other provider: one that is slow must not take the places of those
+/// who want something else.
+#[derive(Debug, Default)]
+pub struct Relays(Mutex<HashMap<Domain, usize>>);
+
+impl Relays {
+    fn enter(&self, peer: &Domain, per_peer_max: usize) -> Result<Waiting<'_>, DsError> {
+        let mut waiting = locked(&self.0);
+        let count = waiting.entry(peer.clone()).or_default();
+        if *count >= per_peer_max {
+            return Err(DsError::Unavailable {
+                detail: detail(format!("too many requests wait for {peer}; try again")),
+                retry_after_ms: BUSY_RETRY_MS,
+            });
+        }
+        *count += 1;
+        Ok(Waiting { of: self, peer: peer.clone() })
+    }
+}
+
+/// A place among those who wait for one provider.
+#[derive(Debug)]
+struct Waiting<'a> {
+    of: &'a Relays,
+    peer: Domain,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = locked(&self.of.0);
+        if let Some(count) = waiting.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                waiting.remove(&self.peer);
+            }
+        }
+    }
+}
+
 impl Node {
     /// Brings a request of a client of this provider to the hub that it names, which is another provider. It may be sent
     /// again where the answer is lost: the hub knows its request_id.
@@ -65,6 +109,7 @@ impl Node {
         let hub = message.context.hub_domain.clone();
         let federation = self.federation_with(&hub)?;
         self.vouch_for(from, &message).await?;
+        let _waiting = self.relays.enter(&hub, self.limits.relays_per_peer_max)?;
         let event = EventType::of(&message.request);
         let request_id = RequestId(crypto::random());
         let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
@@ -215,6 +260,7 @@ impl Node {
         domain: &Domain,
     ) -> Result<ProviderKeysAnswer, DsError> {
         let federation = self.federation_with(domain)?;
+        let _waiting = self.relays.enter(domain, self.limits.relays_per_peer_max)?;
         let (verification, signature) = futures_util::future::join(
             federation.keys_of(domain),
             federation.external_senders_of(domain),
@@ -244,6 +290,7 @@ impl Node {
         body: Vec<u8>,
     ) -> Result<Vec<u8>, DsError> {
         let federation = self.federation_with(peer)?;
+        let _waiting = self.relays.enter(peer, self.limits.relays_per_peer_max)?;
         let half = Duration::from_millis(self.limits.relay_timeout_ms / 2);
         let first = federation.request(peer, event, request_id, body.clone(), half).await;
         let answer = match first {
@@ -364,5 +411,50 @@ fn bad_answer(peer: &Domain, why: impl std::fmt::Display) -> DsError {
 }
 
 const RETRY_AFTER_MS: u64 = 5_000;
+const BUSY_RETRY_MS: u64 = 500;
 /// Clients of one user, as other providers may allow them.
 const CLIENTS_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_who_wait_for_a_slow_provider_leave_room_for_others_and_give_their_places_back() {
+        let relays = Relays::default();
+        let (slow, other) =
+            (Domain::new("slow.example").unwrap(), Domain::new("other.example").unwrap());
+        let first = relays.enter(&slow, 2).unwrap();
+        let second = relays.enter(&slow, 2).unwrap();
+        assert!(matches!(
+            relays.enter(&slow, 2).unwrap_err(),
+            DsError::Unavailable { retry_after_ms: 500, .. }
+        ));
+        drop(relays.enter(&other, 2).unwrap());
+        drop(first);
+        let third = relays.enter(&slow, 2).unwrap();
+        drop((second, third));
+        assert!(locked(&relays.0).is_empty(), "nobody is remembered for nothing");
+    }
+
+    #[test]
+    fn what_the_other_provider_says_is_passed_on_and_what_it_does_not_is_unavailable() {
+        let peer = Domain::new("b.example").unwrap();
+        let said = not_authorized("because");
+        let status = |error| CallError::Status { http: 403, retry_after_ms: Some(7_000), error };
+        assert_eq!(of_call(&peer, status(Some(said.clone()))), said);
+        for (error, after) in [
+            (status(None), 7_000),
+            (CallError::Timeout, RETRY_AFTER_MS),
+            (CallError::Discovery("nowhere".into()), RETRY_AFTER_MS),
+            (CallError::BadAnswer("garbage".into()), RETRY_AFTER_MS),
+        ] {
+            let DsError::Unavailable { retry_after_ms, .. } = of_call(&peer, error) else {
+                unreachable!()
+            };
+            assert_eq!(retry_after_ms, after);
+        }
+        let refused = of_call(&peer, CallError::Refused { domain: peer.clone() });
+        assert_eq!(refused.name(), "not_authorized");
+    }
+}

@@ -133,7 +133,9 @@ async fn users_of_three_providers_do_everything_with_each_other() {
     alice.until_hears(&far, "two guests at a third").await;
 
     // a device is deleted at its own provider: the hub, which is another, removes it
+    // it is told with the next thing that it delivers there
     bob.client.delete_device(&tablet.uri).await.unwrap();
+    accepted(alice.client.send_text(&team, "who is there?").await);
     alice.until("is told", |c| c.member().group(&team).unwrap().pending > 0).await;
     accepted(alice.client.update(&team, false).await);
     let gone = |members: &[mimid::client::core::MemberView]| {

@@ -113,6 +113,29 @@ async fn users_of_two_providers_talk_in_one_group() {
 }
 
 #[actix::test]
+async fn providers_bring_each_other_what_they_owe_by_themselves() {
+    let (net, clock) = (Arc::new(Net::default()), clock_of_now());
+    let a = World::that_delivers("a.example", &net, &clock);
+    let b = World::that_delivers("b.example", &net, &clock);
+    let alice = a.client("alice", "phone").await;
+    let bob = b.client("bob", "phone").await;
+    let group = alice.create(&a).await;
+    let key_packages = bob.key_packages_through(&b, &a, &alice).await;
+    alice.act(&a, &group, Operation::AddUsers { key_packages }).await.unwrap();
+    bob.wait(&b).await;
+    bob.say(&b, &group, "hello").await;
+    alice.receive(&a).await;
+    assert_eq!(alice.texts(), ["hello"]);
+    alice.say(&a, &group, "hello bob").await;
+    while bob.texts().is_empty() {
+        bob.wait(&b).await;
+    }
+    assert_eq!(bob.texts(), ["hello bob"]);
+    a.end();
+    b.end();
+}
+
+#[actix::test]
 async fn items_that_come_twice_late_or_in_another_order_change_nothing() {
     let pair = Pair::new();
     let (group, alice, bob) = pair.with_group().await;

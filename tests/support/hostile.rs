@@ -24,6 +24,8 @@ use mimid::{
     },
 };
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
 use super::providers::{CERTIFICATE, KEY, Peer, Provider, certificate};
 
 /// The provider that means no good.
@@ -72,8 +74,7 @@ impl Hostile {
             received: Mutex::default(),
             answer: Mutex::new(Answers::Delivered(Vec::new())),
         });
-        let read = |file: &str| std::fs::read(folder.join(file)).unwrap();
-        let tls = mimid::http::server_tls(&read(CERTIFICATE), &read(KEY)).unwrap();
+        let tls = tls(&folder);
         let (tell, told) = std::sync::mpsc::channel();
         let served = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -162,6 +163,18 @@ impl Drop for Hostile {
     fn drop(&mut self) {
         drop(self.stop.stop(false));
     }
+}
+
+fn tls(folder: &Path) -> rustls::ServerConfig {
+    let chain = CertificateDer::from_pem_file(folder.join(CERTIFICATE)).unwrap();
+    let key = PrivateKeyDer::from_pem_file(folder.join(KEY)).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![chain], key)
+        .unwrap()
 }
 
 fn published(domain: &Domain, key: &SigningKey, purpose: &str) -> Vec<u8> {

@@ -72,8 +72,12 @@ impl Net {
     }
 }
 
-/// The way out of one provider.
-pub struct Road(pub Arc<Net>);
+/// A way out of one provider.
+pub struct Road {
+    pub net: Arc<Net>,
+    /// Else deliveries do not get through: what a hub owes is brought by hand ([`World::replicate`]).
+    pub delivers: bool,
+}
 
 impl Transport for Road {
     fn get<'a>(
@@ -84,7 +88,7 @@ impl Transport for Road {
         _: Duration,
     ) -> BoxFuture<'a, Result<HttpAnswer, CallError>> {
         Box::pin(async move {
-            let (_, federation) = self.0.find(peer)?;
+            let (_, federation) = self.net.find(peer)?;
             let keys = if path == S2SEndpoint::SignatureKey.path() {
                 federation.signature_keys()
             } else {
@@ -103,7 +107,10 @@ impl Transport for Road {
         _: Duration,
     ) -> BoxFuture<'a, Result<HttpAnswer, CallError>> {
         Box::pin(async move {
-            let (node, federation) = self.0.find(peer)?;
+            if path == S2SEndpoint::DeliverMessage.path() && !self.delivers {
+                return Err(CallError::Unreachable("by hand only".to_owned()));
+            }
+            let (node, federation) = self.net.find(peer)?;
             let endpoint = ENDPOINTS.into_iter().find(|endpoint| endpoint.path() == path).unwrap();
             // what answers is not this task: it goes on where nobody waits for it
             let answered = actix_rt::spawn(async move {
@@ -114,7 +121,7 @@ impl Transport for Road {
             });
             let answer = answered.await.unwrap();
             {
-                let mut lost = self.0.lost.lock().unwrap();
+                let mut lost = self.net.lost.lock().unwrap();
                 if *lost > 0 {
                     *lost -= 1;
                     return Err(CallError::Timeout);
@@ -183,7 +190,7 @@ impl World {
             })
             .collect();
         let body = encode(&DeliverBatchRequest { items: List::new(items).unwrap() });
-        let federation = self.federation.as_ref().unwrap();
+        let federation = self.by_hand.as_ref().unwrap();
         let id = RequestId(mimid::crypto::random());
         let event = EventType::DeliverBatch;
         let answer = federation.request(peer, event, id, body, Duration::from_secs(9)).await;

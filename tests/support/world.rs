@@ -31,6 +31,8 @@ use mimid::{
     },
 };
 
+use prometheus::Registry;
+
 use super::net::{Net, Road};
 
 /// A provider in one process.
@@ -40,6 +42,8 @@ pub struct World {
     pub clock: Arc<ManualClock>,
     pub domain: Domain,
     pub federation: Option<Arc<Federation>>,
+    /// The same provider, but its deliveries get through.
+    pub by_hand: Option<Arc<Federation>>,
     pub store: SharedStore,
     threads: ArbiterThreads,
     kept: Kept,
@@ -53,6 +57,8 @@ struct Kept {
     options: GroupOptions,
     net: Option<Arc<Net>>,
     deny: Vec<DomainPattern>,
+    /// Whether the node brings others by itself what it owes them.
+    delivers: bool,
 }
 
 pub fn domain() -> Domain {
@@ -69,7 +75,7 @@ impl Kept {
     fn new(options: GroupOptions, net: Option<Arc<Net>>) -> Self {
         let key = || SigningKey::generate(SignatureScheme::ED25519).unwrap();
         let (sender, s2s) = (key(), key());
-        Self { token_key: random(), sender, s2s, options, net, deny: Vec::new() }
+        Self { token_key: random(), sender, s2s, options, net, deny: Vec::new(), delivers: false }
     }
 }
 
@@ -88,6 +94,14 @@ impl World {
     /// The provider of `domain` in a network, with the time of that.
     pub fn in_net(domain: &str, net: &Arc<Net>, clock: &Arc<ManualClock>) -> Self {
         Self::in_net_without(domain, net, clock, &[])
+    }
+
+    /// As [`World::in_net`], and it brings others by itself what it owes them.
+    pub fn that_delivers(domain: &str, net: &Arc<Net>, clock: &Arc<ManualClock>) -> Self {
+        let domain = Domain::new(domain).unwrap();
+        let mut kept = Kept::new(GroupOptions::new(domain.clone()), Some(Arc::clone(net)));
+        kept.delivers = true;
+        Self::start(Disk::new(), Arc::clone(clock), domain, kept)
     }
 
     /// As [`World::in_net`], but it does not speak with those of `deny`.
@@ -109,23 +123,26 @@ impl World {
         let metrics = Metrics::new().unwrap();
         let for_ever =
             |key| ProviderKey { key, not_before: Timestamp(0), not_after: Timestamp(u64::MAX) };
-        let federation = kept.net.as_ref().map(|net| {
+        let dealings = |net: &Arc<Net>, registry: &Registry, delivers| {
             let clock = Arc::clone(&clock);
             Arc::new(Federation::new(FederationParts {
                 domain: domain.clone(),
                 signing: vec![for_ever(kept.s2s.clone())],
                 external_senders: vec![for_ever(kept.sender.clone())],
-                transport: Arc::new(Road(Arc::clone(net))),
+                transport: Arc::new(Road { net: Arc::clone(net), delivers }),
                 allow: None,
                 deny: kept.deny.clone(),
                 limits: FederationLimits::default(),
-                metrics: FederationMetrics::register(&metrics.registry).unwrap(),
+                metrics: FederationMetrics::register(registry).unwrap(),
                 clock: Arc::new(move || {
                     use mimid::actors::Clock as _;
                     clock.now()
                 }),
             }))
-        });
+        };
+        let net = kept.net.as_ref();
+        let federation = net.map(|net| dealings(net, &metrics.registry, kept.delivers));
+        let by_hand = net.map(|net| dealings(net, &Registry::new(), true));
         let (token_key, sender, options) = (kept.token_key, &kept.sender, &kept.options);
         let node = Node::new(NodeParts {
             domain: domain.clone(),
@@ -147,17 +164,17 @@ impl World {
         if let (Some(net), Some(federation)) = (&kept.net, &federation) {
             net.enter(&domain, &node, federation);
         }
-        Self { node, disk, clock, domain, federation, store, threads, kept }
+        Self { node, disk, clock, domain, federation, by_hand, store, threads, kept }
     }
 
     /// Ends the node as SIGKILL would, and starts another on what was durable.
     pub fn crash(self) -> Self {
-        let Self { node, disk, clock, domain, federation, store, threads, kept } = self;
+        let Self { node, disk, clock, domain, federation, by_hand, store, threads, kept } = self;
         disk.crash();
         if let Some(net) = &kept.net {
             net.leave(&domain);
         }
-        drop((node, federation, store));
+        drop((node, federation, by_hand, store));
         threads.stop_and_join();
         // signed before the new process started is refused: its clients sign anew, later
         clock.advance_ms(1);
@@ -168,7 +185,7 @@ impl World {
         if let Some(net) = &self.kept.net {
             net.leave(&self.domain);
         }
-        drop((self.node, self.federation));
+        drop((self.node, self.federation, self.by_hand));
         self.threads.stop_and_join();
     }
 
@@ -342,10 +359,20 @@ impl TestClient {
 
     /// Takes in everything that is there, Welcomes included.
     pub async fn receive(&self, world: &World) -> usize {
+        self.receive_within(world, 0).await
+    }
+
+    /// As [`TestClient::receive`], once there is something.
+    pub async fn wait(&self, world: &World) {
+        assert!(self.receive_within(world, 50_000).await > 0, "nothing came");
+    }
+
+    async fn receive_within(&self, world: &World, wait_ms: u32) -> usize {
         let mut taken = 0;
         loop {
             let acks = self.member.acks().unwrap();
-            let dequeue = Dequeue { acks: List::new(acks.clone()).unwrap(), max: 100, wait_ms: 0 };
+            let wait_ms = if taken == 0 { wait_ms } else { 0 };
+            let dequeue = Dequeue { acks: List::new(acks.clone()).unwrap(), max: 100, wait_ms };
             let answer = world.node.dequeue(&self.uri, dequeue).await.unwrap();
             self.member.acknowledged(&acks).unwrap();
             if answer.entries.is_empty() {

@@ -590,7 +590,9 @@ impl<'a> Play<'a> {
                 .done("device deleted", owner, At::Home, async |c| c.delete_device(&uri).await)
                 .await?;
             team.members.remove(&device);
-            // the hub's proposal comes through the queue
+            // a hub elsewhere is told with the next thing that it delivers, and its proposal comes through the queue
+            let text = format!("{} has one device less", called(&self.cast.user(owner)));
+            self.cast.speak(team, CAROL, &text).await?;
             let what = format!("is told that the hub wants {uri} removed");
             self.cast
                 .wait_for(BOB, &what, |actor| {
@@ -603,7 +605,7 @@ impl<'a> Play<'a> {
             let gone = members.iter().all(|member| member.client != uri);
             self.cast.check(gone, "the deleted device is out of the group")?;
         }
-        told("alice deleted her laptop and bob his tablet; the hub proposed their removals");
+        told("alice deleted her laptop and bob his tablet; the hub proposed their removal");
         self.talk(team, &[]).await
     }
 
