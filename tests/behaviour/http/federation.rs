@@ -466,5 +466,107 @@ fn a_trace_of_a_client_goes_on_and_one_of_another_provider_ends_at_the_border() 
     assert_ne!(answered["span"]["trace_id"], TRACE_ID, "it is not known by the other's id here");
 }
 
+/// `mimid` with a configuration that finds `two`'s b.example as a.example does, and what `change` adds.
+fn mimid(two: &Two, args: &[&str], change: &[(&str, &str)]) -> (i32, String, String) {
+    let port = two.b.federation_address().port();
+    let root = two.b.endpoints().certificate.clone().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mimid"))
+        .args(args)
+        .current_dir(two.a.folder.path())
+        .env_remove("MIMID_CONFIG")
+        .env_remove("MIMID_DATA_DIR")
+        .env("MIMID_DOMAIN", "a.example")
+        .env("MIMID_FEDERATION__LISTEN", "127.0.0.1:0")
+        .env(
+            "MIMID_FEDERATION__OVERRIDES",
+            format!("b.example=localhost:{port},c.example=127.0.0.1:{port}"),
+        )
+        .env("MIMID_FEDERATION__ROOTS", root)
+        .env("MIMID_FEDERATION__ALLOW_PRIVATE_ADDRESSES", "true")
+        .envs(change.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_doctor_walks_to_another_provider_and_says_what_is_in_the_way() {
+    let two = Two::start(|_| {});
+    let steps = |domain: &str, change: &[(&str, &str)]| {
+        let (code, out, err) = mimid(&two, &["doctor", domain, "--json"], change);
+        assert!(err.is_empty(), "{err}");
+        let steps: Vec<serde_json::Value> =
+            out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (code, steps)
+    };
+    let (code, good) = steps("b.example", &[]);
+    let named: Vec<_> = good.iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(named, ["lists", "discovery", "addresses", "tls", "clock", "keys", "keys"]);
+    assert!(code == 0 && good.iter().all(|step| step["verdict"] == "ok"), "{good:?}");
+    for (domain, change, step, found, advice) in [
+        ("b.example", ("MIMID_FEDERATION__DENY", "*.example"), "lists", "*.example", "take it out"),
+        (
+            "b.example",
+            ("MIMID_FEDERATION__ALLOW", "d.example"),
+            "lists",
+            "does not name it",
+            "add it",
+        ),
+        (
+            "b.example",
+            ("MIMID_FEDERATION__ALLOW_PRIVATE_ADDRESSES", "false"),
+            "addresses",
+            "127.0.0.1",
+            "allow_private_addresses",
+        ),
+        (
+            "b.example",
+            (
+                "MIMID_FEDERATION__ROOTS",
+                &*two.a.endpoints().certificate.as_ref().unwrap().to_string_lossy(),
+            ),
+            "tls",
+            "nobody trusted vouches",
+            "federation.roots",
+        ),
+        (
+            "c.example",
+            ("MIMID_LOG__LEVEL", "warn"),
+            "keys",
+            "the keys of b.example",
+            "another provider",
+        ),
+    ] {
+        let (code, steps) = steps(domain, &[change]);
+        let failed = steps.iter().find(|step| step["verdict"] == "failed");
+        let failed = failed.unwrap_or_else(|| panic!("{change:?}: {steps:?}"));
+        let says = |key: &str, what: &str| failed[key].as_str().unwrap().contains(what);
+        assert_eq!((code, failed["step"].as_str()), (1, Some(step)), "{steps:?}");
+        assert!(says("found", found) && says("advice", advice), "{failed}");
+    }
+    let (code, told, _) = mimid(&two, &["doctor", "b.example"], &[]);
+    assert!(code == 0 && told.ends_with("b.example can be spoken with.\n"), "{told}");
+    assert_eq!(mimid(&two, &["doctor", "No Domain"], &[]).0, 2);
+}
+
+#[test]
+fn operators_ask_for_other_providers_on_the_command_line() {
+    let two = Two::start(|_| {});
+    let ops = two.a.endpoints().ops.clone();
+    let peers = |args: &[&str]| mimid(&two, &[&["peers", "--ops", &ops], args].concat(), &[]);
+    assert_eq!(peers(&[]).1, "no other providers so far\n");
+    let answer = two.post(CONNECTION, &two.message(EventType::ConnectionKeyPackages, nobody()));
+    assert_eq!(answer.status, 200);
+    let (code, told, _) = peers(&[]);
+    assert!(code == 0 && told.starts_with("b.example  "), "{told}");
+    assert!(told.contains("verification keys: 1 known"), "{told}");
+    let json: Peers = serde_json::from_str(&peers(&["--json"]).1).unwrap();
+    assert_eq!(json.peers[0].domain, domain("b.example"));
+    let group = "mimi://a.example/g/0123456789abcdef012345";
+    let (code, _, why) = peers(&["requeue", "b.example", group]);
+    assert!(code == 1 && why.contains("was ever for b.example"), "{why}");
+}
+
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
