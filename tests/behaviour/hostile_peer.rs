@@ -486,26 +486,28 @@ async fn bodies_without_measure_are_cut_off() {
     let told = told.await.unwrap();
     assert!(told.starts_with("HTTP/1.1 413 "), "{told}");
 
-    // answers to what its client asks the hostile provider for, and to deliveries
+    // answers to what its client asks the hostile provider for
     let stranger = UserUri::new("mimi://evil.example/u/nobody").unwrap();
-    let patience = Duration::ZERO;
     let alice = scene.providers.further(&scene.alice, "tablet").await;
-    let alice = Player { client: alice.client.with_patience(patience), ..alice };
-    for answers in [Answers::Oversized(70 * 1024 * 1024), Answers::Endless, Answers::Silence] {
+    let alice = Player { client: alice.client.with_patience(Duration::ZERO), ..alice };
+    for answers in [Answers::Nonsense(70 * 1024 * 1024), Answers::Endless, Answers::Silence] {
         hostile.answers(answers);
-        accepted(scene.alice.client.send_text(&open, "into the void").await);
         let asked = tokio::time::timeout(PATIENCE, alice.client.connect(&stranger)).await;
         let asked = asked.expect("it is given up");
         assert!(matches!(asked, Err(ClientError::Http(_) | ClientError::Refused(_))), "{asked:?}");
         scene.talk("beside it").await;
     }
-    hostile.answers(Answers::Delivered(Vec::new()));
     let grown = a.metric("process_resident_memory_bytes").await - memory;
     assert!(grown < 200e6, "{grown} bytes more");
-    // and when it behaves again it gets what it missed
-    let missed = hostile.items().len();
-    accepted(scene.alice.client.send_text(&open, "again").await);
-    wait_for_items(hostile, |items| items.len() > missed).await;
+    // nonsense in answer to deliveries; when it behaves again it gets what it missed
+    hostile.answers(Answers::Nonsense(40));
+    let tries = hostile.deliveries();
+    accepted(scene.alice.client.send_text(&open, "into the void").await);
+    wait_for(hostile, |hostile| hostile.deliveries() > tries + 1).await;
+    scene.talk("beside it").await;
+    hostile.answers(Answers::Delivered(Vec::new()));
+    let missed = hostile.deliveries();
+    wait_for(hostile, |hostile| hostile.deliveries() > missed).await;
     assert_eq!(scene.seen()[0].1, before[0].1, "the team is at the epoch that it was at");
     for player in [&scene.alice, &scene.bob] {
         assert_eq!(player.complaints(), []);
@@ -611,8 +613,12 @@ fn sequence(item: &DeliveryItem) -> Option<u64> {
 }
 
 async fn wait_for_items(hostile: &Hostile, so: impl Fn(&[DeliveryItem]) -> bool) {
+    wait_for(hostile, |hostile| so(&hostile.items())).await;
+}
+
+async fn wait_for(hostile: &Hostile, so: impl Fn(&Hostile) -> bool) {
     let deadline = Instant::now() + PATIENCE;
-    while !so(&hostile.items()) {
+    while !so(hostile) {
         assert!(Instant::now() < deadline, "{:?}", hostile.items());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
