@@ -26,8 +26,11 @@ use crate::{
     },
     queue::token::TokenKeys,
     store::{
+        Write,
         memory::Disk,
-        records::{FeedEntry, GroupHead, GroupStatus, LogRecord, OutboundRoster},
+        records::{
+            FeedEntry, GoneReason, GroupHead, GroupNotice, GroupStatus, LogRecord, OutboundRoster,
+        },
     },
     wire::{
         codec::Opaque,
