@@ -4,9 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use mimid::{
-    client::core::Operation,
+    client::core::{NewGroup, Operation},
     crypto,
     queue::token::TOKEN_BYTES,
+    store::records::GroupStatus,
     wire::{
         client::{ConnectionRequestTo, DeleteDevice, Flag, PublishKeyPackages, QueueTokens},
         codec::{List, Opaque},
@@ -190,6 +191,51 @@ async fn client_that_is_gone_is_removed_by_the_hub_when_it_learns_of_it() {
     assert_eq!(roster.len(), 1, "the removal");
     pair.a.replicate(&pair.b, &group).await;
     assert_eq!(pair.b.store.followed(&group).await.unwrap().unwrap().members, 0);
+    pair.end();
+}
+
+#[actix::test]
+async fn guest_that_lacks_a_commit_comes_back_by_a_resync_through_its_provider() {
+    let pair = Pair::new();
+    let (group, alice, bob) = pair.with_group().await;
+    // the hub's outbox was cut, and a snapshot takes the place of what was in it
+    alice.act(&pair.a, &group, Operation::UpdateClient { rotate_key: false }).await.unwrap();
+    alice.say(&pair.a, &group, "lost").await;
+    let now = pair.a.node.group_roster_for(&group, &pair.b.domain).await.unwrap().unwrap();
+    let snapshot = DeliveryItem::Snapshot {
+        group_id: group.clone(),
+        next_sequence: now.next,
+        chain: List::default(),
+        roster: List::new(now.adds).unwrap(),
+    };
+    assert!(pair.a.send(&pair.b.domain, vec![snapshot]).await.is_empty());
+    bob.receive(&pair.b).await;
+    pair.settle(&group, &alice, &[&bob]).await;
+    alice.say(&pair.a, &group, "found").await;
+    bob.say(&pair.b, &group, "here").await;
+    pair.settle(&group, &alice, &[&bob]).await;
+    assert_eq!(bob.texts(), ["found"]);
+    assert_eq!(alice.texts(), ["here"]);
+    pair.end();
+}
+
+#[actix::test]
+async fn group_may_be_made_at_the_hub_of_another_provider() {
+    let pair = Pair::new();
+    let bob = pair.b.client("bob", "phone").await;
+    let alice = pair.a.client("alice", "phone").await;
+    let new = NewGroup { name: "far".into(), ..NewGroup::default() };
+    let (group, request) = bob.member.create_group(&pair.a.hub(), &new, pair.b.now()).unwrap();
+    bob.drive(&pair.b, request).await.unwrap();
+    let key_packages = alice.key_packages_through(&pair.a, &pair.b, &bob).await;
+    bob.act(&pair.b, &group, Operation::AddUsers { key_packages }).await.unwrap();
+    pair.settle(&group, &alice, &[&bob]).await;
+    alice.say(&pair.a, &group, "welcome here").await;
+    pair.settle(&group, &alice, &[&bob]).await;
+    assert_eq!(bob.texts(), ["welcome here"]);
+    // none of it is hosted where its creator is
+    let head = pair.b.head(&group).await;
+    assert_eq!(head.status, GroupStatus::Followed);
     pair.end();
 }
 
