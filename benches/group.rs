@@ -4,7 +4,11 @@
 //! What mimid does more is to verify the request and its GroupInfo, to judge the commit, to make the log record, and
 //! to keep its own view of the members.
 
-use std::{hint::black_box, sync::Arc};
+use std::{
+    hint::black_box,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use mimid::{
@@ -128,6 +132,48 @@ pub fn send_message(c: &mut Criterion) {
         });
     }
     group.finish();
+}
+
+/// The same two, turn by turn in one loop: what else the machine does meets both alike. Prints the quartiles of each and
+/// the median of the ratios.
+pub fn overhead(_: &mut Criterion) {
+    println!("\nupdate commit, in turns: quartiles in µs");
+    println!("members  bare openmls            stage and merge         median ratio  beyond openmls");
+    for (size, turns) in [(2, 400), (10, 400), (100, 200), (1000, 40)] {
+        let scene = Scene::of(size);
+        let message = scene.request(Operation::UpdateClient { rotate_key: false });
+        let DsRequest::UpdateClient(update) = &message.request else { panic!("an update") };
+        let crypto = MlsCrypto::default();
+        let (mut bare, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..turns {
+            let tree = Tree::load(&scene.tree).unwrap();
+            let began = Instant::now();
+            let tree = process_and_merge(&crypto, tree, black_box(&update.commit));
+            bare.push(began.elapsed());
+            drop(tree);
+            let (state, message) = (scene.state(), message.clone());
+            let began = Instant::now();
+            let left = scene.accept(state, black_box(message));
+            ours.push(began.elapsed());
+            drop(left);
+        }
+        let micros = |one: &Duration| one.as_secs_f64() * 1e6;
+        let ratios = ours.iter().zip(&bare).map(|(ours, bare)| micros(ours) / micros(bare));
+        let beyond = ours.iter().zip(&bare).map(|(ours, bare)| micros(ours) - micros(bare));
+        let [_, ratio, _] = quartiles(ratios);
+        let [_, beyond, _] = quartiles(beyond);
+        let [low, middle, high] = quartiles(bare.iter().map(micros));
+        let [our_low, our_middle, our_high] = quartiles(ours.iter().map(micros));
+        println!(
+            "{size:>7}  {low:>6.0} {middle:>6.0} {high:>6.0}    {our_low:>6.0} {our_middle:>6.0} {our_high:>6.0}    {ratio:>12.2}  {beyond:>11.0} µs"
+        );
+    }
+}
+
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| sorted[(sorted.len() - 1) * quarter / 4])
 }
 
 fn process_and_merge(crypto: &MlsCrypto, mut tree: Tree, commit: &MlsMessage) -> Tree {

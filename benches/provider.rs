@@ -13,7 +13,7 @@ mod support;
 use criterion::{criterion_group, criterion_main};
 
 criterion_group!(wire, decode::largest_structs);
-criterion_group!(groups, group::update_commit, group::send_message);
+criterion_group!(groups, group::update_commit, group::overhead, group::send_message);
 criterion_group!(stores, store::batches);
 criterion_group!(providers, replication::messages);
 criterion_main!(wire, groups, stores, providers);
