@@ -18,6 +18,7 @@ use std::{
 
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tracing::Span;
 
 use super::errors::{internal, of_reject, of_store};
 use super::{groups::GroupOptions, history, node::Node};
@@ -51,6 +52,8 @@ pub struct Operate {
     pub request: Box<Request>,
     pub reply: oneshot::Sender<Reply>,
     pub permits: [OwnedSemaphorePermit; 2],
+    /// What the request's log lines stand in.
+    pub span: Span,
 }
 
 /// A guest's clients in the group, and where the group stands. PROTOCOL.md §3, "snapshot".
@@ -189,7 +192,7 @@ impl GroupActor {
     }
 
     fn operate(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        let Operate { request, reply, permits } = operate;
+        let Operate { request, reply, permits, span } = operate;
         self.last_used = self.node.clock.now();
         if let Some(error) = &self.broken {
             let error = match (&request.message.request, error) {
@@ -221,10 +224,12 @@ impl GroupActor {
         // a large group's staging costs milliseconds: it runs in the pool while this actor waits
         let Some(loaded) = self.loaded.take() else { return };
         let pool = Arc::clone(&self.node.groups.cpu);
+        let staging = span.clone();
         let work = async move {
             let _permit = pool.acquire_owned().await;
             actix_rt::task::spawn_blocking(move || {
-                let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
+                let stage = || loaded.state.stage(&request, now);
+                let decided = catch_unwind(AssertUnwindSafe(|| staging.in_scope(stage)));
                 (loaded, decided.ok(), request)
             })
             .await
@@ -232,7 +237,7 @@ impl GroupActor {
         let staged = work.into_actor(self).map(move |result, actor: &mut Self, ctx| match result {
             Ok((loaded, decided, request)) => {
                 actor.loaded = Some(loaded);
-                actor.decided(decided, *request, reply, permits, now, ctx);
+                span.in_scope(|| actor.decided(decided, *request, reply, permits, now, ctx));
             }
             Err(_) => {
                 let _ = reply.send(Err(internal("the group's worker ended")));
@@ -454,7 +459,7 @@ impl Actor for GroupActor {
 impl Handler<Operate> for GroupActor {
     type Result = ();
     fn handle(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        self.operate(operate, ctx);
+        operate.span.clone().in_scope(|| self.operate(operate, ctx));
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::Span;
 
 use super::{
     accounts::deletions,
@@ -183,7 +184,12 @@ impl Node {
             let active = self.groups.find(self, &group);
             let permits = self.groups.admit(&active)?;
             let (reply, answer) = oneshot::channel();
-            active.actor.do_send(Operate { request: Box::new(request.clone()), reply, permits });
+            active.actor.do_send(Operate {
+                request: Box::new(request.clone()),
+                reply,
+                permits,
+                span: Span::current(),
+            });
             if let Ok(answer) = answer.await {
                 return answer;
             }

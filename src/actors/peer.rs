@@ -7,6 +7,7 @@
 
 mod direct;
 mod items;
+mod persist;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
@@ -15,7 +16,6 @@ use std::{
 };
 
 use actix::prelude::*;
-use futures_util::future::join_all;
 use tokio::sync::oneshot;
 
 use super::{
@@ -28,16 +28,13 @@ use crate::{
     federation::{
         CallError, Federation,
         direct::Direct,
-        outbox::{BatchId, Outbox, Plan, Progress, Reading, Standing, Turned, Verdict},
+        outbox::{BatchId, Outbox, Plan, Reading, Standing, Turned, Verdict},
         schedule::{Circuit, Failure, Permission},
     },
-    store::{
-        Batch, Condition, StoreError, Write,
-        records::{GoneReason, GroupNotice, Replica, ReplicaMode, SetAside},
-    },
+    queue::state::recipient_gone,
+    store::{Batch, StoreError, records::ReplicaMode},
     wire::{
         codec::{List, decode, encode},
-        ds::DsError,
         federation::EventType,
         ids::{Domain, GroupId, RecipientId, RequestId, Sequence, Timestamp},
         queueing::{DeliverBatchRequest, DeliverBatchResponse, DeliveryItem},
@@ -63,6 +60,8 @@ pub(super) struct PeerActor {
     wanted: BTreeMap<GroupId, Sequence>,
     /// Where the scan for groups goes on; none: everything that was left is here.
     scan: Option<Option<GroupId>>,
+    /// Something was left that there was no room to note: the store is to be looked through once more.
+    rescan: bool,
     loading: bool,
     persisting: bool,
     persist_armed: bool,
@@ -141,6 +140,7 @@ impl PeerActor {
             sending: 0,
             wanted: BTreeMap::new(),
             scan: Some(None),
+            rescan: false,
             loading: false,
             persisting: false,
             persist_armed: false,
@@ -191,12 +191,18 @@ impl PeerActor {
     }
 
     fn room(&self) -> usize {
+        let most = self.limits().groups_max;
         let here = self.outbox.len() + self.direct.len();
-        self.limits().groups_max.saturating_sub(here)
+        // those that are set aside are in the others' way only where they are as many again
+        let at_work = here - self.outbox.set_aside_count();
+        most.saturating_sub(at_work).min((2 * most).saturating_sub(here))
     }
 
     /// Reads in groups: those that it was told of, and what the store has, as many as there is room for.
     fn load(&mut self, ctx: &mut Context<Self>) {
+        if self.rescan && self.scan.is_none() {
+            (self.rescan, self.scan) = (false, Some(None));
+        }
         let room = self.room().min(LOAD_PAGE);
         if self.loading || self.is_draining() || room == 0 {
             return;
@@ -343,7 +349,7 @@ impl PeerActor {
         let readings = readings.into_iter().map(|(group, reading, _)| (group, reading)).collect();
         let now = self.now();
         let items = self.outbox.fill(batch, readings, now, random());
-        let Some(request) = items.and_then(|items| request_of(items)) else {
+        let Some(request) = items.and_then(request_of) else {
             self.outbox.release(batch);
             self.circuit.not_sent();
             self.sending -= 1;
@@ -508,10 +514,7 @@ impl PeerActor {
         let mut batch = Batch::new();
         for recipient in recipients {
             self.gone.insert((group.clone(), recipient));
-            let (peer, reason) = (self.peer.clone(), GoneReason::QueueGone);
-            let notice = GroupNotice::RecipientGone { peer, recipient, reason };
-            let key = crypto::random();
-            batch.push(Write::GroupNotice { group: group.clone(), key, notice });
+            batch.push(recipient_gone(&self.peer, group, recipient));
         }
         let (node, group) = (self.node.clone(), group.clone());
         let written = self.node.store.write(batch);
@@ -522,92 +525,6 @@ impl PeerActor {
             }
         };
         ctx.spawn(tell.into_actor(self));
-    }
-
-    fn persist_later(&mut self, ctx: &mut Context<Self>) {
-        if self.is_draining() {
-            return self.persist(ctx);
-        }
-        let dirty = self.outbox.has_unpersisted() || !self.direct.unpersisted(1).is_empty();
-        if !dirty || self.persist_armed || self.persisting {
-            return;
-        }
-        self.persist_armed = true;
-        ctx.run_later(Duration::from_millis(self.limits().persist_ms), |actor, ctx| {
-            actor.persist_armed = false;
-            actor.persist(ctx);
-        });
-    }
-
-    /// Writes down what the peer has answered for, and drops markers of what it has whole.
-    fn persist(&mut self, ctx: &mut Context<Self>) {
-        if self.persisting {
-            return;
-        }
-        let feeds = self.outbox.unpersisted(PERSIST_PAGE);
-        let single = self.direct.unpersisted(PERSIST_PAGE);
-        if feeds.is_empty() && single.is_empty() {
-            for tell in self.draining.drain(..) {
-                let _ = tell.send(());
-            }
-            return;
-        }
-        self.persisting = true;
-        let mut writes = Vec::new();
-        for progress in feeds {
-            let may_drop = progress.is_done() && self.left.contains(&progress.group);
-            let written = write_down(
-                self.node.clone(),
-                self.peer.clone(),
-                progress.clone(),
-                ReplicaMode::Feed,
-                may_drop,
-            );
-            writes.push(Box::pin(async move { (progress, true, written.await) })
-                as std::pin::Pin<Box<dyn Future<Output = _>>>);
-        }
-        for (group, acknowledged, acknowledged_at, is_done) in single {
-            let until = if is_done { acknowledged } else { acknowledged.next() };
-            let progress =
-                Progress { group, acknowledged, acknowledged_at, until, set_aside: None };
-            let (node, peer, written) = (self.node.clone(), self.peer.clone(), progress.clone());
-            writes.push(Box::pin(async move {
-                let written = write_down(node, peer, written, ReplicaMode::Direct, is_done).await;
-                (progress, false, written)
-            }));
-        }
-        let done = join_all(writes).into_actor(self).map(|written, actor: &mut Self, ctx| {
-            actor.persisting = false;
-            for (progress, is_feed, outcome) in written {
-                match outcome {
-                    Ok(None) => {
-                        if is_feed {
-                            actor.outbox.persisted(&progress);
-                            if actor.outbox.forget_if_done(&progress.group) {
-                                actor.left.remove(&progress.group);
-                                actor.given_up.remove(&progress.group);
-                            }
-                        } else {
-                            let (group, done) = (&progress.group, progress.is_done());
-                            actor.direct.persisted(group, progress.acknowledged, done);
-                        }
-                    }
-                    // more came meanwhile, and the hint of it is on its way or lost
-                    Ok(Some(until)) => {
-                        let now = actor.now();
-                        if !is_feed || !actor.outbox.grow(&progress.group, until, now) {
-                            actor.wanted.insert(progress.group, until);
-                        }
-                    }
-                    Err(error) => return actor.fail(&error, ctx),
-                }
-            }
-            actor.work(ctx);
-            if actor.is_draining() {
-                actor.persist(ctx);
-            }
-        });
-        ctx.spawn(done);
     }
 
     /// The store fails: nothing can be sent or written down. The next sweep starts anew.
@@ -682,12 +599,15 @@ impl PeerActor {
     fn rest(&mut self, ctx: &mut Context<Self>) {
         let busy = self.loading || self.persisting || self.sending > 0 || self.is_draining();
         let here = !self.outbox.is_empty() || !self.direct.is_empty() || !self.wanted.is_empty();
-        let has_work = here || self.scan.is_some();
+        let has_work = here || self.scan.is_some() || self.rescan;
         if !busy && has_work && self.is_cut_off() && self.node.peers.is_crowded() {
             let unwritten = self.outbox.has_unpersisted() || !self.direct.unpersisted(1).is_empty();
             if unwritten {
                 return self.persist(ctx);
             }
+            return self.leave(ctx);
+        }
+        if !busy && !has_work && self.node.peers.is_crowded() {
             return self.leave(ctx);
         }
         if busy || has_work {
@@ -792,6 +712,15 @@ impl Actor for PeerActor {
         self.leaving = true;
         self.node.peers.forget(&self.peer, &self.ear);
         self.publish(true);
+        if self.node.peers.is_crowded() {
+            // the place is somebody else's now
+            let node = self.node.clone();
+            actix_rt::spawn(async move {
+                if let Err(error) = node.sweep_peers().await {
+                    tracing::warn!(%error, "peers that wait cannot be found now");
+                }
+            });
+        }
     }
 }
 
@@ -805,15 +734,13 @@ impl Handler<Woken> for PeerActor {
             if self.is_direct() || !self.outbox.grow(&group, until, now) {
                 if self.room() > self.wanted.len() || self.direct.known(&group).is_some() {
                     self.wanted.insert(group, until);
-                } else if self.scan.is_none() {
+                } else {
                     // it is in the store, and has its turn when there is room
-                    self.scan = Some(None);
+                    self.rescan = true;
                 }
             }
         }
-        if told.rescan && self.scan.is_none() {
-            self.scan = Some(None);
-        }
+        self.rescan |= told.rescan;
         if told.look {
             self.give_up(ctx);
         }
@@ -822,69 +749,6 @@ impl Handler<Woken> for PeerActor {
             self.requeue(group, reply, ctx);
         }
         self.work(ctx);
-    }
-}
-
-/// Writes down where a peer stands in a group, and drops the marker where it has everything. Gives the marker where it
-/// goes further by now; then only the progress is written down.
-async fn write_down(
-    node: Node,
-    peer: Domain,
-    progress: Progress,
-    mode: ReplicaMode,
-    may_drop: bool,
-) -> Result<Option<Sequence>, StoreError> {
-    let group = progress.group.clone();
-    let set_aside = progress.set_aside.clone().map(|aside| SetAside {
-        since: aside.since,
-        item: aside.item,
-        problem: aside.problem,
-    });
-    let replica = Replica {
-        acknowledged: progress.acknowledged,
-        acknowledged_at: progress.acknowledged_at,
-        mode,
-        set_aside,
-    };
-    let is_over = match may_drop {
-        // none of the peer's clients is left in it: nothing needs to be known of it any more
-        true => match node.group_roster_for(&group, &peer).await {
-            Ok(roster) => roster.is_none_or(|roster| roster.adds.is_empty()),
-            Err(error) => matches!(error, DsError::GroupNotFound { .. }),
-        },
-        false => false,
-    };
-    let replica = match is_over {
-        true => Write::DropReplica { peer: peer.clone(), group: group.clone() },
-        false => Write::Replica { peer: peer.clone(), group: group.clone(), replica },
-    };
-    let until = progress.acknowledged;
-    let batch = Batch::new().and(replica).and(Write::TrimOutboundRoster {
-        peer: peer.clone(),
-        group: group.clone(),
-        until,
-    });
-    if !progress.is_done() {
-        node.store.write(batch).await?;
-        return Ok(None);
-    }
-    let marker = node.store.outbound_at(&peer, &group).await?;
-    let batch = match marker {
-        Some(marker) if marker > progress.acknowledged => {
-            if !is_over {
-                node.store.write(batch).await?;
-            }
-            return Ok(Some(marker));
-        }
-        Some(until) => batch
-            .when(Condition::OutboundAt { peer: peer.clone(), group: group.clone(), until })
-            .and(Write::OutboundDone { peer: peer.clone(), group: group.clone() }),
-        None => batch,
-    };
-    match node.store.write(batch).await {
-        Ok(()) => Ok(None),
-        Err(StoreError::Conflict { .. }) => Ok(node.store.outbound_at(&peer, &group).await?),
-        Err(error) => Err(error),
     }
 }
 
@@ -927,7 +791,6 @@ fn random() -> u64 {
 }
 
 const LOAD_PAGE: usize = 64;
-const PERSIST_PAGE: usize = 256;
 /// Longest sleep: the clock may have moved meanwhile.
 const TIMER_MS_MAX: u64 = 60_000;
 const LOOK_MS: u64 = 60_000;

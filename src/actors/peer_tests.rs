@@ -2,7 +2,7 @@
 //! groups are rows in the store; real ones are in `tests/behaviour`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard},
 };
 
@@ -16,7 +16,7 @@ use crate::{
     actors::{
         GroupOptions, Limits, Metrics, NodeParts, PeerState, ProviderKey,
         arbiters::{ArbiterPool, ArbiterThreads},
-        clock::{Clock as _, ManualClock},
+        clock::{Clock as _, ManualClock, SystemClock},
         hints::locked,
     },
     crypto::{BoxKey, SigningKey},
@@ -26,17 +26,29 @@ use crate::{
     },
     queue::token::TokenKeys,
     store::{
+        Write,
         memory::Disk,
-        records::{FeedEntry, GroupHead, GroupStatus, LogRecord, OutboundRoster},
+        records::{
+            FeedEntry, GoneReason, GroupHead, GroupNotice, GroupStatus, LogRecord, OutboundRoster,
+        },
     },
     wire::{
         codec::Opaque,
-        ds::{Detail, FanoutFilter},
+        ds::{Detail, DsError, FanoutFilter},
+        extensions::QueueToken,
         federation::{S2SMessage, S2SPayload},
         ids::Epoch,
-        queueing::{DeliveryFailure, DeliveryProblem, QueueEvent, RosterChange},
+        mls::MlsMessage,
+        queueing::{
+            DeliveryFailure, DeliveryProblem, QueueEvent, QueueingServiceRequest,
+            QueueingServiceResponse, RosterChange,
+        },
     },
 };
+
+#[cfg(test)]
+#[path = "peer_group_tests.rs"]
+mod groups;
 
 fn domain(name: &str) -> Domain {
     Domain::new(format!("{name}.example")).unwrap()
@@ -62,6 +74,8 @@ enum Mood {
     /// It does not take this item.
     Refuses(GroupId, u64),
     KnowsNobody,
+    /// It takes single messages only.
+    NoFeeds,
 }
 
 #[derive(Default)]
@@ -72,6 +86,12 @@ struct Peer {
     requests: Vec<(RequestId, Vec<u8>)>,
     expects: HashMap<GroupId, u64>,
     got: HashMap<GroupId, Vec<u64>>,
+    /// Everything that it has taken in batches.
+    items: Vec<DeliveryItem>,
+    /// Single messages, by token.
+    singles: Vec<(QueueToken, MlsMessage)>,
+    /// What single messages are answered with first.
+    says: VecDeque<QueueingServiceResponse>,
 }
 
 /// The network, with the peers at its ends.
@@ -107,7 +127,9 @@ impl Peer {
     fn meet(&mut self, message: &[u8]) -> Option<Result<HttpAnswer, CallError>> {
         let message: S2SMessage = decode(message).unwrap();
         let payload: S2SPayload = decode(message.event.event_payload.as_slice()).unwrap();
-        assert_eq!(message.event.event_type.as_str(), EventType::DeliverBatch.name());
+        if message.event.event_type.as_str() == EventType::Deliver.name() {
+            return Some(self.meet_single(payload.body.as_slice()));
+        }
         self.requests.push((payload.request_id, payload.body.as_slice().to_vec()));
         let patient = self.patience > 0;
         self.patience = self.patience.saturating_sub(1);
@@ -119,6 +141,7 @@ impl Peer {
         match mood {
             Mood::Dead => return Some(Err(CallError::Unreachable("dead".into()))),
             Mood::Says(code, retry_after_ms) => return status(code, retry_after_ms),
+            Mood::NoFeeds => return status(404, None),
             Mood::ChokesOn(group, sequence)
                 if batch.items.iter().any(|item| place(item) == (group.clone(), sequence)) =>
             {
@@ -131,6 +154,7 @@ impl Peer {
             | Mood::Refuses(..)
             | Mood::KnowsNobody => {}
         }
+        self.items.extend(batch.items.iter().cloned());
         let mut failures = Vec::new();
         for (index, item) in batch.items.iter().enumerate() {
             let (group, sequence) = place(item);
@@ -156,6 +180,7 @@ impl Peer {
                 if *expects == sequence + 1 && got.is_empty() {
                     got.push(sequence);
                 }
+                *expects = (*expects).max(sequence + 1);
                 continue;
             }
             match self.expects.get_mut(&group) {
@@ -172,8 +197,31 @@ impl Peer {
         match mood {
             Mood::Hangs => None,
             Mood::LosesAnswers => Some(Err(CallError::Timeout)),
-            _ => Some(Ok(HttpAnswer { status: 200, retry_after_ms: None, body })),
+            Mood::Takes
+            | Mood::Dead
+            | Mood::Says(..)
+            | Mood::ChokesOn(..)
+            | Mood::Refuses(..)
+            | Mood::KnowsNobody
+            | Mood::NoFeeds => Some(Ok(HttpAnswer { status: 200, retry_after_ms: None, body })),
         }
+    }
+}
+
+impl Peer {
+    fn meet_single(&mut self, body: &[u8]) -> Result<HttpAnswer, CallError> {
+        if self.mood == Mood::Dead {
+            return Err(CallError::Unreachable("dead".into()));
+        }
+        if let Mood::Says(status, retry_after_ms) = self.mood {
+            return Ok(HttpAnswer { status, retry_after_ms, body: Vec::new() });
+        }
+        let QueueingServiceRequest { client_queue_information, message } = decode(body).unwrap();
+        let response = self.says.pop_front().unwrap_or(QueueingServiceResponse::Ok);
+        if response == QueueingServiceResponse::Ok {
+            self.singles.push((client_queue_information, message));
+        }
+        Ok(HttpAnswer { status: 200, retry_after_ms: None, body: encode(&response) })
     }
 }
 
@@ -234,7 +282,7 @@ impl World {
         limits.peers.outbox.batch_items_max = 8;
         limits.peers.outbox.retry = Backoff { first_ms: 100, max_ms: 1_000 };
         change(&mut limits.peers);
-        let (disk, clock) = (Disk::new(), Arc::new(ManualClock::at(Timestamp(1_000_000))));
+        let (disk, clock) = (Disk::new(), Arc::new(ManualClock::at(SystemClock.now())));
         let net =
             Arc::new(Net { peers: Mutex::new(HashMap::new()), changed: watch::Sender::new(0) });
         let (arbiters, threads) = ArbiterPool::start(2).unwrap();
@@ -465,8 +513,11 @@ async fn a_dead_peer_is_left_alone_and_found_again_by_probing() {
     let world = World::new(|_| ());
     world.net.with("b", |peer| peer.mood = Mood::Dead);
     world.accept(1, &["b"]).await;
-    for _ in 0..2 {
-        world.next_request("b").await;
+    for failures in 1..=3 {
+        world.until("b", |state| state.failures.get("unreachable") == Some(&failures)).await;
+        if failures < 3 {
+            world.next_request("b").await;
+        }
     }
     world.until("b", |state| state.circuit == CircuitState::Open).await;
     let tried = world.requests("b");
@@ -476,6 +527,7 @@ async fn a_dead_peer_is_left_alone_and_found_again_by_probing() {
     world.until("b", |state| state.items == 21).await;
     assert_eq!(world.requests("b"), tried, "nothing is sent while the circuit is open");
     world.next_request("b").await;
+    world.until("b", |state| state.failures.get("unreachable") == Some(&4)).await;
     world.until("b", |state| state.circuit == CircuitState::Open).await;
     assert_eq!(world.requests("b"), tried + 1, "one probe");
     world.net.with("b", |peer| peer.mood = Mood::Takes);
@@ -512,23 +564,26 @@ async fn a_peer_that_says_when_to_come_back_is_not_asked_before() {
 async fn an_item_that_a_peer_does_not_take_stands_in_no_other_group_s_way() {
     for mood in [Mood::Refuses(group(1), 2), Mood::ChokesOn(group(1), 2)] {
         let mut world = World::new(|_| ());
+        world.net.with("b", |peer| peer.mood = mood);
         for _ in 0..3 {
             for seed in 1..=3 {
                 world.accept(seed, &["b"]).await;
             }
         }
-        world.net.with("b", |peer| (peer.mood, peer.patience) = (mood.clone(), 0));
         let aside = |state: &PeerState| {
-            state
-                .set_aside
-                .iter()
-                .any(|stuck| stuck.group == group(1) && stuck.set_aside.item == Sequence(2))
+            let mut stuck = state.set_aside.iter();
+            stuck.any(|it| it.group == group(1) && it.set_aside.item == Sequence(2))
         };
-        // what was taken before the mood came is not what this is about
-        if world.net.with("b", |peer| peer.got.get(&group(1)).is_some_and(|got| got.len() > 1)) {
-            continue;
-        }
         while !world.state("b").is_some_and(|state| aside(&state)) {
+            world.advance(500).await;
+            tokio::task::yield_now().await;
+        }
+        // behind a refusal there is a pause
+        while !world.net.with_quietly("b", |peer| {
+            [(1, 1), (2, 3), (3, 3)]
+                .iter()
+                .all(|(seed, len)| peer.got.get(&group(*seed)).is_some_and(|got| got.len() == *len))
+        }) {
             world.advance(500).await;
             tokio::task::yield_now().await;
         }

@@ -203,17 +203,17 @@ impl Node {
             return Ok(0);
         }
         let begin = {
-            let mut slots = locked(&self.peers.slots);
+            let slots = locked(&self.peers.slots);
             slots.active.values().for_each(|slot| slot.ear.tell(|told| told.look = true));
-            slots.crowded = false;
             slots.after.clone()
         };
-        let (mut after, mut wrapped, mut told) = (begin.clone(), begin.is_none(), 0);
-        loop {
+        let (mut after, mut wrapped) = (begin.clone(), begin.is_none());
+        let (mut told, mut waiting) = (0, false);
+        'sweep: loop {
             let peers = self.store.outbound_peers(after.as_ref(), PEERS_PAGE).await?;
             let Some(last) = peers.last() else {
                 if wrapped {
-                    return Ok(told);
+                    break 'sweep;
                 }
                 (after, wrapped) = (None, true);
                 continue;
@@ -221,16 +221,20 @@ impl Node {
             after = Some(last.clone());
             for peer in peers {
                 if wrapped && begin.as_ref().is_some_and(|begin| peer > *begin) {
-                    return Ok(told);
+                    break 'sweep;
                 }
                 let heard = self.peers.tell(self, &peer, |told| told.look = true);
                 told += usize::from(heard != Heard::Nobody);
+                waiting |= heard == Heard::Nobody;
                 if heard == Heard::Started {
                     // who comes next begins the next sweep, so that everybody has a turn
                     locked(&self.peers.slots).after = Some(peer);
                 }
             }
         }
+        // until the next sweep finds nobody waiting, those who cannot send make room
+        locked(&self.peers.slots).crowded = waiting;
+        Ok(told)
     }
 
     /// Sends a group to a peer anew, beginning with a snapshot, whatever the peer had answered before. `false` where

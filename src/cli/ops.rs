@@ -11,13 +11,13 @@ use crate::server::{Config, Endpoints};
 #[derive(Debug, clap::Args)]
 pub struct NodeAt {
     /// The provider's data folder, where endpoints.json says how to reach it
-    #[arg(long, value_name = "DIR", env = "MIMID_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "MIMID_DATA_DIR", global = true)]
     data_dir: Option<PathBuf>,
     /// The provider's configuration, which names its data folder
-    #[arg(long, value_name = "FILE", env = "MIMID_CONFIG")]
+    #[arg(long, value_name = "FILE", env = "MIMID_CONFIG", global = true)]
     config: Option<PathBuf>,
     /// The provider's ops listener, in place of a data folder
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", global = true)]
     ops: Option<String>,
 }
 

@@ -15,7 +15,7 @@ pub struct Args {
     #[command(flatten)]
     node: NodeAt,
     /// Print the JSON that the provider answers
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
     command: Option<Command>,

@@ -29,13 +29,14 @@ use tokio::{
     task::AbortHandle,
 };
 
-use crate::wire::ids::Domain;
+use crate::{crypto, wire::ids::Domain};
 
 use super::{
     CallError, Clock, HttpAnswer, Transport,
     address::is_global,
     discovery::{self, Discoveries, ServiceHost},
     flight::Flights,
+    trace::{TRACEPARENT, TraceParent},
 };
 
 /// What an operator may decide.
@@ -189,9 +190,12 @@ impl Transport for Https {
         answer_bytes_max: usize,
         timeout: Duration,
     ) -> BoxFuture<'a, Result<HttpAnswer, CallError>> {
+        let trace = TraceParent::new(crypto::random(), crypto::random());
+        // in the span of who asks, so that the line names its own trace beside this one
+        tracing::debug!(%peer, endpoint = path, sent_trace_id = %trace.trace, "a request goes to another provider");
         let (shared, peer) = (Arc::clone(&self.shared), peer.clone());
         Box::pin(self.run(timeout, async move {
-            shared.call(&peer, path, Some(body), answer_bytes_max).await
+            shared.call(&peer, path, Some((body, trace)), answer_bytes_max).await
         }))
     }
 }
@@ -201,16 +205,19 @@ impl Shared {
         self: Arc<Self>,
         peer: &Domain,
         path: &'static str,
-        body: Option<Vec<u8>>,
+        body: Option<(Vec<u8>, TraceParent)>,
         answer_bytes_max: usize,
     ) -> Result<HttpAnswer, CallError> {
         let host = self.host_of(peer).await?;
         let url = format!("https://{}{path}", host.authority());
         let request = match body {
             None => self.client.get(url),
-            Some(body) => {
-                self.client.post(url).header(header::CONTENT_TYPE, OCTET_STREAM).body(body)
-            }
+            Some((body, trace)) => self
+                .client
+                .post(url)
+                .header(header::CONTENT_TYPE, OCTET_STREAM)
+                .header(TRACEPARENT, trace.to_string())
+                .body(body),
         };
         let answered = exchange(request, answer_bytes_max).await;
         if matches!(answered, Err(CallError::Unreachable(_))) {

@@ -54,8 +54,8 @@ pub enum Answers {
     Delivered(Vec<DeliveryFailure>),
     /// Bytes without an end.
     Endless,
-    /// More than anything may have.
-    Oversized(usize),
+    /// So many bytes that mean nothing.
+    Nonsense(usize),
     /// Nothing, ever.
     Silence,
 }
@@ -121,6 +121,12 @@ impl Hostile {
         let received = self.state.received.lock().unwrap();
         let delivered = received.iter().filter(|(path, _)| path == "/deliver_message");
         delivered.filter_map(|(_, bytes)| batch(bytes)).flat_map(List::into_vec).collect()
+    }
+
+    /// How often something was delivered to it, or tried to be.
+    pub fn deliveries(&self) -> usize {
+        let received = self.state.received.lock().unwrap();
+        received.iter().filter(|(path, _)| path == "/deliver_message").count()
     }
 
     /// A message to `to` as it should be.
@@ -209,7 +215,7 @@ async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>)
             let failures = List::new(reports).unwrap();
             response.body(encode(&DeliverBatchResponse { failures }))
         }
-        Answers::Oversized(len) => response.body(vec![0; len]),
+        Answers::Nonsense(len) => response.body(vec![0; len]),
         Answers::Endless => {
             let piece = || Some((Ok::<_, std::io::Error>(web::Bytes::from(vec![0; 65_536])), ()));
             response.streaming(futures_util::stream::unfold((), move |()| async move { piece() }))

@@ -2,7 +2,7 @@
 //! and clocks are set.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener},
     sync::{
@@ -199,6 +199,14 @@ async fn an_answer_comes_back_with_its_status_and_the_connection_is_kept() {
     assert!(head.starts_with("post /deliver_message http/1.1\r\n"), "{head}");
     assert!(head.contains("content-type: application/octet-stream\r\n"), "{head}");
     assert!(!head.contains("accept-encoding") && !head.contains("referer"), "{head}");
+    let heads: Vec<String> =
+        server.asked.lock().unwrap().iter().map(|asked| asked.head.clone()).collect();
+    let trace = |head: &String| {
+        let sent = head.lines().find_map(|line| line.strip_prefix("traceparent: ")).unwrap();
+        TraceParent::parse(sent).unwrap().trace
+    };
+    let traces: HashSet<_> = heads.iter().map(trace).collect();
+    assert_eq!(traces.len(), 3, "a trace begins with each request");
     let got = https.get(&domain("b.example"), "/signature_key", 100, LONG).await.unwrap();
     assert!(got.body.is_empty());
 }

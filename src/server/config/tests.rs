@@ -213,3 +213,24 @@ fn a_federation_that_cannot_be_is_refused_with_what_is_wrong() {
         assert!(wrong.iter().any(|(_, message)| message.contains(hint)), "{wrong:?}");
     }
 }
+
+#[test]
+fn the_two_example_providers_find_and_trust_each_other() {
+    let load = |text: &str| load(text, &[]).unwrap();
+    let a = load(include_str!("../../../config/federation-a.toml"));
+    let b = load(include_str!("../../../config/federation-b.toml"));
+    assert_ne!(a.domain, b.domain);
+    for (one, other) in [(&a, &b), (&b, &a)] {
+        let host = &one.federation.overrides[&other.domain];
+        let listen = other.federation.listen.unwrap();
+        assert_eq!(host.to_string(), format!("localhost:{}", listen.port()));
+        assert_eq!(one.federation.roots, [other.data_dir.join("certificate.pem")]);
+        assert!(one.federation.allow_private_addresses);
+    }
+    let ports = [&a, &b].map(|config| {
+        [config.client.listen, config.ops.listen, config.federation.listen.unwrap()]
+            .map(|address| address.port())
+    });
+    let all: std::collections::BTreeSet<u16> = ports.concat().into_iter().collect();
+    assert_eq!(all.len(), 6, "both run on one machine");
+}

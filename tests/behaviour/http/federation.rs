@@ -1,7 +1,10 @@
 //! The federation listener from outside: what other providers get, and what strangers cannot do to it. TLS on loopback,
 //! and a second provider whose keys sign.
 
-use std::time::Instant;
+use std::{
+    io::{BufRead, BufReader},
+    time::Instant,
+};
 
 use mimid::{
     actors::clock::ManualClock,
@@ -316,6 +319,39 @@ fn a_provider_that_asks_too_much_is_told_when_to_come_back() {
 }
 
 #[test]
+fn senders_whose_keys_do_not_come_leave_room_for_those_that_are_known() {
+    // accepts connections and says nothing
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = format!("localhost:{}", silent.local_addr().unwrap().port());
+    let two = Two::start(|config| {
+        config.federation.requests_max = 8;
+        config.federation.overrides.insert(domain("d.example"), host.parse().unwrap());
+    });
+    let event = EventType::ConnectionKeyPackages;
+    let ask_as_b = || two.post(CONNECTION, &two.message(event, nobody()));
+    assert_eq!(ask_as_b().status, 200, "b is known from now on");
+    let stranger = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    let forged = two.message_of("d.example", &stranger, event, nobody());
+    let bytes = request("POST", CONNECTION, OCTETS, &forged);
+    let mut waiting = Vec::new();
+    for count in 1..=2 {
+        let mut stream = two.a.connect_to(two.a.federation_address());
+        stream.write_all(&bytes).unwrap();
+        waiting.push(stream);
+        let in_flight =
+            format!("mimid_http_requests_in_flight{{listener=\"federation\"}} {count}\n");
+        while !two.a.ops("/metrics").1.contains(&in_flight) {}
+    }
+    let one_more = two.post(CONNECTION, &forged);
+    assert_eq!((one_more.status, one_more.client_error().name()), (503, "unavailable"));
+    assert_eq!(ask_as_b().status, 200);
+    drop(silent);
+    for stream in &mut waiting {
+        assert_eq!(Answer::read(stream).status, 503);
+    }
+}
+
+#[test]
 fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
     let two = Two::start(|config| config.limits.body_timeout = Duration::from_millis(200));
     let address = two.a.federation_address();
@@ -404,3 +440,166 @@ fn shows(provider: &Provider, certificate: &CertificateDer<'static>) -> bool {
     }
     true
 }
+
+#[test]
+fn a_trace_of_a_client_goes_on_and_one_of_another_provider_ends_at_the_border() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_mimid"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"])
+        .current_dir(folder.path())
+        .env_remove("MIMID_CONFIG")
+        .env("MIMID_FEDERATION__LISTEN", "127.0.0.1:0")
+        .env("MIMID_LOG__LEVEL", "warn,mimid::http=debug")
+        .env("MIMID_LOG__FORMAT", "json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("Stop it") {
+        line.clear();
+        assert!(out.read_line(&mut line).unwrap() > 0, "it ended");
+    }
+    let endpoints = Endpoints::read(&folder.path().join("mimid-data")).unwrap();
+    let certificate = fs::read(endpoints.certificate.as_ref().unwrap()).unwrap();
+    let client = format!("{}/v1/dequeue", endpoints.client);
+    let peer = format!("{}/deliver_message", endpoints.federation.as_ref().unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let root = reqwest::Certificate::from_pem(&certificate).unwrap();
+        let http = reqwest::Client::builder().tls_certs_only([root]).build().unwrap();
+        for url in [client, peer] {
+            let answer = http
+                .post(url)
+                .header("content-type", "application/octet-stream")
+                .header("traceparent", TRACEPARENT)
+                .body("garbage")
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(answer.status().as_u16(), 400);
+        }
+    });
+    child.kill().unwrap();
+    let log = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let of = |endpoint: &str, message: &str| {
+        let found = lines
+            .iter()
+            .find(|line| line["span"]["endpoint"] == endpoint && line["message"] == message);
+        found.unwrap_or_else(|| panic!("{endpoint} {message}: {log}")).clone()
+    };
+    assert_eq!(of("/v1/dequeue", "request")["span"]["trace_id"], TRACE_ID);
+    let answered = of("/deliver_message", "request");
+    let link = of("/deliver_message", "a trace of another provider's goes on here");
+    assert_eq!(link["received_trace_id"], TRACE_ID);
+    assert_eq!(link["span"]["trace_id"], answered["span"]["trace_id"]);
+    assert_ne!(answered["span"]["trace_id"], TRACE_ID, "it is not known by the other's id here");
+}
+
+/// `mimid` with a configuration that finds `two`'s b.example as a.example does, and what `change` adds.
+fn mimid(two: &Two, args: &[&str], change: &[(&str, &str)]) -> (i32, String, String) {
+    let port = two.b.federation_address().port();
+    let root = two.b.endpoints().certificate.clone().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_mimid"))
+        .args(args)
+        .current_dir(two.a.folder.path())
+        .env_remove("MIMID_CONFIG")
+        .env_remove("MIMID_DATA_DIR")
+        .env("MIMID_DOMAIN", "a.example")
+        .env("MIMID_FEDERATION__LISTEN", "127.0.0.1:0")
+        .env(
+            "MIMID_FEDERATION__OVERRIDES",
+            format!("b.example=localhost:{port},c.example=127.0.0.1:{port}"),
+        )
+        .env("MIMID_FEDERATION__ROOTS", root)
+        .env("MIMID_FEDERATION__ALLOW_PRIVATE_ADDRESSES", "true")
+        .envs(change.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn the_doctor_walks_to_another_provider_and_says_what_is_in_the_way() {
+    let two = Two::start(|_| {});
+    let steps = |domain: &str, change: &[(&str, &str)]| {
+        let (code, out, err) = mimid(&two, &["doctor", domain, "--json"], change);
+        assert!(err.is_empty(), "{err}");
+        let steps: Vec<serde_json::Value> =
+            out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (code, steps)
+    };
+    let (code, good) = steps("b.example", &[]);
+    let named: Vec<_> = good.iter().map(|step| step["step"].as_str().unwrap()).collect();
+    assert_eq!(named, ["lists", "discovery", "addresses", "tls", "clock", "keys", "keys"]);
+    assert!(code == 0 && good.iter().all(|step| step["verdict"] == "ok"), "{good:?}");
+    for (domain, change, step, found, advice) in [
+        ("b.example", ("MIMID_FEDERATION__DENY", "*.example"), "lists", "*.example", "take it out"),
+        (
+            "b.example",
+            ("MIMID_FEDERATION__ALLOW", "d.example"),
+            "lists",
+            "does not name it",
+            "add it",
+        ),
+        (
+            "b.example",
+            ("MIMID_FEDERATION__ALLOW_PRIVATE_ADDRESSES", "false"),
+            "addresses",
+            "127.0.0.1",
+            "allow_private_addresses",
+        ),
+        (
+            "b.example",
+            (
+                "MIMID_FEDERATION__ROOTS",
+                &*two.a.endpoints().certificate.as_ref().unwrap().to_string_lossy(),
+            ),
+            "tls",
+            "nobody trusted vouches",
+            "federation.roots",
+        ),
+        (
+            "c.example",
+            ("MIMID_LOG__LEVEL", "warn"),
+            "keys",
+            "the keys of b.example",
+            "another provider",
+        ),
+    ] {
+        let (code, steps) = steps(domain, &[change]);
+        let failed = steps.iter().find(|step| step["verdict"] == "failed");
+        let failed = failed.unwrap_or_else(|| panic!("{change:?}: {steps:?}"));
+        let says = |key: &str, what: &str| failed[key].as_str().unwrap().contains(what);
+        assert_eq!((code, failed["step"].as_str()), (1, Some(step)), "{steps:?}");
+        assert!(says("found", found) && says("advice", advice), "{failed}");
+    }
+    let (code, told, _) = mimid(&two, &["doctor", "b.example"], &[]);
+    assert!(code == 0 && told.ends_with("b.example can be spoken with.\n"), "{told}");
+    assert_eq!(mimid(&two, &["doctor", "No Domain"], &[]).0, 2);
+}
+
+#[test]
+fn operators_ask_for_other_providers_on_the_command_line() {
+    let two = Two::start(|_| {});
+    let ops = two.a.endpoints().ops.clone();
+    let peers = |args: &[&str]| mimid(&two, &[&["peers", "--ops", &ops], args].concat(), &[]);
+    assert_eq!(peers(&[]).1, "no other providers so far\n");
+    let answer = two.post(CONNECTION, &two.message(EventType::ConnectionKeyPackages, nobody()));
+    assert_eq!(answer.status, 200);
+    let (code, told, _) = peers(&[]);
+    assert!(code == 0 && told.starts_with("b.example  "), "{told}");
+    assert!(told.contains("verification keys: 1 known"), "{told}");
+    let json: Peers = serde_json::from_str(&peers(&["--json"]).1).unwrap();
+    assert_eq!(json.peers[0].domain, domain("b.example"));
+    let group = "mimi://a.example/g/0123456789abcdef012345";
+    let (code, _, why) = peers(&["requeue", "b.example", group]);
+    assert!(code == 1 && why.contains("was ever for b.example"), "{why}");
+}
+
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
