@@ -164,7 +164,7 @@ impl Node {
         }
         let target = Target::Provider(recipient_domain.clone());
         self.offers.count(sender, target, self.clock.now())?;
-        self.relay_connection_request(from, &recipient_domain, &request).await
+        self.relay_connection_request(&recipient_domain, &request).await
     }
 
     /// Leaves sealed offers of `by` for the clients that they are to. The answer is of the worst that befell one.

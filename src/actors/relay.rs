@@ -195,18 +195,10 @@ impl Node {
 
     pub(super) async fn relay_connection_request(
         &self,
-        from: &ClientUri,
         to: &Domain,
         request: &ConnectionRequest,
     ) -> Result<QueueingServiceResponse, DsError> {
-        let body = encode(request);
-        // the same offers of the same client are one request, also where the client sends them again
-        let mut named = from.as_str().as_bytes().to_vec();
-        named.push(0);
-        named.extend_from_slice(&body);
-        let mut id = [0; 16];
-        id.copy_from_slice(&crypto::sha256(&named)[..16]);
-        let answer = self.ask(to, EventType::ConnectionRequest, RequestId(id), body).await?;
+        let answer = self.ask(to, EventType::ConnectionRequest, encode(request)).await?;
         decode(&answer).map_err(|error| bad_answer(to, error))
     }
 
@@ -217,8 +209,7 @@ impl Node {
         let target = request.target_user.clone();
         let provider = target.domain();
         let event = EventType::ConnectionKeyPackages;
-        let id = RequestId(crypto::random());
-        let answer = self.ask(&provider, event, id, encode(&request)).await?;
+        let answer = self.ask(&provider, event, encode(&request)).await?;
         let response: ConnectionKeyPackageResponse =
             decode(&answer).map_err(|error| bad_answer(&provider, error))?;
         let key_packages: Vec<_> =
@@ -234,8 +225,7 @@ impl Node {
         let target = request.target_user.clone();
         let provider = target.domain();
         let event = EventType::GroupKeyPackages;
-        let id = RequestId(crypto::random());
-        let answer = self.ask(&provider, event, id, encode(&request)).await?;
+        let answer = self.ask(&provider, event, encode(&request)).await?;
         let response: GroupKeyPackageResponse =
             decode(&answer).map_err(|error| bad_answer(&provider, error))?;
         let mut key_packages = Vec::new();
@@ -286,9 +276,9 @@ impl Node {
         &self,
         peer: &Domain,
         event: EventType,
-        request_id: RequestId,
         body: Vec<u8>,
     ) -> Result<Vec<u8>, DsError> {
+        let request_id = RequestId(crypto::random());
         let federation = self.federation_with(peer)?;
         let _waiting = self.relays.enter(peer, self.limits.relays_per_peer_max)?;
         let half = Duration::from_millis(self.limits.relay_timeout_ms / 2);
