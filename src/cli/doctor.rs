@@ -403,14 +403,14 @@ fn judge_keys(
     };
     let name = String::from_utf8_lossy(purpose);
     let of_purpose = || response.keys.iter().filter(|key| key.purpose.as_slice() == purpose);
-    let Some(ends) =
-        of_purpose().filter(|key| is_in_force(key, purpose, now)).map(|key| key.not_after).max()
-    else {
+    if !of_purpose().any(|key| is_in_force(key, purpose, now)) {
         let found = format!("{url}: {} {name} keys, none of them in force", of_purpose().count());
         let advice =
             "its operator runs `mimid keys list` and `mimid keys rotate`; or a clock is wrong";
         return findings.fail(STEP, &found, advice);
-    };
+    }
+    // a next key that is published already counts
+    let ends = of_purpose().map(|key| key.not_after).max().unwrap_or(now);
     let left_s = ends.ms_since(now) / 1000;
     let lasts =
         if ends.0 == u64::MAX { "without end".to_owned() } else { format!("for {}", span(left_s)) };
