@@ -7,18 +7,21 @@ use tls_codec::DeserializeBytes;
 
 use super::{
     deliver::Sender,
-    errors::{malformed, not_authorized},
+    errors::{malformed, not_authorized, of_store},
     node::Node,
 };
 use crate::{
     federation::Opened,
+    queue::state::recipient_gone,
+    store::{Batch, records::GroupStatus},
     wire::{
         codec::encode,
         decode,
-        ds::{DsError, Outcome},
+        ds::{Detail, DsError, Outcome},
         federation::EventType,
+        ids::Domain,
         key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
-        queueing::{DeliverBatchRequest, QueueingServiceRequest},
+        queueing::{DeliverBatchRequest, QueueingServiceRequest, RecipientsGone},
     },
 };
 
@@ -35,6 +38,11 @@ impl Node {
                 let batch: DeliverBatchRequest = body_of(&opened)?;
                 Ok(encode(&self.deliver_batch(&opened.sender, batch).await?))
             }
+            EventType::RecipientsGone => {
+                let gone: RecipientsGone = body_of(&opened)?;
+                self.recipients_gone(&opened.sender, gone).await?;
+                Ok(Vec::new())
+            }
             EventType::Deliver => {
                 let request: QueueingServiceRequest = body_of(&opened)?;
                 Ok(encode(&self.queueing_service_request(request, &opened.sender).await?))
@@ -49,6 +57,27 @@ impl Node {
                 Err(not_authorized("this provider does not move groups"))
             }
         }
+    }
+
+    /// A guest says that queues of clients of its own are gone: their group proposes the removal. It finds out whose they
+    /// are: a number that is not one of the sender's clients changes nothing.
+    async fn recipients_gone(&self, peer: &Domain, gone: RecipientsGone) -> Result<(), DsError> {
+        let RecipientsGone { group_id: group, recipients } = gone;
+        let head = self.store.group_head(&group).await.map_err(of_store)?;
+        if head.is_none_or(|head| head.status != GroupStatus::Active) {
+            return Err(DsError::GroupNotFound {
+                detail: Detail::truncated("this provider hosts no such group"),
+            });
+        }
+        let mut batch = Batch::new();
+        for recipient in recipients.iter() {
+            batch.push(recipient_gone(peer, &group, *recipient));
+        }
+        if !batch.writes.is_empty() {
+            self.store.write(batch).await.map_err(of_store)?;
+            self.hints.notice(&group);
+        }
+        Ok(())
     }
 
     /// A DSMessage of a client of the sender's.
@@ -105,6 +134,7 @@ impl Node {
             EventType::DeliveryService(_)
             | EventType::Deliver
             | EventType::DeliverBatch
+            | EventType::RecipientsGone
             | EventType::Complaint
             | EventType::MigrationRequest
             | EventType::MigrationContent

@@ -8,6 +8,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, Weak},
+    time::Duration,
 };
 
 use futures_util::future::join_all;
@@ -31,13 +32,14 @@ use crate::{
         records::{FollowedMember, GroupHead, GroupNotice, GroupStatus},
     },
     wire::{
-        codec::List,
+        codec::{List, encode},
         ds::DsError,
         extensions::QueueToken,
-        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence},
+        federation::EventType,
+        ids::{ClientUri, Domain, GroupId, RecipientId, RequestId, Sequence},
         queueing::{
             DeliverBatchRequest, DeliverBatchResponse, DeliveryFailure, DeliveryItem,
-            DeliveryProblem, QueueEvent, QueueingServiceResponse,
+            DeliveryProblem, QueueEvent, QueueingServiceResponse, RecipientsGone,
         },
     },
 };
@@ -337,8 +339,8 @@ impl Node {
         }
     }
 
-    /// Takes what is left for a group that is not hosted here: clients whose queues are gone. Its hub learns of them
-    /// with its next delivery, so that of a quiet group learns late.
+    /// Takes what is left for a group that is not hosted here: clients whose queues are gone. Its hub is told at once,
+    /// and where that does not reach it, by the answer to its next delivery.
     pub(super) async fn take_copy_notices(&self, group: &GroupId) -> Result<(), StoreError> {
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
@@ -383,6 +385,7 @@ impl Node {
             match self.store.write(batch).await {
                 Ok(()) => {
                     if let Some((revision, members)) = known {
+                        self.tell_hub_of_gone(group, &members);
                         self.copies.remember(group, revision, members);
                     }
                 }
@@ -390,6 +393,24 @@ impl Node {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Tells a group's hub that these members' queues are gone. Once: what does not arrive is said again with the
+    /// answer to the next delivery.
+    fn tell_hub_of_gone(&self, group: &GroupId, members: &[FollowedMember]) {
+        let Some(federation) = self.federation.clone() else { return };
+        let recipients = members.iter().map(|member| member.recipient).take(GONE_TOLD_MAX);
+        let Ok(recipients) = List::new(recipients.collect()) else { return };
+        let (hub, timeout) = (group.domain(), Duration::from_millis(self.limits.relay_timeout_ms));
+        let gone = RecipientsGone { group_id: group.clone(), recipients };
+        actix_rt::spawn(async move {
+            let id = RequestId(crypto::random());
+            let body = encode(&gone);
+            let told = federation.request(&hub, EventType::RecipientsGone, id, body, timeout).await;
+            if let Err(error) = told {
+                tracing::info!(group = %gone.group_id, %hub, %error, "the hub learns later that clients are gone");
+            }
+        });
     }
 
     /// Lets go of what nobody needs of a copy's log: what every member here has acknowledged, what is too old, what is
@@ -506,3 +527,5 @@ const TRIM_DELAY_MS: u64 = 60_000;
 const TURNS_MAX: usize = 16_384;
 /// Groups whose gone members are remembered.
 const GONE_GROUPS_MAX: usize = 100_000;
+/// Members that one message to the hub names.
+const GONE_TOLD_MAX: usize = 500;

@@ -31,10 +31,8 @@ use crate::{
         outbox::{BatchId, Outbox, Plan, Reading, Standing, Turned, Verdict},
         schedule::{Circuit, Failure, Permission},
     },
-    store::{
-        Batch, StoreError, Write,
-        records::{GoneReason, GroupNotice, ReplicaMode},
-    },
+    queue::state::recipient_gone,
+    store::{Batch, StoreError, records::ReplicaMode},
     wire::{
         codec::{List, decode, encode},
         federation::EventType,
@@ -516,10 +514,7 @@ impl PeerActor {
         let mut batch = Batch::new();
         for recipient in recipients {
             self.gone.insert((group.clone(), recipient));
-            let (peer, reason) = (self.peer.clone(), GoneReason::QueueGone);
-            let notice = GroupNotice::RecipientGone { peer, recipient, reason };
-            let key = crypto::random();
-            batch.push(Write::GroupNotice { group: group.clone(), key, notice });
+            batch.push(recipient_gone(&self.peer, group, recipient));
         }
         let (node, group) = (self.node.clone(), group.clone());
         let written = self.node.store.write(batch);

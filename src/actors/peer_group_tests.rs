@@ -6,7 +6,7 @@ use crate::{
     client::core::{
         Content, CoreError, Home, Hub, Identity, Member, NewGroup, Operation, SUITES, Settled,
     },
-    store::Page,
+    store::{Page, Write},
     wire::{extensions::KeyPackageClass, ids::ClientUri},
 };
 

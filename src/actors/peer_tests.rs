@@ -26,8 +26,11 @@ use crate::{
     },
     queue::token::TokenKeys,
     store::{
+        Write,
         memory::Disk,
-        records::{FeedEntry, GroupHead, GroupStatus, LogRecord, OutboundRoster},
+        records::{
+            FeedEntry, GoneReason, GroupHead, GroupNotice, GroupStatus, LogRecord, OutboundRoster,
+        },
     },
     wire::{
         codec::Opaque,
@@ -43,6 +46,7 @@ use crate::{
     },
 };
 
+#[cfg(test)]
 #[path = "peer_group_tests.rs"]
 mod groups;
 
@@ -571,6 +575,15 @@ async fn an_item_that_a_peer_does_not_take_stands_in_no_other_group_s_way() {
             stuck.any(|it| it.group == group(1) && it.set_aside.item == Sequence(2))
         };
         while !world.state("b").is_some_and(|state| aside(&state)) {
+            world.advance(500).await;
+            tokio::task::yield_now().await;
+        }
+        // behind a refusal there is a pause
+        while !world.net.with_quietly("b", |peer| {
+            [(1, 1), (2, 3), (3, 3)]
+                .iter()
+                .all(|(seed, len)| peer.got.get(&group(*seed)).is_some_and(|got| got.len() == *len))
+        }) {
             world.advance(500).await;
             tokio::task::yield_now().await;
         }

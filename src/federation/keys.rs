@@ -198,6 +198,14 @@ impl KeyCache {
         flight.landed().await.unwrap_or_else(broken_off)
     }
 
+    /// Whether a list is at hand: then [`KeyCache::get`] waits for nobody.
+    #[must_use]
+    pub fn are_known(&self, domain: &Domain, list: KeyList) -> bool {
+        let (now, known) = ((self.0.clock)(), self.known());
+        let entry = known.lists.get(&(domain.clone(), list));
+        entry.and_then(|entry| entry.keys.as_ref()).is_some_and(|keys| now <= keys.good_until)
+    }
+
     /// The keys of `domain` as they are now, where `than` did not help.
     pub async fn newer(&self, domain: &Domain, list: KeyList, than: &KnownKeys) -> Newer {
         let flight = {

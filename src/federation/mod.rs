@@ -150,6 +150,12 @@ impl Federation {
         *peer != self.domain && !on(&self.deny) && self.allow.as_ref().is_none_or(|allow| on(allow))
     }
 
+    /// Whether a message of `peer` can be judged without asking `peer` anything first.
+    #[must_use]
+    pub fn knows(&self, peer: &Domain) -> bool {
+        self.keys.are_known(peer, KeyList::Verification)
+    }
+
     /// Signs `body` as `event` for `peer`, posts it to the event's endpoint and gives the body of the answer. A repeat of
     /// one logical request takes the same `request_id` and is signed anew.
     ///

@@ -60,6 +60,7 @@ pub fn is_once(event: EventType) -> bool {
         EventType::DeliveryService(_)
         | EventType::Deliver
         | EventType::DeliverBatch
+        | EventType::RecipientsGone
         | EventType::Complaint
         | EventType::MigrationRequest
         | EventType::MigrationContent

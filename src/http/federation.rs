@@ -1,9 +1,10 @@
 //! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5) but for complaints and moving
 //! groups, and where this provider is to be found.
 //!
-//! A request is counted by its address, read, given a place, opened (decoded, its sender authenticated: `federation`),
-//! counted and placed once more by its sender, and given to the node. What nobody signed for takes nothing from the
-//! provider that it names.
+//! A request is counted by its address, read, opened (decoded, its sender authenticated: `federation`), counted by its
+//! sender, given a place among the sender's and among all, and given to the node. Opening may have to wait for the keys
+//! of whoever the message says it is from: such messages have few places, and none of those that others work in, so a
+//! flood of forged or slow senders leaves room for the providers that are known.
 
 use std::{
     collections::HashMap,
@@ -14,11 +15,13 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use tls_codec::DeserializeBytes;
+use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
     endpoint::Form,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, rate_limited},
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, busy, rate_limited},
     limits::FederationLimits,
     metrics::HttpMetrics,
     trace,
@@ -26,11 +29,11 @@ use super::{
 };
 use crate::{
     actors::Node,
-    federation::Federation,
+    federation::{Federation, Opened},
     rate::Limiter,
     wire::{
         client::VerificationKeyResponse,
-        ds::{Detail, DsError},
+        ds::{Detail, DsError, ProtocolVersion},
         encode,
         federation::{EventType, MESSAGE_BYTES_MAX, S2SEndpoint},
         ids::Domain,
@@ -102,6 +105,9 @@ struct FederationApi {
     /// What each provider asked for of late, and what is being worked on for it.
     rates: Limiter<Domain>,
     places: Places,
+    /// What is being opened: of providers whose keys are known, and of others together.
+    opening: Places,
+    strangers: Semaphore,
 }
 
 impl FederationApi {
@@ -116,6 +122,8 @@ impl FederationApi {
         Self {
             rates: Limiter::new(requests_per_peer, PEERS_COUNTED_MAX),
             places: Places { taken: Mutex::default(), per_peer_max: places },
+            opening: Places { taken: Mutex::default(), per_peer_max: places },
+            strangers: Semaphore::new((shared.requests_max / STRANGERS_PART).max(1)),
             front: Front::new(LISTENER, shared, metrics, Arc::clone(&node.clock)),
             node,
             federation,
@@ -130,17 +138,26 @@ impl FederationApi {
     ) -> Result<Answer, Refusal> {
         self.front.admit(request)?;
         let body = self.front.body(request, payload, body_bytes_max(endpoint)).await?;
-        let _place = self.front.place()?;
         self.front.in_time(Duration::ZERO, self.execute(endpoint, &body.bytes)).await
     }
 
+    /// Authenticates a message, within the bounds of whoever it says that it is from.
+    async fn open(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Opened, DsError> {
+        let sender = sender_of(bytes).filter(|sender| self.federation.knows(sender));
+        let _places = match &sender {
+            Some(known) => (Some(self.opening.take(known)?), None),
+            None => (None, Some(self.strangers.try_acquire().map_err(|_| busy())?)),
+        };
+        self.federation.open(endpoint, bytes).await
+    }
+
     async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
-        let opened = self.federation.open(endpoint, bytes).await?;
+        let opened = self.open(endpoint, bytes).await?;
         tracing::Span::current().record("peer", opened.sender.as_str());
         self.rates
             .check(&opened.sender, self.node.clock.now())
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
-        let _place = self.places.take(&opened.sender)?;
+        let _places = (self.places.take(&opened.sender)?, self.front.place()?);
         let event = opened.event;
         let answer = match self.node.federated(opened).await {
             Ok(bytes) => Answer::ok(bytes),
@@ -201,6 +218,12 @@ async fn unknown_path(request: HttpRequest, api: web::Data<FederationApi>) -> Ht
         [S2SEndpoint::Complaint, S2SEndpoint::MigrationRequest, S2SEndpoint::MigrationContent];
     let is_known = known.iter().any(|endpoint| endpoint.path() == request.path());
     api.front.not_found(if is_known { NOT_YET } else { NO_SUCH_ENDPOINT })
+}
+
+/// Who a message says that it is from; none where it does not begin as one.
+fn sender_of(bytes: &[u8]) -> Option<Domain> {
+    let (_version, rest) = ProtocolVersion::tls_deserialize_bytes(bytes).ok()?;
+    Domain::tls_deserialize_bytes(rest).ok().map(|(sender, _)| sender)
 }
 
 fn methods(endpoint: S2SEndpoint) -> &'static str {
@@ -276,6 +299,8 @@ impl Drop for Place<'_> {
     }
 }
 
+/// One in so many places in all, for messages that must wait for their senders' keys.
+const STRANGERS_PART: usize = 4;
 const GET_AND_POST: &str = "GET, POST";
 const KIB: usize = 1024;
 /// Providers whose requests are counted; beyond, new ones share one count.

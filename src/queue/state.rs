@@ -22,7 +22,7 @@ use crate::{
     },
     wire::{
         codec::decode,
-        ids::{ClientUri, FeedId, GroupId, RecipientId, Sequence, Timestamp},
+        ids::{ClientUri, Domain, FeedId, GroupId, RecipientId, Sequence, Timestamp},
         queueing::{FeedAck, QueueEntry, QueueEvent},
     },
 };
@@ -552,6 +552,17 @@ pub fn client_gone(client: &ClientUri, group: &GroupId, reason: GoneReason) -> W
     let mut key = [0; 16];
     key.copy_from_slice(&crypto::sha256(client.as_str().as_bytes())[..16]);
     let notice = GroupNotice::ClientGone { client: client.clone(), reason };
+    Write::GroupNotice { group: group.clone(), key, notice }
+}
+
+/// Tells `group` that the queue of `peer`'s client is gone, which it knows by its number. Told twice, it is there once.
+#[must_use]
+pub fn recipient_gone(peer: &Domain, group: &GroupId, recipient: RecipientId) -> Write {
+    let mut key = [0; 16];
+    let name = format!("{peer} {recipient}");
+    key.copy_from_slice(&crypto::sha256(name.as_bytes())[..16]);
+    let (peer, reason) = (peer.clone(), GoneReason::QueueGone);
+    let notice = GroupNotice::RecipientGone { peer, recipient, reason };
     Write::GroupNotice { group: group.clone(), key, notice }
 }
 

@@ -61,6 +61,8 @@ pub enum EventType {
     Deliver,
     /// A DeliverBatchRequest.
     DeliverBatch,
+    /// A RecipientsGone.
+    RecipientsGone,
     /// A ConnectionRequest, or a QueueingServiceRequest with a Welcome.
     ConnectionRequest,
     /// A CommitComplaint.
@@ -103,6 +105,7 @@ impl EventType {
             Self::DeliveryService(operation) => format!("{DELIVERY_SERVICE}{operation}"),
             Self::Deliver => "mimi.queueing-service.deliver".to_owned(),
             Self::DeliverBatch => "mimi.queueing-service.deliver-batch".to_owned(),
+            Self::RecipientsGone => "mimi.queueing-service.recipients-gone".to_owned(),
             Self::ConnectionRequest => "mimi.queueing-service.connection-request".to_owned(),
             Self::Complaint => "mimi.queueing-service.complaint".to_owned(),
             Self::ConnectionKeyPackages => "mimi.key-packages.connection".to_owned(),
@@ -130,7 +133,9 @@ impl EventType {
             Self::DeliveryService("welcome-info") => S2SEndpoint::WelcomeInformation,
             Self::DeliveryService("external-commit-info") => S2SEndpoint::ExternalCommitInformation,
             Self::DeliveryService(_) => S2SEndpoint::GroupOperation,
-            Self::Deliver | Self::DeliverBatch => S2SEndpoint::DeliverMessage,
+            Self::Deliver | Self::DeliverBatch | Self::RecipientsGone => {
+                S2SEndpoint::DeliverMessage
+            }
             Self::ConnectionRequest => S2SEndpoint::ConnectionRequest,
             Self::Complaint => S2SEndpoint::Complaint,
             Self::ConnectionKeyPackages => S2SEndpoint::ConnectionKeyPackages,
@@ -184,9 +189,10 @@ impl S2SEndpoint {
 const DELIVERY_SERVICE: &str = "mimi.delivery-service.";
 
 /// Every event that is no Delivery Service request.
-const OTHERS: [EventType; 9] = [
+const OTHERS: [EventType; 10] = [
     EventType::Deliver,
     EventType::DeliverBatch,
+    EventType::RecipientsGone,
     EventType::ConnectionRequest,
     EventType::Complaint,
     EventType::ConnectionKeyPackages,

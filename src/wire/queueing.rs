@@ -97,6 +97,14 @@ pub struct DeliverBatchResponse {
     pub failures: List<DeliveryFailure, REQUEST_BYTES_MAX>,
 }
 
+/// A guest tells a group's hub of clients of its own whose queues are gone, before the hub's next delivery would
+/// (whose answer says so again, until they are removed).
+#[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+pub struct RecipientsGone {
+    pub group_id: GroupId,
+    pub recipients: List<RecipientId, 8192>,
+}
+
 /// What a queue entry says.
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 #[repr(u8)]

@@ -134,6 +134,10 @@ pub fn handshake(
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "rustls adds kinds; those that can be explained are named"
+)]
 fn explain(error: &Error, target: &Target, certificate: &Certificate) -> Problem {
     let Error::InvalidCertificate(why) = error else {
         return problem(error.to_string(), "its operator must mend its certificate");
@@ -173,8 +177,11 @@ fn explain(error: &Error, target: &Target, certificate: &Certificate) -> Problem
 #[derive(Debug)]
 struct Seen {
     inner: Arc<Verifier>,
-    end: Mutex<Option<(Vec<u8>, Result<(), Error>)>>,
+    end: Mutex<Option<Judged>>,
 }
+
+/// A certificate and what is held against it.
+type Judged = (Vec<u8>, Result<(), Error>);
 
 impl ServerCertVerifier for Seen {
     fn verify_server_cert(

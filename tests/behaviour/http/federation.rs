@@ -319,6 +319,39 @@ fn a_provider_that_asks_too_much_is_told_when_to_come_back() {
 }
 
 #[test]
+fn senders_whose_keys_do_not_come_leave_room_for_those_that_are_known() {
+    // accepts connections and says nothing
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = format!("localhost:{}", silent.local_addr().unwrap().port());
+    let two = Two::start(|config| {
+        config.federation.requests_max = 8;
+        config.federation.overrides.insert(domain("d.example"), host.parse().unwrap());
+    });
+    let event = EventType::ConnectionKeyPackages;
+    let ask_as_b = || two.post(CONNECTION, &two.message(event, nobody()));
+    assert_eq!(ask_as_b().status, 200, "b is known from now on");
+    let stranger = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+    let forged = two.message_of("d.example", &stranger, event, nobody());
+    let bytes = request("POST", CONNECTION, OCTETS, &forged);
+    let mut waiting = Vec::new();
+    for count in 1..=2 {
+        let mut stream = two.a.connect_to(two.a.federation_address());
+        stream.write_all(&bytes).unwrap();
+        waiting.push(stream);
+        let in_flight =
+            format!("mimid_http_requests_in_flight{{listener=\"federation\"}} {count}\n");
+        while !two.a.ops("/metrics").1.contains(&in_flight) {}
+    }
+    let one_more = two.post(CONNECTION, &forged);
+    assert_eq!((one_more.status, one_more.client_error().name()), (503, "unavailable"));
+    assert_eq!(ask_as_b().status, 200);
+    drop(silent);
+    for stream in &mut waiting {
+        assert_eq!(Answer::read(stream).status, 503);
+    }
+}
+
+#[test]
 fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
     let two = Two::start(|config| config.limits.body_timeout = Duration::from_millis(200));
     let address = two.a.federation_address();

@@ -345,6 +345,7 @@ structs! {
     DeliverBatchRequest { items }
     DeliveryFailure { item, problem, recipient, next_sequence }
     DeliverBatchResponse { failures }
+    RecipientsGone { group_id, recipients }
     GroupImport { group_id, group_info, ratchet_tree, members }
     MemberImport { leaf_index, client_queue_config }
     QueueEntry { feed, sequence, previous, accepted_at, group_id, event }

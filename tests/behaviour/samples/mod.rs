@@ -84,6 +84,7 @@ pub fn all() -> Vec<Sample> {
     ds::ds_messages(&mut samples);
     ds::ds_answers(&mut samples);
     queueing(&mut samples);
+    gone(&mut samples);
     clients::clients(&mut samples);
     clients::key_packages(&mut samples);
     clients::federation(&mut samples);
@@ -339,7 +340,7 @@ fn queueing(samples: &mut Samples) {
     for (variant, item) in items {
         samples.add(
             variant,
-            "between providers: reserved",
+            "between providers",
             &DeliverBatchRequest { items: List::new(vec![item]).unwrap() },
         );
     }
@@ -359,10 +360,21 @@ fn queueing(samples: &mut Samples) {
         };
         samples.add(
             variant,
-            "between providers: reserved",
+            "between providers",
             &DeliverBatchResponse { failures: List::new(vec![failure]).unwrap() },
         );
     }
+}
+
+fn gone(samples: &mut Samples) {
+    samples.add(
+        "",
+        "between providers: two clients of the guest's have no queue any more",
+        &RecipientsGone {
+            group_id: group_id(),
+            recipients: List::new(vec![RecipientId(3), RecipientId(300)]).unwrap(),
+        },
+    );
 }
 
 fn portability(samples: &mut Samples) {
