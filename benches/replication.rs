@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use mimid::{
     client::core::{Content, Home, Identity, Member, Operation, Settled},
     wire::{
@@ -19,6 +19,9 @@ use crate::{
     support::synth::{Synth, member, system_now},
 };
 
+/// Messages that wait together.
+const MESSAGES: u64 = 200;
+
 /// What one link takes of a group with `guests` clients at the other provider, and one at the hub that writes.
 struct Scene {
     linked: Linked,
@@ -27,14 +30,16 @@ struct Scene {
 }
 
 pub fn messages(c: &mut Criterion) {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = actix_rt::System::new();
     let mut group = c.benchmark_group("replicated messages, hub to guest");
-    group.throughput(Throughput::Elements(1)).sample_size(10);
+    group.throughput(Throughput::Elements(MESSAGES)).sample_size(10);
+    group.sampling_mode(SamplingMode::Flat);
     for guests in [10, 1_000] {
         let scene = runtime.block_on(Scene::of(guests));
         group.bench_with_input(BenchmarkId::new("recipients", guests), &guests, |b, _| {
-            b.iter_custom(|count| runtime.block_on(scene.replicate(count)));
+            b.iter_custom(|rounds| {
+                (0..rounds).map(|_| runtime.block_on(scene.replicate(MESSAGES))).sum()
+            });
         });
         scene.linked.end();
     }

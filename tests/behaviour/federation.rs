@@ -2,7 +2,7 @@
 //! provider killed at any point, and weather on the links between them.
 //!
 //! Nothing here depends on speed: what goes from one provider to another is waited for. What chance decides comes from
-//! one seed, which is printed; MIMID_SEED repeats it, and MIMID_OUTAGE_S makes the bad weather longer.
+//! one seed, which is printed; TEST_SEED repeats it, and TEST_OUTAGE_S makes the bad weather longer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -182,7 +182,7 @@ async fn nothing_is_lost_doubled_or_reordered_when_providers_are_killed_under_tr
     let seed = seed("kill");
     let crowd = Crowd::gather(seed).await;
     let mut random = StdRng::seed_from_u64(seed);
-    for round in 1..=setting("MIMID_KILLS", 6) {
+    for round in 1..=setting("TEST_KILLS", 6) {
         let victim = random.random_range(0..DOMAINS.len());
         crowd.traffic_until_killed(&mut random, round, victim).await;
     }
@@ -194,7 +194,7 @@ async fn nothing_is_lost_doubled_or_reordered_in_bad_weather() {
     let seed = seed("weather");
     let crowd = Crowd::gather(seed).await;
     let mut random = StdRng::seed_from_u64(seed);
-    let mut left = Duration::from_secs(setting("MIMID_OUTAGE_S", 40));
+    let mut left = Duration::from_secs(setting("TEST_OUTAGE_S", 40));
     let ends = std::sync::atomic::AtomicBool::new(false);
     let weather = async {
         while !left.is_zero() {
@@ -459,7 +459,7 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 fn seed(what: &str) -> u64 {
-    let seed = setting("MIMID_SEED", rand::rng().random_range(0..1_000_000));
-    println!("{what}: MIMID_SEED={seed}");
+    let seed = setting("TEST_SEED", rand::rng().random_range(0..1_000_000));
+    println!("{what}: TEST_SEED={seed}");
     seed
 }
