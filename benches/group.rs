@@ -138,7 +138,9 @@ pub fn send_message(c: &mut Criterion) {
 /// the median of the ratios.
 pub fn overhead(_: &mut Criterion) {
     println!("\nupdate commit, in turns: quartiles in µs");
-    println!("members  bare openmls            stage and merge         median ratio  beyond openmls");
+    println!(
+        "members  bare openmls            stage and merge         median ratio  beyond openmls"
+    );
     for (size, turns) in [(2, 400), (10, 400), (100, 200), (1000, 40)] {
         let scene = Scene::of(size);
         let message = scene.request(Operation::UpdateClient { rotate_key: false });

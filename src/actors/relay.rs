@@ -379,6 +379,22 @@ fn of_call(peer: &Domain, error: CallError) -> DsError {
         CallError::Refused { .. } => {
             not_authorized(format!("this provider does not federate with {peer}"))
         }
+        // between the providers: nothing that the client did, or can do, makes it better
+        CallError::Status {
+            error:
+                Some(
+                    error @ (DsError::Unauthenticated { .. }
+                    | DsError::StaleRequest { .. }
+                    | DsError::UnsupportedVersion { .. }),
+                ),
+            ..
+        } => {
+            tracing::error!(%peer, %error, "another provider does not take what this one signs: `mimid doctor` says more");
+            DsError::Unavailable {
+                detail: detail(format!("{peer} does not take this provider's messages now")),
+                retry_after_ms,
+            }
+        }
         CallError::Status { error: Some(error), .. } => error,
         CallError::Signing(reason) => internal(reason),
         CallError::Discovery(_)

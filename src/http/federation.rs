@@ -152,7 +152,11 @@ impl FederationApi {
     }
 
     async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
-        let opened = self.open(endpoint, bytes).await?;
+        let opened = match self.open(endpoint, bytes).await {
+            Ok(opened) => opened,
+            // said to the provider that sends, and not by the group to its client: a relay must tell them apart
+            Err(error) => return Ok(Answer::refused(Form::ClientResponse, error.into())),
+        };
         tracing::Span::current().record("peer", opened.sender.as_str());
         self.rates
             .check(&opened.sender, self.node.clock.now())
