@@ -772,8 +772,9 @@ fn trouble_of(error: &CallError) -> Trouble {
         CallError::Discovery(_)
         | CallError::Unreachable(_)
         | CallError::Timeout
+        // its answer is, and not what it was sent
+        | CallError::TooLarge
         | CallError::BadAnswer(_) => Trouble::Later(Failure::Transport),
-        CallError::TooLarge => Trouble::TooLarge,
         CallError::Status { http, .. } => match http {
             404 => Trouble::NotFound,
             413 => Trouble::TooLarge,

@@ -70,8 +70,8 @@ pub enum CallError {
     /// `error` is what it said of itself, where it did.
     #[error("it answered {http}{}", said(error.as_ref()))]
     Status { http: u16, retry_after_ms: Option<u64>, error: Option<DsError> },
-    /// The request, or the answer to it.
-    #[error("more bytes than allowed")]
+    /// Its answer. What it says of a request that is too large is a `Status`.
+    #[error("its answer has more bytes than allowed")]
     TooLarge,
     #[error("its answer cannot be used: {0}")]
     BadAnswer(String),
