@@ -3,12 +3,15 @@
 //! Who sends was authenticated by `federation`, and that the event belongs to its endpoint. Here is what the sender may
 //! say: it speaks for its own clients, and for the groups that it hosts. The hub's own checks are `group`'s.
 
+use std::collections::BTreeSet;
+
 use tls_codec::DeserializeBytes;
 
 use super::{
     deliver::Sender,
     errors::{malformed, not_authorized, of_store},
     node::Node,
+    peer::recipient_of,
 };
 use crate::{
     federation::Opened,
@@ -19,7 +22,7 @@ use crate::{
         decode,
         ds::{Detail, DsError, Outcome},
         federation::EventType,
-        ids::Domain,
+        ids::{Domain, RecipientId},
         key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
         queueing::{DeliverBatchRequest, QueueingServiceRequest, RecipientsGone},
     },
@@ -64,13 +67,18 @@ impl Node {
     async fn recipients_gone(&self, peer: &Domain, gone: RecipientsGone) -> Result<(), DsError> {
         let RecipientsGone { group_id: group, recipients } = gone;
         let head = self.store.group_head(&group).await.map_err(of_store)?;
-        if head.is_none_or(|head| head.status != GroupStatus::Active) {
+        let is_here = head.is_some_and(|head| head.status == GroupStatus::Active);
+        let roster = if is_here { self.group_roster_for(&group, peer).await? } else { None };
+        let own: BTreeSet<RecipientId> =
+            roster.iter().flat_map(|roster| &roster.adds).map(recipient_of).collect();
+        // who has nobody in it is not told whether there is such a group
+        if own.is_empty() {
             return Err(DsError::GroupNotFound {
-                detail: Detail::truncated("this provider hosts no such group"),
+                detail: Detail::truncated("no client of the sender's is in such a group here"),
             });
         }
         let mut batch = Batch::new();
-        for recipient in recipients.iter() {
+        for recipient in recipients.iter().filter(|recipient| own.contains(recipient)) {
             batch.push(recipient_gone(peer, &group, *recipient));
         }
         if !batch.writes.is_empty() {

@@ -531,10 +531,13 @@ fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
 
 /// What a guest's clients in one group change by, on the wire.
 pub(super) fn encode_changes(changes: &[RosterChange]) -> Vec<u8> {
-    // tokens are small and Welcomes are parts of one request, so this fits; where it would not, the peer is sent a
-    // snapshot in its place
+    // what would not fit was refused when it was staged; where it does not all the same (an import of a group with very
+    // many guests), the peer is sent a snapshot in its place
     let list = List::<RosterChange, REQUEST_BYTES_MAX>::new(changes.to_vec());
-    list.map(|list| crate::wire::encode(&list)).unwrap_or_default()
+    list.map(|list| crate::wire::encode(&list)).unwrap_or_else(|error| {
+        tracing::error!(%error, "a guest's changes do not fit: it gets a snapshot");
+        Vec::new()
+    })
 }
 
 pub(super) fn record_bytes(record: &crate::store::records::LogRecord) -> u64 {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use super::{
     deliver::Sender,
@@ -45,10 +46,19 @@ use crate::{
 };
 
 /// Who changes a copy now, and what need not be read for every message.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Copies {
     turns: Mutex<HashMap<GroupId, Weak<tokio::sync::Mutex<()>>>>,
     gone: Mutex<HashMap<GroupId, Gone>>,
+    /// Hubs that are told of clients that are gone, at a time.
+    telling: Arc<Semaphore>,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        let (turns, gone) = (Mutex::default(), Mutex::default());
+        Self { turns, gone, telling: Arc::new(Semaphore::new(TELLING_MAX)) }
+    }
 }
 
 /// Members whose queues are gone, as of one revision of the group's head.
@@ -109,7 +119,7 @@ impl Node {
         }
         let count = items.len();
         let mut groups: HashMap<GroupId, Items> = HashMap::new();
-        let mut direct = Vec::new();
+        let (mut direct, mut too_many) = (Vec::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             match item {
@@ -122,6 +132,18 @@ impl Node {
                         event,
                     ));
                 }
+                // before anything waits with it: in memory it is many times as large as it came
+                DeliveryItem::Feed { ref roster, .. }
+                | DeliveryItem::Snapshot { ref roster, .. }
+                    if roster.len() > CHANGES_MAX =>
+                {
+                    too_many.push(DeliveryFailure {
+                        item: index,
+                        problem: DeliveryProblem::InvalidItem,
+                        recipient: RecipientId(0),
+                        next_sequence: Sequence(0),
+                    });
+                }
                 DeliveryItem::Feed { ref group_id, .. }
                 | DeliveryItem::Snapshot { ref group_id, .. } => {
                     groups.entry(group_id.clone()).or_default().push((index, item));
@@ -131,7 +153,7 @@ impl Node {
         let of_groups = groups.iter().map(|(group, items)| self.follow(from, group, items));
         let (of_groups, of_direct) =
             futures_util::future::join(join_all(of_groups), join_all(direct)).await;
-        let mut failures = Vec::new();
+        let mut failures = too_many;
         for found in of_groups {
             failures.extend(found.map_err(of_store)?);
         }
@@ -395,20 +417,27 @@ impl Node {
         }
     }
 
-    /// Tells a group's hub that these members' queues are gone. Once: what does not arrive is said again with the
-    /// answer to the next delivery.
+    /// Tells a group's hub that these members' queues are gone, a few times: what does not arrive is said again with
+    /// the answer to the next delivery.
     fn tell_hub_of_gone(&self, group: &GroupId, members: &[FollowedMember]) {
         let Some(federation) = self.federation.clone() else { return };
         let recipients = members.iter().map(|member| member.recipient).take(GONE_TOLD_MAX);
         let Ok(recipients) = List::new(recipients.collect()) else { return };
         let (hub, timeout) = (group.domain(), Duration::from_millis(self.limits.relay_timeout_ms));
         let gone = RecipientsGone { group_id: group.clone(), recipients };
+        let turns = Arc::clone(&self.copies.telling);
         actix_rt::spawn(async move {
-            let id = RequestId(crypto::random());
-            let body = encode(&gone);
-            let told = federation.request(&hub, EventType::RecipientsGone, id, body, timeout).await;
-            if let Err(error) = told {
-                tracing::info!(group = %gone.group_id, %hub, %error, "the hub learns later that clients are gone");
+            let Ok(_turn) = turns.acquire_owned().await else { return };
+            let (id, body) = (RequestId(crypto::random()), encode(&gone));
+            for left in (0..TELL_TRIES).rev() {
+                let event = EventType::RecipientsGone;
+                let Err(error) = federation.request(&hub, event, id, body.clone(), timeout).await
+                else {
+                    return;
+                };
+                tracing::info!(group = %gone.group_id, %hub, %error, left, "the hub is not told that clients are gone");
+                let wait = error.retry_after_ms().unwrap_or(TELL_AGAIN_MS).min(TELL_AGAIN_MS);
+                tokio::time::sleep(Duration::from_millis(wait)).await;
             }
         });
     }
@@ -529,3 +558,6 @@ const TURNS_MAX: usize = 16_384;
 const GONE_GROUPS_MAX: usize = 100_000;
 /// Members that one message to the hub names.
 const GONE_TOLD_MAX: usize = 500;
+const TELLING_MAX: usize = 16;
+const TELL_TRIES: u32 = 3;
+const TELL_AGAIN_MS: u64 = 5_000;

@@ -74,6 +74,7 @@ pub struct NodeInner {
     pub(crate) federation: Option<Arc<Federation>>,
     pub(crate) copies: Copies,
     pub(crate) relays: Relays,
+    pub(crate) info_relays: Relays,
     pub(crate) peers: Peers,
 }
 
@@ -92,6 +93,7 @@ impl Node {
             federation: parts.federation,
             copies: Copies::default(),
             relays: Relays::default(),
+            info_relays: Relays::default(),
             peers: Peers::new(parts.limits.peers.clone()),
             hints,
             domain: parts.domain,

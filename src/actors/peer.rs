@@ -62,6 +62,8 @@ pub(super) struct PeerActor {
     scan: Option<Option<GroupId>>,
     /// Something was left that there was no room to note: the store is to be looked through once more.
     rescan: bool,
+    /// The next groups are read in from the store, and not those that were told of.
+    scans_next: bool,
     loading: bool,
     persisting: bool,
     persist_armed: bool,
@@ -75,6 +77,7 @@ pub(super) struct PeerActor {
     given_up: BTreeSet<GroupId>,
     /// Recipients that were reported as gone.
     gone: HashSet<(GroupId, RecipientId)>,
+    gone_since: Timestamp,
     /// Groups that clients of this peer left by what was sent: perhaps all of them.
     left: BTreeSet<GroupId>,
     draining: Vec<oneshot::Sender<()>>,
@@ -141,6 +144,7 @@ impl PeerActor {
             wanted: BTreeMap::new(),
             scan: Some(None),
             rescan: false,
+            scans_next: false,
             loading: false,
             persisting: false,
             persist_armed: false,
@@ -150,6 +154,7 @@ impl PeerActor {
             failing: false,
             given_up: BTreeSet::new(),
             gone: HashSet::new(),
+            gone_since: Timestamp(0),
             left: BTreeSet::new(),
             draining: Vec::new(),
             published_at: Timestamp(0),
@@ -209,7 +214,11 @@ impl PeerActor {
         }
         let (node, peer) = (self.node.clone(), self.peer.clone());
         let mut groups: Vec<(GroupId, Sequence)> = Vec::new();
-        while groups.len() < room
+        // turn by turn, so that neither those that grow keep the others waiting nor the other way round
+        let scans = self.scan.is_some() && (self.wanted.is_empty() || self.scans_next);
+        self.scans_next = !scans;
+        while !scans
+            && groups.len() < room
             && let Some(wanted) = self.wanted.pop_first()
         {
             groups.push(wanted);
@@ -235,12 +244,20 @@ impl PeerActor {
             for (group, until) in groups {
                 let one = if direct {
                     let known = known.get(&group).copied();
-                    LoadedGroup::Direct(direct::load(&node, &peer, &group, until, known).await?)
+                    let loaded = direct::load(&node, &peer, &group, until, known).await;
+                    loaded.map(LoadedGroup::Direct)
                 } else {
-                    let (standing, mode) = standing_of(&node, &peer, &group, until).await?;
-                    LoadedGroup::Feed(standing, mode)
+                    let standing = standing_of(&node, &peer, &group, until).await;
+                    standing.map(|(standing, mode)| LoadedGroup::Feed(standing, mode))
                 };
-                loaded.push((group, until, one));
+                match one {
+                    Ok(one) => loaded.push((group, until, one)),
+                    // one group's record is not in the others' way
+                    Err(StoreError::Corrupt { what }) => {
+                        tracing::error!(%peer, %group, what, "nothing of the group is sent to the peer");
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Ok::<_, StoreError>((scan.map(|_| last), loaded))
         };
@@ -496,7 +513,7 @@ impl PeerActor {
         });
     }
 
-    /// Leaves word for the group that these recipients are to be removed: each once while this actor lives.
+    /// Leaves word for the group that these recipients are to be removed: each once an hour.
     fn report_gone(
         &mut self,
         group: &GroupId,
@@ -634,15 +651,19 @@ impl PeerActor {
     fn give_up(&mut self, ctx: &mut Context<Self>) {
         let after_ms = self.limits().unreachable_after_ms;
         let now = self.now();
-        if !self.failing || self.loading || now.ms_since(self.taken_at) < after_ms {
-            return;
+        if now.ms_since(self.gone_since) >= GONE_KEPT_MS {
+            (self.gone_since, self.gone) = (now, HashSet::new());
         }
         let old = |at: Timestamp| now.ms_since(at) >= after_ms;
-        let feeds = self.outbox.waiting().filter(|(_, at)| old(*at)).map(|(group, _)| group);
-        let single =
-            self.direct.waiting_groups().filter(|(_, at)| old(*at)).map(|(group, _)| group);
+        let is_dead = self.failing && !self.loading && old(self.taken_at);
+        let feeds = self.outbox.waiting().filter(|(_, at)| is_dead && old(*at));
+        let single = self.direct.waiting_groups().filter(|(_, at)| is_dead && old(*at));
+        // what a peer that is well does not take for so long, its clients there do not get either
+        let aside = self.outbox.set_aside().filter(|(_, aside)| old(aside.since));
         let groups: Vec<GroupId> = feeds
-            .chain(single)
+            .map(|(group, _)| group)
+            .chain(single.map(|(group, _)| group))
+            .chain(aside.map(|(group, _)| group))
             .filter(|group| !self.given_up.contains(*group))
             .take(GIVE_UP_PAGE)
             .cloned()
@@ -653,7 +674,7 @@ impl PeerActor {
             let ask = async move { node.group_roster_for(&of, &peer).await };
             let done = ask.into_actor(self).map(move |roster, actor: &mut Self, ctx| match roster {
                 Ok(Some(roster)) => {
-                    tracing::warn!(peer = %actor.peer, %group, "the peer is out of reach for too long: its clients are to be removed");
+                    tracing::warn!(peer = %actor.peer, %group, "the peer takes nothing of the group for too long: its clients are to be removed");
                     let recipients = roster.adds.iter().map(recipient_of).collect();
                     actor.report_gone(&group, recipients, ctx);
                 }
@@ -740,7 +761,8 @@ impl Handler<Woken> for PeerActor {
                 }
             }
         }
-        self.rescan |= told.rescan;
+        // a write whose answer was lost has left a marker without a hint: whoever looks after the peer finds it
+        self.rescan |= told.rescan || told.look;
         if told.look {
             self.give_up(ctx);
         }
@@ -756,7 +778,8 @@ fn request_of(items: Vec<DeliveryItem>) -> Option<DeliverBatchRequest> {
     Some(DeliverBatchRequest { items: List::new(items).ok()? })
 }
 
-fn recipient_of(change: &crate::wire::queueing::RosterChange) -> RecipientId {
+/// Whom a change of the roster is about.
+pub(super) fn recipient_of(change: &crate::wire::queueing::RosterChange) -> RecipientId {
     use crate::wire::queueing::RosterChange;
     match change {
         RosterChange::Add { recipient, .. }
@@ -798,6 +821,8 @@ const LOOK_MS: u64 = 60_000;
 const GIVE_UP_PAGE: usize = 64;
 /// Recipients that are remembered as reported.
 const GONE_MAX: usize = 10_000;
+/// A recipient that is still reported after this is passed on again.
+const GONE_KEPT_MS: u64 = 60 * 60 * 1000;
 const PUBLISH_GROUPS_MAX: usize = 256;
 const PUBLISH_MS: u64 = 1_000;
 /// Groups that are shown as set aside.

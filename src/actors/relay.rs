@@ -109,8 +109,15 @@ impl Node {
         let hub = message.context.hub_domain.clone();
         let federation = self.federation_with(&hub)?;
         self.vouch_for(from, &message).await?;
-        let _waiting = self.relays.enter(&hub, self.limits.relays_per_peer_max)?;
         let event = EventType::of(&message.request);
+        let is_info =
+            matches!(message.request, DsRequest::WelcomeInfo(_) | DsRequest::ExternalCommitInfo(_));
+        // a whole tree is a large answer: few of one hub are held at a time
+        let _waiting = if is_info {
+            self.info_relays.enter(&hub, INFO_RELAYS_MAX)?
+        } else {
+            self.relays.enter(&hub, self.limits.relays_per_peer_max)?
+        };
         let request_id = RequestId(crypto::random());
         let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
         let answer = federation.request(&hub, event, request_id, encode(&message), timeout).await;
@@ -418,6 +425,8 @@ fn bad_answer(peer: &Domain, why: impl std::fmt::Display) -> DsError {
 
 const RETRY_AFTER_MS: u64 = 5_000;
 const BUSY_RETRY_MS: u64 = 500;
+/// Requests for the state of groups of one hub, at a time.
+const INFO_RELAYS_MAX: usize = 4;
 /// Clients of one user, as other providers may allow them.
 const CLIENTS_MAX: usize = 256;
 

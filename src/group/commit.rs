@@ -195,6 +195,7 @@ impl GroupState {
         let parts = InfoParts { partial: update.group_info.clone(), signer };
         verify_group_info(staged.group_context(), &tag, &parts, &signer_key)?;
         let welcomes = welcomes(update.welcome.as_ref(), &added)?;
+        self.fits_guests(update.commit.as_slice().len(), &added, &welcomes)?;
 
         let joined = change.joined.as_ref().zip(config).map(|(_, config)| JoinedRecord {
             leaf: signer,

@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::{
-    GroupState, Hub,
-    record::{Change, Kind, Member},
+    GroupState, Hub, Reject,
+    record::{AddedRecord, Change, Kind, Member},
 };
 use crate::wire::{
+    ds::REQUEST_BYTES_MAX,
     ids::{ClientUri, Domain, KeyPackageRef, LeafIndex, RecipientId, Sequence},
     mls::MlsMessage,
     queueing::RosterChange,
@@ -55,6 +56,29 @@ impl GroupState {
         let is_it =
             |member: &&Member| member.recipient == recipient && &member.config.domain == peer;
         self.members.values().find(is_it).map(|member| &member.client)
+    }
+
+    /// Whether what each guest is sent of a commit, its joiners' Welcomes inside, fits into one item of a batch.
+    pub(super) fn fits_guests(
+        &self,
+        commit_bytes: usize,
+        added: &[AddedRecord],
+        welcomes: &BTreeMap<KeyPackageRef, MlsMessage>,
+    ) -> Result<(), Reject> {
+        let limit = REQUEST_BYTES_MAX - ITEM_MARGIN_BYTES;
+        let mut bytes: BTreeMap<&Domain, usize> = BTreeMap::new();
+        for joiner in added.iter().filter(|it| it.config.domain != self.hub.settings.hub) {
+            let welcome = welcomes.get(&joiner.reference).map_or(0, |it| it.as_slice().len());
+            let taken = bytes.entry(&joiner.config.domain).or_insert(commit_bytes);
+            *taken += welcome + joiner.config.queue_token.as_slice().len() + CHANGE_BYTES;
+        }
+        match bytes.values().all(|taken| *taken <= limit) {
+            true => Ok(()),
+            false => Err(Reject::TooLarge {
+                what: "what one provider's joiners get with the commit (add fewer at a time)",
+                limit,
+            }),
+        }
     }
 
     pub(super) fn enter(&mut self, leaf: LeafIndex, member: Member) {
@@ -188,6 +212,10 @@ impl GroupState {
         }
     }
 }
+
+/// What an item is beside commit and roster, and a change of the roster beside token and Welcome, at the most.
+const ITEM_MARGIN_BYTES: usize = 4_096;
+const CHANGE_BYTES: usize = 64;
 
 /// The guests among `members`.
 pub(super) fn guests_of<'a>(hub: &Hub, members: impl Iterator<Item = &'a Member>) -> Guests {

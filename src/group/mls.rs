@@ -357,6 +357,9 @@ pub fn info_parts(info: &GroupInfo) -> Result<InfoParts, MlsProblem> {
     Ok(InfoParts { partial, signer })
 }
 
+/// What the copies of one Welcome may take together.
+const WELCOME_COPIES_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// One Welcome per KeyPackage: each joiner gets its own secrets and nobody else's.
 ///
 /// # Errors
@@ -372,6 +375,11 @@ pub fn split_welcome(message: &MlsMessage) -> Result<Vec<(KeyPackageRef, MlsMess
     append_vector(&mut all, &secrets.concat());
     let bytes = message.as_slice();
     let (header, tail) = (&bytes[..6], &bytes[6 + all.len()..]);
+    if secrets.len().saturating_mul(tail.len()) > WELCOME_COPIES_BYTES_MAX {
+        return Err(MlsProblem::Invalid(
+            "the Welcome is too large for so many joiners: add fewer at a time".into(),
+        ));
+    }
     welcome
         .secrets()
         .iter()

@@ -31,7 +31,7 @@ use mimid::{
         mls::MlsMessage,
         queueing::{
             DeliveryFailure, DeliveryItem, DeliveryProblem, QueueEvent, QueueingServiceRequest,
-            RosterChange,
+            RecipientsGone, RosterChange,
         },
     },
 };
@@ -433,6 +433,17 @@ async fn provider_speaks_for_its_own_clients_only() {
     let ask = hostile.message(a, EventType::ConnectionKeyPackages, ask).send(a).await;
     let refused = ask.into_result(S2SEndpoint::ConnectionKeyPackages).unwrap_err();
     assert!(matches!(refused.name(), "unauthenticated" | "not_authorized"), "{refused}");
+
+    // clients that are gone, it says, of a group that it has nobody in, and of one that there is not
+    let no_group = GroupId::of(&a.domain, [7; 16]);
+    for group_id in [scene.team.clone(), no_group] {
+        let recipients = List::new((0..40).map(RecipientId).collect()).unwrap();
+        let gone = encode(&RecipientsGone { group_id, recipients });
+        let answer = hostile.message(a, EventType::RecipientsGone, gone).send(a).await;
+        let refused = answer.into_result(S2SEndpoint::DeliverMessage).unwrap_err();
+        assert_eq!(refused.name(), "group_not_found", "{refused}");
+    }
+    assert_eq!(scene.alice.view(&scene.team).pending, 0);
 
     // reports of queues: of all recipients that there could be
     let reports = (0..40).map(|recipient| DeliveryFailure {

@@ -99,6 +99,8 @@ impl PeerActor {
                             actor.wanted.insert(progress.group, until);
                         }
                     }
+                    // nothing was applied: it stays to be written down, and has its turn again
+                    Err(StoreError::Busy) => {}
                     Err(error) => return actor.fail(&error, ctx),
                 }
             }
