@@ -79,7 +79,7 @@ impl ServiceHost {
 impl FromStr for ServiceHost {
     type Err = HostError;
 
-    /// A name or an address ("[::1]:8448") with an optional port.
+    /// A name or an address (`[::1]:8448`) with an optional port.
     fn from_str(text: &str) -> Result<Self, HostError> {
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (address, rest) = rest.split_once(']').ok_or(HostError)?;

@@ -70,10 +70,14 @@ impl Member {
         accepted: Accepted,
     ) -> Result<Settled, CoreError> {
         let mut record = self.record(&pending.group)?;
-        let built = pending
-            .built
-            .take()
-            .ok_or(CoreError::Invalid("accepted is no answer to what was asked"))?;
+        let Some(built) = pending.built.take() else {
+            // a commit that followed it came before the answer: what it was built for is over, and it counts
+            if matches!(pending.operation, Operation::Send { .. } | Operation::Propose { .. }) {
+                self.home.remove(Kind::Pending, key)?;
+                return Ok(Settled::Done(accepted));
+            }
+            return Err(CoreError::Invalid("accepted is no answer to what was asked"));
+        };
         match built.effect {
             Effect::Nothing => {}
             Effect::Proposed { references } => self.place_own(&pending.group, &references)?,

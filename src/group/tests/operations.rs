@@ -1,9 +1,11 @@
 //! Every operation, end to end.
 
 use super::rogue::Rogue;
-use super::scenario::{Scenario, Setup, policy, propose, say, update, user};
+use super::scenario::{Scenario, Setup, policy, propose, respond, say, update, user};
 use crate::{
-    client::core::{Event, GroupState as ClientState, NewProposal, Operation, PolicyChange},
+    client::core::{
+        Event, GroupState as ClientState, NewProposal, Operation, PolicyChange, Settled,
+    },
     crypto::SigningKey,
     group::Reject,
     wire::{
@@ -30,6 +32,23 @@ fn members_of_each_ciphersuite_read_each_other() {
         assert_eq!(scenario.texts("alice/phone"), ["from bob"]);
         assert_eq!(scenario.texts("bob/phone"), ["from alice"]);
     }
+}
+
+#[test]
+fn an_answer_that_comes_behind_the_commit_that_followed_still_counts() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    let request = scenario.begin("bob/phone", say("hello"));
+    let message = scenario.message("bob/phone", request);
+    let answer = scenario.submit(&message);
+    scenario.act("alice/phone", update()).unwrap();
+    scenario.deliver("bob/phone");
+    let now = scenario.now;
+    let bob = scenario.client("bob/phone");
+    let settled = bob.settle(request, &respond(&answer), now).unwrap();
+    assert!(matches!(settled, Settled::Done(_)), "{settled:?}");
+    assert!(bob.pending().unwrap().is_empty());
+    scenario.agree();
+    assert_eq!(scenario.texts("alice/phone"), ["hello"], "once");
 }
 
 #[test]
