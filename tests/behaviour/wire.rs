@@ -263,7 +263,7 @@ fn the_fuzz_corpus_is_the_vectors() {
         assert_eq!(bytes, [prefix, sample.bytes].concat(), "{target}/{}", sample.name);
         targets.insert(target);
     }
-    assert_eq!(targets.len(), 5, "{targets:?}");
+    assert_eq!(targets.len(), 6, "{targets:?}");
     // and each target's type is the one that the name says
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     wire::decode::<DsMessage>(&read("ds_message/DSMessage.propose")).unwrap();

@@ -48,6 +48,7 @@ pub fn fuzz_input(name: &str) -> Option<(&'static str, Vec<u8>)> {
         "ClientMessage" => whole("client_message"),
         "QueueEntry" => whole("queue_entry"),
         "DeliverBatchRequest" => whole("deliver_batch"),
+        "S2SMessage" => whole("s2s_message"),
         _ => {
             // one target for many structs: the first byte says which
             let at = STRUCTS.iter().position(|one| *one == kind)?;
