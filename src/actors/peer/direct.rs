@@ -89,19 +89,25 @@ impl PeerActor {
     pub(super) fn go_feed(&mut self, now: Timestamp) {
         let groups: Vec<GroupId> = self.direct.groups().cloned().collect();
         for group in groups {
-            let Some(until) = self.direct.known(&group) else { continue };
-            let Some(acknowledged) = self.direct.remove(&group) else { continue };
-            let standing = Standing {
-                acknowledged,
-                acknowledged_at: now,
-                until,
-                oldest_at: now,
-                set_aside: None,
-                needs_snapshot: true,
-            };
-            self.outbox.load(group, standing, now);
+            self.feed_again(group, now);
         }
         tracing::info!(peer = %self.peer, "the peer takes feeds by now");
+    }
+
+    /// Changes one group back, with a snapshot. Whether it is here.
+    fn feed_again(&mut self, group: GroupId, now: Timestamp) -> bool {
+        let Some(until) = self.direct.known(&group) else { return false };
+        let Some(acknowledged) = self.direct.remove(&group) else { return false };
+        let standing = Standing {
+            acknowledged,
+            acknowledged_at: now,
+            until,
+            oldest_at: now,
+            set_aside: None,
+            needs_snapshot: true,
+        };
+        self.outbox.load(group, standing, now);
+        true
     }
 
     /// A batch was answered with 404.
@@ -135,18 +141,9 @@ impl PeerActor {
         // one that has everything, if there is one
         let done = self.direct.unpersisted(usize::MAX).into_iter().find(|(.., is_done)| *is_done);
         let group = done.map(|(group, ..)| group).or_else(|| self.direct.groups().next().cloned());
-        let Some(group) = group else { return };
-        let Some(until) = self.direct.known(&group) else { return };
-        let Some(acknowledged) = self.direct.remove(&group) else { return };
-        let standing = Standing {
-            acknowledged,
-            acknowledged_at: now,
-            until,
-            oldest_at: now,
-            set_aside: None,
-            needs_snapshot: true,
-        };
-        self.outbox.load(group, standing, now);
+        if !group.is_some_and(|group| self.feed_again(group, now)) {
+            return;
+        }
         if let Mode::Direct { probing, .. } = &mut self.mode {
             *probing = true;
         }

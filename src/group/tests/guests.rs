@@ -6,8 +6,9 @@ use crate::{
     group::Reject,
     store::records::GoneReason,
     wire::{
-        extensions::{JoinPolicy, Role},
-        ids::Domain,
+        codec::{List, Opaque},
+        extensions::{JoinPolicy, Role, RoleEntry},
+        ids::{Domain, UserKeyHash},
         queueing::RosterChange,
     },
 };
@@ -103,6 +104,31 @@ fn a_guest_is_owed_its_own_clients_changes_and_every_sequence_while_it_has_clien
     let again = scenario.state.next_sequence().0 - 1;
     assert_eq!(changes(&scenario, "b").last().unwrap(), &(again, true, "add 6 welcome".to_owned()));
     scenario.agree();
+}
+
+#[test]
+fn joiners_of_one_guest_whose_welcomes_do_not_fit_one_item_are_refused_and_fewer_are_not() {
+    let mut scenario = Setup::policy(|policy| {
+        let mut roles = policy.roles.clone().into_vec();
+        roles.extend((0..6_000_u32).map(|n| RoleEntry {
+            user_key_hash: UserKeyHash(
+                Opaque::new(crate::crypto::sha256(&n.to_be_bytes())).unwrap(),
+            ),
+            role: Role::Banned,
+        }));
+        roles.sort_by(|a, b| a.user_key_hash.cmp(&b.user_key_hash));
+        policy.roles = List::new(roles).unwrap();
+    })
+    .group_of(["alice/phone"]);
+    let mut add = |providers: &[&str]| {
+        let names = (0..22).map(|n| format!("{}:u{n}/phone", providers[n % providers.len()]));
+        let names: Vec<String> = names.collect();
+        let key_packages = names.iter().map(|name| scenario.key_package(name)).collect();
+        scenario.act("alice/phone", Operation::AddUsers { key_packages })
+    };
+    let refused = add(&["b"]);
+    assert!(matches!(refused, Err(Reject::TooLarge { .. })), "{refused:?}");
+    add(&["b", "c"]).unwrap();
 }
 
 #[test]
