@@ -28,6 +28,7 @@ pub mod federation;
 pub mod group;
 pub mod http;
 pub mod key_package;
+pub mod migration;
 pub mod policy;
 pub mod queue;
 pub mod rate;

@@ -299,9 +299,19 @@ structs! {
     Info { group_info, ratchet_tree, pending }
     CommitComplaint { group_id, epoch, commit_hash, reason, signature }
     CommitComplaintTbs { group_id, epoch, commit_hash, reason }
-    MigrationRequest { source_domain_name, target_domain_name, group_id, epoch }
+    MigrationRequest { source_domain_name, target_domain_name, group_id, epoch, ciphersuite }
     MigrationResponse { migration_request, nonce, signature, expires_at, target_sender }
     MigrationInit { migration_response, signature }
+    MigrationCommitAad { target_ds_domain }
+    MigrationContent { migration_response, group_state, signature }
+    TargetMigrationComplete { migration_content_hash, signature, refused }
+    MemberState { leaf_index, recipient, config, filter, queue_timestamp, last_active, since }
+    JoinerState { key_package_ref, leaf_index, epoch, not_after }
+    AcceptedState { sender_id, request_id, accepted, commit }
+    MigratedState {
+        init, commit, group_info, ratchet_tree, next_sequence, next_recipient, members, joiners, joiner_infos,
+        accepted, tail, chain,
+    }
     MigrationConfirmation { domain_name, nonce, group_id, signature, source_domain, epoch, next_sequence }
     ClientMessage { version, client, endpoint, timestamp, nonce, body, signature }
     ClientMessageTbs { version, client, endpoint, timestamp, nonce, body }
