@@ -1,6 +1,6 @@
 //! Every bound of the node, with its default. What happens at each is said with it.
 
-use super::peers::PeerLimits;
+use super::{moves::MoveLimits, peers::PeerLimits};
 
 /// Plain numbers; the configuration overrides them by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub struct Limits {
 
     /// Of what is sent to other providers.
     pub peers: PeerLimits,
+    /// Groups that come and go.
+    pub moves: MoveLimits,
 }
 
 impl Default for Limits {
@@ -111,6 +113,7 @@ impl Default for Limits {
             dequeue_bytes_max: 4 * 1024 * 1024,
             dequeue_wait_ms_max: 55_000,
             peers: PeerLimits::default(),
+            moves: MoveLimits::default(),
         }
     }
 }

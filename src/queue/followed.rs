@@ -73,13 +73,15 @@ pub struct Outcome {
     pub head: Option<GroupHead>,
     /// Members behind the batch whose queues are gone.
     pub gone: Vec<FollowedMember>,
+    /// Members behind the batch, as far as they were given.
+    pub members: Vec<FollowedMember>,
 }
 
-/// Whether `peer` may say what happens in `group`. `own` is this provider's domain.
+/// Whether `peer` may say what happens in `group`: the hub that is `known` here, or where there is none the provider that
+/// created it. `own` is this provider's domain.
 #[must_use]
-pub fn is_hub(peer: &Domain, group: &GroupId, own: &Domain) -> bool {
-    let creator = group.domain();
-    creator == *peer && creator != *own
+pub fn is_hub(peer: &Domain, group: &GroupId, known: Option<&Domain>, own: &Domain) -> bool {
+    peer != own && known.map_or_else(|| group.domain() == *peer, |known| known == peer)
 }
 
 /// Whether what `item` does depends on who is in the group.
@@ -284,9 +286,19 @@ impl Copy<'_> {
             }
             QueueEvent::GroupDeleted => (true, None, true, encode(event)),
             QueueEvent::RosterOnly => (false, None, false, Vec::new()),
+            QueueEvent::GroupMoved { confirmation } => {
+                let next = self.next().next();
+                let is_its = confirmation.group_id == *self.group
+                    && confirmation.source_domain == *self.hub
+                    && confirmation.domain_name != *self.hub
+                    && confirmation.next_sequence == next;
+                if !is_its {
+                    return None;
+                }
+                (true, None, false, encode(event))
+            }
             QueueEvent::Welcome { .. }
             | QueueEvent::ConnectionRequest { .. }
-            | QueueEvent::GroupMoved { .. }
             | QueueEvent::Removed
             | QueueEvent::Gap { .. }
             | QueueEvent::KeyPackagesLow { .. }
@@ -577,6 +589,7 @@ impl Copy<'_> {
 
     fn finish(mut self, last_accepted: Option<u32>) -> Outcome {
         let next_sequence = self.next();
+        self.out.members = self.members.values().cloned().collect();
         self.out.gone = self.members.values().filter(|member| member.gone).cloned().collect();
         if let Some(item) = last_accepted {
             let problem = DeliveryProblem::InvalidClientQueueInformation;
