@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod arbiters;
 pub mod clock;
+mod copies;
 pub mod deliver;
 mod errors;
 mod federated;
