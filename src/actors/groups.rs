@@ -13,6 +13,7 @@ use tracing::Span;
 
 use super::{
     accounts::deletions,
+    copies::is_copy,
     errors::{of_reject, of_store},
     group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     node::Node,
@@ -286,6 +287,11 @@ impl Node {
     /// [`StoreError`]
     pub async fn sweep_groups(&self) -> Result<usize, StoreError> {
         let mut woken = 0;
+        self.copies.load(&self.store, &self.domain).await?;
+        let (copies, bytes) = self.copies.totals();
+        self.metrics.guest_copies.set(i64::try_from(copies).unwrap_or(i64::MAX));
+        self.metrics.guest_copy_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let shares = self.copies.shares(self.hub_bounds());
         let mut after: Option<GroupId> = None;
         loop {
             let heads = self.store.group_heads(after.as_ref(), 512).await?;
@@ -293,7 +299,11 @@ impl Node {
             after = Some(last.group.clone());
             let now = self.clock.now();
             for head in heads {
-                if head.wake_at.is_some_and(|at| at <= now) {
+                let is_due = head.wake_at.is_some_and(|at| at <= now);
+                if is_copy(&head, &self.domain) {
+                    let share = shares.get(&head.group.domain()).copied();
+                    woken += usize::from(self.settle_copy(head, is_due, share).await?);
+                } else if is_due {
                     woken += 1;
                     self.wake(head, now).await?;
                 }
@@ -305,7 +315,8 @@ impl Node {
     async fn wake(&self, head: GroupHead, now: Timestamp) -> Result<(), StoreError> {
         match head.status {
             GroupStatus::Active => self.settle_group(&head.group).await,
-            GroupStatus::Followed => self.settle_copy(head).await?,
+            // of another provider, whose copies are settled
+            GroupStatus::Followed => {}
             // what is written down of its move says what is to be done
             GroupStatus::Migrating => {}
             GroupStatus::Deleted => {

@@ -2,30 +2,29 @@
 //! providers"; the rules are in [`crate::queue::followed`].
 //!
 //! One batch of the store per group and request, groups beside each other, so that they share flushes; nothing is
-//! answered before it is durable. A copy has no actor: whoever changes it holds its turn ([`Copies`]), and the store
-//! fences it as it fences a hosted group. Its queues read it as any other feed.
+//! answered before it is durable. A copy has no actor: whoever changes it holds its turn ([`super::copies`]), and the
+//! store fences it as it fences a hosted group. Its queues read it as any other feed.
+//!
+//! What a hub may have kept here is bounded, in copies and in bytes. Beyond, its items are refused (queue_full) and it
+//! tries again; the next sweep cuts its copies to what leaves room. Heads of copies that nobody here is in go when they
+//! are old: a hub that comes back to one opens it anew.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 
 use super::{
+    copies::{Grown, HubBounds, KnownRoster},
     deliver::Sender,
     errors::{of_store, too_large},
     group::PAGE,
-    hints::locked,
     node::Node,
     tokens::{BindError, TokenUse},
 };
 use crate::{
     crypto,
     queue::{
-        followed::{self, CopyLimits, GoodTokens, Outcome, Stored},
+        followed::{self, CopyLimits, GoodTokens, Outcome, Room, Stored},
         token,
     },
     store::{
@@ -44,58 +43,6 @@ use crate::{
         },
     },
 };
-
-/// Who changes a copy now, and what need not be read for every message.
-#[derive(Debug)]
-pub struct Copies {
-    turns: Mutex<HashMap<GroupId, Weak<tokio::sync::Mutex<()>>>>,
-    gone: Mutex<HashMap<GroupId, Gone>>,
-    /// Hubs that are told of clients that are gone, at a time.
-    telling: Arc<Semaphore>,
-}
-
-impl Default for Copies {
-    fn default() -> Self {
-        let (turns, gone) = (Mutex::default(), Mutex::default());
-        Self { turns, gone, telling: Arc::new(Semaphore::new(TELLING_MAX)) }
-    }
-}
-
-/// Members whose queues are gone, as of one revision of the group's head.
-#[derive(Debug, Clone)]
-struct Gone {
-    revision: u64,
-    members: Vec<FollowedMember>,
-}
-
-impl Copies {
-    fn turn(&self, group: &GroupId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = locked(&self.turns);
-        if let Some(turn) = turns.get(group).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_MAX {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::new(tokio::sync::Mutex::new(()));
-        turns.insert(group.clone(), Arc::downgrade(&turn));
-        turn
-    }
-
-    fn gone_of(&self, group: &GroupId, revision: u64) -> Option<Vec<FollowedMember>> {
-        let gone = locked(&self.gone);
-        gone.get(group).filter(|gone| gone.revision == revision).map(|gone| gone.members.clone())
-    }
-
-    /// Beyond [`GONE_GROUPS_MAX`] groups everything is forgotten, and read again as it is needed.
-    fn remember(&self, group: &GroupId, revision: u64, members: Vec<FollowedMember>) {
-        let mut gone = locked(&self.gone);
-        if gone.len() >= GONE_GROUPS_MAX && !gone.contains_key(group) {
-            gone.clear();
-        }
-        gone.insert(group.clone(), Gone { revision, members });
-    }
-}
 
 type Items = Vec<(u32, DeliveryItem)>;
 
@@ -203,23 +150,43 @@ impl Node {
         if items.iter().any(|(_, item)| has_chain(item)) {
             tracing::warn!(%group, peer = %from, "a snapshot of a group that has moved; moves are not followed");
         }
+        self.copies.load(&self.store, &self.domain).await?;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
         let limits = self.copy_limits();
         for _ in 0..CONFLICTS_MAX {
             let head = self.store.group_head(group).await?;
-            let members = if items.iter().any(|(_, item)| followed::needs_members(item)) {
-                self.copy_members(group).await?
-            } else {
-                self.gone_of_copy(group, head.as_ref()).await?
-            };
+            let (members, other_readers) =
+                if items.iter().any(|(_, item)| followed::needs_members(item)) {
+                    (self.copy_members(group).await?, 0)
+                } else {
+                    let roster = self.roster_of_copy(group, head.as_ref()).await?;
+                    (roster.gone, roster.readers)
+                };
             let mut bound = self.bind_roster(from, group, items).await?;
             let tokens: GoodTokens =
                 bound.iter().map(|(token, (client, _))| (token.clone(), client.clone())).collect();
             let now = self.clock.now();
-            let stored = Stored { head, members };
-            let outcome = followed::follow(from, group, stored, items, &tokens, &limits, now);
-            let Outcome { mut batch, failures, tokens, clients, head, gone } = outcome;
+            let bounds = self.hub_bounds();
+            let (is_new, log_bytes) =
+                (head.is_none(), head.as_ref().map_or(0, |head| head.log_bytes));
+            let place = if is_new { self.copies.place(from, bounds) } else { None };
+            let room = Room { opens: place.is_some(), bytes: self.copies.bytes_left(from, bounds) };
+            let stored = Stored { head, members, other_readers };
+            let outcome =
+                followed::follow(from, group, stored, items, &tokens, (&limits, room), now);
+            let Outcome {
+                mut batch,
+                failures,
+                tokens,
+                clients,
+                head,
+                gone,
+                readers,
+                members_added,
+            } = outcome;
+            let full = failures.iter().filter(|it| it.problem == DeliveryProblem::QueueFull);
+            self.note_full(from, full.count(), is_new && !room.opens);
             if batch.writes.is_empty() {
                 return Ok(failures);
             }
@@ -232,7 +199,12 @@ impl Node {
             match self.store.write(batch).await {
                 Ok(()) => {
                     if let Some(head) = head {
-                        self.copies.remember(group, head.revision, gone);
+                        let bytes = grown(log_bytes, head.log_bytes);
+                        self.copies.grew(from, Grown { bytes, members: members_added });
+                        self.copies.remember(group, head.revision, KnownRoster { gone, readers });
+                    }
+                    if let Some(place) = place {
+                        place.keep();
                     }
                     clients.iter().for_each(|client| self.hints.inbox(client));
                     self.hints.feed_grew(group);
@@ -244,6 +216,21 @@ impl Node {
             }
         }
         Err(StoreError::Conflict { condition: 0 })
+    }
+
+    /// Says once between two sweeps that a hub is at its bound, and counts what it is refused.
+    fn note_full(&self, hub: &Domain, items: usize, copies: bool) {
+        if items == 0 {
+            return;
+        }
+        let bound = if copies { "copies" } else { "bytes" };
+        self.metrics.guest_full.with_label_values(&[bound]).inc_by(items as u64);
+        let is_first =
+            if copies { self.copies.lacks_copies(hub) } else { self.copies.lacks_bytes(hub) };
+        if is_first {
+            let HubBounds { copies_max, bytes_max } = self.hub_bounds();
+            tracing::warn!(%hub, bound, copies_max, bytes_max, "a hub has kept here what it may; it is told to wait");
+        }
     }
 
     /// Finds whose queues the items' tokens open. A token that is not good is not in it.
@@ -336,19 +323,40 @@ impl Node {
         }
     }
 
-    async fn gone_of_copy(
+    async fn roster_of_copy(
         &self,
         group: &GroupId,
         head: Option<&GroupHead>,
-    ) -> Result<Vec<FollowedMember>, StoreError> {
-        let Some(head) = head else { return Ok(Vec::new()) };
-        if let Some(gone) = self.copies.gone_of(group, head.revision) {
-            return Ok(gone);
+    ) -> Result<KnownRoster, StoreError> {
+        let Some(head) = head else { return Ok(KnownRoster::default()) };
+        if let Some(roster) = self.copies.roster_of(group, head.revision) {
+            return Ok(roster);
         }
-        let mut members = self.copy_members(group).await?;
-        members.retain(|member| member.gone);
-        self.copies.remember(group, head.revision, members.clone());
-        Ok(members)
+        let roster = known_roster(self.copy_members(group).await?);
+        self.copies.remember(group, head.revision, roster.clone());
+        Ok(roster)
+    }
+
+    /// Whether anybody here can read the copy of `group`.
+    pub(super) async fn has_readers(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let mut after = None;
+        loop {
+            let page = self.store.followed_members(group, after, MEMBERS_PAGE).await?;
+            if page.iter().any(followed::is_reader) {
+                return Ok(true);
+            }
+            match page.last() {
+                Some(last) if page.len() == MEMBERS_PAGE => after = Some(last.recipient),
+                Some(_) | None => return Ok(false),
+            }
+        }
+    }
+
+    pub(super) fn hub_bounds(&self) -> HubBounds {
+        HubBounds {
+            copies_max: self.limits.copies_per_hub_max,
+            bytes_max: self.limits.copy_bytes_per_hub_max,
+        }
     }
 
     fn copy_limits(&self) -> CopyLimits {
@@ -397,8 +405,7 @@ impl Node {
                     revision: head.revision,
                 });
                 let head = GroupHead { revision: head.revision + 1, ..head };
-                members.retain(|member| member.gone);
-                known = Some((head.revision, members));
+                known = Some((head.revision, known_roster(members)));
                 batch.push(Write::GroupHead(head));
             }
             for (key, _) in notices {
@@ -406,9 +413,9 @@ impl Node {
             }
             match self.store.write(batch).await {
                 Ok(()) => {
-                    if let Some((revision, members)) = known {
-                        self.tell_hub_of_gone(group, &members);
-                        self.copies.remember(group, revision, members);
+                    if let Some((revision, roster)) = known {
+                        self.tell_hub_of_gone(group, &roster.gone);
+                        self.copies.remember(group, revision, roster);
                     }
                 }
                 Err(StoreError::Conflict { .. }) => {}
@@ -442,50 +449,90 @@ impl Node {
         });
     }
 
-    /// Lets go of what nobody needs of a copy's log: what every member here has acknowledged, what is too old, what is
-    /// too much; all of it where nobody is a member any more and it is old. Its head stays, so that what comes late is
-    /// known to be there already.
-    pub(super) async fn settle_copy(&self, head: GroupHead) -> Result<(), StoreError> {
+    /// Lets go of what nobody needs of a copy: of its log where `due`, or where its hub has no room and each of its copies
+    /// may keep `share`; of all of it, its head too, where nobody here reads it and it is old. A hub that sends something
+    /// of it later is asked for a snapshot, as with any group that was never here. Whether there was anything to do.
+    pub(super) async fn settle_copy(
+        &self,
+        head: GroupHead,
+        due: bool,
+        share: Option<u64>,
+    ) -> Result<bool, StoreError> {
+        self.copies.load(&self.store, &self.domain).await?;
+        let retention_ms = self.groups.options.retention_ms;
+        let is_quiet = self.clock.now().ms_since(head.last_accepted_at) >= retention_ms;
+        let is_over = is_quiet
+            && (head.status == GroupStatus::Deleted || !self.has_readers(&head.group).await?);
+        if is_over {
+            self.drop_copy(head).await?;
+            return Ok(true);
+        }
+        let is_large = share.is_some_and(|share| head.log_bytes > share);
+        if head.status == GroupStatus::Followed && (due || is_large) {
+            self.trim_copy(head, share).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn drop_copy(&self, head: GroupHead) -> Result<(), StoreError> {
+        let (group, log_bytes) = (head.group, head.log_bytes);
+        let members = self.store.followed(&group).await?.map_or(0, |followed| followed.members);
+        tracing::info!(%group, "dropping the copy of a group that nobody here is in any more");
+        // whoever comes in meanwhile changes the head
+        let batch = Batch::new()
+            .when(Condition::GroupAt {
+                group: group.clone(),
+                next_sequence: head.next_sequence,
+                revision: head.revision,
+            })
+            .and(Write::DropGroup(group.clone()))
+            .and(Write::DropFollowed(group.clone()))
+            .and(Write::DropGroupHead(group.clone()));
+        match self.store.write(batch).await {
+            Ok(()) => {
+                let members = 0_i64.saturating_sub_unsigned(members);
+                let bytes = 0_i64.saturating_sub_unsigned(log_bytes);
+                self.copies.dropped(&group.domain(), Grown { bytes, members });
+                Ok(())
+            }
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Drops what every member here has acknowledged, what is too old, what is too much.
+    async fn trim_copy(&self, head: GroupHead, share: Option<u64>) -> Result<(), StoreError> {
         let group = head.group.clone();
         let limits = self.copy_limits();
         let members = self.copy_members(&group).await?;
         // what is planned stays true while messages come: only this makes a log shorter
-        let plan = self.plan_copy(&head, &members).await?;
+        let (until, bytes) = self.plan_copy(&head, &members, share).await?;
         let turn = self.copies.turn(&group);
         let _turn = turn.lock().await;
         let head = self.store.group_head(&group).await?;
         let Some(head) = head.filter(|head| head.status == GroupStatus::Followed) else {
             return Ok(());
         };
-        let now = self.clock.now();
         let mut batch = Batch::new().when(Condition::GroupAt {
             group: group.clone(),
             next_sequence: head.next_sequence,
             revision: head.revision,
         });
-        let is_quiet = now.ms_since(head.last_accepted_at) >= limits.retention_ms;
-        let is_over = is_quiet && self.store.followed(&group).await?.is_none_or(|f| f.members == 0);
-        let (revision, next) = (head.revision, head.next_sequence);
-        let settled = if is_over {
-            tracing::info!(%group, "dropping the copy of a group that nobody here is in any more");
-            batch.push(Write::DropGroup(group.clone()));
-            batch.push(Write::DropFollowed(group.clone()));
-            let bytes = head.log_bytes;
-            followed::trimmed(head, next, bytes, &limits, now)
-        } else {
-            let (until, bytes) = plan;
-            if until > head.first_sequence {
-                let from = head.first_sequence;
-                batch.push(Write::TrimLog { group: group.clone(), from, until });
-            }
-            let until = until.max(head.first_sequence);
-            followed::trimmed(head, until, bytes, &limits, now)
-        };
+        if until > head.first_sequence {
+            let from = head.first_sequence;
+            batch.push(Write::TrimLog { group: group.clone(), from, until });
+        }
+        let (revision, log_bytes) = (head.revision, head.log_bytes);
+        let until = until.max(head.first_sequence);
+        let settled = followed::trimmed(head, until, bytes, &limits, self.clock.now());
+        let bytes = grown(log_bytes, settled.log_bytes);
         batch.push(Write::GroupHead(settled));
         match self.store.write(batch).await {
             Ok(()) => {
-                if let Some(gone) = self.copies.gone_of(&group, revision) {
-                    self.copies.remember(&group, revision + 1, gone);
+                self.copies.grew(&group.domain(), Grown { bytes, members: 0 });
+                if let Some(roster) = self.copies.roster_of(&group, revision) {
+                    self.copies.remember(&group, revision + 1, roster);
                 }
                 Ok(())
             }
@@ -500,9 +547,11 @@ impl Node {
         &self,
         head: &GroupHead,
         members: &[FollowedMember],
+        share: Option<u64>,
     ) -> Result<(Sequence, u64), StoreError> {
         let readers: Vec<_> = members
             .iter()
+            .filter(|member| followed::is_reader(member))
             .filter_map(|member| {
                 let client = member.client.clone()?;
                 Some((client, member.recipient, head.first_sequence))
@@ -515,16 +564,18 @@ impl Node {
             self.slowest_cursor(&head.group, &readers, head.first_sequence).await?
         };
         let (options, now) = (&self.groups.options, self.clock.now());
+        let bytes_max = options.retention_bytes.min(share.unwrap_or(u64::MAX));
         let (mut until, mut bytes) = (head.first_sequence, 0);
         while until < head.next_sequence {
             let page = self.store.feed(&head.group, until, PAGE).await?;
             if page.is_empty() {
-                break;
+                // what came while nobody read it was not kept
+                return Ok((head.next_sequence, bytes));
             }
             for entry in &page {
                 let acknowledged = entry.sequence <= slowest;
                 let old = now.ms_since(entry.accepted_at) > options.retention_ms;
-                let much = head.log_bytes.saturating_sub(bytes) > options.retention_bytes;
+                let much = head.log_bytes.saturating_sub(bytes) > bytes_max;
                 if entry.sequence >= head.next_sequence || !(acknowledged || old || much) {
                     return Ok((until, bytes));
                 }
@@ -534,6 +585,17 @@ impl Node {
         }
         Ok((until, bytes))
     }
+}
+
+fn known_roster(mut members: Vec<FollowedMember>) -> KnownRoster {
+    let readers = members.iter().filter(|member| followed::is_reader(member)).count();
+    members.retain(|member| member.gone);
+    KnownRoster { gone: members, readers }
+}
+
+/// How much more `after` is than `before`.
+fn grown(before: u64, after: u64) -> i64 {
+    0_i64.saturating_add_unsigned(after).saturating_sub_unsigned(before)
 }
 
 fn wrong_hub(item: u32) -> DeliveryFailure {
@@ -552,12 +614,7 @@ const NOTICES_PAGE: usize = 256;
 const RECORDS_DUE: u64 = 1_024;
 const BYTES_DUE: u64 = 16 * 1024 * 1024;
 const TRIM_DELAY_MS: u64 = 60_000;
-/// Groups whose turns are kept before those that nobody holds are let go.
-const TURNS_MAX: usize = 16_384;
-/// Groups whose gone members are remembered.
-const GONE_GROUPS_MAX: usize = 100_000;
 /// Members that one message to the hub names.
 const GONE_TOLD_MAX: usize = 500;
-const TELLING_MAX: usize = 16;
 const TELL_TRIES: u32 = 3;
 const TELL_AGAIN_MS: u64 = 5_000;

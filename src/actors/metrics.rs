@@ -39,6 +39,11 @@ pub struct Metrics {
     pub group_frozen_seconds: Histogram,
     /// Of what hubs delivered. `outcome`: accepted or the problem's name.
     pub guest_items: IntCounterVec,
+    /// Copies of groups that others host, and what their logs and rosters take.
+    pub guest_copies: IntGauge,
+    pub guest_copy_bytes: IntGauge,
+    /// Items that a hub had no room for. `bound`: copies or bytes.
+    pub guest_full: IntCounterVec,
     /// `operation`; `outcome`: ok or a status' name.
     pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
@@ -160,6 +165,19 @@ impl Metrics {
                 "mimid_guest_items_total",
                 "Items that other providers delivered for clients here, by what became of them.",
                 &["outcome"],
+            )?,
+            guest_copies: gauge(
+                "mimid_guest_copies",
+                "Copies of groups that other providers host, as the last sweep found them.",
+            )?,
+            guest_copy_bytes: gauge(
+                "mimid_guest_copy_bytes",
+                "What the logs and rosters of copies take, as the last sweep found them.",
+            )?,
+            guest_full: counters(
+                "mimid_guest_full_total",
+                "Items that were refused because their hub has kept here what it may, by the bound.",
+                &["bound"],
             )?,
             relayed: counters(
                 "mimid_relayed_total",

@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod arbiters;
 mod arrivals;
 pub mod clock;
+mod copies;
 pub mod deliver;
 mod departures;
 mod errors;

@@ -270,6 +270,7 @@ settings! {
         listen, certificate, key, domain_name, domain_name_cached, overrides, roots, allow, deny, allow_private_addresses,
         connect_timeout, relay_timeout, connections_max, requests_max, requests_per_peer_max, peers_max, peers_cached_max,
         batch_items_max, batch_bytes_max, batches_in_flight, backoff_min, backoff_max, unreachable_after,
+        copies_per_hub_max, copy_bytes_per_hub_max,
     ]
     store: [engine, cache]
     registration: [mode, token_hashes, devices_per_user_max]

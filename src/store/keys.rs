@@ -236,6 +236,16 @@ pub(super) fn replica(peer: &Domain, group: &GroupId) -> Key {
     key(tag::REPLICA, &[&domain_hash(peer), &hash(group.as_bytes())])
 }
 
+/// The replicas at `peer`.
+pub(super) fn replicas_of(peer: &Domain) -> Range {
+    Range::of(key(tag::REPLICA, &[&domain_hash(peer)]))
+}
+
+/// The replicas at all peers.
+pub(super) fn all_replicas() -> Range {
+    Range::of(key(tag::REPLICA, &[]))
+}
+
 /// What a record of a group at a peer is known by; a domain holds no space.
 pub(super) fn of_peer(peer: &Domain, group: &GroupId) -> String {
     format!("{peer} {group}")

@@ -160,6 +160,8 @@ pub enum Write {
     },
     /// Drops everything of a group but its head (its notices too).
     DropGroup(GroupId),
+    /// Drops the head: the group was never here. Only of copies, with the rest of them; a hosted group's id stays used.
+    DropGroupHead(GroupId),
     /// Leaves something for a group; its actor takes it from there with [`Store::group_notices`].
     GroupNotice {
         group: GroupId,
@@ -427,6 +429,8 @@ pub trait Store: Send + Sync + 'static {
         page: Page,
     ) -> Answer<'_, Vec<OutboundRoster>>;
     fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>>;
+    /// Peers with a [`Replica`] of any group, in key order behind `after`.
+    fn replica_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;

@@ -190,6 +190,7 @@ impl Step {
                 steps.push(Self::RemoveRange(keys::joiner_infos(&group)));
                 Self::RemoveRange(keys::group_notices(&group))
             }
+            Write::DropGroupHead(group) => Self::Remove { key: keys::group_head(&group) },
             Write::GroupNotice { group, key, notice } => {
                 put(keys::group_notice(&group, &key), keys::encode(&(&group, key, &notice))?)
             }

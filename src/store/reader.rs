@@ -107,6 +107,31 @@ impl NodeStore {
             heads.iter().map(|(key, head)| decode(stage::whole(reader, key, head)?)).collect()
         }))
     }
+
+    /// The peers of the records in `range`, each once; `of` gives the records of one of them.
+    fn peers_in(
+        &self,
+        mut range: Range,
+        of: fn(&Domain) -> Range,
+        after: Option<&Domain>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<Domain>> {
+        if let Some(after) = after {
+            range.from = of(after).until;
+        }
+        Box::pin(self.read(move |reader| {
+            let mut peers = Vec::new();
+            while peers.len() < items_max {
+                let first = reader.heads(&range, items(1), |_| Ok(0))?;
+                let Some((key, head)) = first.first() else { break };
+                let record = stage::whole(reader, key, head)?;
+                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
+                range.from = of(&peer).until;
+                peers.push(peer);
+            }
+            Ok(peers)
+        }))
+    }
 }
 
 impl Drop for NodeStore {
@@ -395,22 +420,7 @@ impl Store for NodeStore {
     }
 
     fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
-        let mut range = keys::all_outbound();
-        if let Some(after) = after {
-            range.from = keys::outbound_of(after).until;
-        }
-        Box::pin(self.read(move |reader| {
-            let mut peers = Vec::new();
-            while peers.len() < items_max {
-                let first = reader.heads(&range, items(1), |_| Ok(0))?;
-                let Some((key, head)) = first.first() else { break };
-                let record = stage::whole(reader, key, head)?;
-                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
-                range.from = keys::outbound_of(&peer).until;
-                peers.push(peer);
-            }
-            Ok(peers)
-        }))
+        self.peers_in(keys::all_outbound(), keys::outbound_of, after, items_max)
     }
 
     fn outbound(
@@ -457,6 +467,10 @@ impl Store for NodeStore {
         self.one(keys::replica(peer, group), move |record| {
             keys::decode_owned("replica", &owner, record)
         })
+    }
+
+    fn replica_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
+        self.peers_in(keys::all_replicas(), keys::replicas_of, after, items_max)
     }
 
     fn inbox(

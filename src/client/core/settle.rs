@@ -93,6 +93,7 @@ impl Member {
                 self.home.drop_in(&pending.group, &state)?;
                 record.leaf_key = leaf_key;
                 record.state = GroupState::Active;
+                record.entered_at = Some(accepted.group_sequence);
                 record.proofs.clear();
                 let epoch = epoch_of(&self.load(&pending.group)?);
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
@@ -109,6 +110,7 @@ impl Member {
         }
         if pending.operation == Operation::CreateGroup {
             record.state = GroupState::Active;
+            record.entered_at = Some(accepted.group_sequence);
         }
         self.put_record(&pending.group, &record)?;
         self.home.remove(Kind::Pending, key)?;

@@ -121,6 +121,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("federation.peers_max", federation.peers_max, 1, 1_000_000);
     count("federation.peers_cached_max", federation.peers_cached_max, 1, 1_000_000);
     count("federation.batch_items_max", federation.batch_items_max, 1, 100_000);
+    count("federation.copies_per_hub_max", federation.copies_per_hub_max, 1, 100_000_000);
     count("federation.batches_in_flight", federation.batches_in_flight, 1, 64);
     count("limits.backlog", limits.backlog as usize, 1, 65_535);
     let mut size = |key, value: Bytes, min: u64, max: u64| {
@@ -138,6 +139,8 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     size("groups.handshake_bytes_max", groups.handshake_bytes_max, 16 << 10, handshake_max);
     // a batch travels in one request, with what is around it
     size("federation.batch_bytes_max", federation.batch_bytes_max, 16 << 10, handshake_max);
+    // one copy of the largest group, and a log beside it
+    size("federation.copy_bytes_per_hub_max", federation.copy_bytes_per_hub_max, 64 << 20, 1 << 50);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
     size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {

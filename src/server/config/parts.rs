@@ -20,6 +20,8 @@ impl Config {
             own_entries_max: self.queues.notices_max,
             connection_offers_per_hour: self.queues.connection_offers_per_hour,
             relay_timeout_ms: ms(self.federation.relay_timeout),
+            copies_per_hub_max: self.federation.copies_per_hub_max,
+            copy_bytes_per_hub_max: self.federation.copy_bytes_per_hub_max.0,
             peers: self.peer_limits(),
             queue_idle_ms: ms(self.queues.passivate_after),
             dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),

@@ -222,6 +222,7 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
         | Write::DropJoinerInfo { .. }
         | Write::TrimLog { .. }
         | Write::DropGroup(_)
+        | Write::DropGroupHead(_)
         | Write::GroupNoticeTaken { .. }
         | Write::InboxTaken { .. }
         | Write::TrimOwn { .. }
