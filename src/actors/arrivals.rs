@@ -32,7 +32,7 @@ use crate::{
         },
         target::{Known, Verdict, judge_abort, judge_content},
     },
-    queue::followed::{self, GoodTokens, Outcome, Stored},
+    queue::followed::{self, GoodTokens, Outcome, Room, Stored},
     store::{
         Batch, Condition, StoreError, Write,
         records::{
@@ -138,7 +138,11 @@ impl Node {
     }
 
     /// This provider's own word on a move, whose signature is good.
-    fn own_response(&self, from: &Domain, response: &MigrationResponse) -> Result<SigningKey, DsError> {
+    fn own_response(
+        &self,
+        from: &Domain,
+        response: &MigrationResponse,
+    ) -> Result<SigningKey, DsError> {
         let request = &response.migration_request;
         if request.source_domain_name != *from {
             return Err(not_authorized("the group is said to be hosted by another provider"));
@@ -299,9 +303,11 @@ impl Node {
         let known = self.copy_members(group).await.map_err(of_store)?;
         let items: Vec<(u32, DeliveryItem)> = (0..).zip(tail).collect();
         let (tokens, mut used) = self.tokens_of_tail(from, group, &items).await?;
-        let stored = Stored { head: head.clone(), members: known };
+        let hub = Some(from.clone());
+        let stored = Stored { head: head.clone(), members: known, other_readers: 0, hub };
+        let room = Room { opens: true, bytes: u64::MAX };
         let limits = self.copy_limits();
-        let outcome = followed::follow(from, group, stored, &items, &tokens, &limits, now);
+        let outcome = followed::follow(from, group, stored, &items, &tokens, (&limits, room), now);
         let Outcome { batch: copied, tokens: named, members, .. } = outcome;
         // a tail that does not fit what is here says only what own clients have missed
         let copy = copied
@@ -340,7 +346,8 @@ impl Node {
         }));
         batch.push(Write::DropFollowed(group.clone()));
         let mut clients: Vec<ClientUri> = Vec::new();
-        let mut place = Place { batch: &mut batch, clients: &mut clients, group, at: next, index: 0 };
+        let mut place =
+            Place { batch: &mut batch, clients: &mut clients, group, at: next, index: 0 };
         self.seat_own_clients(&state, &binds, &members, &mut place).await?;
 
         let copied_to = copy.as_ref().map_or(next, |copy| copy.next_sequence);

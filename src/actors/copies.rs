@@ -227,9 +227,13 @@ impl Rosters {
     }
 }
 
-/// Whether `head` is what is here of a group that another provider hosts.
+/// Whether `head` is what is here of a group that another provider hosts, one that has moved there included.
 pub fn is_copy(head: &GroupHead, own: &Domain) -> bool {
-    head.status != GroupStatus::Active && head.group.domain() != *own
+    match head.status {
+        GroupStatus::Followed => true,
+        GroupStatus::Deleted => head.group.domain() != *own,
+        GroupStatus::Active | GroupStatus::Migrating => false,
+    }
 }
 
 async fn add_up(
@@ -243,8 +247,10 @@ async fn add_up(
         let Some(last) = heads.last() else { return Ok(Mutex::new(held)) };
         after = Some(last.group.clone());
         for head in heads.iter().filter(|head| is_copy(head, own)) {
-            let members = store.followed(&head.group).await?.map_or(0, |followed| followed.members);
-            let of_hub = held.entry(head.group.domain()).or_default();
+            let followed = store.followed(&head.group).await?;
+            let members = followed.as_ref().map_or(0, |followed| followed.members);
+            let hub = followed.map_or_else(|| head.group.domain(), |followed| followed.hub);
+            let of_hub = held.entry(hub).or_default();
             of_hub.copies += 1;
             of_hub.bytes = of_hub
                 .bytes

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
-    errors::{detail, internal, not_authorized, of_reject, of_store, unavailable},
+    errors::{internal, not_authorized, of_reject, of_store, unavailable},
     group::{Reply, fill, record_bytes},
     hints::locked,
     history,
@@ -38,8 +38,8 @@ use crate::{
     store::{
         Batch, Condition, StoreError, Write,
         records::{
-            Departure, FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, Left, LogRecord,
-            Moves, RequestKey,
+            Departure, FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, Left,
+            LogRecord, Moves, RequestKey,
         },
     },
     wire::{
@@ -47,9 +47,7 @@ use crate::{
         ds::{DsError, DsResponseBody},
         federation::EventType,
         ids::{Domain, GroupId, RequestId, Sequence, Timestamp},
-        portability::{
-            Chain, MigrationConfirmation, MigrationResponse, TargetMigrationComplete,
-        },
+        portability::{Chain, MigrationConfirmation, MigrationResponse, TargetMigrationComplete},
         queueing::{DeliveryItem, QueueEvent, RosterChange},
     },
 };
@@ -218,7 +216,8 @@ impl Node {
                     if let StoreError::ReadOnly(_) | StoreError::Unavailable(_) = error {
                         return;
                     }
-                    tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms)).await;
+                    tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms))
+                        .await;
                 }
             }
         }
@@ -388,7 +387,10 @@ impl Node {
         let found = history::load_frozen(self, &hub, head).await?;
         let adds = found.state.roster_for(target);
         let group = &head.group;
-        let adds = peer::with_welcomes(self, target, group, last.next(), adds).await;
+        let replica = self.store.replica(target, group).await.map_err(of_store)?;
+        let from = replica.map_or(Sequence(1), |replica| replica.acknowledged.next());
+        let rows = (from, last.next());
+        let adds = peer::with_welcomes(self, target, group, rows, adds).await;
         Ok(DeliveryItem::Snapshot {
             group_id: group.clone(),
             next_sequence: last.next(),
@@ -444,7 +446,7 @@ impl Node {
         }
         let hash = complete.migration_content_hash.as_slice();
         match departure.phase.heard(terms, hash, complete.refused == 1) {
-            Heard::Gone => self.leave(departure, response).await,
+            Heard::Gone => self.hand_over(departure, response).await,
             Heard::Thaw => {
                 let why = not_authorized(format!("{target} has refused the group; it stays here"));
                 self.thaw(departure, why).await
@@ -457,7 +459,7 @@ impl Node {
     }
 
     /// The target is the hub: the Commit goes out, the group's own clients follow from afar, and whoever asks is sent on.
-    async fn leave(
+    async fn hand_over(
         &self,
         departure: &Departure,
         response: &MigrationResponse,
@@ -475,8 +477,7 @@ impl Node {
         let key = hub.key(state.scheme()).ok_or_else(|| broken(&"no key of its scheme"))?;
         let request = &response.migration_request;
         let confirmation = unsigned_confirmation(request, response.nonce, moved_at.next());
-        let confirmation =
-            sign_confirmation(key, confirmation).map_err(|error| broken(&error))?;
+        let confirmation = sign_confirmation(key, confirmation).map_err(|error| broken(&error))?;
         let now = self.clock.now();
 
         let mut batch = Batch::new().when(condition_of(&head));
@@ -531,10 +532,8 @@ impl Node {
         chain.push(confirmation.clone());
         let chain = encode::<Chain>(&List::new(chain).map_err(|error| broken(&error))?);
         let left = Left { request: departure.request.clone(), at: now, guests: guests.clone() };
-        let arrived = moves.arrived.map(|arrived| crate::store::records::Arrival {
-            here: false,
-            ..arrived
-        });
+        let arrived =
+            moves.arrived.map(|arrived| crate::store::records::Arrival { here: false, ..arrived });
         let moves = Moves { chain, arrived, left: Some(left) };
         batch.push(Write::Moves { group: group.clone(), moves });
         batch.push(Write::Departure(Departure { phase: Phase::Gone, ..departure.clone() }));
@@ -648,7 +647,9 @@ enum Went {
     /// What is written down has changed: on with it.
     On,
     Over,
-    Wait { at_least_ms: u64 },
+    Wait {
+        at_least_ms: u64,
+    },
 }
 
 fn condition_of(head: &GroupHead) -> Condition {

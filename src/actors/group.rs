@@ -453,8 +453,10 @@ impl Actor for GroupActor {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    let has_left =
-                        matches!(error, DsError::GroupMigrating { .. } | DsError::GroupMoved { .. });
+                    let has_left = matches!(
+                        error,
+                        DsError::GroupMigrating { .. } | DsError::GroupMoved { .. }
+                    );
                     if !has_left {
                         tracing::error!(group = %actor.id, %error, "the group cannot be loaded");
                     }

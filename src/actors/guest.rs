@@ -9,7 +9,7 @@
 //! tries again; the next sweep cuts its copies to what leaves room. Heads of copies that nobody here is in go when they
 //! are old: a hub that comes back to one opens it anew.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 
@@ -47,7 +47,7 @@ use crate::{
 type Items = Vec<(u32, DeliveryItem)>;
 
 /// Tokens of one group's items that lead to clients, each with what binds it.
-type Bound = HashMap<QueueToken, (ClientUri, TokenUse)>;
+pub(super) type Bound = HashMap<QueueToken, (ClientUri, TokenUse)>;
 
 impl Node {
     /// Takes a batch of `from`. What it had before is accepted and stored once, so a lost answer is repeated by the
@@ -142,17 +142,22 @@ impl Node {
         group: &GroupId,
         items: &[(u32, DeliveryItem)],
     ) -> Result<Vec<DeliveryFailure>, StoreError> {
-        if !followed::is_hub(from, group, &self.domain) {
-            tracing::warn!(%group, peer = %from, "a peer that is not the group's hub speaks for it");
-            return Ok(items.iter().map(|(item, _)| wrong_hub(*item)).collect());
-        }
-        let has_chain = |item: &DeliveryItem| matches!(item, DeliveryItem::Snapshot { chain, .. } if !chain.is_empty());
-        if items.iter().any(|(_, item)| has_chain(item)) {
-            tracing::warn!(%group, peer = %from, "a snapshot of a group that has moved; moves are not followed");
-        }
         self.copies.load(&self.store, &self.domain).await?;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
+        let hub = self.store.followed(group).await?.map(|followed| followed.hub);
+        let items = match self.who_speaks(from, group, hub.as_ref(), items).await? {
+            Speaker::Hub(items) => items,
+            // it came here with all that its last hub had
+            Speaker::LastHub => return Ok(Vec::new()),
+            Speaker::Other => {
+                tracing::warn!(%group, peer = %from, "a peer that is not the group's hub speaks for it");
+                let next = self.store.group_head(group).await?.map(|head| head.next_sequence);
+                let next = next.unwrap_or(Sequence(0));
+                return Ok(items.iter().map(|(item, _)| wrong_hub(*item, next)).collect());
+            }
+        };
+        let items: &[(u32, DeliveryItem)] = &items;
         let limits = self.copy_limits();
         for _ in 0..CONFLICTS_MAX {
             let head = self.store.group_head(group).await?;
@@ -172,7 +177,7 @@ impl Node {
                 (head.is_none(), head.as_ref().map_or(0, |head| head.log_bytes));
             let place = if is_new { self.copies.place(from, bounds) } else { None };
             let room = Room { opens: place.is_some(), bytes: self.copies.bytes_left(from, bounds) };
-            let stored = Stored { head, members, other_readers };
+            let stored = Stored { head, members, other_readers, hub: hub.clone() };
             let outcome =
                 followed::follow(from, group, stored, items, &tokens, (&limits, room), now);
             let Outcome {
@@ -184,6 +189,7 @@ impl Node {
                 gone,
                 readers,
                 members_added,
+                members: _,
             } = outcome;
             let full = failures.iter().filter(|it| it.problem == DeliveryProblem::QueueFull);
             self.note_full(from, full.count(), is_new && !room.opens);
@@ -218,6 +224,63 @@ impl Node {
         Err(StoreError::Conflict { condition: 0 })
     }
 
+    /// Whether `from` may say what happens in `group`: its hub, as far as it is known here, or one that the chain of a
+    /// snapshot leads to. What is proven is taken out of the items.
+    async fn who_speaks<'a>(
+        &self,
+        from: &Domain,
+        group: &GroupId,
+        hub: Option<&Domain>,
+        items: &'a [(u32, DeliveryItem)],
+    ) -> Result<Speaker<'a>, StoreError> {
+        let chain_in = |item: &DeliveryItem| match item {
+            DeliveryItem::Snapshot { chain, .. } if !chain.is_empty() => Some(chain.clone()),
+            DeliveryItem::Snapshot { .. }
+            | DeliveryItem::Feed { .. }
+            | DeliveryItem::Direct { .. } => None,
+        };
+        let chain = items.iter().find_map(|(_, item)| chain_in(item));
+        let unchained = || {
+            let without = items.iter().map(|(index, item)| match item {
+                DeliveryItem::Snapshot { group_id, next_sequence, roster, .. } => {
+                    let (group_id, roster) = (group_id.clone(), roster.clone());
+                    let (next_sequence, chain) = (*next_sequence, List::default());
+                    (*index, DeliveryItem::Snapshot { group_id, next_sequence, chain, roster })
+                }
+                DeliveryItem::Feed { .. } | DeliveryItem::Direct { .. } => (*index, item.clone()),
+            });
+            Speaker::Hub(Cow::Owned(without.collect()))
+        };
+        if followed::is_hub(from, group, hub, &self.domain) {
+            return Ok(if chain.is_some() {
+                unchained()
+            } else {
+                Speaker::Hub(Cow::Borrowed(items))
+            });
+        }
+        let head = self.store.group_head(group).await?;
+        if head.is_some_and(|head| head.status != GroupStatus::Followed) {
+            let moves = self.store.moves(group).await?;
+            let last = moves.and_then(|moves| moves.arrived);
+            let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
+            return Ok(if is_last { Speaker::LastHub } else { Speaker::Other });
+        }
+        let Some(chain) = chain.filter(|_| *from != self.domain) else { return Ok(Speaker::Other) };
+        // from the hub that is known here, or from the provider that created the group
+        let begin = hub.cloned().unwrap_or_else(|| group.domain());
+        let links = chain.into_vec().into_iter().skip_while(|link| link.source_domain != begin);
+        let Ok(links) = List::new(links.collect()) else { return Ok(Speaker::Other) };
+        match self.proves(group, &begin, from, &links).await {
+            Ok(true) => {
+                tracing::info!(%group, hub = %from, "a group's moves prove that it is hosted there now");
+                Ok(unchained())
+            }
+            Ok(false) => Ok(Speaker::Other),
+            // the hub tries again
+            Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        }
+    }
+
     /// Says once between two sweeps that a hub is at its bound, and counts what it is refused.
     fn note_full(&self, hub: &Domain, items: usize, copies: bool) {
         if items == 0 {
@@ -234,7 +297,7 @@ impl Node {
     }
 
     /// Finds whose queues the items' tokens open. A token that is not good is not in it.
-    async fn bind_roster(
+    pub(super) async fn bind_roster(
         &self,
         hub: &Domain,
         group: &GroupId,
@@ -310,7 +373,10 @@ impl Node {
         }
     }
 
-    async fn copy_members(&self, group: &GroupId) -> Result<Vec<FollowedMember>, StoreError> {
+    pub(super) async fn copy_members(
+        &self,
+        group: &GroupId,
+    ) -> Result<Vec<FollowedMember>, StoreError> {
         let mut members: Vec<FollowedMember> = Vec::new();
         loop {
             let after = members.last().map(|member| member.recipient);
@@ -359,7 +425,7 @@ impl Node {
         }
     }
 
-    fn copy_limits(&self) -> CopyLimits {
+    pub(super) fn copy_limits(&self) -> CopyLimits {
         CopyLimits {
             changes_max: CHANGES_MAX,
             retention_ms: self.groups.options.retention_ms,
@@ -430,11 +496,13 @@ impl Node {
         let Some(federation) = self.federation.clone() else { return };
         let recipients = members.iter().map(|member| member.recipient).take(GONE_TOLD_MAX);
         let Ok(recipients) = List::new(recipients.collect()) else { return };
-        let (hub, timeout) = (group.domain(), Duration::from_millis(self.limits.relay_timeout_ms));
+        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        let (node, of) = (self.clone(), group.clone());
         let gone = RecipientsGone { group_id: group.clone(), recipients };
         let turns = Arc::clone(&self.copies.telling);
         actix_rt::spawn(async move {
             let Ok(_turn) = turns.acquire_owned().await else { return };
+            let Ok(hub) = node.hub_of_copy(&of).await else { return };
             let (id, body) = (RequestId(crypto::random()), encode(&gone));
             for left in (0..TELL_TRIES).rev() {
                 let event = EventType::RecipientsGone;
@@ -476,8 +544,17 @@ impl Node {
     }
 
     async fn drop_copy(&self, head: GroupHead) -> Result<(), StoreError> {
+        let rest = head.clone();
         let (group, log_bytes) = (head.group, head.log_bytes);
-        let members = self.store.followed(&group).await?.map_or(0, |followed| followed.members);
+        if log_bytes == 0
+            && group.domain() == self.domain
+            && head.first_sequence >= head.next_sequence
+        {
+            return Ok(());
+        }
+        let followed = self.store.followed(&group).await?;
+        let members = followed.as_ref().map_or(0, |followed| followed.members);
+        let hub = followed.map_or_else(|| group.domain(), |followed| followed.hub);
         tracing::info!(%group, "dropping the copy of a group that nobody here is in any more");
         // whoever comes in meanwhile changes the head
         let batch = Batch::new()
@@ -488,12 +565,27 @@ impl Node {
             })
             .and(Write::DropGroup(group.clone()))
             .and(Write::DropFollowed(group.clone()))
-            .and(Write::DropGroupHead(group.clone()));
+            // an id that was given here is not given again, wherever its group has gone
+            .and(if group.domain() == self.domain {
+                let (revision, first_sequence) = (head.revision + 1, head.next_sequence);
+                let (log_bytes, wake_at) = (0, None);
+                let group = group.clone();
+                Write::GroupHead(GroupHead {
+                    group,
+                    revision,
+                    first_sequence,
+                    log_bytes,
+                    wake_at,
+                    ..rest
+                })
+            } else {
+                Write::DropGroupHead(group.clone())
+            });
         match self.store.write(batch).await {
             Ok(()) => {
                 let members = 0_i64.saturating_sub_unsigned(members);
                 let bytes = 0_i64.saturating_sub_unsigned(log_bytes);
-                self.copies.dropped(&group.domain(), Grown { bytes, members });
+                self.copies.dropped(&hub, Grown { bytes, members });
                 Ok(())
             }
             Err(StoreError::Conflict { .. }) => Ok(()),
@@ -506,6 +598,7 @@ impl Node {
         let group = head.group.clone();
         let limits = self.copy_limits();
         let members = self.copy_members(&group).await?;
+        let hub = self.hub_of_copy(&group).await?;
         // what is planned stays true while messages come: only this makes a log shorter
         let (until, bytes) = self.plan_copy(&head, &members, share).await?;
         let turn = self.copies.turn(&group);
@@ -530,7 +623,7 @@ impl Node {
         batch.push(Write::GroupHead(settled));
         match self.store.write(batch).await {
             Ok(()) => {
-                self.copies.grew(&group.domain(), Grown { bytes, members: 0 });
+                self.copies.grew(&hub, Grown { bytes, members: 0 });
                 if let Some(roster) = self.copies.roster_of(&group, revision) {
                     self.copies.remember(&group, revision + 1, roster);
                 }
@@ -540,6 +633,25 @@ impl Node {
             Err(StoreError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Who hosts a group that is followed here.
+    pub(super) async fn hub_of_copy(&self, group: &GroupId) -> Result<Domain, StoreError> {
+        let followed = self.store.followed(group).await?;
+        Ok(followed.map_or_else(|| group.domain(), |followed| followed.hub))
+    }
+
+    /// Up to where those guests have a group's feed that still get what was accepted while it was hosted here.
+    async fn slowest_guest_left(&self, group: &GroupId) -> Result<Sequence, StoreError> {
+        let mut slowest = Sequence(u64::MAX);
+        let left = self.store.moves(group).await?.and_then(|moves| moves.left);
+        for guest in left.map(|left| left.guests).unwrap_or_default() {
+            if self.store.outbound_at(&guest, group).await?.is_some() {
+                let replica = self.store.replica(&guest, group).await?;
+                slowest = slowest.min(replica.map_or(Sequence(0), |it| it.acknowledged));
+            }
+        }
+        Ok(slowest)
     }
 
     /// Up to where a copy's log may go, and how much that is.
@@ -563,6 +675,7 @@ impl Node {
         } else {
             self.slowest_cursor(&head.group, &readers, head.first_sequence).await?
         };
+        let slowest = slowest.min(self.slowest_guest_left(&head.group).await?);
         let (options, now) = (&self.groups.options, self.clock.now());
         let bytes_max = options.retention_bytes.min(share.unwrap_or(u64::MAX));
         let (mut until, mut bytes) = (head.first_sequence, 0);
@@ -598,8 +711,16 @@ fn grown(before: u64, after: u64) -> i64 {
     0_i64.saturating_add_unsigned(after).saturating_sub_unsigned(before)
 }
 
-fn wrong_hub(item: u32) -> DeliveryFailure {
-    let (recipient, next_sequence) = (RecipientId(0), Sequence(0));
+/// What a peer is to a group that it speaks for.
+enum Speaker<'a> {
+    Hub(Cow<'a, [(u32, DeliveryItem)]>),
+    /// The group came here from it.
+    LastHub,
+    Other,
+}
+
+fn wrong_hub(item: u32, next_sequence: Sequence) -> DeliveryFailure {
+    let recipient = RecipientId(0);
     DeliveryFailure { item, problem: DeliveryProblem::WrongHub, recipient, next_sequence }
 }
 

@@ -2,7 +2,7 @@
 //! group that is not here any more. PROTOCOL.md §6.
 
 use super::{
-    errors::{detail, internal, of_store, unavailable},
+    errors::{detail, unavailable},
     node::Node,
 };
 use crate::{
@@ -85,9 +85,10 @@ impl Node {
     /// What is said of a group that is hosted elsewhere: where it has gone, if it left from here and that is still told.
     pub(super) async fn moved_away(&self, group: &GroupId) -> Result<Option<DsError>, StoreError> {
         let Some(moves) = self.store.moves(group).await? else { return Ok(None) };
-        let is_told = moves.left.as_ref().is_some_and(|left| {
-            self.clock.now().ms_since(left.at) < self.limits.moves.forward_ms
-        });
+        let is_told = moves
+            .left
+            .as_ref()
+            .is_some_and(|left| self.clock.now().ms_since(left.at) < self.limits.moves.forward_ms);
         let chain = chain_of(&moves)?;
         let goes_on = chain.iter().last().is_some_and(|last| last.domain_name != self.domain);
         Ok((is_told && goes_on).then(|| DsError::GroupMoved {
@@ -138,7 +139,8 @@ impl Node {
         domain: &Domain,
     ) -> Result<VerificationKeyResponse, DsError> {
         let federation = self.federation.as_ref();
-        let federation = federation.ok_or_else(|| unavailable("this provider does not federate"))?;
+        let federation =
+            federation.ok_or_else(|| unavailable("this provider does not federate"))?;
         if *domain == self.domain {
             return Ok(federation.signature_keys());
         }
@@ -215,14 +217,6 @@ pub(super) async fn step(name: &'static str) {
         std::future::pending::<()>().await;
     }
     let _ = name;
-}
-
-pub(super) fn of_broken(error: impl std::fmt::Display) -> DsError {
-    internal(error)
-}
-
-pub(super) fn of_stored(error: StoreError) -> DsError {
-    of_store(error)
 }
 
 const RETRY_MS: u64 = 500;

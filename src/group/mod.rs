@@ -249,6 +249,12 @@ impl GroupState {
         self.tree.epoch()
     }
 
+    /// The signature scheme of its leaves, and of its hub's key.
+    #[must_use]
+    pub fn scheme(&self) -> SignatureScheme {
+        self.tree.scheme()
+    }
+
     #[must_use]
     pub fn next_sequence(&self) -> Sequence {
         self.next_sequence

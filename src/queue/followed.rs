@@ -59,6 +59,8 @@ pub struct Stored {
     pub members: Vec<FollowedMember>,
     /// Members with a live queue that are not among `members`.
     pub other_readers: usize,
+    /// Who was known to host the group.
+    pub hub: Option<Domain>,
 }
 
 /// What the hub may still have kept here. Beyond: queue_full.
@@ -112,7 +114,9 @@ pub fn is_reader(member: &FollowedMember) -> bool {
 pub fn needs_members(item: &DeliveryItem) -> bool {
     match item {
         DeliveryItem::Feed { event, roster, .. } => {
-            !roster.is_empty() || *event == QueueEvent::GroupDeleted
+            // the end and a move concern everybody
+            !roster.is_empty()
+                || matches!(event, QueueEvent::GroupDeleted | QueueEvent::GroupMoved { .. })
         }
         DeliveryItem::Snapshot { .. } => true,
         DeliveryItem::Direct { .. } => false,
@@ -161,7 +165,8 @@ pub fn follow(
         readers: stored.other_readers + readers,
         members: stored.members.into_iter().map(|member| (member.recipient, member)).collect(),
         writes: Vec::new(),
-        roster_changed: false,
+        roster_changed: stored.hub.is_some_and(|known| known != *hub),
+        moved_to: None,
         out: Outcome::default(),
     };
     let mut last_accepted = None;
@@ -223,7 +228,10 @@ struct Copy<'a> {
     /// Members with a live queue, known by name or not.
     readers: usize,
     writes: Vec<Write>,
+    /// The record of who follows and whom is to be written.
     roster_changed: bool,
+    /// The hub has said that the group is hosted elsewhere from here on.
+    moved_to: Option<Domain>,
     out: Outcome,
 }
 
@@ -247,6 +255,9 @@ impl Copy<'_> {
     }
 
     fn apply(&mut self, item: &DeliveryItem) -> Result<(), DeliveryProblem> {
+        if self.moved_to.is_some() {
+            return Err(DeliveryProblem::WrongHub);
+        }
         match item {
             DeliveryItem::Feed { group_sequence, accepted_at, except, event, roster, .. } => {
                 self.feed(*group_sequence, *accepted_at, *except, event, roster)
@@ -280,7 +291,8 @@ impl Copy<'_> {
         if head.status == GroupStatus::Deleted || sequence >= SEQUENCE_END {
             return Err(DeliveryProblem::InvalidItem);
         }
-        let kept = self.keep(event).ok_or(DeliveryProblem::InvalidItem)?;
+        let given = event;
+        let kept = self.keep(given).ok_or(DeliveryProblem::InvalidItem)?;
         self.check_changes(roster)?;
         // a hub whose clock runs ahead must not keep its entries from ever getting old
         let accepted_at = accepted_at.min(self.now.plus_ms(SKEW_MS));
@@ -295,6 +307,10 @@ impl Copy<'_> {
         if ends {
             self.end(sequence);
             return Ok(());
+        }
+        if let QueueEvent::GroupMoved { confirmation } = given {
+            self.moved_to = Some(confirmation.domain_name.clone());
+            self.roster_changed = true;
         }
         let mut place = Place { sequence, index: 0 };
         // who is replaced by a change leaves before the one that takes its place comes
@@ -710,7 +726,8 @@ impl Copy<'_> {
         if head.status == GroupStatus::Deleted {
             batch.push(Write::DropFollowed(group));
         } else if self.roster_changed {
-            let followed = Followed { hub: self.hub.clone(), members: self.members.len() as u64 };
+            let hub = self.moved_to.as_ref().unwrap_or(self.hub).clone();
+            let followed = Followed { hub, members: self.members.len() as u64 };
             batch.push(Write::Followed { group, followed });
         }
         self.out.batch = batch;

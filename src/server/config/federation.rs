@@ -53,6 +53,36 @@ pub struct Federation {
     pub copy_bytes_per_hub_max: Bytes,
 }
 
+/// Groups that come from other providers, and that go to them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Migration {
+    pub accept: bool,
+    /// Empty: from all that this provider speaks with.
+    pub sources: Vec<DomainPattern>,
+    /// Groups from elsewhere that may be here.
+    pub groups_max: usize,
+    /// For how long this provider's word is good that it takes a group.
+    pub response_lifetime: Duration,
+    /// A group whose next provider cannot be reached goes on here after this.
+    pub freeze_timeout: Duration,
+    /// For how long it is told where a group has gone.
+    pub forward_for: Duration,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        let moves = actors::MoveLimits::default();
+        Self {
+            accept: moves.accept,
+            sources: Vec::new(),
+            groups_max: moves.groups_max,
+            response_lifetime: Duration::from_millis(moves.response_ms),
+            freeze_timeout: Duration::from_millis(moves.freeze_ms),
+            forward_for: Duration::from_millis(moves.forward_ms),
+        }
+    }
+}
+
 /// What one may ask for in a second, and at once after a rest. 0 in a second: no limit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rates {
