@@ -25,7 +25,9 @@ use crate::{
 pub enum ProofError {
     #[error("the signature of the {0} does not verify")]
     Signature(&'static str),
-    #[error("target_sender is not an external sender with a basic credential of the target's domain")]
+    #[error(
+        "target_sender is not an external sender with a basic credential of the target's domain"
+    )]
     Sender,
     #[error("the commit is not a PublicMessage of a member")]
     Commit,
@@ -136,7 +138,11 @@ pub fn check_content<'a>(
     let signed = MigrationContent::to_be_signed(response, content.group_state.as_slice());
     let (label, signature) = (MigrationContent::LABEL, content.signature.as_slice());
     let is_by = |key: &[u8]| verify_with_label(scheme, key, label, &signed, signature).is_ok();
-    if keys.into_iter().any(is_by) { Ok(()) } else { Err(ProofError::Signature("MigrationContent")) }
+    if keys.into_iter().any(is_by) {
+        Ok(())
+    } else {
+        Err(ProofError::Signature("MigrationContent"))
+    }
 }
 
 /// What a content is known by, and what a refusal names: the response whose nonce is never taken.

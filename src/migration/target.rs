@@ -27,12 +27,7 @@ pub enum Verdict {
 /// Judges a content for a nonce of this provider's that ends at `expires_at`. `fits`: whether everything in it is good and
 /// may come here.
 #[must_use]
-pub fn judge_content(
-    known: &Known,
-    expires_at: Timestamp,
-    now: Timestamp,
-    fits: bool,
-) -> Verdict {
+pub fn judge_content(known: &Known, expires_at: Timestamp, now: Timestamp, fits: bool) -> Verdict {
     match known.arrived {
         Some(hash) => Verdict::Taken { hash },
         None if known.refused || known.taken || now >= expires_at || !fits => Verdict::Refuse,
