@@ -318,10 +318,12 @@ async fn execute(args: &Args) -> Result<(), ClientError> {
         return register_here(register, &home, &out).await;
     }
     let shows_only = shows_only(&args.command);
-    let patience = match &args.command {
-        Command::Migrate { .. } => PATIENCE_TO_MOVE,
-        _ if shows_only => PATIENCE_TO_SHOW,
-        _ => PATIENCE,
+    let patience = if shows_only {
+        PATIENCE_TO_SHOW
+    } else if matches!(args.command, Command::Migrate { .. }) {
+        PATIENCE_TO_MOVE
+    } else {
+        PATIENCE
     };
     let client = open(&home)?.with_patience(patience);
     if let Command::Receive { follow, wait } = &args.command {
