@@ -14,7 +14,7 @@
 //! actors      groups, queues, admission: thin                               the above
 //! http        client and ops listeners                                      wire, actor handles
 //! server      composition root: config, clock, metrics, telemetry
-//! client      the client library                                            wire, crypto, policy
+//! client      the client library                                            wire, crypto, policy, migration
 //! cli         the subcommands                                               client, server
 //! ```
 #![forbid(unsafe_code)]

@@ -134,6 +134,13 @@ enum Command {
     },
     /// Enter a group anew where this device lost track of it
     Resync { group: String },
+    /// Move a group to another provider, which hosts it from then on; nobody in it has to do anything
+    Migrate {
+        group: String,
+        /// The provider that is to host it
+        #[arg(long, value_name = "DOMAIN")]
+        to: Domain,
+    },
     /// Send a message
     Send {
         group: String,
@@ -311,7 +318,13 @@ async fn execute(args: &Args) -> Result<(), ClientError> {
         return register_here(register, &home, &out).await;
     }
     let shows_only = shows_only(&args.command);
-    let patience = if shows_only { PATIENCE_TO_SHOW } else { PATIENCE };
+    let patience = if shows_only {
+        PATIENCE_TO_SHOW
+    } else if matches!(args.command, Command::Migrate { .. }) {
+        PATIENCE_TO_MOVE
+    } else {
+        PATIENCE
+    };
     let client = open(&home)?.with_patience(patience);
     if let Command::Receive { follow, wait } = &args.command {
         return receive(&client, *follow, *wait, &out).await;
@@ -348,6 +361,8 @@ async fn catch_up(client: &Client) -> Result<(), ClientError> {
 /// How long a command tries to reach the provider. A request that was kept is not lost after that.
 const PATIENCE: Duration = Duration::from_secs(10);
 const PATIENCE_TO_SHOW: Duration = Duration::from_secs(2);
+/// The hub answers when the other provider has the group.
+const PATIENCE_TO_MOVE: Duration = Duration::from_secs(60);
 
 /// Whether a command only shows what this home knows.
 fn shows_only(command: &Command) -> bool {
@@ -373,6 +388,7 @@ fn shows_only(command: &Command) -> bool {
         | Command::Join { .. }
         | Command::Update { .. }
         | Command::Resync { .. }
+        | Command::Migrate { .. }
         | Command::Send { .. }
         | Command::Receive { .. }
         | Command::Connect { .. }
@@ -465,7 +481,10 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
             client.member().name_group(&group, name)?;
             out.say(json!({ "group": group, "name": name }), format!("{group} is called {name}"));
         }
-        Command::Members { group } => members(&client.find_group(group)?, out),
+        Command::Members { group } => {
+            let own = client.member().client().domain();
+            members(&client.find_group(group)?, &own, out);
+        }
         Command::Add { group, users, own } => {
             let group = client.find_group(group)?.id;
             let outcome = if *own {
@@ -505,6 +524,10 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         Command::Resync { group } => {
             let group = client.find_group(group)?.id;
             out.done(&client.resync(&group).await?, "entered anew");
+        }
+        Command::Migrate { group, to } => {
+            let group = client.find_group(group)?.id;
+            out.done(&client.migrate(&group, to).await?, format!("moved to {to}"));
         }
         Command::Connect { user } => {
             let user = user_named(client, user)?;
@@ -752,7 +775,7 @@ fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
     Ok(())
 }
 
-fn members(group: &GroupView, out: &Out) {
+fn members(group: &GroupView, own: &Domain, out: &Out) {
     if out.json {
         let mut value = json!(group);
         if let Some(policy) = &group.policy {
@@ -768,6 +791,9 @@ fn members(group: &GroupView, out: &Out) {
     if group.pending > 0 {
         let line = format!("{} proposals wait for a commit (`update` makes one)", group.pending);
         out.say(Value::Null, line);
+    }
+    if group.hub != *own {
+        out.say(Value::Null, format!("hosted by {}", group.hub));
     }
 }
 

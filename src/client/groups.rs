@@ -4,20 +4,27 @@ use openmls::prelude::Ciphersuite;
 
 use super::{
     Client, ClientError, Outcome,
-    core::{Content, GroupState, GroupView, Hub, NewGroup, NewProposal, Operation, PolicyChange},
+    core::{
+        Content, CoreError, GroupState, GroupView, Hub, NewGroup, NewProposal, Operation,
+        PolicyChange, Refusal, check_promise,
+    },
 };
 use crate::{
     policy::leaf::scheme_of,
     wire::{
         codec::{List, Opaque},
-        ds::FanoutFilter,
+        ds::{DsError, FanoutFilter},
         encode,
         extensions::{GROUP_POLICY, GroupPolicy, KeyPackageClass, USER_KEY},
         ids::{ClientUri, Domain, GroupId, UserUri},
         key_packages::{GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus},
         mls::RequiredCapabilities,
+        portability::{MigrationRequest, MigrationResponse},
     },
 };
+
+/// How often the target is asked anew because another commit came first.
+const MOVES_MAX: u32 = 5;
 
 impl Client {
     /// Creates a group at this client's own provider.
@@ -236,6 +243,51 @@ impl Client {
         changes: Vec<PolicyChange>,
     ) -> Result<Outcome, ClientError> {
         self.operate(group, Operation::UpdateGroup { changes }).await
+    }
+
+    /// Moves the group from the provider that hosts it to `target`. It is done when the hub says that `target` has it;
+    /// everybody in the group follows by themselves. Where it does not come to that, the group stays where it is.
+    ///
+    /// # Errors
+    /// [`ClientError::NotTaken`] where `target` does not want it, [`ClientError::NotMoved`] where others always came
+    /// first, [`ClientError::Core`] where the group's policy does not let this user move it,
+    /// [`ClientError::Unanswered`]: it may still move; [`Client::resume`] goes on with it.
+    pub async fn migrate(&self, group: &GroupId, target: &Domain) -> Result<Outcome, ClientError> {
+        for attempt in 0..MOVES_MAX {
+            if attempt > 0 {
+                // what came first is what the target is to be asked about now
+                self.pull(0).await?;
+            }
+            let wanted = self.member().wish_to_move(group, target);
+            let wanted = match wanted {
+                Ok(wanted) => wanted,
+                Err(CoreError::NothingToDo(_)) => return Ok(Outcome::AlreadySo),
+                Err(error) => return Err(error.into()),
+            };
+            let response = self.promise(&wanted).await?;
+            match self.operate(group, Operation::Migrate { response: encode(&response) }).await {
+                Err(ClientError::Core(CoreError::PromiseOutdated(_))) => {}
+                done => return done,
+            }
+        }
+        Err(ClientError::NotMoved { group: group.clone() })
+    }
+
+    /// The target's word that it takes the group.
+    async fn promise(&self, wanted: &MigrationRequest) -> Result<MigrationResponse, ClientError> {
+        let target = wanted.target_domain_name.clone();
+        let response: MigrationResponse =
+            match self.call("/v1/migration_request", encode(wanted)).await {
+                Err(ClientError::Refused(Refusal(DsError::NotAuthorized { detail }))) => {
+                    return Err(ClientError::NotTaken { target, why: detail.as_str().to_owned() });
+                }
+                answer => answer?,
+            };
+        check_promise(wanted, &response, self.now()).map_err(|error| {
+            let why = format!("what it answered is not good: {error}");
+            ClientError::NotTaken { target, why }
+        })?;
+        Ok(response)
     }
 
     /// Enters the group anew by an external commit that replaces this client's leaf.

@@ -27,7 +27,7 @@ use self::{
     turns::Turns,
 };
 use crate::wire::{
-    ids::{GroupId, RequestId, Timestamp, UserUri},
+    ids::{Domain, GroupId, RequestId, Timestamp, UserUri},
     key_packages::KeyPackageStatus,
 };
 use http::{Caller, Http, HttpError};
@@ -56,6 +56,14 @@ pub enum ClientError {
     NotOfTwo { from: UserUri, group: GroupId },
     #[error("{0} cannot be reached: no such user, or it has published no connection KeyPackages")]
     Unreachable(UserUri),
+    #[error(
+        "{target} does not take the group ({why}); nothing has changed: ask who runs it, or name another provider"
+    )]
+    NotTaken { target: Domain, why: String },
+    #[error(
+        "{group} is changed by others all the time and was not moved; try again when it is quieter"
+    )]
+    NotMoved { group: GroupId },
     #[error("there is no connection request from {0}")]
     NoRequest(UserUri),
     #[error("no group is called {0:?}; `groups` lists them")]
@@ -97,6 +105,8 @@ impl ClientError {
             | Self::NoKeyPackages { .. }
             | Self::NotOfTwo { .. }
             | Self::Unreachable(_)
+            | Self::NotTaken { .. }
+            | Self::NotMoved { .. }
             | Self::NoRequest(_)
             | Self::NoSuchGroup(_)
             | Self::Ambiguous { .. }

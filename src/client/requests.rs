@@ -211,7 +211,16 @@ impl Client {
                 }
             };
             let response = self.send(&outbound, until).await?;
-            let settled = self.member().settle(request, &response, now)?;
+            let settled = self.member().settle(request, &response, now);
+            let settled = match settled {
+                Ok(settled) => settled,
+                Err(error @ CoreError::Chain { .. }) => {
+                    // whoever is asked again says the same again
+                    self.member().give_up(request)?;
+                    return Err(error.into());
+                }
+                Err(error) => return Err(error.into()),
+            };
             match settled {
                 Settled::Done(accepted) => return Ok(Outcome::Accepted(accepted)),
                 Settled::Entered => return Ok(Outcome::AlreadySo),

@@ -13,6 +13,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("crypto", &["wire"]),
     ("policy", &["wire", "crypto"]),
     ("rate", &["wire"]),
+    ("migration", &["wire", "crypto"]),
     ("group", RULES),
     ("queue", RULES),
     ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
@@ -53,7 +54,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
         ],
     ),
-    ("client", &["wire", "crypto", "policy"]),
+    ("client", &["wire", "crypto", "policy", "migration"]),
     (
         "cli",
         &[
@@ -88,7 +89,8 @@ const ACTORS: &[&str] = &[
 ];
 
 /// What is pure: told the time, given its randomness, awaiting nothing.
-const PURE: &[&str] = &["wire", "policy", "rate", "group", "queue", "key_package", "account"];
+const PURE: &[&str] =
+    &["wire", "policy", "rate", "migration", "group", "queue", "key_package", "account"];
 const IMPURE: &[&str] = &[
     "actix",
     "tokio::",

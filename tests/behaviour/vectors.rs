@@ -5,7 +5,15 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use mimid::{
     crypto::{sha256, verify_with_label},
-    wire::{self, ds::DsMessage, extensions::SignatureScheme},
+    wire::{
+        self,
+        ds::DsMessage,
+        extensions::SignatureScheme,
+        portability::{
+            MigrationConfirmation, MigrationContent, MigrationInit, MigrationResponse,
+            TargetMigrationComplete,
+        },
+    },
 };
 use serde_json::{Value, json};
 
@@ -125,6 +133,25 @@ fn signatures_of_the_vectors_verify_under_the_labels_of_the_protocol() {
     }
     let message: DsMessage = wire::decode(&bytes("DSMessage.send_message")).unwrap();
     note("DSMessageTBS", "alice_leaf", &message.to_be_signed(), message.signature.as_slice());
+
+    // of these the signature does not stand last
+    let one: MigrationResponse = wire::decode(&bytes("MigrationResponse")).unwrap();
+    let (label, content) = (MigrationResponse::LABEL, one.to_be_signed());
+    note(label, "target_external_sender", &content, one.signature.as_slice());
+    let one: MigrationInit = wire::decode(&bytes("MigrationInit")).unwrap();
+    note(MigrationInit::LABEL, "alice_leaf", &one.to_be_signed(), one.signature.as_slice());
+    let one: MigrationContent = wire::decode(&bytes("MigrationContent")).unwrap();
+    let content =
+        MigrationContent::to_be_signed(&one.migration_response, one.group_state.as_slice());
+    note(MigrationContent::LABEL, "hub_external_sender", &content, one.signature.as_slice());
+    for name in ["TargetMigrationComplete.taken", "TargetMigrationComplete.refused"] {
+        let one: TargetMigrationComplete = wire::decode(&bytes(name)).unwrap();
+        let (label, content) = (TargetMigrationComplete::LABEL, one.to_be_signed());
+        note(label, "target_external_sender", &content, one.signature.as_slice());
+    }
+    let one: MigrationConfirmation = wire::decode(&bytes("MigrationConfirmation")).unwrap();
+    let (label, content) = (MigrationConfirmation::LABEL, one.to_be_signed());
+    note(label, "hub_external_sender", &content, one.signature.as_slice());
 
     let input = bytes("UserKeyHashInput");
     let file = json!({

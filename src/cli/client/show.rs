@@ -52,6 +52,7 @@ pub(super) fn event_group(event: &Event) -> Option<&GroupId> {
         | Event::Joined { group, .. }
         | Event::Changed { group, .. }
         | Event::Proposed { group, .. }
+        | Event::Moved { group, .. }
         | Event::Removed { group }
         | Event::Deleted { group }
         | Event::Lost { group, .. }
@@ -120,6 +121,7 @@ pub(super) fn describe(
             let by = by.as_ref().map_or_else(|| "from outside".to_owned(), short);
             format!("{name}proposed ({by}): {what}")
         }
+        Event::Moved { to, .. } => format!("{name}moved to {to}"),
         Event::Removed { .. } => format!("{name}you are not a member any more"),
         Event::Deleted { .. } => format!("{name}the group is deleted"),
         Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
@@ -146,6 +148,7 @@ pub(super) fn operation_words(operation: &Operation) -> &'static str {
         Operation::RemoveClients { .. } => "removing devices",
         Operation::UpdateClient { .. } => "renewing keys",
         Operation::UpdateGroup { .. } => "changing the policy",
+        Operation::Migrate { .. } => "moving the group",
         Operation::Propose { .. } => "proposing",
         Operation::Send { .. } => "a message",
         Operation::UpdateQueueInfo => "a new queue address",

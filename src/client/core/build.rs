@@ -12,6 +12,7 @@ use openmls::{
 use super::{
     CoreError, GroupState, Hub, Kind, Member, NewGroup, Outbound,
     identity::{self, StoredKey, capabilities, unknown},
+    moving::MoveDraft,
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending, PolicyChange, Right},
     view::{policy_of, roster_of},
 };
@@ -161,6 +162,7 @@ impl Member {
             | Operation::RemoveClients { .. }
             | Operation::UpdateClient { .. }
             | Operation::UpdateGroup { .. }
+            | Operation::Migrate { .. }
             | Operation::Propose { .. }
             | Operation::Send { .. }
             | Operation::UpdateQueueInfo
@@ -264,6 +266,14 @@ impl Member {
                 let update = self.commit(&mut group, record, Vec::new(), change)?.update();
                 Ok(draft(DsRequest::UpdateGroup(UpdateGroup { update }), merge))
             }
+            Operation::Migrate { response } => {
+                let MoveDraft { response, sender, aad } =
+                    self.move_draft(&pending.group, &group, &response, now)?;
+                group.set_aad(aad);
+                let change = Change { hub: Some(sender), ..Change::default() };
+                let update = self.commit(&mut group, record, Vec::new(), change)?.update();
+                Ok(draft(Self::move_request(record, response, update)?, merge))
+            }
             Operation::Propose { proposals } => {
                 let (messages, references) = self.propose(&mut group, record, &proposals)?;
                 let request = Propose { proposals: list(messages)? };
@@ -361,6 +371,7 @@ impl Member {
             joined_at: now,
             proofs: Vec::new(),
             welcome: None,
+            left: None,
         };
         self.put_record(id, &record)
     }
@@ -418,9 +429,11 @@ impl Member {
             && group.pending_proposals().all(|it| matches!(it.proposal(), mls::Proposal::Add(_)));
         let signer = record.leaf_key.open()?;
         let mut extensions = None;
-        if let Some(policy) = &change.policy {
+        let policy = change.policy.map(|policy| unknown(GROUP_POLICY, encode(&policy)));
+        let hub = change.hub.map(|sender| mls::Extension::ExternalSenders(vec![sender]));
+        if let Some(replaced) = policy.or(hub) {
             let mut new = group.extensions().clone();
-            new.add_or_replace(unknown(GROUP_POLICY, encode(policy))).map_err(CoreError::mls)?;
+            new.add_or_replace(replaced).map_err(CoreError::mls)?;
             extensions = Some(new);
         }
         let suite = group.ciphersuite();
@@ -570,11 +583,12 @@ impl Member {
     }
 }
 
-/// What a commit brings by value beside removals.
+/// What a commit brings by value beside removals. The policy and the hub change each in a commit of its own.
 #[derive(Default)]
 struct Change {
     adds: Vec<mls::KeyPackage>,
     policy: Option<GroupPolicy>,
+    hub: Option<mls::ExternalSender>,
     new_key: Option<SigningKey>,
 }
 
@@ -590,9 +604,10 @@ fn sign(
     request_id: RequestId,
     now: Timestamp,
 ) -> Result<Outbound, CoreError> {
+    let hub = pending.hub(record).clone();
     let context = DsContext {
         version: ProtocolVersion::MIMI10,
-        hub_domain: record.hub.clone(),
+        hub_domain: hub.clone(),
         group_id: pending.group.clone(),
         timestamp: now,
         request_id,
@@ -603,7 +618,7 @@ fn sign(
         .map_err(|_| CoreError::Invalid("the signature is too long"))?;
     Ok(Outbound {
         request: pending.request,
-        hub: record.hub.clone(),
+        hub,
         message: DsMessage { sender_id, request, signature, context },
     })
 }
@@ -649,7 +664,7 @@ fn leaf_taken_out(proposal: &mls::QueuedProposal) -> Option<LeafIndex> {
 }
 
 /// Whether this client has proposed to leave: it can commit nothing then.
-fn leaves(group: &mls::MlsGroup) -> bool {
+pub(super) fn leaves(group: &mls::MlsGroup) -> bool {
     let me = group.own_leaf_index();
     group.pending_proposals().any(|it| {
         matches!(it.proposal(), mls::Proposal::SelfRemove)
@@ -667,6 +682,7 @@ fn needs_staying(operation: &Operation) -> bool {
         | Operation::RemoveClients { .. }
         | Operation::UpdateClient { .. }
         | Operation::UpdateGroup { .. }
+        | Operation::Migrate { .. }
         | Operation::Send { .. } => true,
         Operation::CreateGroup
         | Operation::Propose { .. }

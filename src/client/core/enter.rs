@@ -9,13 +9,12 @@ use openmls::{
     prelude::OpenMlsProvider,
 };
 
-use tls_codec::DeserializeBytes;
-
 use super::{
     CoreError, Member,
     build::{Draft, PAST_EPOCHS_MAX, bounded, list, partial},
     home::{LiftedGroup, Provider},
     identity::{self, StoredKey, capabilities},
+    moving::hub_in,
     records::{Effect, GroupRecord, Pending},
     view::policy_of,
 };
@@ -57,7 +56,9 @@ impl Member {
         // a leaf index changes by a resync only, so the old state knows it however old it is
         let old = LeafIndex(self.load(&pending.group)?.own_leaf_index().u32());
         let config = self.take_token(KeyPackageClass::Group, false)?;
-        let (update, state) = self.external_commit(&pending.group, info, &signer, Vec::new())?;
+        let hub = pending.hub(record);
+        let (update, state) =
+            self.external_commit(&pending.group, hub, info, &signer, Vec::new())?;
         let request = ResyncClient {
             group_id: pending.group.clone(),
             sender: signer.public().clone(),
@@ -87,7 +88,8 @@ impl Member {
         };
         let config = self.take_token(KeyPackageClass::Group, false)?;
         record.queue = Some(config.clone());
-        let (update, state) = self.external_commit(&pending.group, info, leaf_key, aad)?;
+        let hub = pending.hub(record);
+        let (update, state) = self.external_commit(&pending.group, hub, info, leaf_key, aad)?;
         let request =
             JoinGroup { group_id: pending.group.clone(), update, client_queue_config: config };
         Ok(Draft {
@@ -98,15 +100,16 @@ impl Member {
         })
     }
 
-    /// An external commit, and the state that the group has behind it; what the home holds of the group stays.
+    /// An external commit, and the state that the group has behind it; what the home holds of the group stays. `hub` is
+    /// who showed `info`.
     fn external_commit(
         &self,
         id: &GroupId,
+        hub: &Domain,
         info: Info,
         signer: &SigningKey,
         aad: Vec<u8>,
     ) -> Result<(GroupUpdate, LiftedGroup), CoreError> {
-        let hub = self.record(id)?.hub;
         let before = self.home.lift(id)?;
         let provider = self.home.provider();
         let group_info = info.group_info.parse()?;
@@ -145,7 +148,7 @@ impl Member {
             .finalize(&provider)
             .map_err(CoreError::mls)?;
         self.check_everyone(&group)?;
-        expect_hub(&group, &hub)?;
+        expect_hub(group.extensions(), hub)?;
         let exported =
             group.export_group_info(provider.crypto(), signer, false).map_err(CoreError::mls)?;
         let update = GroupUpdate {
@@ -166,6 +169,7 @@ impl Member {
     ) -> Result<Draft, CoreError> {
         let info = take_info(pending)?;
         let group_info = info.group_info.parse()?;
+        expect_hub(group_info.group_context().extensions(), pending.hub(record))?;
         let suite = group_info.ciphersuite();
         let signer = self.identity.leaf_key(suite)?.clone();
         let config = self.take_token(KeyPackageClass::Group, false)?;
@@ -206,18 +210,15 @@ impl Member {
     }
 }
 
-/// Checks that a group names `hub`, which this client was told of, as the one external sender that it has.
-pub(super) fn expect_hub(group: &mls::MlsGroup, hub: &Domain) -> Result<(), CoreError> {
-    let credential = mls::Credential::from(mls::BasicCredential::new(hub.as_str().into()));
-    let credential = encode(&Raw::<mls::Credential>::of(&credential));
-    let names_hub = |sender: &mls::ExternalSender| {
-        // ExternalSender: the key, then the credential
-        let sender = encode(&Raw::<mls::ExternalSender>::of(sender));
-        PublicKey::tls_deserialize_bytes(&sender).is_ok_and(|(_, rest)| rest == credential)
-    };
-    match group.extensions().external_senders().map(Vec::as_slice) {
-        Some([sender]) if names_hub(sender) => Ok(()),
-        Some(_) | None => {
+/// Checks that a group names `hub`, which this client was told of, as the one external sender that it has. It need not be
+/// the provider in the group's id: a group may have moved.
+pub(super) fn expect_hub(
+    extensions: &mls::Extensions<mls::GroupContext>,
+    hub: &Domain,
+) -> Result<(), CoreError> {
+    match hub_in(extensions) {
+        Ok((_, domain)) if domain == *hub => Ok(()),
+        Ok(_) | Err(_) => {
             Err(CoreError::Invalid("the group names another hub than this client was told of"))
         }
     }

@@ -16,7 +16,7 @@ use super::CoreError;
 use crate::{crypto::MlsCrypto, wire::ids::GroupId};
 
 /// The version of our own tables and encodings. openmls migrates its own tables.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 
 /// How our records are stored, and openmls' values but for [`Stored`]'s exceptions: self-describing, which one of
 /// openmls' needs.

@@ -13,6 +13,7 @@ mod content;
 mod enter;
 mod home;
 mod identity;
+mod moving;
 mod offer;
 mod receive;
 mod records;
@@ -26,6 +27,8 @@ use openmls::prelude as mls;
 
 use crate::{
     crypto::{self, CryptoError},
+    migration::proof::ProofError,
+    policy::Denied,
     wire::{
         DecodeError,
         ds::{DsError, DsMessage, FanoutFilter},
@@ -39,6 +42,7 @@ use crate::{
 pub use content::{Body, CONSENT_TOKEN, Content, ContentError, Disposition, Expiration, Part};
 pub use home::Home;
 pub use identity::{Identity, SUITES};
+pub use moving::check_promise;
 pub use offer::OfferTarget;
 pub use receive::Handled;
 pub use records::{
@@ -96,6 +100,20 @@ pub enum CoreError {
     NoToken { class: KeyPackageClass, last_resort: bool },
     #[error("{0} is not in the group")]
     NotAMember(String),
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Proof(#[from] ProofError),
+    /// What the target agreed to is past: the group has changed since, or the time is over.
+    #[error("what {0} agreed to is out of date: ask it again")]
+    PromiseOutdated(Domain),
+    /// The request stays: a hub that answers rightly later ends it.
+    #[error("the hub says that the group has moved, and its word for that is not good: {0}")]
+    Confirmation(&'static str),
+    #[error(
+        "{hub} says that {group} has moved, and what it shows for that leads nowhere ({why}); ask a member which provider hosts the group now"
+    )]
+    Chain { group: GroupId, hub: Domain, why: String },
     #[error("{0}")]
     Invalid(&'static str),
 }
@@ -307,6 +325,7 @@ impl Member {
                 | Operation::RemoveClients { .. }
                 | Operation::UpdateClient { .. }
                 | Operation::UpdateGroup { .. }
+                | Operation::Migrate { .. }
                 | Operation::Propose { .. }
                 | Operation::Send { .. }
                 | Operation::UpdateQueueInfo
@@ -529,6 +548,7 @@ impl Member {
                 joined_at: now,
                 proofs: Vec::new(),
                 welcome: None,
+                left: None,
             },
         )
     }
@@ -551,6 +571,7 @@ impl Member {
             info: None,
             built: None,
             rebuilt: 0,
+            redirect: None,
         };
         self.home.put(Kind::Pending, &number.to_be_bytes(), &pending)?;
         Ok(request)

@@ -14,6 +14,7 @@ use super::{
     enter::join_config,
     epoch_of,
     identity::StoredKey,
+    moving::{BadMove, HubAt, judge_hub, judge_proposed_hub},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
     view::{policy_of, roster_of},
 };
@@ -56,6 +57,14 @@ pub(super) enum Followed {
     Lost,
 }
 
+/// What a Welcome shows before it is taken up.
+pub(super) struct Seen {
+    pub key_package: mls::KeyPackage,
+    pub group: GroupId,
+    pub epoch: Epoch,
+    pub hub: HubAt,
+}
+
 /// Why a commit is not merged.
 #[derive(Debug, thiserror::Error)]
 enum Unacceptable {
@@ -67,6 +76,8 @@ enum Unacceptable {
     Denied(#[from] Denied),
     #[error("{0}")]
     Leaf(#[from] policy::LeafProblem),
+    #[error("{0}")]
+    Move(#[from] BadMove),
     #[error("MLS: {0}")]
     Mls(String),
 }
@@ -240,8 +251,13 @@ impl Member {
                 }
                 Ok(Handled::Taken)
             }
+            QueueEvent::GroupMoved { confirmation } => {
+                if record.state == GroupState::Active {
+                    self.moved_notice(id, &record, confirmation)?;
+                }
+                Ok(Handled::Taken)
+            }
             QueueEvent::RosterOnly
-            | QueueEvent::GroupMoved { .. }
             | QueueEvent::Welcome { .. }
             | QueueEvent::ConnectionRequest { .. }
             | QueueEvent::KeyPackagesLow { .. } => Ok(Handled::Taken),
@@ -268,7 +284,7 @@ impl Member {
     ) -> Result<Handled, CoreError> {
         let found = self.peek(welcome);
         let (key_package, epoch) = match found {
-            Ok((key_package, group, epoch)) if group == *id => (key_package, epoch),
+            Ok(seen) if seen.group == *id => (seen.key_package, seen.epoch),
             Ok(_) => {
                 let why = "the Welcome is to another group than its entry says".to_owned();
                 self.push(&Event::Unreadable { group: id.clone(), why })?;
@@ -323,9 +339,9 @@ impl Member {
         Ok(Handled::Taken)
     }
 
-    /// Which KeyPackage, group and epoch a Welcome is for; the KeyPackage stays.
-    fn peek(&self, welcome: &MlsMessage) -> Result<(mls::KeyPackage, GroupId, Epoch), CoreError> {
-        struct Peeked(Box<Result<(mls::KeyPackage, GroupId, Epoch), CoreError>>);
+    /// Which KeyPackage, group and epoch a Welcome is for, and of which hub; the KeyPackage stays.
+    pub(super) fn peek(&self, welcome: &MlsMessage) -> Result<Seen, CoreError> {
+        struct Peeked(Box<Result<Seen, CoreError>>);
         impl From<CoreError> for Peeked {
             fn from(error: CoreError) -> Self {
                 Self(Box::new(Err(error)))
@@ -347,7 +363,12 @@ impl Member {
             let key_package = seen
                 .own_key_package()
                 .ok_or(CoreError::Invalid("it is for no KeyPackage of this client"))?;
-            Err(Peeked(Box::new(Ok((key_package.clone(), group, Epoch(info.epoch().as_u64()))))))
+            Err(Peeked(Box::new(Ok(Seen {
+                key_package: key_package.clone(),
+                group,
+                epoch: Epoch(info.epoch().as_u64()),
+                hub: HubAt::in_group_info(info)?,
+            }))))
         });
         match looked {
             Err(Peeked(seen)) => *seen,
@@ -499,9 +520,13 @@ impl Member {
                 self.take_commit(id, group, *staged, &sender, &aad)
             }
             mls::ProcessedMessageContent::OwnPendingCommit => {
+                let before = HubAt::of(group)?;
                 group
                     .merge_pending_commit(&provider)
                     .map_err(|error| Unacceptable::Mls(error.to_string()))?;
+                let mut record = self.record(id)?;
+                self.follow_hub(id, &mut record, before, group)?;
+                self.put_record(id, &record)?;
                 Ok(Followed::Yes)
             }
             mls::ProcessedMessageContent::ApplicationMessage(_)
@@ -530,6 +555,7 @@ impl Member {
             }
         }
         policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
+        judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
         if !self.make_place(group, &act, &reference, &roster, &record)? {
             // it was displaced by what this client proposed itself and knew of first
             return Ok(Followed::No);
@@ -646,6 +672,8 @@ impl Member {
             | mls::Sender::NewMemberCommit => None,
         };
         policy::judge(&before, &roster, id, committer, &what.acts)?;
+        let hub = HubAt::of(group)?;
+        judge_hub(&staged, sender, aad, &hub.domain)?;
         let removed: Vec<ClientUri> = what
             .removed
             .iter()
@@ -668,7 +696,6 @@ impl Member {
         if out {
             self.leave(id, record)?;
         } else {
-            self.put_record(id, &record)?;
             self.push(&Event::Changed {
                 group: id.clone(),
                 epoch: epoch_of(group),
@@ -677,6 +704,8 @@ impl Member {
                 removed,
                 policy: what.policy.is_some(),
             })?;
+            self.follow_hub(id, &mut record, hub, group)?;
+            self.put_record(id, &record)?;
         }
         Ok(Followed::Yes)
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     home::{LiftedGroup, bytes},
     identity::StoredKey,
+    moving::{Left, Redirect},
 };
 use crate::wire::{
     ds::FanoutFilter,
@@ -42,6 +43,7 @@ impl GroupState {
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct GroupRecord {
+    /// Who hosts it: the group's external sender, as soon as this client has the group.
     pub hub: Domain,
     pub name: String,
     pub state: GroupState,
@@ -62,6 +64,8 @@ pub(super) struct GroupRecord {
     pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
+    #[serde(default)]
+    pub left: Option<Left>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -100,6 +104,11 @@ pub enum Operation {
     UpdateGroup {
         changes: Vec<PolicyChange>,
     },
+    /// Move the group to another provider, which has said that it takes it: an encoded `MigrationResponse`. That is for
+    /// one epoch: once another commit has come first it cannot be done any more.
+    Migrate {
+        response: Vec<u8>,
+    },
     Propose {
         proposals: Vec<NewProposal>,
     },
@@ -127,6 +136,28 @@ pub enum Operation {
         epoch: Epoch,
         last_resort: bool,
     },
+}
+
+impl Operation {
+    /// Whether it makes this client a member (anew): it rests on what a hub shows and not on a state that follows.
+    pub(super) fn comes_from_outside(&self) -> bool {
+        match self {
+            Self::Resync | Self::Join { .. } | Self::AskToJoin | Self::Welcome { .. } => true,
+            Self::CreateGroup
+            | Self::DeleteGroup
+            | Self::AddUsers { .. }
+            | Self::AddClients { .. }
+            | Self::RemoveUsers { .. }
+            | Self::RemoveClients { .. }
+            | Self::UpdateClient { .. }
+            | Self::UpdateGroup { .. }
+            | Self::Migrate { .. }
+            | Self::Propose { .. }
+            | Self::Send { .. }
+            | Self::UpdateQueueInfo
+            | Self::UpdateFanoutInfo { .. } => false,
+        }
+    }
 }
 
 /// What a member may propose.
@@ -184,6 +215,15 @@ pub(super) struct Pending {
     pub built: Option<Built>,
     /// How often the hub's answer made it necessary to build it anew.
     pub rebuilt: u32,
+    #[serde(default)]
+    pub redirect: Option<Redirect>,
+}
+
+impl Pending {
+    /// Who is asked.
+    pub fn hub<'a>(&'a self, record: &'a GroupRecord) -> &'a Domain {
+        self.redirect.as_ref().map_or(&record.hub, |redirect| &redirect.hub)
+    }
 }
 
 /// A request as it was sent.
@@ -285,6 +325,12 @@ pub enum Event {
         group: GroupId,
         by: Option<ClientUri>,
         what: String,
+    },
+    /// Another provider hosts the group from now on.
+    Moved {
+        group: GroupId,
+        from: Domain,
+        to: Domain,
     },
     Removed {
         group: GroupId,

@@ -10,6 +10,7 @@ use super::{
     enter::{expect_hub, join_config},
     epoch_of,
     identity::StoredKey,
+    moving::HubAt,
     receive::{Followed, protocol_message},
     records::{Built, Effect, GroupRecord, Operation, Pending},
 };
@@ -55,8 +56,8 @@ impl Member {
             match response.outcome.clone().into_result() {
                 Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted),
                 Ok(DsResponseBody::Info(info)) => self.informed(&key, pending, &info),
-                Ok(DsResponseBody::Moving(_)) => {
-                    Err(CoreError::Invalid("the hub answered with a migration"))
+                Ok(DsResponseBody::Moving(confirmation)) => {
+                    self.moving(&key, &pending, &confirmation, now)
                 }
                 Err(error) => self.refused(&key, pending, error, now),
             }
@@ -83,19 +84,23 @@ impl Member {
             Effect::Proposed { references } => self.place_own(&pending.group, &references)?,
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
+                let before = HubAt::of(&group)?;
                 group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
                 if let Some(leaf_key) = leaf_key {
                     record.leaf_key = leaf_key;
                 }
                 record.proofs.clear();
+                self.follow_hub(&pending.group, &mut record, before, &group)?;
             }
             Effect::Enter { state, leaf_key } => {
                 self.home.drop_in(&pending.group, &state)?;
                 record.leaf_key = leaf_key;
+                let group = self.load(&pending.group)?;
+                self.find_hub(&pending.group, &mut record, &group)?;
                 record.state = GroupState::Active;
                 record.entered_at = Some(accepted.group_sequence);
                 record.proofs.clear();
-                let epoch = epoch_of(&self.load(&pending.group)?);
+                let epoch = epoch_of(&group);
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
             }
             Effect::Queue { config, filter } => {
@@ -111,6 +116,9 @@ impl Member {
         if pending.operation == Operation::CreateGroup {
             record.state = GroupState::Active;
             record.entered_at = Some(accepted.group_sequence);
+        }
+        if pending.operation == Operation::AskToJoin {
+            record.hub = pending.hub(&record).clone();
         }
         self.put_record(&pending.group, &record)?;
         self.home.remove(Kind::Pending, key)?;
@@ -183,7 +191,7 @@ impl Member {
         }
         self.check_everyone(&group)?;
         let mut record = self.record(id)?;
-        expect_hub(&group, &record.hub)?;
+        expect_hub(group.extensions(), &record.hub)?;
         let own = group.own_leaf_node().ok_or(CoreError::Invalid("the Welcome adds no leaf"))?;
         let leaf_key = self
             .identity
@@ -214,6 +222,9 @@ impl Member {
         | DsError::GroupMigrating { retry_after_ms, .. } = &error
         {
             return Ok(Settled::Again { after_ms: (*retry_after_ms).max(1) });
+        }
+        if let DsError::GroupMoved { chain, .. } = &error {
+            return self.redirected(key, pending, chain, now);
         }
         let may_rebuild = pending.rebuilt < REBUILDS_MAX;
         if let DsError::StaleRequest { server_time, .. } = &error {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::wildcard_enum_match_arm)]
 
+mod moving;
+
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use openmls::prelude::{OpenMlsProvider as _, tls_codec::Serialize as _};
@@ -74,6 +76,7 @@ impl Wire {
             | DsRequest::RemoveClients(update)
             | DsRequest::UpdateClient(update) => (Some(&update.commit), vec![]),
             DsRequest::UpdateGroup(it) => (Some(&it.update.commit), vec![]),
+            DsRequest::StartMigration(it) => (Some(&it.update.commit), vec![]),
             DsRequest::ResyncClient(it) => (Some(&it.update.commit), vec![]),
             DsRequest::JoinGroup(it) => (Some(&it.update.commit), vec![]),
             DsRequest::DeleteGroup(it) => (Some(&it.update.commit), vec![]),

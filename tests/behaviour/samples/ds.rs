@@ -223,7 +223,7 @@ pub fn ds_messages(samples: &mut Samples) {
             "start_migration",
             &alice,
             "alice_leaf",
-            "reserved; the commit in here is an empty one",
+            "the commit in here is an empty one: for the encoding only",
             DsRequest::StartMigration(Box::new(StartMigration {
                 init: migration_init(),
                 update: refresh(),
@@ -267,7 +267,11 @@ pub fn ds_answers(samples: &mut Samples) {
                 pending: List::new(vec![mls_struct("self_remove_proposal")]).unwrap(),
             })),
         ),
-        ("moving", "reserved", DsResponseBody::Moving(Box::new(confirmation()))),
+        (
+            "moving",
+            "to start_migration, once the target has the group",
+            DsResponseBody::Moving(Box::new(confirmation())),
+        ),
     ];
     for (variant, about, body) in bodies {
         samples.add(

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::LazyLock};
 use describe::{Describe, Node, spec_name};
 use mimid::{
     crypto::{SigningKey, sha256, user_key_hash},
+    migration::proof,
     wire::{
         DecodeError,
         codec::{List, Opaque, Raw},
@@ -58,7 +59,7 @@ pub fn fuzz_input(name: &str) -> Option<(&'static str, Vec<u8>)> {
 }
 
 /// In the order of `tests/fuzz/fuzz_targets/key_packages_structs.rs`.
-const STRUCTS: [&str; 12] = [
+const STRUCTS: [&str; 14] = [
     "PublishKeyPackages",
     "ConnectionKeyPackageResponse",
     "GroupKeyPackageRequest",
@@ -71,6 +72,8 @@ const STRUCTS: [&str; 12] = [
     "KeyPackageQueue",
     "DSResponse",
     "Dequeue",
+    "MigratedState",
+    "MigrationContent",
 ];
 
 /// Where the vectors are.
@@ -122,7 +125,7 @@ pub fn keys() -> BTreeMap<String, SigningKey> {
         .collect()
 }
 
-pub const KEY_NAMES: [&str; 10] = [
+pub const KEY_NAMES: [&str; 11] = [
     "alice_leaf",
     "alice_user",
     "alice_client",
@@ -133,6 +136,7 @@ pub const KEY_NAMES: [&str; 10] = [
     "joining_code",
     "hub_external_sender",
     "hub_s2s",
+    "target_external_sender",
 ];
 
 fn extensions(samples: &mut Samples) {
@@ -243,7 +247,12 @@ fn queueing(samples: &mut Samples) {
             QueueEvent::ConnectionRequest { sender_domain: domain(), offer: sealed_offer() },
         ),
         ("group_deleted", "a feed's last entry", 4, QueueEvent::GroupDeleted),
-        ("group_moved", "reserved", 4, QueueEvent::GroupMoved { confirmation: confirmation() }),
+        (
+            "group_moved",
+            "behind the Commit that moved the group",
+            4,
+            QueueEvent::GroupMoved { confirmation: confirmation() },
+        ),
         (
             "removed",
             "a feed's last entry, behind the commit that removed this client",
@@ -390,8 +399,38 @@ fn portability(samples: &mut Samples) {
         members: List::new(members.collect()).unwrap(),
     };
     samples.add("", "what `mimid admin import-group` reads", &import);
-    samples.add("", "reserved; its signatures are placeholders", &migration_init());
-    samples.add("", "reserved; its signature is a placeholder", &confirmation());
+    samples.add("", "a group is to move from a.example to b.example", &migration_request());
+    samples.add("", "b.example agrees; signed by the key in target_sender", &migration_response());
+    samples.add("", "alice passes that on, signed by her leaf's key", &migration_init());
+    samples.add(
+        "",
+        "the authenticated_data of the Commit that moves the group",
+        &MigrationCommitAad { target_ds_domain: target() },
+    );
+    samples.add(
+        "",
+        "the commit in here is an empty one, GroupInfo and tree are of the epoch before: for the encoding only",
+        &migrated_state(),
+    );
+    samples.add(
+        "",
+        "signed by a.example's key in the group before the Commit; group_state is the MigratedState vector",
+        &migration_content(),
+    );
+    let key = &keys()["target_external_sender"];
+    let taken = proof::hash_of_content(&migration_content());
+    samples.add(
+        "taken",
+        "the hash is the MigrationContent vector's",
+        &proof::complete(key, taken, false).unwrap(),
+    );
+    let refused = proof::hash_of_response(&migration_response());
+    samples.add(
+        "refused",
+        "the hash is the MigrationResponse vector's",
+        &proof::complete(key, refused, true).unwrap(),
+    );
+    samples.add("", "signed by a.example's key in the group before the Commit", &confirmation());
 }
 
 const NOW: Timestamp = Timestamp(1_767_225_600_000);
@@ -491,36 +530,95 @@ fn complaint() -> CommitComplaint {
     }
 }
 
-fn migration_init() -> MigrationInit {
-    let request = MigrationRequest {
+fn target() -> Domain {
+    Domain::new("b.example").unwrap()
+}
+
+fn migration_request() -> MigrationRequest {
+    MigrationRequest {
         source_domain_name: domain(),
-        target_domain_name: Domain::new("b.example").unwrap(),
+        target_domain_name: target(),
         group_id: group_id(),
         epoch: Epoch(1),
-    };
-    let placeholder = || Opaque::new(vec![0x53; 64]).unwrap();
-    MigrationInit {
-        migration_response: MigrationResponse {
-            migration_request: request,
-            nonce: [0x4e; 32],
-            signature: placeholder(),
-            expires_at: NOW.plus_ms(600_000),
-            target_sender: mls_struct("hub_sender"),
-        },
-        signature: placeholder(),
+        ciphersuite: 1,
     }
 }
 
-fn confirmation() -> MigrationConfirmation {
-    MigrationConfirmation {
-        domain_name: Domain::new("b.example").unwrap(),
-        nonce: [0x4e; 32],
+fn migration_response() -> MigrationResponse {
+    let key = &keys()["target_external_sender"];
+    let credential = openmls::prelude::BasicCredential::new(target().as_str().into());
+    let sender =
+        openmls::prelude::ExternalSender::new(key.public().as_slice().into(), credential.into());
+    let expires_at = NOW.plus_ms(600_000);
+    proof::respond(key, migration_request(), [0x4e; 32], expires_at, Raw::of(&sender)).unwrap()
+}
+
+fn migration_init() -> MigrationInit {
+    proof::initiate(&keys()["alice_leaf"], migration_response()).unwrap()
+}
+
+fn migrated_state() -> MigratedState {
+    let member = |leaf: u32, name| MemberState {
+        leaf_index: LeafIndex(leaf),
+        recipient: RecipientId(u64::from(leaf) + 1),
+        config: queue_config(name),
+        filter: FanoutFilter::All,
+        queue_timestamp: NOW,
+        last_active: NOW.plus_ms(1_000),
+        since: Sequence(u64::from(leaf) + 1),
+    };
+    let joiner = JoinerState {
+        key_package_ref: KeyPackageRef(Opaque::new(mls_bytes("bob_key_package_ref")).unwrap()),
+        leaf_index: LeafIndex(1),
+        epoch: Epoch(1),
+        not_after: NOW.plus_ms(86_400_000),
+    };
+    let accepted = Accepted { group_sequence: Sequence(9), accepted_at: NOW, epoch: Epoch(1) };
+    let accepted = [(0, 0x52), (1, 0x53)].map(|(commit, byte)| AcceptedState {
+        sender_id: DsSenderId::LeafIndex(LeafIndex(0)),
+        request_id: RequestId([byte; 16]),
+        accepted,
+        commit,
+    });
+    let tail = DeliveryItem::Feed {
         group_id: group_id(),
-        signature: Opaque::new(vec![0x53; 64]).unwrap(),
-        source_domain: domain(),
-        epoch: Epoch(2),
+        group_sequence: Sequence(10),
+        accepted_at: NOW,
+        except: Some(RecipientId(1)),
+        event: QueueEvent::MlsMessage { message: mls_struct("commit_update") },
+        roster: List::default(),
+    };
+    MigratedState {
+        init: migration_init(),
+        commit: mls_struct("commit_update"),
+        group_info: mls_struct("group_info_1"),
+        ratchet_tree: mls_struct("ratchet_tree_1"),
         next_sequence: Sequence(12),
+        next_recipient: RecipientId(3),
+        members: List::new(vec![member(0, "alice"), member(1, "bob")]).unwrap(),
+        joiners: List::new(vec![joiner]).unwrap(),
+        joiner_infos: List::new(vec![Info {
+            group_info: mls_struct("group_info_1"),
+            ratchet_tree: mls_struct("ratchet_tree_1"),
+            pending: List::default(),
+        }])
+        .unwrap(),
+        accepted: List::new(accepted.into()).unwrap(),
+        tail: List::new(vec![tail]).unwrap(),
+        chain: List::default(),
     }
+}
+
+fn migration_content() -> MigrationContent {
+    let key = &keys()["hub_external_sender"];
+    proof::sign_content(key, migration_response(), encode(&migrated_state())).unwrap()
+}
+
+fn confirmation() -> MigrationConfirmation {
+    let response = migration_response();
+    let unsigned =
+        proof::unsigned_confirmation(&response.migration_request, response.nonce, Sequence(12));
+    proof::sign_confirmation(&keys()["hub_external_sender"], unsigned).unwrap()
 }
 
 /// `tests/vectors/mls.json`. Made anew only where it is absent and writing is asked for.

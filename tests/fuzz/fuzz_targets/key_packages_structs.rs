@@ -1,4 +1,4 @@
-//! Arbitrary bytes as KeyPackages, offers, extensions and answers: the first byte says which. Refused, or encoded
+//! Arbitrary bytes as KeyPackages, offers, extensions, answers and moving groups: the first byte says which. Refused, or encoded
 //! again as they came; MLS structs among them parse on their own.
 #![no_main]
 
@@ -11,6 +11,7 @@ use mimid::wire::{
         ConnectionKeyPackageResponse, ConnectionOffer, ConnectionRequest, GroupKeyPackageRequest,
         GroupKeyPackageResponse,
     },
+    portability::{MigratedState, MigrationContent},
 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
@@ -33,6 +34,20 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         9 => round_trip::<KeyPackageQueue>(bytes),
         10 => round_trip::<DsResponse>(bytes),
         11 => round_trip::<Dequeue>(bytes),
+        12 => {
+            if let Ok(value) = wire::decode::<MigratedState>(bytes) {
+                assert!(value.commit.parse().is_ok() && value.group_info.parse().is_ok());
+                assert!(value.ratchet_tree.parse().is_ok());
+                assert_eq!(wire::encode(&value), bytes);
+            }
+        }
+        13 => {
+            if let Ok(value) = wire::decode::<MigrationContent>(bytes) {
+                assert!(value.migration_response.target_sender.parse().is_ok());
+                let _ = wire::decode::<MigratedState>(value.group_state.as_slice());
+                assert_eq!(wire::encode(&value), bytes);
+            }
+        }
         _ => {}
     }
 });
