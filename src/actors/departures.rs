@@ -197,6 +197,7 @@ impl Node {
     }
 
     async fn depart(&self, group: &GroupId, run: &Run) {
+        step("source.frozen").await;
         let mut tries = 0_u32;
         loop {
             match self.depart_on(group, run, tries).await {

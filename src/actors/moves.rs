@@ -199,13 +199,13 @@ impl Node {
 }
 
 /// A place in the code where a test may end the process, to see that what is written down is enough: the file that
-/// `MIMID_STOP_AT_FILE` names says where (`step`), and gets `stopped` behind it; the process then waits to be killed. Built
+/// `TEST_STOP_AT_FILE` names says where (`step`), and gets `stopped` behind it; the process then waits to be killed. Built
 /// without debug assertions it is nothing.
 pub(super) async fn step(name: &'static str) {
     #[cfg(debug_assertions)]
     {
         use std::io::Write as _;
-        let Some(path) = std::env::var_os("MIMID_STOP_AT_FILE") else { return };
+        let Some(path) = std::env::var_os("TEST_STOP_AT_FILE") else { return };
         let wanted = std::fs::read_to_string(&path).unwrap_or_default();
         if wanted.trim() != name {
             return;

@@ -16,6 +16,7 @@ mod import;
 mod impostors;
 mod large_group;
 mod layers;
+mod moving;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]

@@ -28,6 +28,7 @@ use rand::Rng;
 
 use super::proxy::Proxy;
 
+const STOP_AT: &str = "stop_at";
 const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
 /// How long something may take that is waited for. Nothing is asserted of how long it takes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -106,6 +107,7 @@ impl Provider {
             .args(["serve", "--config"])
             .arg(self.folder.join("mimid.toml"))
             .env_remove("MIMID_CONFIG")
+            .env("TEST_STOP_AT_FILE", self.folder.join(STOP_AT))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -136,6 +138,39 @@ impl Provider {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Has the process stand still at a step of a group's move, when it comes there.
+    pub fn stop_at(&self, step: &str) {
+        std::fs::write(self.folder.join(STOP_AT), step).unwrap();
+    }
+
+    /// Whether it stands there.
+    pub fn has_stopped(&self) -> bool {
+        let told = std::fs::read_to_string(self.folder.join(STOP_AT)).unwrap_or_default();
+        told.contains("stopped")
+    }
+
+    pub fn go_on(&self) {
+        let _ = std::fs::remove_file(self.folder.join(STOP_AT));
+    }
+
+    /// What its ops listener answers.
+    pub async fn ops(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.ops);
+        // an error says that the process has one
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        client.get(url).send().await.unwrap().text().await.unwrap()
+    }
+
+    pub async fn ops_post(&self, path: &str, body: String) -> (u16, String) {
+        let url = format!("http://{}{path}", self.ops);
+        // an error says that the process has one
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.post(url).body(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
     fn log(&self) -> PathBuf {

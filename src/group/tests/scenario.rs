@@ -282,6 +282,7 @@ impl Scenario {
                 assert_eq!(self.snapshot(), before, "an answer changes nothing");
                 Ok(body)
             }
+            Ok(Decision::Move(_)) => panic!("moves are staged by their own tests"),
             Ok(Decision::History(epoch)) => Ok(DsResponseBody::Info(Box::new(self.history(epoch)))),
             Ok(Decision::Write(staged)) => {
                 assert_eq!(self.snapshot(), before, "staging changes nothing");
