@@ -590,7 +590,7 @@ async fn invented_names_at_the_door_do_not_keep_out_who_shares_a_group() {
     let hostile = Hostile::start(EVIL, folder.path());
     // takes connections and says nothing
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let named = |n: usize| Domain::new(&format!("x{n}.example")).unwrap();
+    let named = |n: usize| Domain::new(format!("x{n}.example")).unwrap();
     let invented: Vec<Peer> = (0..NAMES)
         .map(|n| Peer { domain: named(n), address: silent.local_addr().unwrap(), ..hostile.peer() })
         .collect();
