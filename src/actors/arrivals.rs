@@ -14,6 +14,7 @@ use std::{
 };
 
 use super::{
+    copies::Grown,
     errors::{detail, internal, malformed, not_authorized, of_reject, of_store, too_large},
     moves::{chain_of, step},
     node::Node,
@@ -301,6 +302,8 @@ impl Node {
         let next = state.next_sequence();
         let head = self.store.group_head(group).await.map_err(of_store)?;
         let known = self.copy_members(group).await.map_err(of_store)?;
+        let (was_copy, known_count) = (head.is_some(), known.len() as u64);
+        let copied_bytes = head.as_ref().map_or(0, |head| head.log_bytes);
         let items: Vec<(u32, DeliveryItem)> = (0..).zip(tail).collect();
         let (tokens, mut used) = self.tokens_of_tail(from, group, &items).await?;
         let hub = Some(from.clone());
@@ -421,6 +424,11 @@ impl Node {
         step("target.before-durable").await;
         self.store.write(batch).await.map_err(of_store)?;
         self.arrivals.here.fetch_add(1, Ordering::Relaxed);
+        if was_copy {
+            let bytes = 0_i64.saturating_sub_unsigned(copied_bytes);
+            let members = 0_i64.saturating_sub_unsigned(known_count);
+            self.copies.dropped(from, group, Grown { bytes, members });
+        }
         self.metrics.migrations.with_label_values(&["target", "arrived"]).inc();
         tracing::info!(%group, source = %from, members = state.member_count(), "a group has come from another provider");
         self.groups.let_go(group);

@@ -155,10 +155,11 @@ impl Copies {
         self.with(hub, |held| held.bytes = held.bytes.saturating_add_signed(by));
     }
 
-    /// A copy is gone, as all that its log took.
-    pub fn dropped(&self, hub: &Domain, grown: Grown) {
+    /// A copy is gone, with all that it took.
+    pub fn dropped(&self, hub: &Domain, group: &GroupId, grown: Grown) {
         self.grew(hub, grown);
         self.with(hub, |held| held.copies = held.copies.saturating_sub(1));
+        locked(&self.rosters).forget(group);
     }
 
     /// What each copy of those hubs may keep that had no room since this was asked last: together they take half of what

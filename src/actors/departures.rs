@@ -16,6 +16,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
+    copies::Grown,
     errors::{internal, not_authorized, of_reject, of_store, unavailable},
     group::{Reply, fill, record_bytes},
     hints::locked,
@@ -497,6 +498,7 @@ impl Node {
             },
             change: Vec::new(),
         };
+        let head_bytes = head.log_bytes;
         let bytes: u64 = owed.records.iter().chain([&moved]).map(record_bytes).sum();
         batch.push(Write::Log { group: group.clone(), record: moved });
         let mut guests: Vec<Domain> = owed.outbound.iter().map(|it| it.peer.clone()).collect();
@@ -551,11 +553,17 @@ impl Node {
             wake_at: Some(now.plus_ms(self.groups.options.retention_ms)),
             ..head
         }));
+        let kept = head_bytes + bytes;
         step("source.before-gone").await;
         self.store.write(batch).await?;
         step("source.gone-durable").await;
         tracing::info!(%group, %target, "a group has moved to another provider");
         self.end_departure(departure, "moved");
+        if let Some(place) = self.copies.place(target, self.hub_bounds()) {
+            place.keep();
+            let members = i64::try_from(members).unwrap_or(i64::MAX);
+            self.copies.grew(target, Grown { bytes: 0_i64.saturating_add_unsigned(kept), members });
+        }
         for (client, _, _) in &owed.inbox {
             self.hints.inbox(client);
         }

@@ -585,7 +585,7 @@ impl Node {
             Ok(()) => {
                 let members = 0_i64.saturating_sub_unsigned(members);
                 let bytes = 0_i64.saturating_sub_unsigned(log_bytes);
-                self.copies.dropped(&hub, Grown { bytes, members });
+                self.copies.dropped(&hub, &group, Grown { bytes, members });
                 Ok(())
             }
             Err(StoreError::Conflict { .. }) => Ok(()),

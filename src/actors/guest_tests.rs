@@ -609,3 +609,36 @@ async fn single_message_comes_from_its_groups_hub() {
     assert_eq!(send(&remote(1)).await, QueueingServiceResponse::Ok);
     assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 1);
 }
+
+#[actix::test]
+async fn acquaintances_are_those_who_share_a_group_and_outlive_the_process() {
+    use crate::store::{
+        Batch, Write,
+        records::{Replica, ReplicaMode},
+    };
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    let [c, d, e] = ["c.example", "d.example", "e.example"].map(|name| Domain::new(name).unwrap());
+    assert!(world.node.acquaintances().await.unwrap().is_empty());
+    let roster = vec![add(1, &token(&world, &alice).await)];
+    deliver(&world, &hub(), vec![snapshot(&remote(1), 1, roster)]).await;
+    // c.example names clients that are not here, and makes itself no friends with that
+    for seed in 1..9 {
+        let forged = QueueToken::new(vec![seed; 77]).unwrap();
+        let items = vec![snapshot(&GroupId::of(&c, [seed; 16]), 1, vec![add(1, &forged)])];
+        deliver(&world, &c, items).await;
+    }
+    let replica = Replica {
+        acknowledged: Sequence(1),
+        acknowledged_at: Timestamp(1),
+        mode: ReplicaMode::Feed,
+        set_aside: None,
+    };
+    let batch = Batch::new()
+        .and(Write::Replica { peer: d.clone(), group: group(1), replica })
+        .and(Write::Outbound { peer: e.clone(), group: group(1), until: Sequence(3) });
+    world.node.store.write(batch).await.unwrap();
+    world.restart();
+    let found = world.node.acquaintances().await.unwrap();
+    assert_eq!(found, [hub(), d, e].into());
+}

@@ -4,6 +4,7 @@
 //! and KeyPackages. Deliberately absent: rules (they are pure, below) and HTTP (above).
 
 pub mod accounts;
+mod acquaintances;
 pub mod arbiters;
 mod arrivals;
 pub mod clock;

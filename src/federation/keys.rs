@@ -2,12 +2,13 @@
 //! provider says and within bounds. PROTOCOL.md §4, both key endpoints; TR 5.1, 5.5.
 //!
 //! A flood of forged senders costs little: a list of a domain is fetched at most once a minute, concurrent fetches of one
-//! are one, and only so many are under way at once; strangers and providers that are known do not take each other's
-//! share. Beyond the bounds the domain that is longest unused is forgotten, those without keys first.
+//! are one, and only so many are under way at once; strangers and providers that are known, or
+//! that this one has dealings with, do not take each other's share. Beyond the bounds the domain that is longest unused is
+//! forgotten, those without keys first.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -54,7 +55,7 @@ pub struct KeyLimits {
     pub lifetime_max_ms: u64,
     /// Between two fetches of one list.
     pub fetch_every_ms: u64,
-    /// Under way at once: of providers without known keys, and as many of those with.
+    /// Under way at once: of strangers, and as many of providers with known keys and acquaintances.
     pub fetches_max: usize,
     pub fetch_timeout: Duration,
 }
@@ -127,6 +128,8 @@ struct Shared {
     flights: Flights<Key, Result<Arc<KnownKeys>, CallError>>,
     strangers: Arc<Semaphore>,
     acquainted: Arc<Semaphore>,
+    /// Providers that are no strangers although their keys may not be known.
+    acquaintances: RwLock<HashSet<Domain>>,
 }
 
 type Key = (Domain, KeyList);
@@ -162,7 +165,18 @@ impl KeyCache {
             flights: Flights::default(),
             strangers: fetches(),
             acquainted: fetches(),
+            acquaintances: RwLock::default(),
         }))
+    }
+
+    /// Puts others into the place of those who are no strangers. The caller bounds them.
+    pub fn acquaint(&self, peers: HashSet<Domain>) {
+        *self.0.acquaintances.write().unwrap_or_else(PoisonError::into_inner) = peers;
+    }
+
+    #[must_use]
+    pub fn is_acquainted(&self, domain: &Domain) -> bool {
+        self.0.acquaintances.read().unwrap_or_else(PoisonError::into_inner).contains(domain)
     }
 
     /// The keys of `domain`, fetched where they are not known. In the last quarter of their time they are fetched again
@@ -281,7 +295,11 @@ impl KeyCache {
     ) -> Result<Flight<Result<Arc<KnownKeys>, CallError>>, CallError> {
         let key = (domain.clone(), list);
         let is_known = known.lists.get(&key).is_some_and(|entry| entry.keys.is_some());
-        let share = if is_known { &self.0.acquainted } else { &self.0.strangers };
+        let share = if is_known || self.is_acquainted(domain) {
+            &self.0.acquainted
+        } else {
+            &self.0.strangers
+        };
         let Ok(permit) = Arc::clone(share).try_acquire_owned() else {
             self.0.metrics.key_fetch(list, "busy");
             return Err(CallError::Unreachable("too many keys are being fetched".to_owned()));

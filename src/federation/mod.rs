@@ -23,6 +23,7 @@ mod tests;
 pub mod trace;
 
 use std::{
+    collections::HashSet,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
@@ -150,10 +151,21 @@ impl Federation {
         *peer != self.domain && !on(&self.deny) && self.allow.as_ref().is_none_or(|allow| on(allow))
     }
 
-    /// Whether a message of `peer` can be judged without asking `peer` anything first.
+    /// What a message that says it is of `peer` has to wait for.
     #[must_use]
-    pub fn knows(&self, peer: &Domain) -> bool {
-        self.keys.are_known(peer, KeyList::Verification)
+    pub fn familiarity(&self, peer: &Domain) -> Familiarity {
+        if self.keys.are_known(peer, KeyList::Verification) {
+            Familiarity::Known
+        } else if self.keys.is_acquainted(peer) {
+            Familiarity::Acquainted
+        } else {
+            Familiarity::Stranger
+        }
+    }
+
+    /// Names the providers that this one has dealings with, in place of those named before: they are no strangers.
+    pub fn acquaint(&self, peers: HashSet<Domain>) {
+        self.keys.acquaint(peers);
     }
 
     /// Signs `body` as `event` for `peer`, posts it to the event's endpoint and gives the body of the answer. A repeat of
@@ -390,6 +402,16 @@ impl Federation {
     fn replays(&self) -> MutexGuard<'_, Replays> {
         self.replays.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How well a provider is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Familiarity {
+    /// Its keys are at hand: its messages can be judged without asking it anything first.
+    Known,
+    /// This provider has dealings with it, and its keys are still to be fetched.
+    Acquainted,
+    Stranger,
 }
 
 /// A message of another provider that is what it says.

@@ -512,7 +512,10 @@ impl Outbox {
                     DeliveryProblem::UnknownFeed => {
                         Bad::Aside("a snapshot was answered with unknown_feed")
                     }
-                    DeliveryProblem::WrongHub => Bad::Aside("wrong_hub"),
+                    // a snapshot proves who the hub is, or nothing does
+                    DeliveryProblem::WrongHub if item.is_snapshot => Bad::Aside("wrong_hub"),
+                    // it has not heard yet that the group has moved here
+                    DeliveryProblem::WrongHub => Bad::Stall("wrong_hub"),
                     DeliveryProblem::InvalidItem => Bad::Aside("invalid_item"),
                     DeliveryProblem::QueueFull => Bad::Wait,
                     // no problem of an item
@@ -523,6 +526,10 @@ impl Outbox {
                     Bad::Repair => self.repair(&group, at, now, random),
                     Bad::Resume(acknowledged) => {
                         self.resume(&group, before, acknowledged, now, random)
+                    }
+                    Bad::Stall(problem) => {
+                        self.stall(&group, problem, now, random);
+                        Turned::Stalled
                     }
                     Bad::Wait => self.wait_for_room(&group, now, random),
                     Bad::Aside(problem) => {
@@ -858,6 +865,8 @@ impl Outbox {
 
 /// What a problem of an item comes to.
 enum Bad {
+    /// Later, with the same again; set aside where that does not help.
+    Stall(&'static str),
     Repair,
     Resume(Sequence),
     /// The same again, later.

@@ -458,6 +458,40 @@ async fn an_answer_that_is_not_this_domains_keys_is_none() {
 }
 
 #[tokio::test]
+async fn acquaintances_keys_are_fetched_while_invented_names_hold_every_other_fetch() {
+    let net = net();
+    let a = net.join("a.example");
+    let mut parts = net.parts("c.example");
+    parts.limits.keys.fetches_max = 2;
+    let c = Arc::new(Federation::new(parts));
+    net.nodes.lock().unwrap().insert(domain("c.example"), Arc::clone(&c));
+    c.acquaint([domain("a.example"), domain("d.example")].into());
+    let familiarity = |name| c.familiarity(&domain(name));
+    assert_eq!(familiarity("a.example"), Familiarity::Acquainted);
+    assert_eq!(familiarity("x.example"), Familiarity::Stranger);
+    let gate = Arc::new(Semaphore::new(0));
+    *net.gate.lock().unwrap() = Some(Arc::clone(&gate));
+    let mut slow = Vec::new();
+    for name in ["x.example", "y.example"] {
+        let c = Arc::clone(&c);
+        slow.push(tokio::spawn(async move { c.keys_of(&domain(name)).await }));
+    }
+    while net.fetches() < 2 {
+        tokio::task::yield_now().await;
+    }
+    *net.gate.lock().unwrap() = None;
+    let refused = c.keys_of(&domain("z.example")).await;
+    assert!(matches!(refused, Err(CallError::Unreachable(_))), "{refused:?}");
+    assert_eq!(net.fetches(), 2, "no third stranger at once");
+    ask(&a, "c.example", FREE, 1).await.unwrap();
+    assert_eq!(familiarity("a.example"), Familiarity::Known);
+    gate.add_permits(2);
+    for asking in slow {
+        assert!(asking.await.unwrap().is_err(), "there is no such provider");
+    }
+}
+
+#[tokio::test]
 async fn strangers_do_not_take_the_share_of_those_who_are_known() {
     let net = net();
     let (a, _) = (net.join("a.example"), net.join("b.example"));

@@ -3,27 +3,25 @@
 //!
 //! A request is counted by its address, read, opened (decoded, its sender authenticated: `federation`), counted by its
 //! sender, given a place among the sender's and among all, and given to the node. Opening may have to wait for the keys
-//! of whoever the message says it is from: such messages have few places, and none of those that others work in, so a
-//! flood of forged or slow senders leaves room for the providers that are known.
+//! of whoever the message says it is from; where it waits, and with whom, is in [`super::lobby`].
 
 use std::{
-    collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
 use tls_codec::DeserializeBytes;
-use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
     body::{self, BodyBudget},
     endpoint::Form,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, busy, rate_limited},
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, rate_limited},
     limits::FederationLimits,
+    lobby::{Doors, Places},
     metrics::HttpMetrics,
     trace,
     well_known::{self, DsDomain},
@@ -34,7 +32,7 @@ use crate::{
     rate::Limiter,
     wire::{
         client::VerificationKeyResponse,
-        ds::{Detail, DsError, ProtocolVersion},
+        ds::{DsError, ProtocolVersion},
         encode,
         federation::{EventType, MESSAGE_BYTES_MAX, S2SEndpoint},
         ids::Domain,
@@ -109,9 +107,8 @@ struct FederationApi {
     /// What each provider asked for of late, and what is being worked on for it.
     rates: Limiter<Domain>,
     places: Places,
-    /// What is being opened: of providers whose keys are known, and of others together.
-    opening: Places,
-    strangers: Semaphore,
+    /// Where messages are until it is known whose they are.
+    doors: Doors,
     /// Memory for whole groups.
     contents: BodyBudget,
 }
@@ -127,9 +124,8 @@ impl FederationApi {
         let places = if requests_per_peer_max == 0 { usize::MAX } else { requests_per_peer_max };
         Self {
             rates: Limiter::new(requests_per_peer, PEERS_COUNTED_MAX),
-            places: Places { taken: Mutex::default(), per_peer_max: places },
-            opening: Places { taken: Mutex::default(), per_peer_max: places },
-            strangers: Semaphore::new((shared.requests_max / STRANGERS_PART).max(1)),
+            places: Places::new(places),
+            doors: Doors::new(shared.requests_max, places),
             contents: BodyBudget::new(2 * CONTENT_BYTES_MAX),
             front: Front::new(LISTENER, shared, metrics, Arc::clone(&node.clock)),
             node,
@@ -156,11 +152,9 @@ impl FederationApi {
 
     /// Authenticates a message, within the bounds of whoever it says that it is from.
     async fn open(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Opened, DsError> {
-        let sender = sender_of(bytes).filter(|sender| self.federation.knows(sender));
-        let _places = match &sender {
-            Some(known) => (Some(self.opening.take(known)?), None),
-            None => (None, Some(self.strangers.try_acquire().map_err(|_| busy())?)),
-        };
+        let sender = sender_of(bytes);
+        let sender = sender.as_ref().map(|sender| (sender, self.federation.familiarity(sender)));
+        let _waits = self.doors.enter(sender)?;
         self.federation.open(endpoint, bytes).await
     }
 
@@ -276,68 +270,8 @@ fn body_bytes_max(endpoint: S2SEndpoint) -> usize {
     }
 }
 
-/// How many requests of each provider are being worked on. Bounded by those in all.
-struct Places {
-    taken: Mutex<HashMap<Domain, usize>>,
-    per_peer_max: usize,
-}
-
-struct Place<'a> {
-    of: &'a Places,
-    peer: Domain,
-}
-
-impl Places {
-    fn take(&self, peer: &Domain) -> Result<Place<'_>, DsError> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(peer.clone()).or_default();
-        if *count >= self.per_peer_max {
-            return Err(DsError::Unavailable {
-                detail: Detail::truncated("too many requests of this provider at once; retry"),
-                retry_after_ms: 500,
-            });
-        }
-        *count += 1;
-        Ok(Place { of: self, peer: peer.clone() })
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.peer) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.peer);
-            }
-        }
-    }
-}
-
-/// One in so many places in all, for messages that must wait for their senders' keys.
-const STRANGERS_PART: usize = 4;
 const GET_AND_POST: &str = "GET, POST";
 const KIB: usize = 1024;
 const CONTENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Providers whose requests are counted; beyond, new ones share one count.
 const PEERS_COUNTED_MAX: usize = 50_000;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_provider_at_its_bound_leaves_room_for_others_and_gets_its_places_back() {
-        let places = Places { taken: Mutex::default(), per_peer_max: 2 };
-        let (a, b) = (Domain::new("a.example").unwrap(), Domain::new("b.example").unwrap());
-        let first = places.take(&a).unwrap();
-        let second = places.take(&a).unwrap();
-        let error = places.take(&a).err().unwrap();
-        assert!(matches!(error, DsError::Unavailable { retry_after_ms: 500, .. }));
-        let other = places.take(&b).unwrap();
-        drop(first);
-        let again = places.take(&a).unwrap();
-        drop((second, other, again));
-        assert!(places.taken.lock().unwrap().is_empty(), "nobody is remembered for nothing");
-    }
-}

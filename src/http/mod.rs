@@ -13,6 +13,7 @@ mod endpoint;
 mod federation;
 mod front;
 mod limits;
+mod lobby;
 mod metrics;
 pub mod migrations;
 mod ops;

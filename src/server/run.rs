@@ -431,6 +431,10 @@ async fn sweep(node: Node) {
     let mut often = tokio::time::interval(SWEEP_EVERY);
     loop {
         often.tick().await;
+        // before anything that takes long: without it nobody's messages are told from strangers'
+        if let Err(error) = node.acquaint().await {
+            tracing::warn!(%error, "the providers that this one deals with cannot be read now");
+        }
         if let Err(error) = node.finish_deletions().await {
             tracing::warn!(%error, "deletions that were begun cannot be finished now");
         }

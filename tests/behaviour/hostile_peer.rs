@@ -578,6 +578,114 @@ async fn flood_is_told_to_wait_and_nobody_else() {
     assert_eq!(decode::<VerificationKeyResponse>(&keys).unwrap().domain, a.domain);
 }
 
+/// Names that nobody can tell from others until their keys are asked for, at an address that takes its time: behind a
+/// start, when no keys are in memory, they wait with each other and not before those who share a group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn invented_names_at_the_door_do_not_keep_out_who_shares_a_group() {
+    /// Of 256 requests at work: a quarter waits with strangers, an eighth of that may say that it is of one name.
+    const NAMES: usize = 12;
+    const OF_EACH: usize = 10;
+    const PLACES: usize = 64;
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = Hostile::start(EVIL, folder.path());
+    // takes connections and says nothing
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let named = |n: usize| Domain::new(format!("x{n}.example")).unwrap();
+    let invented: Vec<Peer> = (0..NAMES)
+        .map(|n| Peer { domain: named(n), address: silent.local_addr().unwrap(), ..hostile.peer() })
+        .collect();
+    let settings = "requests_max = 256\nconnect_timeout = \"5m\"\n";
+    let domains = ["a.example", "b.example"];
+    let providers = Providers::start_with(&domains, 1, settings, &invented).await;
+    let alice = providers.client("alice@a.example/phone").await;
+    let bob = providers.client("bob@b.example/phone").await;
+    connect(&alice, &bob).await;
+    let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
+    accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
+    bob.until_in(&team).await;
+    let [a, b] = &providers.all[..] else { panic!("two providers") };
+    a.kill();
+    a.start().await;
+    let refusals =
+        async || b.metric_with("mimid_federation_calls_total", "outcome=\"status\"").await;
+    let before = refusals().await;
+    let mut forged = hostile.message(a, EventType::ConnectionKeyPackages, Vec::new());
+    let client = http(a);
+    let url = format!("https://{}{}", a.federation, forged.endpoint.path());
+    let mut at_the_door = Vec::new();
+    for n in 0..NAMES * OF_EACH {
+        forged.sender = named(n % NAMES);
+        forged.request_id = RequestId(random());
+        let posting = client.post(&url).body(forged.bytes());
+        let posting = posting.header("content-type", "application/octet-stream").send();
+        at_the_door.push(tokio::spawn(posting));
+    }
+    // those who find no place are told at once
+    let deadline = Instant::now() + PATIENCE;
+    while at_the_door.iter().filter(|it| it.is_finished()).count() < NAMES * OF_EACH - PLACES {
+        assert!(Instant::now() < deadline, "nobody is told that there is no place");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // bob's provider has to be asked for its keys, and it is
+    accepted(bob.client.send_text(&team, "through the crowd").await);
+    alice.until_hears(&team, "through the crowd").await;
+    accepted(alice.client.send_text(&team, "come in").await);
+    bob.until_hears(&team, "come in").await;
+    assert_eq!(refusals().await, before, "it found its place each time");
+    for knock in at_the_door {
+        if knock.is_finished() {
+            assert_eq!(knock.await.unwrap().unwrap().status(), 503);
+        } else {
+            knock.abort();
+        }
+    }
+}
+
+/// Tokens that are good for nobody, and as many copies as a provider has groups: it keeps heads, a bounded number of them,
+/// and no message.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_that_nobody_here_is_in_fill_no_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = Hostile::start(EVIL, folder.path());
+    let settings = "copies_per_hub_max = 5\n";
+    let domains = ["a.example", "b.example"];
+    let providers = Providers::start_with(&domains, 1, settings, &[hostile.peer()]).await;
+    let a = &providers.all[0];
+    let forged = QueueToken::new(vec![7; 77]).unwrap();
+    let group = |n: u8| GroupId::of(&hostile.domain, [n; 16]);
+    let opening = (0..8).map(|n| snapshot(&group(n), 1, vec![add(1, &forged)])).collect();
+    let failures = hostile.deliver(a, opening).await.unwrap();
+    let of = |problem| failures.iter().filter(|it| it.problem == problem).collect::<Vec<_>>();
+    let full = of(DeliveryProblem::QueueFull);
+    assert_eq!(full.len(), 3);
+    assert_eq!(of(DeliveryProblem::InvalidClientQueueInformation).len(), 5);
+    let is_full = |n: &u8| full.iter().any(|it| it.item == u32::from(*n));
+    let opened: Vec<u8> = (0..8).filter(|n| !is_full(n)).collect();
+    let refused = (0..8).find(is_full).unwrap();
+    let before = a.metric("mimid_store_bytes_on_disk").await;
+    let mut message = vec![0, 1, 0, 2];
+    let id = group(opened[0]);
+    mimid::wire::codec::append_vector(&mut message, id.as_bytes());
+    message.extend([0; 8]);
+    message.push(1);
+    for part in [&b""[..], b"sender", &[0; 200_000]] {
+        mimid::wire::codec::append_vector(&mut message, part);
+    }
+    let event = QueueEvent::MlsMessage { message: MlsMessage::new(message).unwrap() };
+    for sequence in 1..=200 {
+        let failures =
+            hostile.deliver(a, vec![feed(&id, sequence, event.clone(), Vec::new())]).await.unwrap();
+        let bad = DeliveryProblem::InvalidClientQueueInformation;
+        assert!(failures.iter().all(|it| it.problem == bad), "{failures:?}");
+    }
+    let again = hostile.deliver(a, vec![snapshot(&group(refused), 1, vec![add(1, &forged)])]).await;
+    assert_eq!(again.unwrap()[0].problem, DeliveryProblem::QueueFull);
+    assert!(a.metric_with("mimid_guest_full_total", "bound=\"copies\"").await >= 4.0);
+    // 40 MB came
+    let grown = a.metric("mimid_store_bytes_on_disk").await - before;
+    assert!(grown < 10e6, "{grown} bytes were kept");
+}
+
 /// What a provider is sent of a group, counted where it goes by: with HTTP, TLS and signatures.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicated_message_costs_its_payload_and_little_more() {

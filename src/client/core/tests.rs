@@ -535,6 +535,37 @@ fn client_that_missed_a_commit_begins_a_resync() {
 }
 
 #[test]
+fn gap_in_front_of_ones_own_entry_is_none_and_one_behind_it_is() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    let open = vec![PolicyChange::Join(JoinPolicy::Open)];
+    operate(&mut wire, &alice, &group, Operation::UpdateGroup { changes: open });
+    let request = bob.join(&group, &domain(), "", Operation::Join { code: None }, *NOW).unwrap();
+    enter(&mut wire, &group, &bob, &alice, request);
+    wire.deliver(&group, &alice);
+    let entered = wire.sequence;
+    let told = |next: u64, previous: u64| {
+        let entry = QueueEntry {
+            feed: FeedId(wire.readers[bob.client()].0),
+            sequence: Sequence(next - 1),
+            previous: Sequence(previous),
+            accepted_at: *NOW,
+            group_id: Opaque::new(group.as_bytes()).unwrap(),
+            event: QueueEvent::Gap { next_available: Sequence(next) },
+        };
+        assert_eq!(bob.handle(&entry, *NOW).unwrap(), Handled::Taken);
+        bob.group(&group).unwrap().state
+    };
+    // its provider cannot know that it has just come in
+    assert_eq!(told(entered + 1, 0), GroupState::Active);
+    assert!(bob.pending().unwrap().is_empty());
+    assert_eq!(told(entered + 2, entered), GroupState::Lost, "one entry behind it is missing");
+    let (_, _, operation) = bob.pending().unwrap().pop().unwrap();
+    assert_eq!(operation, Operation::Resync);
+}
+
+#[test]
 fn request_survives_the_process_and_keeps_its_id() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("home.sqlite");
