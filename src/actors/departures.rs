@@ -612,6 +612,8 @@ impl Node {
         step("source.thawed").await;
         tracing::info!(%group, target = %departure.target, %why, "a group stays that was to move");
         self.end_departure(departure, "aborted");
+        // what was left for it meanwhile
+        self.hints.notice(group);
         for waiter in self.take_waiters(group) {
             let _ = waiter.send(Err(why.clone()));
         }

@@ -286,7 +286,10 @@ async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTu
     let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
     let roster = match node.group_roster_for(&turn.group, peer).await {
         Ok(Some(roster)) => roster,
-        Ok(None) | Err(DsError::GroupNotFound { .. }) => return Ok(nothing),
+        // where it has moved, its hub sends the snapshot
+        Ok(None) | Err(DsError::GroupNotFound { .. } | DsError::GroupMoved { .. }) => {
+            return Ok(nothing);
+        }
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let from = turn.acknowledged.next();

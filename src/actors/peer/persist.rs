@@ -148,7 +148,9 @@ async fn write_down(
         // none of the peer's clients is left in it: nothing needs to be known of it any more
         true => match node.group_roster_for(&group, &peer).await {
             Ok(roster) => roster.is_none_or(|roster| roster.adds.is_empty()),
-            Err(error) => matches!(error, DsError::GroupNotFound { .. }),
+            Err(error) => {
+                matches!(error, DsError::GroupNotFound { .. } | DsError::GroupMoved { .. })
+            }
         },
         false => false,
     };
