@@ -24,6 +24,9 @@ use crate::{
         federation::EventType,
         ids::{Domain, RecipientId},
         key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
+        portability::{
+            MigrationConfirmation, MigrationContent, MigrationRequest, MigrationResponse,
+        },
         queueing::{DeliverBatchRequest, QueueingServiceRequest, RecipientsGone},
     },
 };
@@ -54,10 +57,22 @@ impl Node {
             | EventType::ConnectionKeyPackages
             | EventType::GroupKeyPackages => self.once(&opened).await,
             EventType::Complaint => Err(not_authorized("this provider takes no complaints yet")),
-            EventType::MigrationRequest
-            | EventType::MigrationContent
-            | EventType::MigrationAbort => {
-                Err(not_authorized("this provider does not move groups"))
+            EventType::MigrationRequest => {
+                let request: MigrationRequest = body_of(&opened)?;
+                Ok(encode(&self.migration_response(request).await?))
+            }
+            EventType::MigrationContent => {
+                let content: MigrationContent = body_of(&opened)?;
+                Ok(encode(&self.take_content(&opened.sender, content).await?))
+            }
+            EventType::MigrationAbort => {
+                let response: MigrationResponse = body_of(&opened)?;
+                Ok(encode(&self.take_abort(&opened.sender, response).await?))
+            }
+            EventType::MigrationConfirmation => {
+                let confirmation: MigrationConfirmation = body_of(&opened)?;
+                self.take_confirmation(&opened.sender, confirmation).await?;
+                Ok(Vec::new())
             }
         }
     }
@@ -146,7 +161,8 @@ impl Node {
             | EventType::Complaint
             | EventType::MigrationRequest
             | EventType::MigrationContent
-            | EventType::MigrationAbort => Err(malformed("another event")),
+            | EventType::MigrationAbort
+            | EventType::MigrationConfirmation => Err(malformed("another event")),
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod flights;
 mod found;
+mod freeze;
 mod upkeep;
 
 use std::{
@@ -199,6 +200,17 @@ impl GroupActor {
                 (DsRequest::CreateGroup(_), DsError::GroupNotFound { .. }) => of_reject(
                     Reject::InvalidGroupId("the group id was used before; choose another"),
                 ),
+                (DsRequest::StartMigration(_), DsError::GroupMigrating { .. })
+                | (DsRequest::StartMigration(_), DsError::GroupMoved { .. }) => {
+                    let key = GroupState::key_of(&request.message);
+                    let (node, id, error) = (self.node.clone(), self.id.clone(), error.clone());
+                    // this actor does not stay for it
+                    actix_rt::spawn(async move {
+                        let _ = reply.send(node.answer_departed(&id, &key, error).await);
+                        drop(permits);
+                    });
+                    return;
+                }
                 (_, error) => error.clone(),
             };
             let _ = reply.send(Err(error));
@@ -284,6 +296,9 @@ impl GroupActor {
                     drop(permits);
                 };
                 ctx.spawn(read.into_actor(self));
+            }
+            Some(Ok(Decision::Move(staged))) => {
+                self.freeze(*staged, request, reply, permits, now, ctx);
             }
             Some(Ok(Decision::Write(staged))) if staged.binds.is_empty() => {
                 self.accept(*staged, Vec::new(), Vec::new(), reply, permits, now, ctx);
@@ -438,7 +453,13 @@ impl Actor for GroupActor {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(group = %actor.id, %error, "the group cannot be loaded");
+                    let has_left = matches!(
+                        error,
+                        DsError::GroupMigrating { .. } | DsError::GroupMoved { .. }
+                    );
+                    if !has_left {
+                        tracing::error!(group = %actor.id, %error, "the group cannot be loaded");
+                    }
                     actor.broken = Some(error);
                     actor.node.groups.forget(&actor.id, &ctx.address());
                     // answers what is in the mailbox, and ends
@@ -503,7 +524,7 @@ impl Handler<Import> for GroupActor {
 }
 
 /// Log records, inbox rows and what guests are owed of what a merge left.
-fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
+pub(super) fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
     for record in &effects.records {
         batch.push(Write::Log { group: group.clone(), record: record.clone() });
     }

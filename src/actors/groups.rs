@@ -13,6 +13,7 @@ use tracing::Span;
 
 use super::{
     accounts::deletions,
+    copies::is_copy,
     errors::{of_reject, of_store},
     group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     node::Node,
@@ -118,6 +119,17 @@ impl Groups {
         }
     }
 
+    /// Lets go of the group's actor, whatever it is at: the next request finds the group as it is stored now.
+    pub(super) fn let_go(&self, group: &GroupId) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.remove(group);
+    }
+
+    fn is_active(&self, group: &GroupId) -> bool {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.get(group).is_some_and(|known| known.actor.connected())
+    }
+
     fn find(&self, node: &Node, group: &GroupId) -> Active {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = active.get(group).filter(|known| known.actor.connected()) {
@@ -175,10 +187,8 @@ impl Node {
                 )),
             });
         }
-        if !self.hosts(&request.message) {
-            return Err(of_reject(Reject::NotFound));
-        }
         let group = request.message.context.group_id.clone();
+        self.may_host(&request.message).await?;
         let mut tries = 0;
         loop {
             let active = self.groups.find(self, &group);
@@ -224,24 +234,43 @@ impl Node {
         Err(of_store(StoreError::Unavailable("the group's actor ended".into())))
     }
 
-    /// Whether `message` may be about a group hosted here: one that this provider creates or created.
-    fn hosts(&self, message: &DsMessage) -> bool {
+    /// Whether `message` may be about a group hosted here: one that this provider creates or created, or one that came.
+    async fn may_host(&self, message: &DsMessage) -> Result<(), DsError> {
+        let group = &message.context.group_id;
         let creates = matches!(message.request, DsRequest::CreateGroup(_));
-        creates || message.context.group_id.domain() == self.domain
+        if creates || group.domain() == self.domain || self.groups.is_active(group) {
+            return Ok(());
+        }
+        // strangers must not start actors for groups that never were here
+        match self.store.group_head(group).await.map_err(of_store)? {
+            Some(_) => Ok(()),
+            None => Err(of_reject(Reject::NotFound)),
+        }
     }
 
     /// Wakes a group that something was left for, hosted here or not. A hint: lost, the next start finds it.
     pub fn wake_group(&self, group: &GroupId) {
-        if group.domain() == self.domain {
+        if self.groups.is_active(group) {
             self.groups.find(self, group).actor.do_send(Tick { done: None });
             return;
         }
         let (node, group) = (self.clone(), group.clone());
         self.arbiters.spawn_on(hash_of(&group), async move {
-            if let Err(error) = node.take_copy_notices(&group).await {
-                tracing::warn!(%group, %error, "what is left for a group elsewhere cannot be taken now");
+            if let Err(error) = node.take_notices_of(&group).await {
+                tracing::warn!(%group, %error, "what is left for a group cannot be taken now");
             }
         });
+    }
+
+    /// Takes what is left for a group, hosted here or elsewhere. What is on its way keeps it for where it ends.
+    async fn take_notices_of(&self, group: &GroupId) -> Result<(), StoreError> {
+        let head = self.store.group_head(group).await?;
+        match head.map(|head| head.status) {
+            Some(GroupStatus::Active | GroupStatus::Deleted) => self.settle_group(group).await,
+            Some(GroupStatus::Migrating) => {}
+            Some(GroupStatus::Followed) | None => self.take_copy_notices(group).await?,
+        }
+        Ok(())
     }
 
     /// Wakes a group and waits until it has done what there was to do.
@@ -258,6 +287,11 @@ impl Node {
     /// [`StoreError`]
     pub async fn sweep_groups(&self) -> Result<usize, StoreError> {
         let mut woken = 0;
+        self.copies.load(&self.store, &self.domain).await?;
+        let (copies, bytes) = self.copies.totals();
+        self.metrics.guest_copies.set(i64::try_from(copies).unwrap_or(i64::MAX));
+        self.metrics.guest_copy_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let shares = self.copies.shares(self.hub_bounds());
         let mut after: Option<GroupId> = None;
         loop {
             let heads = self.store.group_heads(after.as_ref(), 512).await?;
@@ -265,7 +299,11 @@ impl Node {
             after = Some(last.group.clone());
             let now = self.clock.now();
             for head in heads {
-                if head.wake_at.is_some_and(|at| at <= now) {
+                let is_due = head.wake_at.is_some_and(|at| at <= now);
+                if is_copy(&head, &self.domain) {
+                    let share = shares.get(&head.group.domain()).copied();
+                    woken += usize::from(self.settle_copy(head, is_due, share).await?);
+                } else if is_due {
                     woken += 1;
                     self.wake(head, now).await?;
                 }
@@ -277,7 +315,10 @@ impl Node {
     async fn wake(&self, head: GroupHead, now: Timestamp) -> Result<(), StoreError> {
         match head.status {
             GroupStatus::Active => self.settle_group(&head.group).await,
-            GroupStatus::Followed => self.settle_copy(head).await?,
+            // of another provider, whose copies are settled
+            GroupStatus::Followed => {}
+            // what is written down of its move says what is to be done
+            GroupStatus::Migrating => {}
             GroupStatus::Deleted => {
                 tracing::info!(group = %head.group, %now, "dropping what is left of a deleted group");
                 let condition = Condition::GroupAt {
@@ -315,11 +356,7 @@ impl Node {
             after = Some(last.clone());
             // one name is the node's own (see `finish_deletions`)
             for group in groups.iter().filter(|group| **group != deletions()) {
-                if group.domain() == self.domain {
-                    self.settle_group(group).await;
-                } else {
-                    self.take_copy_notices(group).await?;
-                }
+                self.take_notices_of(group).await?;
                 woken += 1;
             }
         }
@@ -346,7 +383,7 @@ impl Node {
     }
 }
 
-fn hash_of(group: &GroupId) -> u64 {
+pub(super) fn hash_of(group: &GroupId) -> u64 {
     let mut hasher = DefaultHasher::new();
     group.hash(&mut hasher);
     hasher.finish()

@@ -2,30 +2,29 @@
 //! providers"; the rules are in [`crate::queue::followed`].
 //!
 //! One batch of the store per group and request, groups beside each other, so that they share flushes; nothing is
-//! answered before it is durable. A copy has no actor: whoever changes it holds its turn ([`Copies`]), and the store
-//! fences it as it fences a hosted group. Its queues read it as any other feed.
+//! answered before it is durable. A copy has no actor: whoever changes it holds its turn ([`super::copies`]), and the
+//! store fences it as it fences a hosted group. Its queues read it as any other feed.
+//!
+//! What a hub may have kept here is bounded, in copies and in bytes. Beyond, its items are refused (queue_full) and it
+//! tries again; the next sweep cuts its copies to what leaves room. Heads of copies that nobody here is in go when they
+//! are old: a hub that comes back to one opens it anew.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, Weak},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 
 use super::{
+    copies::{Grown, HubBounds, KnownRoster},
     deliver::Sender,
     errors::{of_store, too_large},
     group::PAGE,
-    hints::locked,
     node::Node,
     tokens::{BindError, TokenUse},
 };
 use crate::{
     crypto,
     queue::{
-        followed::{self, CopyLimits, GoodTokens, Outcome, Stored},
+        followed::{self, CopyLimits, GoodTokens, Outcome, Room, Stored},
         token,
     },
     store::{
@@ -45,62 +44,10 @@ use crate::{
     },
 };
 
-/// Who changes a copy now, and what need not be read for every message.
-#[derive(Debug)]
-pub struct Copies {
-    turns: Mutex<HashMap<GroupId, Weak<tokio::sync::Mutex<()>>>>,
-    gone: Mutex<HashMap<GroupId, Gone>>,
-    /// Hubs that are told of clients that are gone, at a time.
-    telling: Arc<Semaphore>,
-}
-
-impl Default for Copies {
-    fn default() -> Self {
-        let (turns, gone) = (Mutex::default(), Mutex::default());
-        Self { turns, gone, telling: Arc::new(Semaphore::new(TELLING_MAX)) }
-    }
-}
-
-/// Members whose queues are gone, as of one revision of the group's head.
-#[derive(Debug, Clone)]
-struct Gone {
-    revision: u64,
-    members: Vec<FollowedMember>,
-}
-
-impl Copies {
-    fn turn(&self, group: &GroupId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = locked(&self.turns);
-        if let Some(turn) = turns.get(group).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_MAX {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::new(tokio::sync::Mutex::new(()));
-        turns.insert(group.clone(), Arc::downgrade(&turn));
-        turn
-    }
-
-    fn gone_of(&self, group: &GroupId, revision: u64) -> Option<Vec<FollowedMember>> {
-        let gone = locked(&self.gone);
-        gone.get(group).filter(|gone| gone.revision == revision).map(|gone| gone.members.clone())
-    }
-
-    /// Beyond [`GONE_GROUPS_MAX`] groups everything is forgotten, and read again as it is needed.
-    fn remember(&self, group: &GroupId, revision: u64, members: Vec<FollowedMember>) {
-        let mut gone = locked(&self.gone);
-        if gone.len() >= GONE_GROUPS_MAX && !gone.contains_key(group) {
-            gone.clear();
-        }
-        gone.insert(group.clone(), Gone { revision, members });
-    }
-}
-
 type Items = Vec<(u32, DeliveryItem)>;
 
 /// Tokens of one group's items that lead to clients, each with what binds it.
-type Bound = HashMap<QueueToken, (ClientUri, TokenUse)>;
+pub(super) type Bound = HashMap<QueueToken, (ClientUri, TokenUse)>;
 
 impl Node {
     /// Takes a batch of `from`. What it had before is accepted and stored once, so a lost answer is repeated by the
@@ -195,31 +142,57 @@ impl Node {
         group: &GroupId,
         items: &[(u32, DeliveryItem)],
     ) -> Result<Vec<DeliveryFailure>, StoreError> {
-        if !followed::is_hub(from, group, &self.domain) {
-            tracing::warn!(%group, peer = %from, "a peer that is not the group's hub speaks for it");
-            return Ok(items.iter().map(|(item, _)| wrong_hub(*item)).collect());
-        }
-        let has_chain = |item: &DeliveryItem| matches!(item, DeliveryItem::Snapshot { chain, .. } if !chain.is_empty());
-        if items.iter().any(|(_, item)| has_chain(item)) {
-            tracing::warn!(%group, peer = %from, "a snapshot of a group that has moved; moves are not followed");
-        }
+        self.copies.load(&self.store, &self.domain).await?;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
+        let hub = self.store.followed(group).await?.map(|followed| followed.hub);
+        let items = match self.who_speaks(from, group, hub.as_ref(), items).await? {
+            Speaker::Hub(items) => items,
+            // it came here with all that its last hub had
+            Speaker::LastHub => return Ok(Vec::new()),
+            Speaker::Other => {
+                tracing::warn!(%group, peer = %from, "a peer that is not the group's hub speaks for it");
+                let next = self.store.group_head(group).await?.map(|head| head.next_sequence);
+                let next = next.unwrap_or(Sequence(0));
+                return Ok(items.iter().map(|(item, _)| wrong_hub(*item, next)).collect());
+            }
+        };
+        let items: &[(u32, DeliveryItem)] = &items;
         let limits = self.copy_limits();
         for _ in 0..CONFLICTS_MAX {
             let head = self.store.group_head(group).await?;
-            let members = if items.iter().any(|(_, item)| followed::needs_members(item)) {
-                self.copy_members(group).await?
-            } else {
-                self.gone_of_copy(group, head.as_ref()).await?
-            };
+            let (members, other_readers) =
+                if items.iter().any(|(_, item)| followed::needs_members(item)) {
+                    (self.copy_members(group).await?, 0)
+                } else {
+                    let roster = self.roster_of_copy(group, head.as_ref()).await?;
+                    (roster.gone, roster.readers)
+                };
             let mut bound = self.bind_roster(from, group, items).await?;
             let tokens: GoodTokens =
                 bound.iter().map(|(token, (client, _))| (token.clone(), client.clone())).collect();
             let now = self.clock.now();
-            let stored = Stored { head, members };
-            let outcome = followed::follow(from, group, stored, items, &tokens, &limits, now);
-            let Outcome { mut batch, failures, tokens, clients, head, gone } = outcome;
+            let bounds = self.hub_bounds();
+            let (is_new, log_bytes) =
+                (head.is_none(), head.as_ref().map_or(0, |head| head.log_bytes));
+            let place = if is_new { self.copies.place(from, bounds) } else { None };
+            let room = Room { opens: place.is_some(), bytes: self.copies.bytes_left(from, bounds) };
+            let stored = Stored { head, members, other_readers, hub: hub.clone() };
+            let outcome =
+                followed::follow(from, group, stored, items, &tokens, (&limits, room), now);
+            let Outcome {
+                mut batch,
+                failures,
+                tokens,
+                clients,
+                head,
+                gone,
+                readers,
+                members_added,
+                members: _,
+            } = outcome;
+            let full = failures.iter().filter(|it| it.problem == DeliveryProblem::QueueFull);
+            self.note_full(from, full.count(), is_new && !room.opens);
             if batch.writes.is_empty() {
                 return Ok(failures);
             }
@@ -232,7 +205,12 @@ impl Node {
             match self.store.write(batch).await {
                 Ok(()) => {
                     if let Some(head) = head {
-                        self.copies.remember(group, head.revision, gone);
+                        let bytes = grown(log_bytes, head.log_bytes);
+                        self.copies.grew(from, Grown { bytes, members: members_added });
+                        self.copies.remember(group, head.revision, KnownRoster { gone, readers });
+                    }
+                    if let Some(place) = place {
+                        place.keep();
                     }
                     clients.iter().for_each(|client| self.hints.inbox(client));
                     self.hints.feed_grew(group);
@@ -246,8 +224,80 @@ impl Node {
         Err(StoreError::Conflict { condition: 0 })
     }
 
+    /// Whether `from` may say what happens in `group`: its hub, as far as it is known here, or one that the chain of a
+    /// snapshot leads to. What is proven is taken out of the items.
+    async fn who_speaks<'a>(
+        &self,
+        from: &Domain,
+        group: &GroupId,
+        hub: Option<&Domain>,
+        items: &'a [(u32, DeliveryItem)],
+    ) -> Result<Speaker<'a>, StoreError> {
+        let chain_in = |item: &DeliveryItem| match item {
+            DeliveryItem::Snapshot { chain, .. } if !chain.is_empty() => Some(chain.clone()),
+            DeliveryItem::Snapshot { .. }
+            | DeliveryItem::Feed { .. }
+            | DeliveryItem::Direct { .. } => None,
+        };
+        let chain = items.iter().find_map(|(_, item)| chain_in(item));
+        let unchained = || {
+            let without = items.iter().map(|(index, item)| match item {
+                DeliveryItem::Snapshot { group_id, next_sequence, roster, .. } => {
+                    let (group_id, roster) = (group_id.clone(), roster.clone());
+                    let (next_sequence, chain) = (*next_sequence, List::default());
+                    (*index, DeliveryItem::Snapshot { group_id, next_sequence, chain, roster })
+                }
+                DeliveryItem::Feed { .. } | DeliveryItem::Direct { .. } => (*index, item.clone()),
+            });
+            Speaker::Hub(Cow::Owned(without.collect()))
+        };
+        if followed::is_hub(from, group, hub, &self.domain) {
+            return Ok(if chain.is_some() {
+                unchained()
+            } else {
+                Speaker::Hub(Cow::Borrowed(items))
+            });
+        }
+        let head = self.store.group_head(group).await?;
+        if head.is_some_and(|head| head.status != GroupStatus::Followed) {
+            let moves = self.store.moves(group).await?;
+            let last = moves.and_then(|moves| moves.arrived);
+            let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
+            return Ok(if is_last { Speaker::LastHub } else { Speaker::Other });
+        }
+        let Some(chain) = chain.filter(|_| *from != self.domain) else { return Ok(Speaker::Other) };
+        // from the hub that is known here, or from the provider that created the group
+        let begin = hub.cloned().unwrap_or_else(|| group.domain());
+        let links = chain.into_vec().into_iter().skip_while(|link| link.source_domain != begin);
+        let Ok(links) = List::new(links.collect()) else { return Ok(Speaker::Other) };
+        match self.proves(group, &begin, from, &links).await {
+            Ok(true) => {
+                tracing::info!(%group, hub = %from, "a group's moves prove that it is hosted there now");
+                Ok(unchained())
+            }
+            Ok(false) => Ok(Speaker::Other),
+            // the hub tries again
+            Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        }
+    }
+
+    /// Says once between two sweeps that a hub is at its bound, and counts what it is refused.
+    fn note_full(&self, hub: &Domain, items: usize, copies: bool) {
+        if items == 0 {
+            return;
+        }
+        let bound = if copies { "copies" } else { "bytes" };
+        self.metrics.guest_full.with_label_values(&[bound]).inc_by(items as u64);
+        let is_first =
+            if copies { self.copies.lacks_copies(hub) } else { self.copies.lacks_bytes(hub) };
+        if is_first {
+            let HubBounds { copies_max, bytes_max } = self.hub_bounds();
+            tracing::warn!(%hub, bound, copies_max, bytes_max, "a hub has kept here what it may; it is told to wait");
+        }
+    }
+
     /// Finds whose queues the items' tokens open. A token that is not good is not in it.
-    async fn bind_roster(
+    pub(super) async fn bind_roster(
         &self,
         hub: &Domain,
         group: &GroupId,
@@ -323,7 +373,10 @@ impl Node {
         }
     }
 
-    async fn copy_members(&self, group: &GroupId) -> Result<Vec<FollowedMember>, StoreError> {
+    pub(super) async fn copy_members(
+        &self,
+        group: &GroupId,
+    ) -> Result<Vec<FollowedMember>, StoreError> {
         let mut members: Vec<FollowedMember> = Vec::new();
         loop {
             let after = members.last().map(|member| member.recipient);
@@ -336,22 +389,43 @@ impl Node {
         }
     }
 
-    async fn gone_of_copy(
+    async fn roster_of_copy(
         &self,
         group: &GroupId,
         head: Option<&GroupHead>,
-    ) -> Result<Vec<FollowedMember>, StoreError> {
-        let Some(head) = head else { return Ok(Vec::new()) };
-        if let Some(gone) = self.copies.gone_of(group, head.revision) {
-            return Ok(gone);
+    ) -> Result<KnownRoster, StoreError> {
+        let Some(head) = head else { return Ok(KnownRoster::default()) };
+        if let Some(roster) = self.copies.roster_of(group, head.revision) {
+            return Ok(roster);
         }
-        let mut members = self.copy_members(group).await?;
-        members.retain(|member| member.gone);
-        self.copies.remember(group, head.revision, members.clone());
-        Ok(members)
+        let roster = known_roster(self.copy_members(group).await?);
+        self.copies.remember(group, head.revision, roster.clone());
+        Ok(roster)
     }
 
-    fn copy_limits(&self) -> CopyLimits {
+    /// Whether anybody here can read the copy of `group`.
+    pub(super) async fn has_readers(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let mut after = None;
+        loop {
+            let page = self.store.followed_members(group, after, MEMBERS_PAGE).await?;
+            if page.iter().any(followed::is_reader) {
+                return Ok(true);
+            }
+            match page.last() {
+                Some(last) if page.len() == MEMBERS_PAGE => after = Some(last.recipient),
+                Some(_) | None => return Ok(false),
+            }
+        }
+    }
+
+    pub(super) fn hub_bounds(&self) -> HubBounds {
+        HubBounds {
+            copies_max: self.limits.copies_per_hub_max,
+            bytes_max: self.limits.copy_bytes_per_hub_max,
+        }
+    }
+
+    pub(super) fn copy_limits(&self) -> CopyLimits {
         CopyLimits {
             changes_max: CHANGES_MAX,
             retention_ms: self.groups.options.retention_ms,
@@ -397,8 +471,7 @@ impl Node {
                     revision: head.revision,
                 });
                 let head = GroupHead { revision: head.revision + 1, ..head };
-                members.retain(|member| member.gone);
-                known = Some((head.revision, members));
+                known = Some((head.revision, known_roster(members)));
                 batch.push(Write::GroupHead(head));
             }
             for (key, _) in notices {
@@ -406,9 +479,9 @@ impl Node {
             }
             match self.store.write(batch).await {
                 Ok(()) => {
-                    if let Some((revision, members)) = known {
-                        self.tell_hub_of_gone(group, &members);
-                        self.copies.remember(group, revision, members);
+                    if let Some((revision, roster)) = known {
+                        self.tell_hub_of_gone(group, &roster.gone);
+                        self.copies.remember(group, revision, roster);
                     }
                 }
                 Err(StoreError::Conflict { .. }) => {}
@@ -423,11 +496,13 @@ impl Node {
         let Some(federation) = self.federation.clone() else { return };
         let recipients = members.iter().map(|member| member.recipient).take(GONE_TOLD_MAX);
         let Ok(recipients) = List::new(recipients.collect()) else { return };
-        let (hub, timeout) = (group.domain(), Duration::from_millis(self.limits.relay_timeout_ms));
+        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        let (node, of) = (self.clone(), group.clone());
         let gone = RecipientsGone { group_id: group.clone(), recipients };
         let turns = Arc::clone(&self.copies.telling);
         actix_rt::spawn(async move {
             let Ok(_turn) = turns.acquire_owned().await else { return };
+            let Ok(hub) = node.hub_of_copy(&of).await else { return };
             let (id, body) = (RequestId(crypto::random()), encode(&gone));
             for left in (0..TELL_TRIES).rev() {
                 let event = EventType::RecipientsGone;
@@ -442,50 +517,115 @@ impl Node {
         });
     }
 
-    /// Lets go of what nobody needs of a copy's log: what every member here has acknowledged, what is too old, what is
-    /// too much; all of it where nobody is a member any more and it is old. Its head stays, so that what comes late is
-    /// known to be there already.
-    pub(super) async fn settle_copy(&self, head: GroupHead) -> Result<(), StoreError> {
+    /// Lets go of what nobody needs of a copy: of its log where `due`, or where its hub has no room and each of its copies
+    /// may keep `share`; of all of it, its head too, where nobody here reads it and it is old. A hub that sends something
+    /// of it later is asked for a snapshot, as with any group that was never here. Whether there was anything to do.
+    pub(super) async fn settle_copy(
+        &self,
+        head: GroupHead,
+        due: bool,
+        share: Option<u64>,
+    ) -> Result<bool, StoreError> {
+        self.copies.load(&self.store, &self.domain).await?;
+        let retention_ms = self.groups.options.retention_ms;
+        let is_quiet = self.clock.now().ms_since(head.last_accepted_at) >= retention_ms;
+        let is_over = is_quiet
+            && (head.status == GroupStatus::Deleted || !self.has_readers(&head.group).await?);
+        if is_over {
+            self.drop_copy(head).await?;
+            return Ok(true);
+        }
+        let is_large = share.is_some_and(|share| head.log_bytes > share);
+        if head.status == GroupStatus::Followed && (due || is_large) {
+            self.trim_copy(head, share).await?;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    async fn drop_copy(&self, head: GroupHead) -> Result<(), StoreError> {
+        let rest = head.clone();
+        let (group, log_bytes) = (head.group, head.log_bytes);
+        if log_bytes == 0
+            && group.domain() == self.domain
+            && head.first_sequence >= head.next_sequence
+        {
+            return Ok(());
+        }
+        let followed = self.store.followed(&group).await?;
+        let members = followed.as_ref().map_or(0, |followed| followed.members);
+        let hub = followed.map_or_else(|| group.domain(), |followed| followed.hub);
+        tracing::info!(%group, "dropping the copy of a group that nobody here is in any more");
+        // whoever comes in meanwhile changes the head
+        let batch = Batch::new()
+            .when(Condition::GroupAt {
+                group: group.clone(),
+                next_sequence: head.next_sequence,
+                revision: head.revision,
+            })
+            .and(Write::DropGroup(group.clone()))
+            .and(Write::DropFollowed(group.clone()))
+            // an id that was given here is not given again, wherever its group has gone
+            .and(if group.domain() == self.domain {
+                let (revision, first_sequence) = (head.revision + 1, head.next_sequence);
+                let (log_bytes, wake_at) = (0, None);
+                let group = group.clone();
+                Write::GroupHead(GroupHead {
+                    group,
+                    revision,
+                    first_sequence,
+                    log_bytes,
+                    wake_at,
+                    ..rest
+                })
+            } else {
+                Write::DropGroupHead(group.clone())
+            });
+        match self.store.write(batch).await {
+            Ok(()) => {
+                let members = 0_i64.saturating_sub_unsigned(members);
+                let bytes = 0_i64.saturating_sub_unsigned(log_bytes);
+                self.copies.dropped(&hub, Grown { bytes, members });
+                Ok(())
+            }
+            Err(StoreError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Drops what every member here has acknowledged, what is too old, what is too much.
+    async fn trim_copy(&self, head: GroupHead, share: Option<u64>) -> Result<(), StoreError> {
         let group = head.group.clone();
         let limits = self.copy_limits();
         let members = self.copy_members(&group).await?;
+        let hub = self.hub_of_copy(&group).await?;
         // what is planned stays true while messages come: only this makes a log shorter
-        let plan = self.plan_copy(&head, &members).await?;
+        let (until, bytes) = self.plan_copy(&head, &members, share).await?;
         let turn = self.copies.turn(&group);
         let _turn = turn.lock().await;
         let head = self.store.group_head(&group).await?;
         let Some(head) = head.filter(|head| head.status == GroupStatus::Followed) else {
             return Ok(());
         };
-        let now = self.clock.now();
         let mut batch = Batch::new().when(Condition::GroupAt {
             group: group.clone(),
             next_sequence: head.next_sequence,
             revision: head.revision,
         });
-        let is_quiet = now.ms_since(head.last_accepted_at) >= limits.retention_ms;
-        let is_over = is_quiet && self.store.followed(&group).await?.is_none_or(|f| f.members == 0);
-        let (revision, next) = (head.revision, head.next_sequence);
-        let settled = if is_over {
-            tracing::info!(%group, "dropping the copy of a group that nobody here is in any more");
-            batch.push(Write::DropGroup(group.clone()));
-            batch.push(Write::DropFollowed(group.clone()));
-            let bytes = head.log_bytes;
-            followed::trimmed(head, next, bytes, &limits, now)
-        } else {
-            let (until, bytes) = plan;
-            if until > head.first_sequence {
-                let from = head.first_sequence;
-                batch.push(Write::TrimLog { group: group.clone(), from, until });
-            }
-            let until = until.max(head.first_sequence);
-            followed::trimmed(head, until, bytes, &limits, now)
-        };
+        if until > head.first_sequence {
+            let from = head.first_sequence;
+            batch.push(Write::TrimLog { group: group.clone(), from, until });
+        }
+        let (revision, log_bytes) = (head.revision, head.log_bytes);
+        let until = until.max(head.first_sequence);
+        let settled = followed::trimmed(head, until, bytes, &limits, self.clock.now());
+        let bytes = grown(log_bytes, settled.log_bytes);
         batch.push(Write::GroupHead(settled));
         match self.store.write(batch).await {
             Ok(()) => {
-                if let Some(gone) = self.copies.gone_of(&group, revision) {
-                    self.copies.remember(&group, revision + 1, gone);
+                self.copies.grew(&hub, Grown { bytes, members: 0 });
+                if let Some(roster) = self.copies.roster_of(&group, revision) {
+                    self.copies.remember(&group, revision + 1, roster);
                 }
                 Ok(())
             }
@@ -495,14 +635,35 @@ impl Node {
         }
     }
 
+    /// Who hosts a group that is followed here.
+    pub(super) async fn hub_of_copy(&self, group: &GroupId) -> Result<Domain, StoreError> {
+        let followed = self.store.followed(group).await?;
+        Ok(followed.map_or_else(|| group.domain(), |followed| followed.hub))
+    }
+
+    /// Up to where those guests have a group's feed that still get what was accepted while it was hosted here.
+    async fn slowest_guest_left(&self, group: &GroupId) -> Result<Sequence, StoreError> {
+        let mut slowest = Sequence(u64::MAX);
+        let left = self.store.moves(group).await?.and_then(|moves| moves.left);
+        for guest in left.map(|left| left.guests).unwrap_or_default() {
+            if self.store.outbound_at(&guest, group).await?.is_some() {
+                let replica = self.store.replica(&guest, group).await?;
+                slowest = slowest.min(replica.map_or(Sequence(0), |it| it.acknowledged));
+            }
+        }
+        Ok(slowest)
+    }
+
     /// Up to where a copy's log may go, and how much that is.
     async fn plan_copy(
         &self,
         head: &GroupHead,
         members: &[FollowedMember],
+        share: Option<u64>,
     ) -> Result<(Sequence, u64), StoreError> {
         let readers: Vec<_> = members
             .iter()
+            .filter(|member| followed::is_reader(member))
             .filter_map(|member| {
                 let client = member.client.clone()?;
                 Some((client, member.recipient, head.first_sequence))
@@ -514,17 +675,20 @@ impl Node {
         } else {
             self.slowest_cursor(&head.group, &readers, head.first_sequence).await?
         };
+        let slowest = slowest.min(self.slowest_guest_left(&head.group).await?);
         let (options, now) = (&self.groups.options, self.clock.now());
+        let bytes_max = options.retention_bytes.min(share.unwrap_or(u64::MAX));
         let (mut until, mut bytes) = (head.first_sequence, 0);
         while until < head.next_sequence {
             let page = self.store.feed(&head.group, until, PAGE).await?;
             if page.is_empty() {
-                break;
+                // what came while nobody read it was not kept
+                return Ok((head.next_sequence, bytes));
             }
             for entry in &page {
                 let acknowledged = entry.sequence <= slowest;
                 let old = now.ms_since(entry.accepted_at) > options.retention_ms;
-                let much = head.log_bytes.saturating_sub(bytes) > options.retention_bytes;
+                let much = head.log_bytes.saturating_sub(bytes) > bytes_max;
                 if entry.sequence >= head.next_sequence || !(acknowledged || old || much) {
                     return Ok((until, bytes));
                 }
@@ -536,8 +700,27 @@ impl Node {
     }
 }
 
-fn wrong_hub(item: u32) -> DeliveryFailure {
-    let (recipient, next_sequence) = (RecipientId(0), Sequence(0));
+fn known_roster(mut members: Vec<FollowedMember>) -> KnownRoster {
+    let readers = members.iter().filter(|member| followed::is_reader(member)).count();
+    members.retain(|member| member.gone);
+    KnownRoster { gone: members, readers }
+}
+
+/// How much more `after` is than `before`.
+fn grown(before: u64, after: u64) -> i64 {
+    0_i64.saturating_add_unsigned(after).saturating_sub_unsigned(before)
+}
+
+/// What a peer is to a group that it speaks for.
+enum Speaker<'a> {
+    Hub(Cow<'a, [(u32, DeliveryItem)]>),
+    /// The group came here from it.
+    LastHub,
+    Other,
+}
+
+fn wrong_hub(item: u32, next_sequence: Sequence) -> DeliveryFailure {
+    let recipient = RecipientId(0);
     DeliveryFailure { item, problem: DeliveryProblem::WrongHub, recipient, next_sequence }
 }
 
@@ -552,12 +735,7 @@ const NOTICES_PAGE: usize = 256;
 const RECORDS_DUE: u64 = 1_024;
 const BYTES_DUE: u64 = 16 * 1024 * 1024;
 const TRIM_DELAY_MS: u64 = 60_000;
-/// Groups whose turns are kept before those that nobody holds are let go.
-const TURNS_MAX: usize = 16_384;
-/// Groups whose gone members are remembered.
-const GONE_GROUPS_MAX: usize = 100_000;
 /// Members that one message to the hub names.
 const GONE_TOLD_MAX: usize = 500;
-const TELLING_MAX: usize = 16;
 const TELL_TRIES: u32 = 3;
 const TELL_AGAIN_MS: u64 = 5_000;

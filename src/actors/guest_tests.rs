@@ -127,8 +127,10 @@ async fn groups_of_one_batch_stand_for_themselves_and_a_repeat_is_stored_once() 
     assert_eq!(deliver(&world, &hub(), items.clone()).await, [unknown(1), unknown(3), gap]);
     // the first answer was lost
     assert_eq!(deliver(&world, &hub(), items).await, []);
-    let entries = world.dequeue(&alice, &[], 0).await;
+    let mut entries = world.dequeue(&alice, &[], 0).await;
     let id = first.as_str().to_owned();
+    entries.retain(|entry| entry.group_id.as_slice() == id.as_bytes());
+    assert!(matches!(entries.remove(0).event, QueueEvent::Gap { next_available: Sequence(5) }));
     assert_eq!(groups_of(&entries), [(id.clone(), 5), (id.clone(), 6), (id, 7)]);
     let head = world.node.store.group_head(&first).await.unwrap().unwrap();
     assert_eq!((head.status, head.next_sequence), (GroupStatus::Followed, Sequence(8)));
@@ -270,11 +272,182 @@ async fn what_every_member_has_acknowledged_goes_and_the_rest_when_it_is_old() {
     world.node.sweep_groups().await.unwrap();
     assert_eq!(head().await.first_sequence, Sequence(1001), "they may still have to read why");
     world.clock.advance_ms(31 * 24 * 3_600_000);
-    world.node.sweep_groups().await.unwrap();
-    let left = head().await;
-    assert_eq!((left.first_sequence, left.log_bytes, left.wake_at), (Sequence(1603), 0, None));
+    assert_eq!(world.node.sweep_groups().await, Ok(1));
+    assert_eq!(world.node.store.group_head(&group).await, Ok(None));
     assert_eq!(world.node.store.followed(&group).await, Ok(None));
-    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 1602)]).await, [], "had already");
+    // who did not read it in time is told that something is missing, and how it ended
+    let entries = world.dequeue(&bob, &[(1, 1100)], 0).await;
+    assert!(matches!(entries[0].event, QueueEvent::Gap { next_available: Sequence(1603) }));
+    assert_eq!((entries[1].event.clone(), entries.len()), (QueueEvent::Removed, 2));
+    // what comes late is of a group that is not known
+    let late = deliver(&world, &hub(), vec![said(&world, &group, 1602)]).await;
+    assert_eq!(late, [(0, DeliveryProblem::UnknownFeed, 0, 0)]);
+    assert_eq!(deliver(&world, &hub(), vec![snapshot(&group, 1603, Vec::new())]).await, []);
+    assert_eq!(world.node.store.group_head(&group).await, Ok(None), "nobody here is in it");
+}
+
+#[actix::test]
+async fn hub_whose_tokens_are_good_for_nobody_fills_no_disk() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let forged = [1, 2].map(|seed| QueueToken::new(vec![seed; 77]).unwrap());
+    let roster = vec![add(1, &forged[0]), add(2, &forged[1])];
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    let page = crate::store::Page { items_max: 9, bytes_max: 1 << 20 };
+    let kept = async |world: &World| world.node.store.feed(&group, Sequence(0), page).await;
+    for sequence in 1..=20 {
+        let failures = deliver(&world, &hub(), vec![said(&world, &group, sequence)]).await;
+        let bad = DeliveryProblem::InvalidClientQueueInformation;
+        assert_eq!(failures, [(0, bad, 1, sequence + 1), (0, bad, 2, sequence + 1)]);
+        if sequence == 10 {
+            world.restart();
+        }
+    }
+    assert_eq!(kept(&world).await, Ok(Vec::new()));
+    let head = world.node.store.group_head(&group).await.unwrap().unwrap();
+    assert_eq!((head.next_sequence, head.log_bytes), (Sequence(21), 0));
+    assert_eq!(
+        deliver(&world, &hub(), vec![said(&world, &group, 9)]).await.len(),
+        2,
+        "had already"
+    );
+    let gap = deliver(&world, &hub(), vec![said(&world, &group, 30)]).await;
+    assert_eq!(gap, [(0, DeliveryProblem::Gap, 0, 21)]);
+    // a client that comes in later begins behind what was not kept
+    let removed = [1, 2].map(|number| RosterChange::Remove { recipient: RecipientId(number) });
+    let mut roster = removed.to_vec();
+    roster.push(add(3, &token(&world, &alice).await));
+    let items = vec![changed(&world, &group, 21, roster), said(&world, &group, 22)];
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    assert_eq!(groups_of(&world.dequeue(&alice, &[], 0).await), [(group.as_str().to_owned(), 22)]);
+    assert_eq!(kept(&world).await.unwrap().len(), 1);
+}
+
+#[actix::test]
+async fn log_stops_when_the_last_client_here_is_gone() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let roster = vec![add(1, &token(&world, &alice).await)];
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster), said(&world, &group, 1)]).await;
+    let head = async || world.node.store.group_head(&group).await.unwrap().unwrap();
+    let before = head().await.log_bytes;
+    assert!(before > 0);
+    let delete = DeleteDevice { client: alice.client.clone() };
+    world.node.delete_device(&alice.client, delete).await.unwrap();
+    world.node.wake_noticed_groups().await.unwrap();
+    let gone = |next| [(0, DeliveryProblem::InvalidClientQueueInformation, 1, next)];
+    for sequence in 2..9 {
+        let item = vec![said(&world, &group, sequence)];
+        assert_eq!(deliver(&world, &hub(), item).await, gone(sequence + 1));
+    }
+    assert_eq!((head().await.log_bytes, head().await.next_sequence), (before, Sequence(9)));
+    // nobody is left who could ask for it
+    world.clock.advance_ms(31 * 24 * 3_600_000);
+    assert_eq!(world.node.sweep_groups().await, Ok(1));
+    assert_eq!(world.node.store.group_head(&group).await, Ok(None));
+    assert_eq!(world.node.store.followed_members(&group, None, 9).await, Ok(Vec::new()));
+}
+
+#[actix::test]
+async fn hub_has_so_many_copies_here_and_then_waits_until_old_ones_go() {
+    let limits = Limits { copies_per_hub_max: 2, ..Limits::default() };
+    let mut world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let tokens = world.tokens(&alice, TokenClass::Group, 10).await;
+    let opening = |seed: u8| snapshot(&remote(seed), 1, vec![add(1, &tokens[usize::from(seed)])]);
+    let full = |failures: &Failures| {
+        let problems = failures.iter().map(|failure| failure.1);
+        problems.filter(|problem| *problem == DeliveryProblem::QueueFull).count()
+    };
+    // at once, so that each of them sees the same room
+    let failures = deliver(&world, &hub(), (0..6).map(opening).collect()).await;
+    assert_eq!((failures.len(), full(&failures)), (4, 4));
+    let refused = usize::try_from(failures[0].0).unwrap();
+    let taken: Vec<u8> = (0..6)
+        .filter(|seed| failures.iter().all(|failure| failure.0 != u32::from(*seed)))
+        .collect();
+    let metric = world.node.metrics.guest_full.with_label_values(&["copies"]);
+    assert_eq!(metric.get(), 4);
+    world.restart();
+    let refused = u8::try_from(refused).unwrap();
+    assert_eq!(full(&deliver(&world, &hub(), vec![opening(refused)]).await), 1, "as ever");
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &remote(taken[0]), 1)]).await, []);
+    // another one's share is its own
+    let other = GroupId::of(&Domain::new("c.example").unwrap(), [9; 16]);
+    let of_other = vec![snapshot(&other, 1, vec![add(1, &tokens[9])])];
+    assert_eq!(deliver(&world, &Domain::new("c.example").unwrap(), of_other).await, []);
+    // both copies end: one group is deleted, the other left
+    let DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, roster, .. } =
+        said(&world, &remote(taken[0]), 2)
+    else {
+        unreachable!()
+    };
+    let event = QueueEvent::GroupDeleted;
+    let end = DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, event, roster };
+    let removed = vec![RosterChange::Remove { recipient: RecipientId(1) }];
+    let items = vec![end, changed(&world, &remote(taken[1]), 1, removed)];
+    assert_eq!(deliver(&world, &hub(), items).await, []);
+    assert_eq!(world.node.sweep_groups().await, Ok(0));
+    assert_eq!(full(&deliver(&world, &hub(), vec![opening(refused)]).await), 1, "not yet old");
+    world.clock.advance_ms(31 * 24 * 3_600_000);
+    assert_eq!(world.node.sweep_groups().await, Ok(2), "that of c.example has a client");
+    assert_eq!(full(&deliver(&world, &hub(), vec![opening(refused)]).await), 0);
+}
+
+#[actix::test]
+async fn hub_that_has_filled_its_bytes_waits_for_the_next_sweep_and_loses_nothing() {
+    let limits = Limits { copy_bytes_per_hub_max: 8_000, ..Limits::default() };
+    let mut world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let (busy, quiet) = (remote(1), remote(2));
+    for group in [&busy, &quiet] {
+        let roster = vec![add(1, &token(&world, &alice).await)];
+        deliver(&world, &hub(), vec![snapshot(group, 1, roster)]).await;
+    }
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &quiet, 1)]).await, []);
+    let items: Vec<_> = (1..=100).map(|sequence| said(&world, &busy, sequence)).collect();
+    let failures = deliver(&world, &hub(), items).await;
+    let (item, problem, _, next) = failures[0];
+    assert_eq!((problem, next), (DeliveryProblem::QueueFull, u64::from(item) + 1));
+    world.restart();
+    let again = async |world: &World, group: &GroupId, sequence| {
+        let failures = deliver(world, &hub(), vec![said(world, group, sequence)]).await;
+        failures.first().map(|failure| failure.1)
+    };
+    assert_eq!(again(&world, &busy, next).await, Some(DeliveryProblem::QueueFull), "still");
+    assert_eq!(again(&world, &quiet, 2).await, Some(DeliveryProblem::QueueFull), "its sibling too");
+    assert_eq!(world.node.sweep_groups().await, Ok(1), "the one that takes more than its share");
+    assert_eq!(again(&world, &busy, next).await, None);
+    assert_eq!(again(&world, &quiet, 2).await, None);
+    let head = world.node.store.group_head(&busy).await.unwrap().unwrap();
+    assert!(head.first_sequence > Sequence(1) && head.log_bytes <= 2_500, "{head:?}");
+    // alice, who did not read it in time, is told; she has all of the other
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let of = |group: &GroupId| {
+        let mine = entries.iter().filter(|entry| entry.group_id.as_slice() == group.as_bytes());
+        mine.cloned().collect::<Vec<QueueEntry>>()
+    };
+    assert!(matches!(of(&busy)[0].event, QueueEvent::Gap { .. }));
+    assert_eq!(of(&busy).last().unwrap().sequence, Sequence(next));
+    assert_eq!(of(&quiet).iter().map(|entry| entry.sequence.0).collect::<Vec<_>>(), [1, 2]);
+}
+
+#[actix::test]
+async fn client_that_a_first_snapshot_finds_in_a_group_is_told_of_a_gap_at_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let roster = vec![add(1, &token(&world, &alice).await)];
+    assert_eq!(deliver(&world, &hub(), vec![snapshot(&group, 40, roster)]).await, []);
+    let entries = world.dequeue(&alice, &[], 0).await;
+    let gap = QueueEvent::Gap { next_available: Sequence(40) };
+    assert_eq!(entries.iter().map(|entry| entry.event.clone()).collect::<Vec<_>>(), [gap]);
+    assert_eq!((entries[0].sequence, entries[0].previous), (Sequence(39), Sequence(0)));
+    assert_eq!(deliver(&world, &hub(), vec![said(&world, &group, 40)]).await, []);
+    let entries = world.dequeue(&alice, &[(1, 39)], 0).await;
+    assert_eq!(groups_of(&entries), [(group.as_str().to_owned(), 40)]);
 }
 
 #[actix::test]
@@ -297,8 +470,7 @@ async fn deleted_group_is_told_and_its_copy_dropped_when_it_is_old() {
     assert_eq!(entries.last().unwrap().event, QueueEvent::GroupDeleted);
     world.clock.advance_ms(31 * 24 * 3_600_000);
     assert_eq!(world.node.sweep_groups().await, Ok(1));
-    let head = world.node.store.group_head(&group).await.unwrap().unwrap();
-    assert_eq!((head.status, head.log_bytes), (GroupStatus::Deleted, 0));
+    assert_eq!(world.node.store.group_head(&group).await, Ok(None));
 }
 
 fn offer(token: QueueToken, content: u8) -> SealedOffer {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::{
     errors::{internal, of_reject, of_store},
     group::{PAGE, record_bytes},
+    moves::migrating,
     node::Node,
 };
 use crate::{
@@ -47,9 +48,14 @@ pub(super) async fn load(
     id: &GroupId,
 ) -> Result<Option<Found>, DsError> {
     let head = node.store.group_head(id).await.map_err(of_store)?;
-    let Some(head) = head.filter(|head| head.status != GroupStatus::Followed) else {
-        return Ok(None);
-    };
+    let Some(head) = head else { return Ok(None) };
+    match head.status {
+        GroupStatus::Active | GroupStatus::Deleted => {}
+        GroupStatus::Migrating => return Err(migrating()),
+        GroupStatus::Followed => {
+            return node.moved_away(id).await.map_err(of_store)?.map_or(Ok(None), Err);
+        }
+    }
     if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
         // everything but the head is dropped: only that the id is taken is known
         return Err(DsError::GroupNotFound {
@@ -62,6 +68,18 @@ pub(super) async fn load(
         return Err(internal(format!("the log of {id} ends at {}", state.next_sequence())));
     }
     Ok(Some(found))
+}
+
+/// A group that is frozen, as it was.
+///
+/// # Errors
+/// unavailable, or internal where a record cannot be read.
+pub(super) async fn load_frozen(
+    node: &Node,
+    hub: &Arc<Hub>,
+    head: &GroupHead,
+) -> Result<Found, DsError> {
+    load_at(node, hub, head, head.snapshot, None).await
 }
 
 /// A snapshot brought up to the first record behind `until` (the whole log where there is none).

@@ -1,6 +1,6 @@
 //! Every bound of the node, with its default. What happens at each is said with it.
 
-use super::peers::PeerLimits;
+use super::{moves::MoveLimits, peers::PeerLimits};
 
 /// Plain numbers; the configuration overrides them by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +73,14 @@ pub struct Limits {
     /// Longest wait of a long poll: what a client asks for is cut to this.
     pub dequeue_wait_ms_max: u32,
 
+    /// Copies of groups that one hub may have here, and what their logs and rosters may take together; beyond: queue_full.
+    pub copies_per_hub_max: usize,
+    pub copy_bytes_per_hub_max: u64,
+
     /// Of what is sent to other providers.
     pub peers: PeerLimits,
+    /// Groups that come and go.
+    pub moves: MoveLimits,
 }
 
 impl Default for Limits {
@@ -110,7 +116,10 @@ impl Default for Limits {
             dequeue_entries_max: 1_000,
             dequeue_bytes_max: 4 * 1024 * 1024,
             dequeue_wait_ms_max: 55_000,
+            copies_per_hub_max: 20_000,
+            copy_bytes_per_hub_max: 16 * 1024 * 1024 * 1024,
             peers: PeerLimits::default(),
+            moves: MoveLimits::default(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What operators see of the node, for Prometheus. Names have the prefix `mimid_`; no label is unbounded.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The node's metrics. Cheap to clone; clones are one registry.
 #[derive(Clone, Debug)]
@@ -33,8 +33,17 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    /// `role`: source, target; `outcome`: moved, aborted, arrived, refused.
+    pub migrations: IntCounterVec,
+    pub departures_under_way: IntGauge,
+    pub group_frozen_seconds: Histogram,
     /// Of what hubs delivered. `outcome`: accepted or the problem's name.
     pub guest_items: IntCounterVec,
+    /// Copies of groups that others host, and what their logs and rosters take.
+    pub guest_copies: IntGauge,
+    pub guest_copy_bytes: IntGauge,
+    /// Items that a hub had no room for. `bound`: copies or bytes.
+    pub guest_full: IntCounterVec,
     /// `operation`; `outcome`: ok or a status' name.
     pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
@@ -133,10 +142,42 @@ impl Metrics {
                 "mimid_group_epoch_conflicts_total",
                 "Requests that came for another epoch than the current one.",
             )?,
+            migrations: counters(
+                "mimid_migrations_total",
+                "Moves of groups that have ended here, by this provider's role and how they ended.",
+                &["role", "outcome"],
+            )?,
+            departures_under_way: gauge(
+                "mimid_migrations_under_way",
+                "Groups that are on their way to another provider.",
+            )?,
+            group_frozen_seconds: {
+                let options = HistogramOpts::new(
+                    "mimid_group_frozen_seconds",
+                    "How long groups took nothing because they were on their way to another provider.",
+                );
+                let buckets = vec![0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
+                let metric = Histogram::with_opts(options.buckets(buckets))?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
             guest_items: counters(
                 "mimid_guest_items_total",
                 "Items that other providers delivered for clients here, by what became of them.",
                 &["outcome"],
+            )?,
+            guest_copies: gauge(
+                "mimid_guest_copies",
+                "Copies of groups that other providers host, as the last sweep found them.",
+            )?,
+            guest_copy_bytes: gauge(
+                "mimid_guest_copy_bytes",
+                "What the logs and rosters of copies take, as the last sweep found them.",
+            )?,
+            guest_full: counters(
+                "mimid_guest_full_total",
+                "Items that were refused because their hub has kept here what it may, by the bound.",
+                &["bound"],
             )?,
             relayed: counters(
                 "mimid_relayed_total",

@@ -5,8 +5,11 @@
 
 pub mod accounts;
 pub mod arbiters;
+mod arrivals;
 pub mod clock;
+mod copies;
 pub mod deliver;
+mod departures;
 mod errors;
 mod federated;
 pub mod group;
@@ -18,6 +21,7 @@ pub mod import;
 pub mod key_packages;
 pub mod limits;
 pub mod metrics;
+mod moves;
 pub mod node;
 mod peer;
 pub mod peers;
@@ -26,9 +30,11 @@ mod relay;
 pub mod tokens;
 
 pub use clock::Clock;
+pub use departures::DepartureState;
 pub use groups::GroupOptions;
 pub use limits::Limits;
 pub use metrics::Metrics;
+pub use moves::MoveLimits;
 pub use node::{Node, NodeParts, ProviderKey};
 pub use peers::{PeerLimits, PeerState};
 pub use queue::QueueStream;

@@ -5,10 +5,12 @@ use std::{ops::Deref, sync::Arc};
 use super::{
     accounts::Nonces,
     arbiters::ArbiterPool,
+    arrivals::Arrivals,
     clock::Clock,
+    copies::Copies,
     deliver::Offers,
+    departures::Departures,
     groups::{GroupOptions, Groups},
-    guest::Copies,
     hints::Hints,
     key_packages::Fetches,
     limits::Limits,
@@ -72,10 +74,12 @@ pub struct NodeInner {
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
-    pub(crate) copies: Copies,
+    pub(super) copies: Copies,
     pub(crate) relays: Relays,
     pub(crate) info_relays: Relays,
     pub(crate) peers: Peers,
+    pub(crate) departures: Departures,
+    pub(crate) arrivals: Arrivals,
 }
 
 impl Node {
@@ -95,6 +99,8 @@ impl Node {
             relays: Relays::default(),
             info_relays: Relays::default(),
             peers: Peers::new(parts.limits.peers.clone()),
+            departures: Departures::default(),
+            arrivals: Arrivals::default(),
             hints,
             domain: parts.domain,
             store: parts.store,

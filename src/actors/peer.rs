@@ -41,6 +41,7 @@ use crate::{
     },
 };
 use items::{ReadTurn, read_turn, standing_of};
+pub(super) use items::{owed_before, with_welcomes};
 
 pub(super) struct PeerActor {
     node: Node,

@@ -584,7 +584,8 @@ impl QueueActor {
             let mut ends = Vec::with_capacity(feeds.len());
             for (feed, group) in feeds {
                 let head = store.group_head(&group).await?;
-                ends.push((feed, head.map_or(Sequence(0), |head| head.next_sequence)));
+                // a feed that is gone went at least as far as the membership
+                ends.push((feed, head.map_or(Sequence(u64::MAX), |head| head.next_sequence)));
             }
             Ok(Done::Ends { poll, acks, ends })
         });
@@ -805,7 +806,8 @@ async fn read_feed(
 ) -> Result<FeedView, StoreError> {
     let Some(head) = store.group_head(group).await? else {
         let none = Sequence(0);
-        return Ok(FeedView { first: none, next: none, deleted: false, entries: Vec::new() });
+        let (deleted, gone) = (false, true);
+        return Ok(FeedView { first: none, next: none, deleted, gone, entries: Vec::new() });
     };
     let page = Page { items_max: FEED_PAGE, bytes_max: PAGE_BYTES };
     let from = from.max(head.first_sequence);
@@ -815,6 +817,7 @@ async fn read_feed(
         first: head.first_sequence,
         next: head.next_sequence,
         deleted: head.status == GroupStatus::Deleted,
+        gone: false,
         entries,
     })
 }

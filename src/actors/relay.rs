@@ -41,6 +41,7 @@ use crate::{
             GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus,
         },
         mls::KeyPackage,
+        portability::{MigrationRequest, MigrationResponse},
         queueing::QueueingServiceResponse,
     },
 };
@@ -249,6 +250,22 @@ impl Node {
         }
         check_all(&target, KeyPackageClass::Group, key_packages).await?;
         Ok(response)
+    }
+
+    /// Asks the provider that a group is to move to, for a client of this one.
+    ///
+    /// # Errors
+    /// What the target says, or why it cannot be asked.
+    pub async fn request_migration(
+        &self,
+        request: MigrationRequest,
+    ) -> Result<MigrationResponse, DsError> {
+        let target = request.target_domain_name.clone();
+        if target == self.domain {
+            return self.migration_response(request).await;
+        }
+        let answer = self.ask(&target, EventType::MigrationRequest, encode(&request)).await?;
+        decode(&answer).map_err(|error| bad_answer(&target, error))
     }
 
     /// The keys of another provider.

@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Subcommand;
 
 use super::{FAILED, ops::NodeAt};
+use crate::http;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -19,6 +20,22 @@ enum Command {
     /// The file is a GroupImport (PROTOCOL.md): the group's GroupInfo and tree, and the queue of each member, all of
     /// them clients of this provider. Everything is checked but the lifetimes of leaves.
     ImportGroup(ImportGroup),
+    /// Show groups that are on their way to another provider, or end such a move
+    ///
+    /// frozen: nothing was sent yet. sent: only the target's signed word ends it. confirming: the group has moved.
+    Migrations(Migrations),
+}
+
+#[derive(Debug, clap::Args)]
+struct Migrations {
+    /// Keep this group: at once where nothing was sent, else its target is asked to refuse it
+    #[arg(long, value_name = "GROUP")]
+    abort: Option<String>,
+    /// What the node says, as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    node: NodeAt,
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,8 +48,11 @@ struct ImportGroup {
 /// Asks, and says what came back.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
-    let Command::ImportGroup(import) = &args.command;
-    match import_group(import) {
+    let told = match &args.command {
+        Command::ImportGroup(import) => import_group(import),
+        Command::Migrations(asked) => migrations(asked),
+    };
+    match told {
         Ok(told) => {
             println!("{told}");
             ExitCode::SUCCESS
@@ -42,6 +62,27 @@ pub fn run(args: &Args) -> ExitCode {
             ExitCode::from(FAILED)
         }
     }
+}
+
+fn migrations(asked: &Migrations) -> Result<String, String> {
+    if let Some(group) = &asked.abort {
+        let body = group.as_bytes().to_vec();
+        return asked.node.post("/v1/migrations/abort", "text/plain", body);
+    }
+    let told = asked.node.get("/v1/migrations")?;
+    if asked.json {
+        return Ok(told);
+    }
+    let told: http::migrations::Migrations =
+        serde_json::from_str(&told).map_err(|error| format!("the node's answer: {error}"))?;
+    if told.departures.is_empty() {
+        return Ok("no group is on its way to another provider".to_owned());
+    }
+    let lines = told.departures.iter().map(|it| {
+        let age_s = it.age_ms / 1000;
+        format!("{}  to {}  {}  since {age_s} s", it.group, it.target, it.state)
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
 fn import_group(import: &ImportGroup) -> Result<String, String> {

@@ -48,6 +48,9 @@ pub fn seal(
 ) -> Result<Vec<u8>, CallError> {
     let too_large = |_: LengthError| CallError::TooLarge;
     let Outgoing { sender, recipient, event, request_id, body } = outgoing;
+    if body.len() > event.body_bytes_max() {
+        return Err(CallError::TooLarge);
+    }
     let body = Opaque::new(body).map_err(too_large)?;
     let payload = encode(&S2SPayload { timestamp: now, request_id, body });
     let tbs = S2SMessageTbs {
@@ -102,6 +105,9 @@ pub fn read(
         return Err(MessageError::Endpoint { event: kind, endpoint });
     }
     let payload: S2SPayload = decode(event.event_payload.as_slice())?;
+    if payload.body.as_slice().len() > kind.body_bytes_max() {
+        return Err(DecodeError::Invalid("S2SPayload", "the body is too large".to_owned()).into());
+    }
     let sent = payload.timestamp;
     if now.ms_since(sent).max(sent.ms_since(now)) > FRESH_MS {
         return Err(MessageError::Stale { now });

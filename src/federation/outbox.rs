@@ -514,9 +514,7 @@ impl Outbox {
                     }
                     DeliveryProblem::WrongHub => Bad::Aside("wrong_hub"),
                     DeliveryProblem::InvalidItem => Bad::Aside("invalid_item"),
-                    DeliveryProblem::QueueFull => {
-                        Bad::Aside("an item of a feed was answered with queue_full")
-                    }
+                    DeliveryProblem::QueueFull => Bad::Wait,
                     // no problem of an item
                     DeliveryProblem::InvalidClientQueueInformation => Bad::Resume(before),
                 };
@@ -526,6 +524,7 @@ impl Outbox {
                     Bad::Resume(acknowledged) => {
                         self.resume(&group, before, acknowledged, now, random)
                     }
+                    Bad::Wait => self.wait_for_room(&group, now, random),
                     Bad::Aside(problem) => {
                         self.set_aside_at(&group, at, problem.to_owned(), now);
                         Turned::SetAside
@@ -826,6 +825,18 @@ impl Outbox {
         }
     }
 
+    /// The peer has no room for more of a group. It makes some in its own time: the item is kept and tried again, more
+    /// and more rarely, for as long as the log has it.
+    fn wait_for_room(&mut self, group: &GroupId, now: Timestamp, random: u64) -> Turned {
+        let (retry, most) = (self.limits.retry, self.limits.stalls_max);
+        if let Some(lane) = self.groups.get_mut(group) {
+            lane.stalls = lane.stalls.saturating_add(1).min(most);
+            let delay_ms = retry.delay_ms(lane.stalls, random);
+            self.wait(group, now.plus_ms(delay_ms));
+        }
+        Turned::Stalled
+    }
+
     fn set_aside_at(&mut self, group: &GroupId, item: Sequence, problem: String, now: Timestamp) {
         let before = self.groups.get(group).and_then(|lane| lane.set_aside.as_ref());
         let since = before.map_or(now, |before| before.since);
@@ -849,6 +860,8 @@ impl Outbox {
 enum Bad {
     Repair,
     Resume(Sequence),
+    /// The same again, later.
+    Wait,
     Aside(&'static str),
 }
 

@@ -180,6 +180,35 @@ fn an_item_that_no_batch_can_hold_sets_its_group_aside() {
 }
 
 #[test]
+fn group_that_a_peer_has_no_room_for_waits_ever_longer_and_is_never_set_aside() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), standing(0, 3), at(0));
+    outbox.load(group(2), standing(0, 1), at(0));
+    let (batch, items) = next_batch(&mut outbox, at(0)).unwrap();
+    let second = places(&items).iter().position(|place| *place == (group(1), 2)).unwrap();
+    let full = |item: usize| {
+        let item = u32::try_from(item).unwrap();
+        answer(vec![failure(item, DeliveryProblem::QueueFull, 2)])
+    };
+    let verdicts = outbox.answered(batch, &full(second), at(0), 0);
+    assert_eq!(turns(&verdicts), [Turned::Stalled, Turned::On]);
+    let mut now = 0;
+    for _ in 0..4 * LIMITS.stalls_max {
+        assert!(outbox.plan(usize::MAX, at(now)).is_none(), "not at once");
+        now += LIMITS.retry.max_ms * 2;
+        let (batch, items) = next_batch(&mut outbox, at(now)).unwrap();
+        assert_eq!(places(&items), [(group(1), 2), (group(1), 3)], "what stood before was taken");
+        assert_eq!(turns(&outbox.answered(batch, &full(0), at(now), 0)), [Turned::Stalled]);
+        assert_eq!(outbox.set_aside().count(), 0);
+    }
+    now += LIMITS.retry.max_ms * 2;
+    let (batch, _) = next_batch(&mut outbox, at(now)).unwrap();
+    assert_eq!(turns(&outbox.answered(batch, &answer(Vec::new()), at(now), 0)), [Turned::On]);
+    let progress = outbox.unpersisted(10);
+    assert_eq!(progress[0].acknowledged, Sequence(3), "nothing is lost");
+}
+
+#[test]
 fn what_stands_before_a_problem_is_taken() {
     let cases = [
         (DeliveryProblem::Gap, 3, Turned::On, Need::Items, 2),
@@ -188,7 +217,6 @@ fn what_stands_before_a_problem_is_taken() {
         (DeliveryProblem::UnknownFeed, 0, Turned::Repair, Need::Snapshot, 2),
         (DeliveryProblem::WrongHub, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::InvalidItem, 0, Turned::SetAside, Need::Items, 2),
-        (DeliveryProblem::QueueFull, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::Gap, 99, Turned::SetAside, Need::Items, 2),
     ];
     for (problem, next, turned, need, acknowledged) in cases {

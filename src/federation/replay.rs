@@ -64,7 +64,8 @@ pub fn is_once(event: EventType) -> bool {
         | EventType::Complaint
         | EventType::MigrationRequest
         | EventType::MigrationContent
-        | EventType::MigrationAbort => false,
+        | EventType::MigrationAbort
+        | EventType::MigrationConfirmation => false,
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     store::records::GoneReason,
     wire::{
         codec::{Opaque, decode, encode},
-        ds::{DsSenderId, GroupUpdate},
+        ds::{DsRequest, DsSenderId, GroupUpdate},
         extensions::{
             CLIENT_QUEUE_CONFIG, ClientQueueConfig, JoinProof, KeyPackageClass, KeyPackageQueue,
         },
@@ -52,6 +52,7 @@ pub(super) enum Operation {
     DeleteGroup,
     Resync,
     Join,
+    Migrate,
 }
 
 /// A commit that was parsed and not yet judged.
@@ -138,6 +139,11 @@ impl GroupState {
         self.roster.check(&change.for_check())?;
 
         // 10. the content matches the operation
+        if let (Operation::Migrate, DsRequest::StartMigration(start)) =
+            (operation, &request.message.request)
+        {
+            self.moves_to_target(leaf, &start.init.migration_response, &staged, &aad)?;
+        }
         let committer = if operation == Operation::Join { None } else { leaf };
         self.matches(operation, leaf, &staged, &change)?;
         if let Some(committer) = committer.filter(|_| operation != Operation::Resync)
@@ -160,7 +166,8 @@ impl GroupState {
             | Operation::UpdateClient
             | Operation::UpdateGroup
             | Operation::Resync
-            | Operation::Join => policy::judge_staying,
+            | Operation::Join
+            | Operation::Migrate => policy::judge_staying,
         };
         judge(&self.policy, &self.roster, &self.id, judged_as, &acts)?;
         self.leaves_an_admin(judged_as, &change.acts)?;
@@ -355,7 +362,7 @@ impl GroupState {
             Operation::RemoveUsers | Operation::DeleteGroup => only(removes.len()),
             Operation::RemoveClients => !removes.is_empty() && only(removes.len()),
             Operation::UpdateClient => by_value.is_empty(),
-            Operation::UpdateGroup => contexts == 1 && only(1),
+            Operation::UpdateGroup | Operation::Migrate => contexts == 1 && only(1),
             Operation::Join => inits == 1 && only(1),
             Operation::Resync => inits == 1 && removes.len() == 1 && only(2),
         };
@@ -449,7 +456,8 @@ impl GroupState {
                     Err(Reject::InvalidCommit("a resync replaces the sender's own leaf".into()))
                 }
             }
-            Operation::UpdateClient | Operation::Join => Ok(()),
+            // its target is judged apart (`portability`)
+            Operation::UpdateClient | Operation::Join | Operation::Migrate => Ok(()),
         }
     }
 

@@ -166,6 +166,12 @@ impl Tree {
         self.group.group_context()
     }
 
+    /// Of the commit that made this epoch.
+    #[must_use]
+    pub fn confirmation_tag(&self) -> &ConfirmationTag {
+        self.group.confirmation_tag()
+    }
+
     #[must_use]
     pub fn ciphersuite(&self) -> Ciphersuite {
         self.group.ciphersuite()

@@ -4,7 +4,7 @@
 //! be refused, [`GroupState::load`] does again what `merge` did, from the log. Both go through one `apply`, so a
 //! reloaded group equals the live one. DS §3, §4; PROTOCOL.md §2.
 //!
-//! Deliberately absent: federation, a group's move (the seams are [`Effects`] and the log), anything secret.
+//! Deliberately absent: federation, the order of a group's move (`migration`; what moves is in [`portability`]), anything secret.
 
 mod commit;
 mod guests;
@@ -12,6 +12,7 @@ pub mod hub;
 pub mod import;
 mod memory;
 pub mod mls;
+pub mod portability;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod propose;
 pub mod record;
@@ -147,6 +148,8 @@ pub enum Decision {
     History(Epoch),
     /// To be bound ([`Staged::binds`]), merged, written and then answered.
     Write(Box<Staged>),
+    /// The Commit that moves the group. It is not merged here: the group is to be frozen ([`GroupState::pack`]).
+    Move(Box<Staged>),
 }
 
 /// A change that was decided and not yet made. It is good for the state that it was staged on and no other.
@@ -244,6 +247,12 @@ impl GroupState {
     #[must_use]
     pub fn epoch(&self) -> Epoch {
         self.tree.epoch()
+    }
+
+    /// The signature scheme of its leaves, and of its hub's key.
+    #[must_use]
+    pub fn scheme(&self) -> SignatureScheme {
+        self.tree.scheme()
     }
 
     #[must_use]

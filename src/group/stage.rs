@@ -53,8 +53,14 @@ impl GroupState {
             DsRequest::CreateGroup(_) => {
                 Err(Reject::InvalidGroupId("the group id is taken; choose 128 other random bits"))
             }
-            DsRequest::StartMigration(_) => {
-                Err(Reject::NotAuthorized("this provider does not move groups".into()))
+            DsRequest::StartMigration(start) => {
+                let leaf = self.authenticate_leaf(request, now)?;
+                self.may_start_migration(leaf, &start.init, now)?;
+                let (operation, update) = (Operation::Migrate, &start.update);
+                match self.stage_commit(request, Some(leaf), operation, update, None, now)? {
+                    Decision::Write(staged) => Ok(Decision::Move(staged)),
+                    other => Ok(other),
+                }
             }
             DsRequest::WelcomeInfo(info) => self.welcome_info(request, info, now),
             DsRequest::ExternalCommitInfo(info) => self.external_commit_info(request, info, now),

@@ -1,5 +1,4 @@
-//! The client listener: every endpoint of PROTOCOL.md §3, "A client and its own provider", but `/v1/complaint` and
-//! `/v1/migration_request`.
+//! The client listener: every endpoint of PROTOCOL.md §3, "A client and its own provider", but `/v1/complaint`.
 //!
 //! A request is read (limits, time), admitted (a permit), decoded, authenticated, given to the node, answered. What
 //! it means is the node's business.
@@ -33,6 +32,7 @@ use crate::{
         encode,
         ids::ClientUri,
         key_packages::{ConnectionKeyPackageRequest, GroupKeyPackageRequest},
+        portability::MigrationRequest,
     },
 };
 
@@ -179,6 +179,10 @@ impl ClientApi {
                 node.consent(&from, body).await?;
                 Vec::new()
             }
+            Endpoint::MigrationRequest => {
+                let body: MigrationRequest = body_of(&message)?;
+                encode(&node.request_migration(body).await?)
+            }
             Endpoint::Register | Endpoint::Stream | Endpoint::Unknown => {
                 return Err(Refusal::http(StatusCode::NOT_FOUND, NO_SUCH_ENDPOINT));
             }
@@ -245,7 +249,7 @@ async fn wrong_method(
 
 async fn unknown_path(request: HttpRequest, api: web::Data<ClientApi>) -> HttpResponse {
     api.front.not_found(match request.path() {
-        "/v1/complaint" | "/v1/migration_request" => NOT_YET,
+        "/v1/complaint" => NOT_YET,
         _ => NO_SUCH_ENDPOINT,
     })
 }

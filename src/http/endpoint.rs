@@ -20,6 +20,7 @@ pub enum Endpoint {
     DeleteDevice,
     DeleteAccount,
     Consent,
+    MigrationRequest,
     /// Any other path: one name, so that strangers cannot make metrics grow.
     Unknown,
 }
@@ -33,7 +34,7 @@ pub enum Form {
 
 impl Endpoint {
     /// All that are served by POST with a `ClientMessage`.
-    pub const POSTED: [Self; 14] = [
+    pub const POSTED: [Self; 15] = [
         Self::Register,
         Self::KeyPackages,
         Self::QueueTokens,
@@ -48,6 +49,7 @@ impl Endpoint {
         Self::DeleteDevice,
         Self::DeleteAccount,
         Self::Consent,
+        Self::MigrationRequest,
     ];
 
     /// The path, as it stands in the signed `ClientMessage.endpoint`.
@@ -69,6 +71,7 @@ impl Endpoint {
             Self::DeleteDevice => "/v1/devices/delete",
             Self::DeleteAccount => "/v1/account/delete",
             Self::Consent => "/v1/consent",
+            Self::MigrationRequest => "/v1/migration_request",
             Self::Unknown => OTHER_PATH,
         }
     }
@@ -89,6 +92,7 @@ impl Endpoint {
             Self::WelcomeInformation
             | Self::ConnectionKeyPackages
             | Self::ProviderKeys
+            | Self::MigrationRequest
             | Self::DeleteDevice
             | Self::DeleteAccount => 16 * KIB,
             Self::Stream | Self::Unknown => 0,
@@ -113,6 +117,7 @@ impl Endpoint {
             | Self::DeleteDevice
             | Self::DeleteAccount
             | Self::Consent
+            | Self::MigrationRequest
             | Self::Unknown => Form::ClientResponse,
         }
     }

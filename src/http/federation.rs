@@ -1,5 +1,5 @@
-//! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5) but for complaints and moving
-//! groups, and where this provider is to be found.
+//! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5) but for complaints, and where this
+//! provider is to be found.
 //!
 //! A request is counted by its address, read, opened (decoded, its sender authenticated: `federation`), counted by its
 //! sender, given a place among the sender's and among all, and given to the node. Opening may have to wait for the keys
@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
+    body::{self, BodyBudget},
     endpoint::Form,
     front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, busy, rate_limited},
     limits::FederationLimits,
@@ -37,6 +38,7 @@ use crate::{
         encode,
         federation::{EventType, MESSAGE_BYTES_MAX, S2SEndpoint},
         ids::Domain,
+        portability::CONTENT_BYTES_MAX,
     },
 };
 
@@ -44,7 +46,7 @@ use crate::{
 const LISTENER: &str = "federation";
 
 /// The endpoints that take a signed message.
-const SIGNED: [S2SEndpoint; 7] = [
+const SIGNED: [S2SEndpoint; 9] = [
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,
@@ -52,6 +54,8 @@ const SIGNED: [S2SEndpoint; 7] = [
     S2SEndpoint::DeliverMessage,
     S2SEndpoint::ConnectionKeyPackages,
     S2SEndpoint::GroupKeyPackages,
+    S2SEndpoint::MigrationRequest,
+    S2SEndpoint::MigrationContent,
 ];
 /// Those that anybody may read.
 const KEYS: [S2SEndpoint; 2] = [S2SEndpoint::SignatureKey, S2SEndpoint::VerificationKey];
@@ -108,6 +112,8 @@ struct FederationApi {
     /// What is being opened: of providers whose keys are known, and of others together.
     opening: Places,
     strangers: Semaphore,
+    /// Memory for whole groups.
+    contents: BodyBudget,
 }
 
 impl FederationApi {
@@ -124,6 +130,7 @@ impl FederationApi {
             places: Places { taken: Mutex::default(), per_peer_max: places },
             opening: Places { taken: Mutex::default(), per_peer_max: places },
             strangers: Semaphore::new((shared.requests_max / STRANGERS_PART).max(1)),
+            contents: BodyBudget::new(2 * CONTENT_BYTES_MAX),
             front: Front::new(LISTENER, shared, metrics, Arc::clone(&node.clock)),
             node,
             federation,
@@ -137,7 +144,13 @@ impl FederationApi {
         payload: web::Payload,
     ) -> Result<Answer, Refusal> {
         self.front.admit(request)?;
-        let body = self.front.body(request, payload, body_bytes_max(endpoint)).await?;
+        let bytes_max = body_bytes_max(endpoint);
+        let body = if endpoint == S2SEndpoint::MigrationContent {
+            // strangers that send large bodies there are in each other's way alone
+            body::read(request, payload, bytes_max, CONTENT_TIMEOUT, &self.contents).await?
+        } else {
+            self.front.body(request, payload, bytes_max).await?
+        };
         self.front.in_time(Duration::ZERO, self.execute(endpoint, &body.bytes)).await
     }
 
@@ -218,9 +231,7 @@ async fn wrong_method(
 }
 
 async fn unknown_path(request: HttpRequest, api: web::Data<FederationApi>) -> HttpResponse {
-    let known =
-        [S2SEndpoint::Complaint, S2SEndpoint::MigrationRequest, S2SEndpoint::MigrationContent];
-    let is_known = known.iter().any(|endpoint| endpoint.path() == request.path());
+    let is_known = request.path() == S2SEndpoint::Complaint.path();
     api.front.not_found(if is_known { NOT_YET } else { NO_SUCH_ENDPOINT })
 }
 
@@ -256,12 +267,12 @@ fn body_bytes_max(endpoint: S2SEndpoint) -> usize {
         | S2SEndpoint::ConnectionRequest
         | S2SEndpoint::DeliverMessage => MESSAGE_BYTES_MAX,
         S2SEndpoint::ExternalCommitInformation | S2SEndpoint::GroupKeyPackages => 256 * KIB,
-        S2SEndpoint::WelcomeInformation | S2SEndpoint::ConnectionKeyPackages => 16 * KIB,
-        S2SEndpoint::SignatureKey
-        | S2SEndpoint::VerificationKey
-        | S2SEndpoint::MigrationRequest
-        | S2SEndpoint::MigrationContent
-        | S2SEndpoint::Complaint => 0,
+        S2SEndpoint::WelcomeInformation
+        | S2SEndpoint::ConnectionKeyPackages
+        | S2SEndpoint::MigrationRequest => 16 * KIB,
+        // a whole group
+        S2SEndpoint::MigrationContent => CONTENT_BYTES_MAX + 8 * KIB,
+        S2SEndpoint::SignatureKey | S2SEndpoint::VerificationKey | S2SEndpoint::Complaint => 0,
     }
 }
 
@@ -307,6 +318,7 @@ impl Drop for Place<'_> {
 const STRANGERS_PART: usize = 4;
 const GET_AND_POST: &str = "GET, POST";
 const KIB: usize = 1024;
+const CONTENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Providers whose requests are counted; beyond, new ones share one count.
 const PEERS_COUNTED_MAX: usize = 50_000;
 

@@ -14,6 +14,7 @@ mod federation;
 mod front;
 mod limits;
 mod metrics;
+pub mod migrations;
 mod ops;
 pub mod peers;
 mod stream;

@@ -23,7 +23,7 @@ use super::{
     drain::Drain,
     endpoint::Form,
     front::Listener,
-    peers,
+    migrations, peers,
 };
 use crate::{
     actors::Node,
@@ -72,10 +72,20 @@ pub fn ops_listener(
                     peers::requeue(&ops.node, body).await
                 }),
             )
+            .route(
+                "/v1/migrations",
+                web::get().to(async |ops: web::Data<Ops>| migrations::show(&ops.node).await),
+            )
+            .route(
+                "/v1/migrations/abort",
+                web::post().to(async |ops: web::Data<Ops>, body: web::Bytes| {
+                    migrations::abort(&ops.node, &body)
+                }),
+            )
             .default_service(web::to(|| async {
                 text(
                     StatusCode::NOT_FOUND,
-                    "there is /livez, /readyz, /metrics and /v1/peers\n".to_owned(),
+                    "there is /livez, /readyz, /metrics, /v1/peers and /v1/migrations\n".to_owned(),
                 )
             }))
     })

@@ -24,6 +24,9 @@ pub struct FeedView {
     pub next: Sequence,
     /// The group was deleted: there will be no more.
     pub deleted: bool,
+    /// Nothing is left of it, not even how far it went; what is said of it else means nothing. So it is with a copy that
+    /// nobody was in for long.
+    pub gone: bool,
     pub entries: Vec<FeedEntry>,
 }
 
@@ -120,7 +123,11 @@ impl Feed {
         out: &mut Vec<QueueEntry>,
     ) -> Result<(), Full> {
         let last = self.subscription.last.unwrap_or(Sequence(u64::MAX));
-        self.skip_to(view.first.max(self.subscription.from), &view, room, now, out)?;
+        let first = match self.subscription.last {
+            Some(last) if view.gone => last.next(),
+            Some(_) | None => view.first,
+        };
+        self.skip_to(first.max(self.subscription.from), &view, room, now, out)?;
         let read_until = view.entries.last().map(|entry| entry.sequence);
         for entry in &view.entries {
             if entry.sequence <= self.cursor || entry.sequence > last {
@@ -164,7 +171,7 @@ impl Feed {
         let last = self.subscription.last.unwrap_or(Sequence(u64::MAX - 1));
         let next = next.min(last.next());
         // the end of a deleted group is known without its entry
-        let ends = view.deleted && !self.subscription.removed && next == last.next();
+        let ends = (view.deleted || view.gone) && !self.subscription.removed && next == last.next();
         let next = if ends { last } else { next };
         if next > self.cursor.next() {
             let (event, at) = (QueueEvent::Gap { next_available: next }, Sequence(next.0 - 1));

@@ -7,6 +7,9 @@
 //! clients' inboxes. A token that is not good fails no item: its recipient is kept without a client, and the hub is
 //! told with every answer until it has removed it.
 //!
+//! What nobody here can read is not kept: while no member has a live queue the copy is a head that moves on. Whoever
+//! comes then begins behind it, and is told that something is missing unless it really begins there.
+//!
 //! Deliberately absent: who may speak for which group (the caller asks [`is_hub`]), which tokens are good, and the
 //! moves of groups: a chain that is not empty is refused.
 
@@ -54,6 +57,18 @@ pub struct Stored {
     pub head: Option<GroupHead>,
     /// All of the group's members here where [`needs_members`] says so, else at least those that are gone.
     pub members: Vec<FollowedMember>,
+    /// Members with a live queue that are not among `members`.
+    pub other_readers: usize,
+    /// Who was known to host the group.
+    pub hub: Option<Domain>,
+}
+
+/// What the hub may still have kept here. Beyond: queue_full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Whether a copy that is not there yet may be opened.
+    pub opens: bool,
+    pub bytes: u64,
 }
 
 /// The clients that tokens lead to. One that is not here is not good.
@@ -73,13 +88,25 @@ pub struct Outcome {
     pub head: Option<GroupHead>,
     /// Members behind the batch whose queues are gone.
     pub gone: Vec<FollowedMember>,
+    /// Members behind the batch, as far as they were given.
+    pub members: Vec<FollowedMember>,
+    /// Members behind the batch with a live queue.
+    pub readers: usize,
+    /// How many more members the batch leaves the copy with.
+    pub members_added: i64,
 }
 
-/// Whether `peer` may say what happens in `group`. `own` is this provider's domain.
+/// Whether `peer` may say what happens in `group`: the hub that is `known` here, or where there is none the provider that
+/// created it. `own` is this provider's domain.
 #[must_use]
-pub fn is_hub(peer: &Domain, group: &GroupId, own: &Domain) -> bool {
-    let creator = group.domain();
-    creator == *peer && creator != *own
+pub fn is_hub(peer: &Domain, group: &GroupId, known: Option<&Domain>, own: &Domain) -> bool {
+    peer != own && known.map_or_else(|| group.domain() == *peer, |known| known == peer)
+}
+
+/// Whether `member` has a live queue: then what comes is kept for it.
+#[must_use]
+pub fn is_reader(member: &FollowedMember) -> bool {
+    member.client.is_some() && !member.gone
 }
 
 /// Whether what `item` does depends on who is in the group.
@@ -87,7 +114,9 @@ pub fn is_hub(peer: &Domain, group: &GroupId, own: &Domain) -> bool {
 pub fn needs_members(item: &DeliveryItem) -> bool {
     match item {
         DeliveryItem::Feed { event, roster, .. } => {
-            !roster.is_empty() || *event == QueueEvent::GroupDeleted
+            // the end and a move concern everybody
+            !roster.is_empty()
+                || matches!(event, QueueEvent::GroupDeleted | QueueEvent::GroupMoved { .. })
         }
         DeliveryItem::Snapshot { .. } => true,
         DeliveryItem::Direct { .. } => false,
@@ -100,6 +129,10 @@ pub fn tokens_of(item: &DeliveryItem) -> impl Iterator<Item = &QueueToken> {
         DeliveryItem::Feed { roster, .. } | DeliveryItem::Snapshot { roster, .. } => roster,
         DeliveryItem::Direct { .. } => &[],
     };
+    tokens_in(roster)
+}
+
+fn tokens_in(roster: &[RosterChange]) -> impl Iterator<Item = &QueueToken> {
     roster.iter().filter_map(|change| match change {
         RosterChange::Add { client_queue_information, .. }
         | RosterChange::Update { client_queue_information, .. } => Some(client_queue_information),
@@ -115,21 +148,25 @@ pub fn follow(
     stored: Stored,
     items: &[(u32, DeliveryItem)],
     tokens: &GoodTokens,
-    limits: &CopyLimits,
+    (limits, room): (&CopyLimits, Room),
     now: Timestamp,
 ) -> Outcome {
+    let readers = stored.members.iter().filter(|member| is_reader(member)).count();
     let mut copy = Copy {
         hub,
         group,
         tokens,
         limits,
+        room,
         now,
         before: stored.head.clone(),
         head: stored.head,
         clients: stored.members.iter().filter_map(|member| member.client.clone()).collect(),
+        readers: stored.other_readers + readers,
         members: stored.members.into_iter().map(|member| (member.recipient, member)).collect(),
         writes: Vec::new(),
-        roster_changed: false,
+        roster_changed: stored.hub.is_some_and(|known| known != *hub),
+        moved_to: None,
         out: Outcome::default(),
     };
     let mut last_accepted = None;
@@ -173,19 +210,28 @@ pub fn entry_bytes(entry: &FeedEntry) -> u64 {
     (entry.event.len() + ENTRY_BYTES) as u64
 }
 
+/// What a member's keeping costs, as it is counted against what a hub may have kept here.
+pub const MEMBER_BYTES: u64 = 256;
+
 struct Copy<'a> {
     hub: &'a Domain,
     group: &'a GroupId,
     tokens: &'a GoodTokens,
     limits: &'a CopyLimits,
+    room: Room,
     now: Timestamp,
     before: Option<GroupHead>,
     head: Option<GroupHead>,
     members: BTreeMap<RecipientId, FollowedMember>,
     /// Of the members.
     clients: HashSet<ClientUri>,
+    /// Members with a live queue, known by name or not.
+    readers: usize,
     writes: Vec<Write>,
+    /// The record of who follows and whom is to be written.
     roster_changed: bool,
+    /// The hub has said that the group is hosted elsewhere from here on.
+    moved_to: Option<Domain>,
     out: Outcome,
 }
 
@@ -209,6 +255,9 @@ impl Copy<'_> {
     }
 
     fn apply(&mut self, item: &DeliveryItem) -> Result<(), DeliveryProblem> {
+        if self.moved_to.is_some() {
+            return Err(DeliveryProblem::WrongHub);
+        }
         match item {
             DeliveryItem::Feed { group_sequence, accepted_at, except, event, roster, .. } => {
                 self.feed(*group_sequence, *accepted_at, *except, event, roster)
@@ -242,12 +291,15 @@ impl Copy<'_> {
         if head.status == GroupStatus::Deleted || sequence >= SEQUENCE_END {
             return Err(DeliveryProblem::InvalidItem);
         }
-        let kept = self.keep(event).ok_or(DeliveryProblem::InvalidItem)?;
+        let given = event;
+        let kept = self.keep(given).ok_or(DeliveryProblem::InvalidItem)?;
         self.check_changes(roster)?;
         // a hub whose clock runs ahead must not keep its entries from ever getting old
         let accepted_at = accepted_at.min(self.now.plus_ms(SKEW_MS));
         let Kept { event, handshake, epoch, ends } = kept;
         let entry = FeedEntry { sequence, accepted_at, except, origin: None, handshake, event };
+        let bytes = if self.readers > 0 { entry_bytes(&entry) } else { 0 };
+        self.take_room(bytes, roster)?;
         self.append(entry);
         if let (Some(head), Some(epoch)) = (&mut self.head, epoch) {
             head.epoch = head.epoch.max(epoch);
@@ -255,6 +307,10 @@ impl Copy<'_> {
         if ends {
             self.end(sequence);
             return Ok(());
+        }
+        if let QueueEvent::GroupMoved { confirmation } = given {
+            self.moved_to = Some(confirmation.domain_name.clone());
+            self.roster_changed = true;
         }
         let mut place = Place { sequence, index: 0 };
         // who is replaced by a change leaves before the one that takes its place comes
@@ -265,7 +321,9 @@ impl Copy<'_> {
         }
         for change in roster {
             if let RosterChange::Update { recipient, client_queue_information, filter } = change {
-                self.update(*recipient, client_queue_information, *filter, &mut place);
+                // who resyncs begins behind its own commit
+                let begins = handshake && except == Some(*recipient);
+                self.update(*recipient, client_queue_information, *filter, begins, &mut place);
             }
         }
         let from = sequence.next();
@@ -284,9 +342,19 @@ impl Copy<'_> {
             }
             QueueEvent::GroupDeleted => (true, None, true, encode(event)),
             QueueEvent::RosterOnly => (false, None, false, Vec::new()),
+            QueueEvent::GroupMoved { confirmation } => {
+                let next = self.next().next();
+                let is_its = confirmation.group_id == *self.group
+                    && confirmation.source_domain == *self.hub
+                    && confirmation.domain_name != *self.hub
+                    && confirmation.next_sequence == next;
+                if !is_its {
+                    return None;
+                }
+                (true, None, false, encode(event))
+            }
             QueueEvent::Welcome { .. }
             | QueueEvent::ConnectionRequest { .. }
-            | QueueEvent::GroupMoved { .. }
             | QueueEvent::Removed
             | QueueEvent::Gap { .. }
             | QueueEvent::KeyPackagesLow { .. }
@@ -343,19 +411,27 @@ impl Copy<'_> {
             return Err(DeliveryProblem::InvalidItem);
         }
         let named = self.check_snapshot(roster)?;
-        if self.head.is_none() {
-            if roster.is_empty() {
-                // nobody here is concerned, so there is nothing to follow
-                return Ok(());
-            }
-            self.head = Some(new_head(self.group, next, self.now));
+        if self.head.is_none() && roster.is_empty() {
+            // nobody here is concerned, so there is nothing to follow
+            return Ok(());
         }
-        let missing = self.next();
-        // who was here before lacks what lies between; whoever comes with the first members does not
-        let hole = missing < next && !self.members.is_empty();
+        if self.head.is_none() && !self.room.opens {
+            return Err(DeliveryProblem::QueueFull);
+        }
+        self.take_room(0, roster)?;
+        let opens = self.head.is_none();
+        let head = self.head.get_or_insert_with(|| new_head(self.group, next, self.now));
+        let (missing, last) = (head.next_sequence, Sequence(next.0 - 1));
+        // who was here before lacks what lies between
+        let lacks = missing < next && self.readers > 0;
+        // where each has its Welcome they begin here; else there was something before, and one that entered by itself
+        // knows whether it lacks any of it
+        let was_before = next > Sequence(1) && !roster.iter().all(has_welcome);
+        let comes = tokens_in(roster).any(|token| self.tokens.contains_key(token));
+        let hole = lacks || (missing < next && was_before && comes);
         if hole {
             let event = encode(&QueueEvent::Gap { next_available: next });
-            self.append(FeedEntry {
+            self.keep_entry(FeedEntry {
                 sequence: missing,
                 accepted_at: self.now,
                 except: None,
@@ -365,10 +441,7 @@ impl Copy<'_> {
             });
         }
         let is_ahead = missing < next;
-        if let Some(head) = &mut self.head {
-            head.next_sequence = next;
-        }
-        let last = Sequence(next.0 - 1);
+        self.go_on_at(next);
         let revision = self.before.as_ref().map_or(0, |head| head.revision);
         // rows that an earlier snapshot left at the same sequence stay in front of these
         let index = SNAPSHOT_ROWS | (u32::try_from(revision & 0x7FFF).unwrap_or(0) << 16);
@@ -378,19 +451,19 @@ impl Copy<'_> {
         for recipient in left {
             self.remove(recipient, last, true, &mut place);
         }
-        let from = if hole { missing } else { next };
+        let from = match (hole, opens && was_before) {
+            (true, _) => missing,
+            // in front of a log that begins at `next`
+            (false, true) => last,
+            (false, false) => next,
+        };
         for change in roster {
             match change {
                 RosterChange::Add { recipient, client_queue_information, filter, .. }
                     if self.members.contains_key(recipient) =>
                 {
-                    self.confirm(
-                        *recipient,
-                        client_queue_information,
-                        *filter,
-                        is_ahead,
-                        &mut place,
-                    );
+                    let ahead = is_ahead.then_some(from);
+                    self.confirm(*recipient, client_queue_information, *filter, ahead, &mut place);
                 }
                 RosterChange::Add { .. } => self.add(change, from, &mut place),
                 RosterChange::Remove { .. } | RosterChange::Update { .. } => {}
@@ -420,12 +493,41 @@ impl Copy<'_> {
         Ok(named)
     }
 
+    /// Counts what an item leaves here: `bytes` in the log, and its newcomers.
+    fn take_room(&mut self, bytes: u64, roster: &[RosterChange]) -> Result<(), DeliveryProblem> {
+        let is_new = |change: &&RosterChange| matches!(change, RosterChange::Add { recipient, .. } if !self.members.contains_key(recipient));
+        let newcomers = roster.iter().filter(is_new).count() as u64;
+        let bytes = bytes + newcomers * MEMBER_BYTES;
+        // what leaves nothing behind is taken however full it is
+        if bytes > self.room.bytes {
+            return Err(DeliveryProblem::QueueFull);
+        }
+        self.room.bytes -= bytes;
+        Ok(())
+    }
+
+    /// Keeps an entry, where there is anybody to read it.
     fn append(&mut self, entry: FeedEntry) {
+        let next = entry.sequence.next();
+        if self.readers > 0 {
+            self.keep_entry(entry);
+        }
+        self.go_on_at(next);
+    }
+
+    fn keep_entry(&mut self, entry: FeedEntry) {
         let Some(head) = &mut self.head else { return };
-        head.next_sequence = entry.sequence.next();
         head.log_bytes += entry_bytes(&entry);
         let record = LogRecord { feed: entry, change: Vec::new() };
         self.writes.push(Write::Log { group: self.group.clone(), record });
+    }
+
+    fn go_on_at(&mut self, next: Sequence) {
+        let Some(head) = &mut self.head else { return };
+        head.next_sequence = next;
+        if head.log_bytes == 0 {
+            head.first_sequence = next;
+        }
     }
 
     /// The group is deleted: whoever is still in it gets to know.
@@ -443,6 +545,8 @@ impl Copy<'_> {
     fn remove(&mut self, recipient: RecipientId, last: Sequence, removed: bool, place: &mut Place) {
         let Some(member) = self.members.remove(&recipient) else { return };
         self.roster_changed = true;
+        self.readers -= usize::from(is_reader(&member));
+        self.out.members_added -= 1;
         self.writes.push(Write::DropFollowedMember { group: self.group.clone(), recipient });
         if let Some(client) = member.client {
             let group = self.group.clone();
@@ -477,6 +581,7 @@ impl Copy<'_> {
         recipient: RecipientId,
         token: &QueueToken,
         filter: FanoutFilter,
+        begins: bool,
         place: &mut Place,
     ) {
         let Some(member) = self.members.get(&recipient).cloned() else { return };
@@ -487,8 +592,8 @@ impl Copy<'_> {
                 self.set_filter(client.clone(), recipient, from, filter, place);
                 client
             }
-            // it has a queue at last
-            (None, Some(client)) if !self.clients.contains(&client) => {
+            // it has a queue at last; unless it begins here it would lack what came before and not know it
+            (None, Some(client)) if begins && !self.clients.contains(&client) => {
                 self.open(client.clone(), recipient, from, filter, None, place);
                 client
             }
@@ -503,24 +608,25 @@ impl Copy<'_> {
         }
     }
 
-    /// A snapshot names a member that is known. Its token needs to be good only where none was.
+    /// A snapshot names a member that is known. Its token needs to be good only where none was. `ahead` is where a queue
+    /// that opens now begins, where the snapshot says anything new.
     fn confirm(
         &mut self,
         recipient: RecipientId,
         token: &QueueToken,
         filter: FanoutFilter,
-        is_ahead: bool,
+        ahead: Option<Sequence>,
         place: &mut Place,
     ) {
         let Some(member) = self.members.get(&recipient).cloned() else { return };
+        let Some(from) = ahead else { return };
         match (&member.client, self.tokens.get(token).cloned()) {
             (None, Some(client)) if !self.clients.contains(&client) => {
-                let from = place.sequence.next();
                 self.out.tokens.insert(token.clone());
                 self.open(client.clone(), recipient, from, filter, None, place);
                 self.put(FollowedMember { recipient, client: Some(client), gone: false });
             }
-            (Some(known), good) if is_ahead && !member.gone => {
+            (Some(known), good) if !member.gone => {
                 if good.as_ref() == Some(known) {
                     self.out.tokens.insert(token.clone());
                 }
@@ -536,7 +642,11 @@ impl Copy<'_> {
         let group = self.group.clone();
         self.clients.extend(member.client.clone());
         self.writes.push(Write::FollowedMember { group, member: member.clone() });
-        self.members.insert(member.recipient, member);
+        self.readers += usize::from(is_reader(&member));
+        match self.members.insert(member.recipient, member) {
+            Some(before) => self.readers -= usize::from(is_reader(&before)),
+            None => self.out.members_added += 1,
+        }
     }
 
     fn open(
@@ -577,7 +687,9 @@ impl Copy<'_> {
 
     fn finish(mut self, last_accepted: Option<u32>) -> Outcome {
         let next_sequence = self.next();
+        self.out.members = self.members.values().cloned().collect();
         self.out.gone = self.members.values().filter(|member| member.gone).cloned().collect();
+        self.out.readers = self.readers;
         if let Some(item) = last_accepted {
             let problem = DeliveryProblem::InvalidClientQueueInformation;
             let told = self.out.gone.iter().take(GONE_MAX);
@@ -614,7 +726,8 @@ impl Copy<'_> {
         if head.status == GroupStatus::Deleted {
             batch.push(Write::DropFollowed(group));
         } else if self.roster_changed {
-            let followed = Followed { hub: self.hub.clone(), members: self.members.len() as u64 };
+            let hub = self.moved_to.as_ref().unwrap_or(self.hub).clone();
+            let followed = Followed { hub, members: self.members.len() as u64 };
             batch.push(Write::Followed { group, followed });
         }
         self.out.batch = batch;
@@ -652,6 +765,10 @@ fn new_head(group: &GroupId, next: Sequence, now: Timestamp) -> GroupHead {
         joiner_infos: Vec::new(),
         wake_at: None,
     }
+}
+
+fn has_welcome(change: &RosterChange) -> bool {
+    matches!(change, RosterChange::Add { welcome: Some(_), .. })
 }
 
 /// A Welcome travels with only its own joiner's secrets.

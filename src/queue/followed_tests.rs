@@ -42,6 +42,8 @@ const LIMITS: CopyLimits = CopyLimits {
     trim_delay_ms: 1_000,
 };
 
+const ROOMY: Room = Room { opens: true, bytes: 1 << 30 };
+
 fn hub() -> Domain {
     Domain::new("hub.example").unwrap()
 }
@@ -108,6 +110,16 @@ fn add(recipient: u64, of: u8) -> RosterChange {
     }
 }
 
+/// An add with its Welcome.
+fn invite(recipient: u64, of: u8) -> RosterChange {
+    RosterChange::Add {
+        recipient: RecipientId(recipient),
+        client_queue_information: token(of),
+        filter: FanoutFilter::All,
+        welcome: Some(welcome(1)),
+    }
+}
+
 fn update(recipient: u64, of: u8) -> RosterChange {
     RosterChange::Update {
         recipient: RecipientId(recipient),
@@ -165,11 +177,22 @@ impl Guest {
     }
 
     fn take_at(&mut self, items: Vec<DeliveryItem>, now: Timestamp) -> Vec<DeliveryFailure> {
+        self.take_within(ROOMY, items, now)
+    }
+
+    fn take_within(
+        &mut self,
+        room: Room,
+        items: Vec<DeliveryItem>,
+        now: Timestamp,
+    ) -> Vec<DeliveryFailure> {
         let all = items.iter().any(needs_members);
         let members = self.members.values().filter(|member| all || member.gone).cloned().collect();
-        let stored = Stored { head: self.head.clone(), members };
+        let other_readers = if all { 0 } else { self.readers() };
+        let stored = Stored { head: self.head.clone(), members, other_readers };
+        let before = self.members.len();
         let items: Vec<_> = (0..).zip(items).collect();
-        let outcome = follow(&hub(), &group(), stored, &items, &tokens(), &LIMITS, now);
+        let outcome = follow(&hub(), &group(), stored, &items, &tokens(), (&LIMITS, room), now);
         for condition in outcome.batch.conditions {
             let head = self.head.as_ref().map(|head| (head.next_sequence, head.revision));
             match condition {
@@ -207,7 +230,21 @@ impl Guest {
             }
         }
         assert_eq!(outcome.head, self.head);
+        assert_eq!(outcome.readers, self.readers());
+        let added = i64::try_from(self.members.len()).unwrap() - i64::try_from(before).unwrap();
+        assert_eq!(outcome.members_added, added);
+        if let Some(head) = &self.head {
+            assert_eq!(head.log_bytes, self.log.values().map(entry_bytes).sum::<u64>());
+        }
         outcome.failures
+    }
+
+    fn readers(&self) -> usize {
+        self.members.values().filter(|member| is_reader(member)).count()
+    }
+
+    fn kept(&self) -> Vec<u64> {
+        self.log.keys().map(|sequence| sequence.0).collect()
     }
 
     fn next(&self) -> u64 {
@@ -238,6 +275,7 @@ impl Guest {
                         first,
                         next: head.next_sequence,
                         deleted: head.status == GroupStatus::Deleted,
+                        gone: false,
                         entries: self.log.range(from.max(first)..).map(|e| e.1.clone()).collect(),
                     };
                     entries.extend(queue.fed(feed, view, NOW));
@@ -298,7 +336,7 @@ fn unknown_feed_asks_for_a_snapshot_and_follows_from_there() {
     let refused = guest.take(vec![said(4)]);
     assert_eq!(problems(&refused), [(0, DeliveryProblem::UnknownFeed, 0, 0)]);
     assert_eq!(guest, Guest::default());
-    assert_eq!(guest.take(vec![snapshot(4, vec![add(1, 1)]), said(4), said(5)]), []);
+    assert_eq!(guest.take(vec![snapshot(4, vec![invite(1, 1)]), said(4), said(5)]), []);
     assert_eq!(short(&guest.read(&client(1))), [(4, 0, "message"), (5, 4, "message")]);
     assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 1 }));
     let head = guest.head.unwrap();
@@ -517,12 +555,25 @@ fn update_changes_the_filter_behind_the_item_and_keeps_the_membership() {
 }
 
 #[test]
-fn update_with_a_good_token_opens_the_queue_of_a_member_that_had_none() {
+fn member_that_had_no_queue_gets_one_when_it_resyncs_and_not_by_a_good_token_alone() {
     let mut guest = Guest::default();
     guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 200)]), said(1)]);
-    assert_eq!(guest.take(vec![quiet(2, vec![update(2, 2)]), said(3)]), []);
+    // it would lack what came before, and not know it
+    let bad = (0, DeliveryProblem::InvalidClientQueueInformation, 2, 3);
+    assert_eq!(problems(&guest.take(vec![quiet(2, vec![update(2, 2)])])), [bad]);
+    assert_eq!(guest.is_in(), BTreeMap::from([(1, client(1))]));
+    let DeliveryItem::Feed { group_id, group_sequence, accepted_at, event, roster, .. } =
+        item(3, QueueEvent::MlsMessage { message: framed(1, 2, &group()) }, vec![update(2, 2)])
+    else {
+        unreachable!()
+    };
+    let except = Some(RecipientId(2));
+    let resync =
+        DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, event, roster };
+    let commit = item(5, QueueEvent::MlsMessage { message: framed(1, 2, &group()) }, Vec::new());
+    assert_eq!(guest.take(vec![resync, said(4), commit]), []);
     assert_eq!(guest.is_in(), BTreeMap::from([(1, client(1)), (2, client(2))]));
-    assert_eq!(short(&guest.read(&client(2))), [], "muted, as it asked to be");
+    assert_eq!(short(&guest.read(&client(2))), [(5, 0, "message")], "muted, as it asked to be");
 }
 
 #[test]
@@ -593,13 +644,151 @@ fn late_snapshot_changes_nothing() {
 }
 
 #[test]
-fn feed_that_was_left_opens_again_without_a_gap_for_newcomers() {
+fn feed_that_was_left_opens_again_without_a_gap_for_who_is_invited() {
     let mut guest = Guest::default();
     guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1), quiet(2, vec![remove(1)])]);
     assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 0 }));
-    assert_eq!(guest.take(vec![snapshot(9, vec![add(5, 1)]), said(9)]), []);
+    assert_eq!(guest.take(vec![snapshot(9, vec![invite(5, 1)]), said(9)]), []);
     let expected = [(1, 0, "message"), (3, 1, "removed"), (9, 0, "message")];
     assert_eq!(short(&guest.read(&client(1))), expected);
+}
+
+#[test]
+fn feed_that_was_left_opens_again_with_a_gap_for_who_may_have_been_there_before() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1), quiet(2, vec![remove(1)])]);
+    assert_eq!(guest.take(vec![snapshot(9, vec![add(5, 2)])]), []);
+    assert_eq!(short(&guest.read(&client(2))), [(8, 0, "gap")], "at once");
+    guest.take(vec![said(9)]);
+    assert_eq!(short(&guest.read(&client(2))), [(8, 0, "gap"), (9, 8, "message")]);
+    assert_eq!(short(&guest.read(&client(1))), [(1, 0, "message"), (3, 1, "removed")]);
+}
+
+#[test]
+fn first_snapshot_tells_everybody_of_a_gap_unless_all_are_invited_by_it() {
+    let gap = [(6, 0, "gap"), (7, 6, "message")];
+    let all = [(7, 0, "message")];
+    let cases = [
+        (vec![invite(1, 1)], &all[..]),
+        (vec![invite(1, 1), invite(2, 2)], &all),
+        (vec![add(1, 1)], &gap),
+        (vec![add(1, 1), add(2, 2)], &gap),
+        // nobody comes in with a Welcome beside one that has none: the hub had lost what came before
+        (vec![invite(1, 1), add(2, 2)], &gap),
+        (vec![invite(1, 1), add(2, 200)], &gap),
+    ];
+    for (roster, expected) in cases {
+        let mut guest = Guest::default();
+        guest.take(vec![snapshot(7, roster.clone())]);
+        let at_once = if expected == gap { &gap[..1] } else { &[] };
+        assert_eq!(short(&guest.read(&client(1))), at_once, "{roster:?}");
+        guest.take(vec![said(7)]);
+        for client in guest.is_in().values() {
+            assert_eq!(short(&guest.read(client)), expected, "{roster:?}");
+        }
+    }
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1)]);
+    assert_eq!(short(&guest.read(&client(1))), [(1, 0, "message")], "before it there is nothing");
+}
+
+#[test]
+fn nothing_is_kept_while_nobody_here_can_read_it() {
+    let mut guest = Guest::default();
+    let bad = DeliveryProblem::InvalidClientQueueInformation;
+    guest.take(vec![snapshot(1, vec![add(1, 200), add(2, 201)])]);
+    for sequence in 1..=5 {
+        let told = [(0, bad, 1, sequence + 1), (0, bad, 2, sequence + 1)];
+        assert_eq!(problems(&guest.take(vec![said(sequence)])), told);
+    }
+    let head = guest.head.clone().unwrap();
+    assert_eq!((head.first_sequence, head.next_sequence), (Sequence(6), Sequence(6)));
+    assert_eq!((head.log_bytes, head.wake_at, guest.log.len()), (0, None, 0));
+    let before = guest.clone();
+    let judged = problems(&guest.take(vec![said(2), said(9)]));
+    assert_eq!(judged[0], (1, DeliveryProblem::Gap, 0, 6), "order is judged as ever");
+    assert_eq!(guest, before);
+    // who comes in begins behind what was not kept, with nothing that is missing
+    guest.take(vec![quiet(6, vec![add(3, 3), remove(1), remove(2)]), said(7)]);
+    assert_eq!(guest.kept(), [7]);
+    assert_eq!(short(&guest.read(&client(3))), [(7, 0, "message")]);
+}
+
+#[test]
+fn copy_whose_clients_are_gone_keeps_what_was_there_and_nothing_more() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 2)]), said(1), quiet(2, vec![remove(2)])]);
+    guest.members.get_mut(&RecipientId(1)).unwrap().gone = true;
+    guest.take(vec![said(3), said(4), quiet(5, vec![add(3, 3)]), said(6)]);
+    assert_eq!(guest.kept(), [1, 2, 6]);
+    assert_eq!(short(&guest.read(&client(2))), [(1, 0, "message"), (3, 1, "removed")]);
+    assert_eq!(short(&guest.read(&client(3))), [(6, 0, "message")]);
+}
+
+#[test]
+fn hole_in_what_nobody_read_is_told_to_who_may_have_been_there() {
+    for (roster, kept, expected) in [
+        (vec![add(1, 200)], vec![], vec![]),
+        (vec![add(1, 200), add(2, 2)], vec![3], vec![(8, 0, "gap"), (9, 8, "message")]),
+        (vec![invite(2, 2)], vec![], vec![(9, 0, "message")]),
+    ] {
+        let mut guest = Guest::default();
+        guest.take(vec![snapshot(1, vec![add(1, 200)]), said(1), said(2)]);
+        guest.take(vec![snapshot(9, roster.clone())]);
+        assert_eq!(guest.kept(), kept, "{roster:?}");
+        guest.take(vec![said(9)]);
+        assert_eq!(short(&guest.read(&client(2))), expected, "{roster:?}");
+    }
+}
+
+#[test]
+fn snapshot_that_finds_a_queue_where_none_was_tells_its_client_what_it_lacks() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 200)]), said(1), said(2)]);
+    let bad = (0, DeliveryProblem::InvalidClientQueueInformation, 2, 3);
+    let same = guest.take(vec![snapshot(3, vec![add(1, 1), add(2, 2)])]);
+    assert_eq!(problems(&same), [bad], "a snapshot that says nothing new cannot tell it");
+    assert_eq!(guest.take(vec![snapshot(6, vec![add(1, 1), add(2, 2)]), said(6)]), []);
+    assert_eq!(short(&guest.read(&client(2))), [(5, 0, "gap"), (6, 5, "message")]);
+}
+
+#[test]
+fn hub_that_has_no_room_is_refused_and_nothing_changes() {
+    let full = DeliveryProblem::QueueFull;
+    let mut guest = Guest::default();
+    let no_copies = Room { opens: false, ..ROOMY };
+    let opening = vec![snapshot(4, vec![invite(1, 1)]), said(4)];
+    let refused = guest.take_within(no_copies, opening.clone(), NOW);
+    let unknown = (1, DeliveryProblem::UnknownFeed, 0, 0);
+    assert_eq!(problems(&refused), [(0, full, 0, 0), unknown]);
+    let no_bytes = Room { opens: true, bytes: MEMBER_BYTES - 1 };
+    let refused = guest.take_within(no_bytes, opening.clone(), NOW);
+    assert_eq!(problems(&refused), [(0, full, 0, 0), unknown], "its members take room too");
+    assert_eq!(guest, Guest::default());
+    // nobody of it is here, which takes nothing
+    assert_eq!(guest.take_within(no_copies, vec![snapshot(4, Vec::new())], NOW), []);
+    guest.take(opening);
+    // a copy that is there goes on without a place for another, while there are bytes
+    assert_eq!(guest.take_within(no_copies, vec![said(5)], NOW), []);
+    let before = guest.clone();
+    let one = entry_bytes(&guest.log[&Sequence(5)]);
+    let scarce = Room { opens: false, bytes: 2 * one - 1 };
+    let refused = guest.take_within(scarce, vec![said(6), said(7), said(8)], NOW);
+    assert_eq!(problems(&refused), [(1, full, 0, 7), (2, DeliveryProblem::Gap, 0, 7)]);
+    assert_eq!(guest.kept(), [4, 5, 6], "what was taken stands");
+    assert_eq!(guest.take(vec![said(6), said(7)]), [], "what was refused comes again");
+    assert_ne!(guest, before);
+    assert_eq!(short(&guest.read(&client(1))).len(), 4);
+}
+
+#[test]
+fn hub_that_has_no_room_goes_on_with_what_nobody_reads() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 200)])]);
+    let none = Room { opens: false, bytes: 0 };
+    let failures = guest.take_within(none, vec![said(1), quiet(2, vec![remove(1)])], NOW);
+    assert_eq!(failures, []);
+    assert_eq!(guest.next(), 3);
 }
 
 #[test]
@@ -675,7 +864,7 @@ fn a_hub() -> impl Strategy<Value = Hub> {
             items.push(item(sequence, QueueEvent::MlsMessage { message }, changes));
             rosters.push(roster.clone());
         }
-        Hub { opening: snapshot(5, vec![add(1, 1)]), items, rosters }
+        Hub { opening: snapshot(5, vec![invite(1, 1)]), items, rosters }
     })
 }
 

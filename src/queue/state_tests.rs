@@ -61,6 +61,7 @@ struct Log {
     member: Option<RecipientId>,
     handshake_only: bool,
     deleted: bool,
+    gone: bool,
     /// (from, last, what the client is to get of it: sequences, removed)
     memberships: Vec<Membership>,
 }
@@ -101,6 +102,7 @@ impl World {
             member: None,
             handshake_only: false,
             deleted: false,
+            gone: false,
             memberships: Vec::new(),
         })
     }
@@ -270,6 +272,7 @@ impl World {
             first: log.first,
             next: Sequence(log.entries.len() as u64 + 1),
             deleted: log.deleted,
+            gone: log.gone,
             entries: entries.take(page).cloned().collect(),
         }
     }
@@ -565,6 +568,25 @@ fn end_of_a_deleted_group_is_told_after_its_feed_is_gone() {
     assert_eq!(sequences(&entries), [(1, 2), (1, 3)]);
     assert_eq!(entries[0].event, QueueEvent::Gap { next_available: Sequence(3) });
     assert_eq!(entries[1].event, QueueEvent::GroupDeleted);
+}
+
+#[test]
+fn membership_of_a_feed_of_which_nothing_is_left_is_a_gap_and_its_end() {
+    for removed in [true, false] {
+        let mut world = World::new();
+        world.join(1, false);
+        world.append(1, false, None);
+        world.leave(1, removed); // 3
+        let log = world.log(1);
+        log.entries.clear();
+        (log.gone, log.first) = (true, Sequence(0));
+        let entries = world.online();
+        let (at, end) =
+            if removed { (3, QueueEvent::Removed) } else { (2, QueueEvent::GroupDeleted) };
+        assert_eq!(sequences(&entries), [(1, at), (1, at + 1)], "{removed}");
+        assert_eq!(entries[0].event, QueueEvent::Gap { next_available: Sequence(at + 1) });
+        assert_eq!(entries[1].event, end);
+    }
 }
 
 #[test]

@@ -159,7 +159,8 @@ impl Token {
     }
 }
 
-/// Binds a token of `client` to `group` at `hub`. `None`: it is bound there already. `record` is what became of
+/// Binds a token of `client` to `group` at `hub`, which is the group's hub as far as this provider knows. `None`: it is
+/// bound there already. `record` is what became of
 /// the token so far.
 ///
 /// # Errors
@@ -178,8 +179,14 @@ pub fn bind(
         TokenClass::Connection => return Err(TokenProblem::WrongClass(token.class)),
     };
     let mut record = usable(record, client)?;
-    if record.bound_to.iter().any(|bound| (&bound.0, &bound.1) == (hub, group)) {
-        return Ok(None);
+    // a group has one hub at a time, and who asks here was found to be it: the binding goes with the group
+    if let Some(bound) = record.bound_to.iter_mut().find(|bound| bound.1 == *group) {
+        if bound.0 == *hub {
+            return Ok(None);
+        }
+        bound.0 = hub.clone();
+        record.revision += 1;
+        return Ok(Some(record));
     }
     if record.bound_to.len() >= groups_max {
         return Err(match token.class {

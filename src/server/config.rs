@@ -13,7 +13,7 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-pub use federation::{Federation, Rates};
+pub use federation::{Federation, Migration, Rates};
 pub use load::{ConfigError, Place, Problem, token_hash};
 
 pub use super::setting::Bytes;
@@ -34,6 +34,7 @@ pub struct Config {
     pub client: Client,
     pub ops: Ops,
     pub federation: Federation,
+    pub migration: Migration,
     pub store: Store,
     pub registration: Registration,
     pub groups: Groups,
@@ -181,6 +182,7 @@ impl Default for Config {
             },
             ops: Ops { listen: SocketAddr::from((loopback, 9443)) },
             federation: Federation::default(),
+            migration: Migration::default(),
             store: Store { engine: Engine::Sled, cache: Bytes(256 * 1024 * 1024) },
             registration: Registration {
                 mode: RegistrationMode::Open,
@@ -270,7 +272,9 @@ settings! {
         listen, certificate, key, domain_name, domain_name_cached, overrides, roots, allow, deny, allow_private_addresses,
         connect_timeout, relay_timeout, connections_max, requests_max, requests_per_peer_max, peers_max, peers_cached_max,
         batch_items_max, batch_bytes_max, batches_in_flight, backoff_min, backoff_max, unreachable_after,
+        copies_per_hub_max, copy_bytes_per_hub_max,
     ]
+    migration: [accept, sources, groups_max, response_lifetime, freeze_timeout, forward_for]
     store: [engine, cache]
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [

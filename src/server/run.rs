@@ -434,6 +434,12 @@ async fn sweep(node: Node) {
         if let Err(error) = node.finish_deletions().await {
             tracing::warn!(%error, "deletions that were begun cannot be finished now");
         }
+        if let Err(error) = node.sweep_moves().await {
+            tracing::warn!(%error, "what is kept of groups that have moved cannot be looked through now");
+        }
+        if let Err(error) = node.resume_departures().await {
+            tracing::warn!(%error, "groups that are on their way elsewhere cannot be read now");
+        }
         if let Err(error) = node.wake_noticed_groups().await {
             tracing::warn!(%error, "what was left for groups cannot be read now");
         }

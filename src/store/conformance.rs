@@ -561,6 +561,9 @@ for_every_engine! {
         let first = store.outbound_peers(None, 1).await.unwrap();
         assert_eq!(first, peers[..1]);
         assert_eq!(store.outbound_peers(Some(&first[0]), 9).await.unwrap(), peers[1..]);
+        let replicated = store.replica_peers(None, 9).await.unwrap();
+        assert_eq!(replicated, peers);
+        assert_eq!(store.replica_peers(Some(&peers[0]), 9).await.unwrap(), peers[1..]);
         peers.sort();
         assert_eq!(peers, [domain("b"), domain("c")]);
         let owed = store.outbound(&domain("b"), None, 9).await.unwrap();
@@ -621,6 +624,14 @@ for_every_engine! {
         assert_eq!(store.followed_members(&group("g"), None, 9).await, Ok(vec![]));
         assert_eq!(store.followed(&group("h")).await, Ok(Some(followed)));
         assert_eq!(store.followed_members(&group("h"), None, 9).await.unwrap().len(), 3);
+        let there = Batch::new().and(Write::GroupHead(head("g", 4, 1)));
+        store.write(there.and(Write::GroupHead(head("h", 4, 1)))).await.unwrap();
+        store.write(Batch::new().and(Write::DropGroupHead(group("g")))).await.unwrap();
+        assert_eq!(store.group_head(&group("g")).await, Ok(None));
+        let unknown = |name| Batch::new().when(Condition::GroupUnknown(group(name)));
+        assert_eq!(store.write(unknown("g")).await, Ok(()), "as if it had never been there");
+        let there = Err(StoreError::Conflict { condition: 0 });
+        assert_eq!(store.write(unknown("h")).await, there);
     }
 
     async fn an_inbox_is_in_order_within_each_group_and_holds_an_id_once(place: Place) {

@@ -48,6 +48,9 @@ mod tag {
     pub const GROUP_NOTICE: u8 = 0x14;
     pub const FOLLOWED: u8 = 0x15;
     pub const FOLLOWED_MEMBER: u8 = 0x16;
+    pub const DEPARTURE: u8 = 0x17;
+    pub const MOVES: u8 = 0x18;
+    pub const REFUSED_NONCE: u8 = 0x19;
     pub const INBOX: u8 = 0x20;
     pub const QUEUE_HEAD: u8 = 0x21;
     pub const OWN: u8 = 0x22;
@@ -178,6 +181,30 @@ pub(super) fn followed_members(group: &GroupId) -> Range {
     Range::of(key(tag::FOLLOWED_MEMBER, &[&hash(group.as_bytes())]))
 }
 
+pub(super) fn departure(group: &GroupId) -> Key {
+    key(tag::DEPARTURE, &[&hash(group.as_bytes())])
+}
+
+pub(super) fn departures() -> Range {
+    Range::of(key(tag::DEPARTURE, &[]))
+}
+
+pub(super) fn moves(group: &GroupId) -> Key {
+    key(tag::MOVES, &[&hash(group.as_bytes())])
+}
+
+pub(super) fn all_moves() -> Range {
+    Range::of(key(tag::MOVES, &[]))
+}
+
+pub(super) fn refused_nonce(nonce: &[u8; 32]) -> Key {
+    key(tag::REFUSED_NONCE, &[nonce])
+}
+
+pub(super) fn refused_nonces() -> Range {
+    Range::of(key(tag::REFUSED_NONCE, &[]))
+}
+
 fn domain_hash(domain: &Domain) -> [u8; 16] {
     hash(domain.as_str().as_bytes())
 }
@@ -207,6 +234,16 @@ pub(super) fn outbound_roster(peer: &Domain, group: &GroupId) -> Range {
 
 pub(super) fn replica(peer: &Domain, group: &GroupId) -> Key {
     key(tag::REPLICA, &[&domain_hash(peer), &hash(group.as_bytes())])
+}
+
+/// The replicas at `peer`.
+pub(super) fn replicas_of(peer: &Domain) -> Range {
+    Range::of(key(tag::REPLICA, &[&domain_hash(peer)]))
+}
+
+/// The replicas at all peers.
+pub(super) fn all_replicas() -> Range {
+    Range::of(key(tag::REPLICA, &[]))
 }
 
 /// What a record of a group at a peer is known by; a domain holds no space.

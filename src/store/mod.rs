@@ -39,12 +39,12 @@ mod conformance;
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use crate::wire::ids::{
-    ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
+    ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp, UserUri,
 };
 use records::{
-    Account, ConsentHash, Device, FeedEntry, Followed, FollowedMember, GroupHead, GroupNotice,
-    InboxItem, InboxKey, LogRecord, OutboundRoster, OwnEntry, OwnSequence, QueueHead, Replica,
-    StoredKeyPackage, Subscription, TokenId, TokenRecord,
+    Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
+    GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
+    QueueHead, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
 };
 
 /// A handle on the node's store, shared by all actors.
@@ -160,6 +160,8 @@ pub enum Write {
     },
     /// Drops everything of a group but its head (its notices too).
     DropGroup(GroupId),
+    /// Drops the head: the group was never here. Only of copies, with the rest of them; a hosted group's id stays used.
+    DropGroupHead(GroupId),
     /// Leaves something for a group; its actor takes it from there with [`Store::group_notices`].
     GroupNotice {
         group: GroupId,
@@ -186,6 +188,22 @@ pub enum Write {
         group: GroupId,
         recipient: RecipientId,
     },
+
+    /// A group on its way to another provider.
+    Departure(Departure),
+    DropDeparture(GroupId),
+    /// A group's moves; they stay when the group is dropped.
+    Moves {
+        group: GroupId,
+        moves: Moves,
+    },
+    DropMoves(GroupId),
+    /// A nonce of this provider's that no group comes in by, for as long as it might.
+    RefusedNonce {
+        nonce: [u8; 32],
+        until: Timestamp,
+    },
+    DropRefusedNonce([u8; 32]),
 
     /// There is something of a hosted group for `peer`, up to `until`: written with what it is about.
     Outbound {
@@ -373,6 +391,25 @@ pub trait Store: Send + Sync + 'static {
         items_max: usize,
     ) -> Answer<'_, Vec<FollowedMember>>;
 
+    fn departure(&self, group: &GroupId) -> Answer<'_, Option<Departure>>;
+    /// Groups that are on their way to another provider, in key order behind `after`.
+    fn departures(&self, after: Option<&GroupId>, items_max: usize) -> Answer<'_, Vec<Departure>>;
+    fn moves(&self, group: &GroupId) -> Answer<'_, Option<Moves>>;
+    /// Groups that have moved, in key order behind `after`, with their moves.
+    fn all_moves(
+        &self,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<(GroupId, Moves)>>;
+    /// Until when a nonce that was refused is remembered.
+    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<Timestamp>>;
+    /// Nonces that are refused, in order behind `after`.
+    fn refused_nonces(
+        &self,
+        after: Option<&[u8; 32]>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<([u8; 32], Timestamp)>>;
+
     /// Peers that something is left for, in key order behind `after`.
     fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;
     /// Groups that something is left of for `peer`, in key order behind `after`, each with its last sequence.
@@ -392,6 +429,8 @@ pub trait Store: Send + Sync + 'static {
         page: Page,
     ) -> Answer<'_, Vec<OutboundRoster>>;
     fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>>;
+    /// Peers with a [`Replica`] of any group, in key order behind `after`.
+    fn replica_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;

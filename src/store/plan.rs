@@ -6,7 +6,9 @@
 use super::{
     Batch, Condition, StoreError, Write,
     keys::{self, Key, Range, VERSION},
-    records::{Account, Device, Followed, OwnSequence, QueueHead, Replica, TokenRecord},
+    records::{
+        Account, Departure, Device, Followed, Moves, OwnSequence, QueueHead, Replica, TokenRecord,
+    },
 };
 use crate::wire::ids::{ClientUri, GroupId, Sequence, UserUri};
 
@@ -188,6 +190,7 @@ impl Step {
                 steps.push(Self::RemoveRange(keys::joiner_infos(&group)));
                 Self::RemoveRange(keys::group_notices(&group))
             }
+            Write::DropGroupHead(group) => Self::Remove { key: keys::group_head(&group) },
             Write::GroupNotice { group, key, notice } => {
                 put(keys::group_notice(&group, &key), keys::encode(&(&group, key, &notice))?)
             }
@@ -208,6 +211,21 @@ impl Step {
             Write::DropFollowedMember { group, recipient } => {
                 Self::Remove { key: keys::followed_member(&group, recipient) }
             }
+            Write::Departure(departure) => {
+                let key = keys::departure(&departure.group);
+                let owned = (departure.group.as_str(), &departure);
+                put_owned(key, keys::encode::<(&str, &Departure)>(&owned)?)
+            }
+            Write::DropDeparture(group) => Self::Remove { key: keys::departure(&group) },
+            Write::Moves { group, moves } => put_owned(
+                keys::moves(&group),
+                keys::encode::<(&str, &Moves)>(&(group.as_str(), &moves))?,
+            ),
+            Write::DropMoves(group) => Self::Remove { key: keys::moves(&group) },
+            Write::RefusedNonce { nonce, until } => {
+                put(keys::refused_nonce(&nonce), keys::encode(&(nonce, until))?)
+            }
+            Write::DropRefusedNonce(nonce) => Self::Remove { key: keys::refused_nonce(&nonce) },
             Write::Outbound { peer, group, until } => put_owned(
                 keys::outbound(&peer, &group),
                 keys::encode(&(keys::of_peer(&peer, &group), until))?,

@@ -16,14 +16,16 @@ use super::{
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
-        Account, ConsentHash, Device, FeedEntry, Followed, FollowedMember, GroupHead, GroupNotice,
-        InboxItem, InboxKey, LogRecord, OutboundRoster, OwnEntry, OwnSequence, QueueHead, Replica,
-        StoredKeyPackage, Subscription, TokenId, TokenRecord,
+        Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
+        GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
+        QueueHead, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
     },
     stage::{self, Source},
     writer::{self, Shared},
 };
-use crate::wire::ids::{ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence, UserUri};
+use crate::wire::ids::{
+    ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence, Timestamp, UserUri,
+};
 
 /// A store on one engine. When it is dropped it writes what is queued before it lets the engine go.
 pub(super) struct NodeStore {
@@ -103,6 +105,31 @@ impl NodeStore {
             let heads =
                 reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
             heads.iter().map(|(key, head)| decode(stage::whole(reader, key, head)?)).collect()
+        }))
+    }
+
+    /// The peers of the records in `range`, each once; `of` gives the records of one of them.
+    fn peers_in(
+        &self,
+        mut range: Range,
+        of: fn(&Domain) -> Range,
+        after: Option<&Domain>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<Domain>> {
+        if let Some(after) = after {
+            range.from = of(after).until;
+        }
+        Box::pin(self.read(move |reader| {
+            let mut peers = Vec::new();
+            while peers.len() < items_max {
+                let first = reader.heads(&range, items(1), |_| Ok(0))?;
+                let Some((key, head)) = first.first() else { break };
+                let record = stage::whole(reader, key, head)?;
+                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
+                range.from = of(&peer).until;
+                peers.push(peer);
+            }
+            Ok(peers)
         }))
     }
 }
@@ -324,23 +351,76 @@ impl Store for NodeStore {
         self.many(range, items(items_max), |record| keys::decode("followed member", &record))
     }
 
-    fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
-        let mut range = keys::all_outbound();
-        if let Some(after) = after {
-            range.from = keys::outbound_of(after).until;
+    fn departure(&self, group: &GroupId) -> Answer<'_, Option<Departure>> {
+        let group = group.clone();
+        self.one(keys::departure(&group), move |record| {
+            keys::decode_owned("departure", group.as_str(), record)
+        })
+    }
+
+    fn departures(&self, after: Option<&GroupId>, items_max: usize) -> Answer<'_, Vec<Departure>> {
+        if items_max == 0 {
+            return none();
         }
-        Box::pin(self.read(move |reader| {
-            let mut peers = Vec::new();
-            while peers.len() < items_max {
-                let first = reader.heads(&range, items(1), |_| Ok(0))?;
-                let Some((key, head)) = first.first() else { break };
-                let record = stage::whole(reader, key, head)?;
-                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
-                range.from = keys::outbound_of(&peer).until;
-                peers.push(peer);
-            }
-            Ok(peers)
-        }))
+        let mut range = keys::departures();
+        if let Some(after) = after {
+            range.from = keys::departure(after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| {
+            let (_, departure): (String, Departure) = keys::decode("departure", &record)?;
+            Ok(departure)
+        })
+    }
+
+    fn moves(&self, group: &GroupId) -> Answer<'_, Option<Moves>> {
+        let group = group.clone();
+        self.one(keys::moves(&group), move |record| {
+            keys::decode_owned("moves", group.as_str(), record)
+        })
+    }
+
+    fn all_moves(
+        &self,
+        after: Option<&GroupId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<(GroupId, Moves)>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::all_moves();
+        if let Some(after) = after {
+            range.from = keys::moves(after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| keys::decode("moves", &record))
+    }
+
+    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<Timestamp>> {
+        self.one(keys::refused_nonce(nonce), |record| {
+            let (_, until): ([u8; 32], Timestamp) = keys::decode("refused nonce", record)?;
+            Ok(until)
+        })
+    }
+
+    fn refused_nonces(
+        &self,
+        after: Option<&[u8; 32]>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<([u8; 32], Timestamp)>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::refused_nonces();
+        if let Some(after) = after {
+            range.from = keys::refused_nonce(after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| keys::decode("refused nonce", &record))
+    }
+
+    fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
+        self.peers_in(keys::all_outbound(), keys::outbound_of, after, items_max)
     }
 
     fn outbound(
@@ -387,6 +467,10 @@ impl Store for NodeStore {
         self.one(keys::replica(peer, group), move |record| {
             keys::decode_owned("replica", &owner, record)
         })
+    }
+
+    fn replica_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
+        self.peers_in(keys::all_replicas(), keys::replicas_of, after, items_max)
     }
 
     fn inbox(

@@ -41,6 +41,62 @@ pub enum GroupStatus {
     Deleted,
     /// A copy of a feed that is hosted elsewhere ([`Followed`]): what clients of this provider get of it.
     Followed,
+    /// On its way to another provider ([`Departure`]): it takes nothing.
+    Migrating,
+}
+
+/// A group on its way to another provider, from the freeze until the target knows that the move is known here.
+/// PROTOCOL.md §6. What was frozen is kept as a snapshot at [`Departure::PARCEL`], what is sent at [`Departure::CONTENT`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departure {
+    pub group: GroupId,
+    /// The request that asked for it.
+    pub request: RequestKey,
+    /// The TLS encoding of the target's `MigrationResponse`.
+    pub response: Vec<u8>,
+    pub target: Domain,
+    pub frozen_at: Timestamp,
+    pub phase: crate::migration::source::Phase,
+}
+
+impl Departure {
+    /// Sequences that no group gets to.
+    pub const PARCEL: Sequence = Sequence(u64::MAX - 1);
+    pub const CONTENT: Sequence = Sequence(u64::MAX);
+}
+
+/// A group's moves, as far as this provider took part in them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Moves {
+    /// The TLS encoding of a `Chain`: from the provider in the group's id to the one that hosts it (or to this one, where it
+    /// hosts the group and has not got the last confirmation yet, to the one before).
+    pub chain: Vec<u8>,
+    /// How it came here the last time.
+    pub arrived: Option<Arrival>,
+    /// How it left the last time.
+    pub left: Option<Left>,
+}
+
+/// A group came here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    pub nonce: [u8; 32],
+    /// SHA-256 of its content.
+    pub hash: [u8; 32],
+    pub source: Domain,
+    pub at: Timestamp,
+    /// It counts against the quota: it is still here.
+    pub here: bool,
+}
+
+/// A group left.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Whose retry gets the confirmation again.
+    pub request: RequestKey,
+    pub at: Timestamp,
+    /// Providers that still get what was accepted here.
+    pub guests: Vec<Domain>,
 }
 
 /// One accepted message: what is delivered and what replay needs, in one record.

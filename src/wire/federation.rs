@@ -9,10 +9,11 @@ use super::codec::{Opaque, Text};
 use super::ds::{DsRequest, ProtocolVersion, REQUEST_BYTES_MAX};
 use super::extensions::Signature;
 use super::ids::{Domain, RequestId, Timestamp};
+use super::portability::CONTENT_BYTES_MAX;
 
 /// The largest body between providers: a request with what is around it.
 pub const BODY_BYTES_MAX: usize = REQUEST_BYTES_MAX + 65_536;
-/// The largest [`S2SMessage`].
+/// The largest [`S2SMessage`], but for one that moves a group.
 pub const MESSAGE_BYTES_MAX: usize = BODY_BYTES_MAX + 4_096;
 
 /// What happened, and with what.
@@ -21,7 +22,7 @@ pub struct Event {
     /// [`EventType::name`]
     pub event_type: Text<96>,
     /// An encoded [`S2SPayload`].
-    pub event_payload: Opaque<{ BODY_BYTES_MAX + 64 }>,
+    pub event_payload: Opaque<{ CONTENT_BYTES_MAX + 64 }>,
 }
 
 /// One provider to another. Signed by a key of the sender's with purpose `s2s` over [`S2SMessageTbs`], label
@@ -49,7 +50,7 @@ pub struct S2SPayload {
     pub timestamp: Timestamp,
     /// The same in every repeat of one logical request.
     pub request_id: RequestId,
-    pub body: Opaque<BODY_BYTES_MAX>,
+    pub body: Opaque<CONTENT_BYTES_MAX>,
 }
 
 /// What an event is about: it says which struct its body is, and belongs to one endpoint.
@@ -72,6 +73,7 @@ pub enum EventType {
     MigrationRequest,
     MigrationContent,
     MigrationAbort,
+    MigrationConfirmation,
 }
 
 /// Where a provider takes events, and what it shows of itself.
@@ -113,6 +115,7 @@ impl EventType {
             Self::MigrationRequest => "mimi.portability.request".to_owned(),
             Self::MigrationContent => "mimi.portability.content".to_owned(),
             Self::MigrationAbort => "mimi.portability.abort".to_owned(),
+            Self::MigrationConfirmation => "mimi.portability.confirmation".to_owned(),
         }
     }
 
@@ -141,8 +144,16 @@ impl EventType {
             Self::ConnectionKeyPackages => S2SEndpoint::ConnectionKeyPackages,
             Self::GroupKeyPackages => S2SEndpoint::GroupKeyPackages,
             Self::MigrationRequest => S2SEndpoint::MigrationRequest,
-            Self::MigrationContent | Self::MigrationAbort => S2SEndpoint::MigrationContent,
+            Self::MigrationContent | Self::MigrationAbort | Self::MigrationConfirmation => {
+                S2SEndpoint::MigrationContent
+            }
         }
+    }
+
+    /// Its largest body, in bytes: a whole group is more than anything else.
+    #[must_use]
+    pub fn body_bytes_max(self) -> usize {
+        if self == Self::MigrationContent { CONTENT_BYTES_MAX } else { BODY_BYTES_MAX }
     }
 }
 
@@ -189,7 +200,7 @@ impl S2SEndpoint {
 const DELIVERY_SERVICE: &str = "mimi.delivery-service.";
 
 /// Every event that is no Delivery Service request.
-const OTHERS: [EventType; 10] = [
+const OTHERS: [EventType; 11] = [
     EventType::Deliver,
     EventType::DeliverBatch,
     EventType::RecipientsGone,
@@ -200,6 +211,7 @@ const OTHERS: [EventType; 10] = [
     EventType::MigrationRequest,
     EventType::MigrationContent,
     EventType::MigrationAbort,
+    EventType::MigrationConfirmation,
 ];
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use crate::{
         ds::{DsError, FanoutFilter, REQUEST_BYTES_MAX},
         ids::{Domain, GroupId, RecipientId, Sequence, Timestamp},
         mls::MlsMessage,
+        portability::Chain,
         queueing::{DeliveryItem, QueueEvent, RosterChange},
     },
 };
@@ -104,7 +105,9 @@ async fn read_items(
     entries.retain(|entry| entry.sequence <= turn.until);
     let end = entries.last().map_or(from, |last| last.sequence);
     let rows = read_rows(node, peer, &turn.group, from, end, turn.bytes_max).await?;
+    let chain = node.chain_to_here(&turn.group).await?;
     let mut maker = Maker {
+        chain,
         peer,
         group: &turn.group,
         bytes_max: turn.bytes_max,
@@ -157,6 +160,8 @@ async fn read_rows(
 }
 
 struct Maker<'a> {
+    /// The group's moves, for who opens a copy of it.
+    chain: Chain,
     peer: &'a Domain,
     group: &'a GroupId,
     bytes_max: usize,
@@ -193,7 +198,7 @@ impl Maker<'_> {
                 let item = DeliveryItem::Snapshot {
                     group_id: self.group.clone(),
                     next_sequence: row.sequence.next(),
-                    chain: List::default(),
+                    chain: self.chain.clone(),
                     roster,
                 };
                 let accepted_at = entry.map_or(opened_at, |entry| entry.accepted_at);
@@ -284,23 +289,8 @@ async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTu
         Ok(None) | Err(DsError::GroupNotFound { .. }) => return Ok(nothing),
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
-    let mut welcomes: BTreeMap<RecipientId, MlsMessage> = BTreeMap::new();
     let from = turn.acknowledged.next();
-    for row in read_all_rows(node, peer, &turn.group, from, roster.next).await? {
-        for change in row.changes {
-            if let RosterChange::Add { recipient, welcome: Some(welcome), .. } = change {
-                welcomes.insert(recipient, welcome);
-            }
-        }
-    }
-    let adds = roster.adds.into_iter().map(|change| match change {
-        RosterChange::Add { recipient, client_queue_information, filter, welcome } => {
-            let welcome = welcome.or_else(|| welcomes.remove(&recipient));
-            RosterChange::Add { recipient, client_queue_information, filter, welcome }
-        }
-        RosterChange::Remove { .. } | RosterChange::Update { .. } => change,
-    });
-    let adds: Vec<RosterChange> = adds.collect();
+    let adds = with_welcomes(node, peer, &turn.group, (from, roster.next), roster.adds).await?;
     let removes = adds.is_empty();
     let (fits, adds) = match List::new(adds) {
         Ok(adds) => (true, adds),
@@ -309,7 +299,7 @@ async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTu
     let item = DeliveryItem::Snapshot {
         group_id: turn.group.clone(),
         next_sequence: roster.next,
-        chain: List::default(),
+        chain: node.chain_to_here(&turn.group).await?,
         roster: adds,
     };
     // more clients than one item can name: the outbox sets such a one aside
@@ -317,6 +307,71 @@ async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTu
     let through = Sequence(roster.next.0.saturating_sub(1));
     let loaded = Loaded { item, bytes, through, accepted_at: node.clock.now() };
     Ok(ReadTurn { reading: Reading::Items(vec![loaded]), removes })
+}
+
+/// `adds` with the Welcomes that `peer` has not got yet: those in roster rows of this range, whose end is not in it.
+pub(in crate::actors) async fn with_welcomes(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    (from, before): (Sequence, Sequence),
+    adds: Vec<RosterChange>,
+) -> Result<Vec<RosterChange>, StoreError> {
+    let mut welcomes: BTreeMap<RecipientId, MlsMessage> = BTreeMap::new();
+    for row in read_all_rows(node, peer, group, from, before).await? {
+        for change in row.changes {
+            if let RosterChange::Add { recipient, welcome: Some(welcome), .. } = change {
+                welcomes.insert(recipient, welcome);
+            }
+        }
+    }
+    let adds = adds.into_iter().map(|change| match change {
+        RosterChange::Add { recipient, client_queue_information, filter, welcome } => {
+            let welcome = welcome.or_else(|| welcomes.remove(&recipient));
+            RosterChange::Add { recipient, client_queue_information, filter, welcome }
+        }
+        RosterChange::Remove { .. } | RosterChange::Update { .. } => change,
+    });
+    Ok(adds.collect())
+}
+
+/// Everything that `peer` has not got of a group up to `last`; none where only a snapshot of its clients helps, or it is more
+/// than a move can carry.
+pub(in crate::actors) async fn owed_before(
+    node: &Node,
+    peer: &Domain,
+    group: &GroupId,
+    last: Sequence,
+) -> Result<Option<Vec<DeliveryItem>>, StoreError> {
+    let (standing, mode) = standing_of(node, peer, group, last).await?;
+    if standing.needs_snapshot || mode == ReplicaMode::Direct {
+        return Ok(None);
+    }
+    let (mut acknowledged, mut items, mut bytes) = (standing.acknowledged, Vec::new(), 0);
+    while acknowledged < last {
+        let turn = Turn {
+            group: group.clone(),
+            acknowledged,
+            until: last,
+            need: Need::Items,
+            items_max: OWED_PAGE,
+            bytes_max: REQUEST_BYTES_MAX,
+        };
+        let Some(ReadTurn { reading: Reading::Items(page), .. }) =
+            read_items(node, peer, &turn).await?
+        else {
+            return Ok(None);
+        };
+        for loaded in page {
+            bytes += loaded.bytes;
+            acknowledged = loaded.through;
+            items.push(loaded.item);
+        }
+        if bytes > OWED_BYTES_MAX {
+            return Ok(None);
+        }
+    }
+    Ok(Some(items))
 }
 
 /// All rows in `from..before` that can be read.
@@ -400,3 +455,7 @@ const ONE: Page = Page { items_max: 1, bytes_max: 1 };
 const ROWS_PAGE: usize = 64;
 const ROWS_BYTES_MIN: usize = 64 * 1024;
 const MESSAGES_PAGE: usize = 8;
+
+const OWED_PAGE: usize = 1_000;
+/// What a group takes along for one guest.
+const OWED_BYTES_MAX: usize = 24 * 1024 * 1024;

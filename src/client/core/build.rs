@@ -365,6 +365,7 @@ impl Member {
             leaf_key: StoredKey::of(key),
             feed: None,
             past_feed: None,
+            entered_at: None,
             queue: None,
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,

@@ -542,6 +542,7 @@ impl Member {
                 leaf_key: StoredKey::of(self.identity.leaf_key(SUITES[0])?),
                 feed: None,
                 past_feed: old.and_then(|old| old.feed.max(old.past_feed)),
+                entered_at: None,
                 queue: None,
                 filter: FanoutFilter::All,
                 joined_at: now,

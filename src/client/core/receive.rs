@@ -239,7 +239,8 @@ impl Member {
                 Ok(Handled::Taken)
             }
             QueueEvent::Gap { next_available } => {
-                if record.state == GroupState::Active {
+                let lacks = record.entered_at.is_none_or(|at| at.next() < *next_available);
+                if record.state == GroupState::Active && lacks {
                     self.lose(id, format!("entries before {next_available} have expired"))?;
                 }
                 Ok(Handled::Taken)

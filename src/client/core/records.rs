@@ -56,6 +56,10 @@ pub(super) struct GroupRecord {
     pub queue: Option<ClientQueueConfig>,
     pub filter: FanoutFilter,
     pub joined_at: Timestamp,
+    /// Where in the group's log the external commit stands that this client came in by, or came back by. It lacks nothing
+    /// of what is before that.
+    #[serde(default)]
+    pub entered_at: Option<Sequence>,
     /// The JoinProofs of newcomers' pending proposals, by proposal reference.
     pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
     /// A Welcome that came before the entry that says that this client was removed.

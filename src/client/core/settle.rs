@@ -98,6 +98,7 @@ impl Member {
                 let group = self.load(&pending.group)?;
                 self.find_hub(&pending.group, &mut record, &group)?;
                 record.state = GroupState::Active;
+                record.entered_at = Some(accepted.group_sequence);
                 record.proofs.clear();
                 let epoch = epoch_of(&group);
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
@@ -114,6 +115,7 @@ impl Member {
         }
         if pending.operation == Operation::CreateGroup {
             record.state = GroupState::Active;
+            record.entered_at = Some(accepted.group_sequence);
         }
         if pending.operation == Operation::AskToJoin {
             record.hub = pending.hub(&record).clone();

@@ -12,7 +12,17 @@ use crate::{actors::GroupOptions, server::telemetry};
 pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     let mut wrong = Vec::new();
     let Config {
-        client, federation, registration, limits, rates, store, log, groups, queues, ..
+        client,
+        federation,
+        migration,
+        registration,
+        limits,
+        rates,
+        store,
+        log,
+        groups,
+        queues,
+        ..
     } = config;
     if client.certificate.is_some() != client.key.is_some() {
         let key = if client.key.is_some() { "client.key" } else { "client.certificate" };
@@ -121,7 +131,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("federation.peers_max", federation.peers_max, 1, 1_000_000);
     count("federation.peers_cached_max", federation.peers_cached_max, 1, 1_000_000);
     count("federation.batch_items_max", federation.batch_items_max, 1, 100_000);
+    count("federation.copies_per_hub_max", federation.copies_per_hub_max, 1, 100_000_000);
     count("federation.batches_in_flight", federation.batches_in_flight, 1, 64);
+    count("migration.groups_max", migration.groups_max, 0, 10_000_000);
     count("limits.backlog", limits.backlog as usize, 1, 65_535);
     let mut size = |key, value: Bytes, min: u64, max: u64| {
         if !(min..=max).contains(&value.0) {
@@ -138,6 +150,8 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     size("groups.handshake_bytes_max", groups.handshake_bytes_max, 16 << 10, handshake_max);
     // a batch travels in one request, with what is around it
     size("federation.batch_bytes_max", federation.batch_bytes_max, 16 << 10, handshake_max);
+    // one copy of the largest group, and a log beside it
+    size("federation.copy_bytes_per_hub_max", federation.copy_bytes_per_hub_max, 64 << 20, 1 << 50);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
     size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
@@ -167,6 +181,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     time("federation.backoff_min", federation.backoff_min, 10, 3600);
     time("federation.backoff_max", federation.backoff_max, 10, day);
     time("federation.unreachable_after", federation.unreachable_after, 60_000, years);
+    time("migration.response_lifetime", migration.response_lifetime, 10_000, 3600);
+    time("migration.freeze_timeout", migration.freeze_timeout, 1_000, 3600);
+    time("migration.forward_for", migration.forward_for, 60_000, years);
     time("limits.header_timeout", limits.header_timeout, 10, 300);
     time("limits.body_timeout", limits.body_timeout, 10, 3600);
     time("limits.answer_timeout", limits.answer_timeout, 10, 3600);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use super::Bytes;
 use crate::{
-    actors::PeerLimits,
+    actors,
     federation::{DomainPattern, discovery::ServiceHost},
     wire::ids::Domain,
 };
@@ -48,6 +48,39 @@ pub struct Federation {
     pub backoff_max: Duration,
     /// Clients of a provider that has not been reached for so long are removed from groups here.
     pub unreachable_after: Duration,
+    /// Copies of groups that one other provider may have here, and what is kept of all of them.
+    pub copies_per_hub_max: usize,
+    pub copy_bytes_per_hub_max: Bytes,
+}
+
+/// Groups that come from other providers, and that go to them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Migration {
+    pub accept: bool,
+    /// Empty: from all that this provider speaks with.
+    pub sources: Vec<DomainPattern>,
+    /// Groups from elsewhere that may be here.
+    pub groups_max: usize,
+    /// For how long this provider's word is good that it takes a group.
+    pub response_lifetime: Duration,
+    /// A group whose next provider cannot be reached goes on here after this.
+    pub freeze_timeout: Duration,
+    /// For how long it is told where a group has gone.
+    pub forward_for: Duration,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        let moves = actors::MoveLimits::default();
+        Self {
+            accept: moves.accept,
+            sources: Vec::new(),
+            groups_max: moves.groups_max,
+            response_lifetime: Duration::from_millis(moves.response_ms),
+            freeze_timeout: Duration::from_millis(moves.freeze_ms),
+            forward_for: Duration::from_millis(moves.forward_ms),
+        }
+    }
 }
 
 /// What one may ask for in a second, and at once after a rest. 0 in a second: no limit.
@@ -68,7 +101,8 @@ pub struct Rates {
 
 impl Default for Federation {
     fn default() -> Self {
-        let peers = PeerLimits::default();
+        let node = actors::Limits::default();
+        let peers = node.peers;
         let (outbox, backoff) = (&peers.outbox, peers.schedule.backoff);
         Self {
             listen: None,
@@ -94,6 +128,8 @@ impl Default for Federation {
             backoff_min: Duration::from_millis(backoff.first_ms),
             backoff_max: Duration::from_millis(backoff.max_ms),
             unreachable_after: Duration::from_millis(peers.unreachable_after_ms),
+            copies_per_hub_max: node.copies_per_hub_max,
+            copy_bytes_per_hub_max: Bytes(node.copy_bytes_per_hub_max),
         }
     }
 }

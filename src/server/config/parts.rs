@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Config, Limits};
 use crate::{
-    actors::{self, GroupOptions, PeerLimits},
+    actors::{self, GroupOptions, MoveLimits, PeerLimits},
     federation::{FederationLimits, schedule::Backoff},
     http,
     rate::{GroupQuotas, Quota},
@@ -20,10 +20,26 @@ impl Config {
             own_entries_max: self.queues.notices_max,
             connection_offers_per_hour: self.queues.connection_offers_per_hour,
             relay_timeout_ms: ms(self.federation.relay_timeout),
+            copies_per_hub_max: self.federation.copies_per_hub_max,
+            copy_bytes_per_hub_max: self.federation.copy_bytes_per_hub_max.0,
             peers: self.peer_limits(),
+            moves: self.move_limits(),
             queue_idle_ms: ms(self.queues.passivate_after),
             dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
             ..actors::Limits::default()
+        }
+    }
+
+    fn move_limits(&self) -> MoveLimits {
+        let migration = &self.migration;
+        MoveLimits {
+            accept: migration.accept,
+            sources: (!migration.sources.is_empty()).then(|| migration.sources.clone()),
+            groups_max: migration.groups_max,
+            response_ms: ms(migration.response_lifetime),
+            freeze_ms: ms(migration.freeze_timeout),
+            forward_ms: ms(migration.forward_for),
+            ..MoveLimits::default()
         }
     }
 

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
 use super::samples::*;
 use crate::{
+    migration::source::Phase,
     store::{Batch, SharedStore, Write, memory::Disk, records::*},
     wire::ids::*,
 };
@@ -57,6 +58,12 @@ fn records() -> Vec<(&'static str, Write)> {
             Write::OutboundRoster { peer: b(), group: g(), row: roster_row(1, 300) },
         ),
         ("replica", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
+        ("departure", Write::Departure(departure("golden", Phase::Sent { hash: [7; 32] }))),
+        ("moves", Write::Moves { group: g(), moves: moves() }),
+        (
+            "refused_nonce",
+            Write::RefusedNonce { nonce: [5; 32], until: Timestamp(1_700_000_000_000) },
+        ),
         ("inbox_open", inbox(inbox_key("golden", 2, 1), open)),
         ("inbox_filter", inbox(inbox_key("golden", 3, 0), filter)),
         ("inbox_close", inbox(InboxKey::Item([7; 16]), close)),
@@ -184,7 +191,29 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
             let replica = store.replica(&peer, &group).await.unwrap().unwrap();
             Write::Replica { peer, group, replica }
         }
-        Write::DropFollowed(_)
+        Write::Departure(departure) => {
+            let group = departure.group;
+            let found = store.departure(&group).await.unwrap().unwrap();
+            assert_eq!(store.departures(None, 9).await, Ok(vec![found.clone()]));
+            assert_eq!(store.departures(Some(&group), 9).await, Ok(vec![]));
+            Write::Departure(found)
+        }
+        Write::Moves { group, .. } => {
+            let moves = store.moves(&group).await.unwrap().unwrap();
+            assert_eq!(store.all_moves(None, 9).await, Ok(vec![(group.clone(), moves.clone())]));
+            assert_eq!(store.all_moves(Some(&group), 9).await, Ok(vec![]));
+            Write::Moves { group, moves }
+        }
+        Write::RefusedNonce { nonce, .. } => {
+            let until = store.refused_nonce(&nonce).await.unwrap().unwrap();
+            assert_eq!(store.refused_nonces(None, 9).await, Ok(vec![(nonce, until)]));
+            assert_eq!(store.refused_nonces(Some(&nonce), 9).await, Ok(vec![]));
+            Write::RefusedNonce { nonce, until }
+        }
+        Write::DropDeparture(_)
+        | Write::DropMoves(_)
+        | Write::DropRefusedNonce(_)
+        | Write::DropFollowed(_)
         | Write::DropFollowedMember { .. }
         | Write::OutboundDone { .. }
         | Write::TrimOutboundRoster { .. }
@@ -193,6 +222,7 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
         | Write::DropJoinerInfo { .. }
         | Write::TrimLog { .. }
         | Write::DropGroup(_)
+        | Write::DropGroupHead(_)
         | Write::GroupNoticeTaken { .. }
         | Write::InboxTaken { .. }
         | Write::TrimOwn { .. }

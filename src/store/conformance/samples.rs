@@ -1,6 +1,7 @@
 //! Records to store, told apart by what is given.
 
 use crate::{
+    migration::source::Phase,
     store::{Batch, Page, Write, records::*},
     wire::{codec::Opaque, ids::*},
 };
@@ -35,6 +36,33 @@ pub(in crate::store) fn replica(acknowledged: u64) -> Replica {
             item: Sequence(acknowledged + 1),
             problem: "invalid_item".to_owned(),
         }),
+    }
+}
+
+pub(in crate::store) fn departure(name: &str, phase: Phase) -> Departure {
+    Departure {
+        group: group(name),
+        request: RequestKey { sender: vec![0, 0, 0, 0, 3], request_id: RequestId([4; 16]) },
+        response: noise(3, 300),
+        target: domain("b"),
+        frozen_at: Timestamp(1_700_000_000_000),
+        phase,
+    }
+}
+
+pub(in crate::store) fn moves() -> Moves {
+    let request = RequestKey { sender: vec![0, 0, 0, 0, 3], request_id: RequestId([4; 16]) };
+    let at = Timestamp(1_700_000_000_000);
+    Moves {
+        chain: noise(2, 200),
+        arrived: Some(Arrival {
+            nonce: [1; 32],
+            hash: [2; 32],
+            source: domain("a"),
+            at,
+            here: true,
+        }),
+        left: Some(Left { request, at, guests: vec![domain("b"), domain("c")] }),
     }
 }
 

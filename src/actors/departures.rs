@@ -1,0 +1,684 @@
+//! Groups that leave for another provider. PROTOCOL.md §6; what may be done next is in [`crate::migration::source`].
+//!
+//! A group's actor freezes it (one write), and is gone then; from there on a task per group drives the move by what is
+//! written down, from the freeze to the target's acknowledgement of the confirmation. A process that ends anywhere in
+//! between begins again where the record stands. The group itself is not touched before the target has taken it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::{
+    errors::{internal, not_authorized, of_reject, of_store, unavailable},
+    group::{Reply, fill, record_bytes},
+    hints::locked,
+    history,
+    moves::{chain_of, migrating, step},
+    node::Node,
+    peer,
+};
+use crate::{
+    crypto,
+    federation::CallError,
+    group::portability::{Parcel, scheme_of_suite},
+    migration::{
+        proof::{
+            check_complete, hash_of_content, hash_of_response, hub_of_sender, sign_confirmation,
+            sign_content, unsigned_confirmation,
+        },
+        source::{Heard, Next, Phase, Terms},
+    },
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{
+            Departure, FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, Left,
+            LogRecord, Moves, RequestKey,
+        },
+    },
+    wire::{
+        codec::{List, decode, encode},
+        ds::{DsError, DsResponseBody},
+        federation::EventType,
+        ids::{Domain, GroupId, RequestId, Sequence, Timestamp},
+        portability::{Chain, MigrationConfirmation, MigrationResponse, TargetMigrationComplete},
+        queueing::{DeliveryItem, QueueEvent, RosterChange},
+    },
+};
+
+/// Groups of this node that are on their way elsewhere.
+#[derive(Debug, Default)]
+pub struct Departures {
+    running: Mutex<HashMap<GroupId, Arc<Run>>>,
+}
+
+/// One group's move while this process runs.
+#[derive(Debug)]
+struct Run {
+    request: RequestKey,
+    waiters: Mutex<Vec<oneshot::Sender<Reply>>>,
+    /// An operator wants it ended.
+    abort: AtomicBool,
+    nudge: Notify,
+}
+
+/// A move as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct DepartureState {
+    pub group: String,
+    pub target: String,
+    pub state: &'static str,
+    pub age_ms: u64,
+}
+
+impl Departures {
+    fn of(&self, group: &GroupId) -> Option<Arc<Run>> {
+        locked(&self.running).get(group).cloned()
+    }
+
+    fn end(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
+        let run = locked(&self.running).remove(group);
+        run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
+    }
+}
+
+impl Node {
+    /// Drives a group's move that is written down; `waiter` gets the initiator's answer. Called twice it is driven once.
+    pub(super) fn drive_departure(
+        &self,
+        group: &GroupId,
+        request: &RequestKey,
+        waiter: Option<oneshot::Sender<Reply>>,
+    ) {
+        let run = {
+            let mut running = locked(&self.departures.running);
+            if let Some(run) = running.get(group) {
+                locked(&run.waiters).extend(waiter);
+                return;
+            }
+            let run = Arc::new(Run {
+                request: request.clone(),
+                waiters: Mutex::new(waiter.into_iter().collect()),
+                abort: AtomicBool::new(false),
+                nudge: Notify::new(),
+            });
+            running.insert(group.clone(), Arc::clone(&run));
+            run
+        };
+        let (node, group) = (self.clone(), group.clone());
+        self.arbiters.spawn_on(super::groups::hash_of(&group), async move {
+            node.metrics.departures_under_way.inc();
+            node.depart(&group, &run).await;
+            node.metrics.departures_under_way.dec();
+            // who waits without an answer asks again
+            drop(node.departures.end(&group));
+        });
+    }
+
+    /// Goes on with every move that the process before had begun.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn resume_departures(&self) -> Result<usize, StoreError> {
+        let (mut count, mut after) = (0, None);
+        loop {
+            let page = self.store.departures(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after = Some(last.group.clone());
+            for departure in page {
+                self.drive_departure(&departure.group, &departure.request, None);
+                count += 1;
+            }
+        }
+    }
+
+    /// The answer to a start_migration of a group that is frozen or gone: the first one's again, else `otherwise`.
+    pub(super) async fn answer_departed(
+        &self,
+        group: &GroupId,
+        request: &RequestKey,
+        otherwise: DsError,
+    ) -> Reply {
+        if let Some(run) = self.departures.of(group).filter(|run| run.request == *request) {
+            let (tell, told) = oneshot::channel();
+            locked(&run.waiters).push(tell);
+            let patience = Duration::from_millis(self.limits.moves.answer_wait_ms);
+            if let Ok(Ok(answer)) = tokio::time::timeout(patience, told).await {
+                return answer;
+            }
+            return Err(migrating());
+        }
+        let moves = self.store.moves(group).await.map_err(of_store)?;
+        let Some(moves) = moves else { return Err(otherwise) };
+        let is_it = moves.left.as_ref().is_some_and(|left| left.request == *request);
+        match chain_of(&moves).map_err(of_store)?.iter().last() {
+            Some(last) if is_it => Ok(DsResponseBody::Moving(Box::new(last.clone()))),
+            Some(_) | None => Err(otherwise),
+        }
+    }
+
+    /// Moves from here that are not over.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn departures(&self) -> Result<Vec<DepartureState>, StoreError> {
+        let now = self.clock.now();
+        let (mut states, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.departures(after.as_ref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(states) };
+            after = Some(last.group.clone());
+            states.extend(page.into_iter().map(|departure| DepartureState {
+                state: match departure.phase {
+                    Phase::Frozen => "frozen",
+                    Phase::Sent { .. } => "sent",
+                    Phase::Gone => "confirming",
+                },
+                group: departure.group.to_string(),
+                target: departure.target.to_string(),
+                age_ms: now.ms_since(departure.frozen_at),
+            }));
+        }
+    }
+
+    /// An operator wants a move ended: at once where nothing was sent, else the target is asked to refuse it. `false` where
+    /// the group is not on its way.
+    pub fn abort_departure(&self, group: &GroupId) -> bool {
+        let Some(run) = self.departures.of(group) else { return false };
+        run.abort.store(true, Ordering::Relaxed);
+        run.nudge.notify_one();
+        true
+    }
+
+    async fn depart(&self, group: &GroupId, run: &Run) {
+        let mut tries = 0_u32;
+        loop {
+            match self.depart_on(group, run, tries).await {
+                Ok(Went::On) => tries = 0,
+                Ok(Went::Over) => return,
+                Ok(Went::Wait { at_least_ms }) => {
+                    tries = tries.saturating_add(1);
+                    let random = u64::from_be_bytes(crypto::random());
+                    let ms = self.limits.moves.retry.delay_ms(tries, random).max(at_least_ms);
+                    let pause = tokio::time::sleep(Duration::from_millis(ms));
+                    tokio::select! { () = pause => {}, () = run.nudge.notified() => {} }
+                }
+                // somebody else has changed the group, or the store is out of reach: what is written down decides
+                Err(error) => {
+                    tracing::warn!(%group, %error, "a group's move waits for the store");
+                    tries = tries.saturating_add(1);
+                    if let StoreError::ReadOnly(_) | StoreError::Unavailable(_) = error {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms))
+                        .await;
+                }
+            }
+        }
+    }
+
+    /// One step of a move, by what is written down.
+    async fn depart_on(&self, group: &GroupId, run: &Run, tries: u32) -> Result<Went, StoreError> {
+        let Some(departure) = self.store.departure(group).await? else { return Ok(Went::Over) };
+        let response: MigrationResponse = decode(&departure.response)
+            .map_err(|error| StoreError::Corrupt { what: format!("departure: {error}") })?;
+        let terms = Terms {
+            response: hash_of_response(&response),
+            expires_at: response.expires_at,
+            frozen_at: departure.frozen_at,
+            freeze_ms: self.limits.moves.freeze_ms,
+        };
+        let aborted = run.abort.load(Ordering::Relaxed);
+        if aborted && departure.phase.may_thaw() {
+            return self.thaw(&departure, not_authorized("an operator ended the move")).await;
+        }
+        match departure.phase.next(&terms, self.clock.now()) {
+            Next::Thaw => {
+                let why = unavailable("the target could not be reached in time; the group stays");
+                self.thaw(&departure, why).await
+            }
+            Next::Prepare => self.prepare(&departure, response).await,
+            Next::Send => {
+                // whoever refuses the content as a request is asked for its word in another way
+                let asks = aborted || tries > CONTENT_TRIES && tries.is_multiple_of(2);
+                self.send_group(&departure, &terms, &response, asks).await
+            }
+            Next::Confirm => self.confirm(&departure).await,
+        }
+    }
+
+    /// Makes sure that the target's key is the target's, and writes down what will be sent.
+    async fn prepare(
+        &self,
+        departure: &Departure,
+        response: MigrationResponse,
+    ) -> Result<Went, StoreError> {
+        let (group, target) = (&departure.group, &departure.target);
+        let keys = match self.sender_keys_of(target).await {
+            Ok(keys) => keys,
+            Err(_) => return Ok(Went::Wait { at_least_ms: 0 }),
+        };
+        let scheme = scheme_of_suite(response.migration_request.ciphersuite);
+        let sender = hub_of_sender(&response.target_sender).ok();
+        let is_theirs = sender.zip(scheme).is_some_and(|((key, _), scheme)| {
+            let mut published = keys.keys.iter();
+            published.any(|it| it.scheme == scheme && it.public_key.as_slice() == key.as_slice())
+        });
+        if !is_theirs {
+            let why = not_authorized(format!("{target} does not publish the key in its response"));
+            return self.thaw(departure, why).await;
+        }
+        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
+        let content = match self.make_content(departure, response, &head).await {
+            Ok(content) => content,
+            Err(error @ (DsError::TooLarge { .. } | DsError::Internal { .. })) => {
+                return self.thaw(departure, error).await;
+            }
+            Err(_) => return Ok(Went::Wait { at_least_ms: 0 }),
+        };
+        let Some(phase) = departure.phase.sending(content.1) else { return Ok(Went::On) };
+        let departure = Departure { phase, ..departure.clone() };
+        let mut batch = Batch::low_priority().when(condition_of(&head));
+        let (group, at) = (group.clone(), Departure::CONTENT);
+        batch.push(Write::Snapshot { group, at, bytes: content.0 });
+        batch.push(Write::Departure(departure));
+        step("source.before-sent").await;
+        self.store.write(batch).await?;
+        step("source.sent-durable").await;
+        Ok(Went::On)
+    }
+
+    /// The encoded content, and its hash.
+    async fn make_content(
+        &self,
+        departure: &Departure,
+        response: MigrationResponse,
+        head: &GroupHead,
+    ) -> Result<(Vec<u8>, [u8; 32]), DsError> {
+        let group = &departure.group;
+        let hub = self.hub();
+        let parcel = self.parcel_of(group).await?;
+        let state = parcel.state(&hub, group).map_err(of_reject)?;
+        let mut infos = Vec::new();
+        for epoch in state.joiner_epochs() {
+            if epoch < state.epoch() {
+                infos.push(history::joiner_info(self, &hub, head, epoch).await?);
+            }
+        }
+        let tail = self.tail_for(&departure.target, &parcel, head).await?;
+        let chain = self.chain_to_here(group).await.map_err(of_store)?;
+        let key = hub.key(state.scheme()).cloned();
+        let key = key.ok_or_else(|| internal("there is no key of the group's scheme"))?;
+        let made = actix_rt::task::spawn_blocking(move || {
+            let moved = state.export(&parcel, infos, tail, chain).map_err(of_reject)?;
+            let content = sign_content(&key, response, encode(&moved)).map_err(internal)?;
+            let hash = hash_of_content(&content);
+            Ok((encode(&content), hash))
+        });
+        made.await.map_err(internal)?
+    }
+
+    async fn parcel_of(&self, group: &GroupId) -> Result<Parcel, DsError> {
+        let bytes = self.store.snapshot(group, Departure::PARCEL).await.map_err(of_store)?;
+        let bytes = bytes.ok_or_else(|| internal("what was frozen is gone"))?;
+        Parcel::from_bytes(&bytes).map_err(of_reject)
+    }
+
+    /// The head of a group that is still frozen here.
+    async fn frozen_head(&self, group: &GroupId) -> Result<Option<GroupHead>, StoreError> {
+        let head = self.store.group_head(group).await?;
+        Ok(head.filter(|head| head.status == GroupStatus::Migrating))
+    }
+
+    /// What the target has not got of the feed, where clients of its are in the group: up to the Commit.
+    async fn tail_for(
+        &self,
+        target: &Domain,
+        parcel: &Parcel,
+        head: &GroupHead,
+    ) -> Result<Vec<DeliveryItem>, DsError> {
+        let effects = parcel.effects().map_err(of_reject)?;
+        let owed = effects.outbound.iter().find(|owed| owed.peer == *target);
+        let (Some(owed), Some(record)) = (owed, parcel.records.first()) else {
+            return Ok(Vec::new());
+        };
+        let changes: Vec<RosterChange> = owed.changes.clone();
+        let commit = record.feed.sequence;
+        let roster = List::new(changes).map_err(internal)?;
+        if owed.opens {
+            return Ok(vec![DeliveryItem::Snapshot {
+                group_id: head.group.clone(),
+                next_sequence: commit.next(),
+                chain: Chain::default(),
+                roster,
+            }]);
+        }
+        let last = Sequence(commit.0 - 1);
+        let before = peer::owed_before(self, target, &head.group, last).await.map_err(of_store)?;
+        let mut tail = match before {
+            Some(items) => items,
+            None => vec![self.roster_item(target, head, last).await?],
+        };
+        tail.push(DeliveryItem::Feed {
+            group_id: head.group.clone(),
+            group_sequence: commit,
+            accepted_at: record.feed.accepted_at,
+            except: record.feed.except.filter(|_| record.feed.origin.as_ref() == Some(target)),
+            event: decode(&record.feed.event).map_err(internal)?,
+            roster,
+        });
+        Ok(tail)
+    }
+
+    /// The target's clients as they are before the Commit, for a copy that the log does not reach any more.
+    async fn roster_item(
+        &self,
+        target: &Domain,
+        head: &GroupHead,
+        last: Sequence,
+    ) -> Result<DeliveryItem, DsError> {
+        let hub = self.hub();
+        let found = history::load_frozen(self, &hub, head).await?;
+        let adds = found.state.roster_for(target);
+        let group = &head.group;
+        let replica = self.store.replica(target, group).await.map_err(of_store)?;
+        let from = replica.map_or(Sequence(1), |replica| replica.acknowledged.next());
+        let rows = (from, last.next());
+        let adds = peer::with_welcomes(self, target, group, rows, adds).await;
+        Ok(DeliveryItem::Snapshot {
+            group_id: group.clone(),
+            next_sequence: last.next(),
+            chain: Chain::default(),
+            roster: List::new(adds.map_err(of_store)?).map_err(internal)?,
+        })
+    }
+
+    /// Sends the content, or asks the target to refuse it, and does what its word means.
+    async fn send_group(
+        &self,
+        departure: &Departure,
+        terms: &Terms,
+        response: &MigrationResponse,
+        asks_to_refuse: bool,
+    ) -> Result<Went, StoreError> {
+        let (group, target) = (&departure.group, &departure.target);
+        let Some(federation) = self.federation.clone() else {
+            return Ok(Went::Wait { at_least_ms: 0 });
+        };
+        let (event, body) = if asks_to_refuse {
+            (EventType::MigrationAbort, encode(response))
+        } else {
+            let content = self.store.snapshot(group, Departure::CONTENT).await?;
+            let what = || StoreError::Corrupt { what: format!("the content of {group} is gone") };
+            (EventType::MigrationContent, content.ok_or_else(what)?)
+        };
+        let (id, timeout) = (RequestId(crypto::random()), self.limits.moves.content_timeout_ms);
+        let timeout = Duration::from_millis(timeout);
+        step("source.before-send").await;
+        let answer = federation.request(target, event, id, body, timeout).await;
+        step("source.answered").await;
+        let answer = answer.and_then(|bytes| {
+            decode::<TargetMigrationComplete>(&bytes)
+                .map_err(|error| CallError::BadAnswer(error.to_string()))
+        });
+        let complete = match answer {
+            Ok(complete) => complete,
+            Err(error) => {
+                tracing::warn!(%group, %target, %error, "the target of a group's move has not answered");
+                let at_least_ms = error.retry_after_ms().unwrap_or(0);
+                return Ok(Went::Wait { at_least_ms });
+            }
+        };
+        let scheme = scheme_of_suite(response.migration_request.ciphersuite);
+        let key = hub_of_sender(&response.target_sender).ok();
+        let is_signed = scheme.zip(key).is_some_and(|(scheme, (key, _))| {
+            check_complete(scheme, key.as_slice(), &complete).is_ok()
+        });
+        if !is_signed {
+            tracing::error!(%group, %target, "the target's answer is not signed by its key in the group");
+            return Ok(Went::Wait { at_least_ms: SUSPICIOUS_MS });
+        }
+        let hash = complete.migration_content_hash.as_slice();
+        match departure.phase.heard(terms, hash, complete.refused == 1) {
+            Heard::Gone => self.hand_over(departure, response).await,
+            Heard::Thaw => {
+                let why = not_authorized(format!("{target} has refused the group; it stays here"));
+                self.thaw(departure, why).await
+            }
+            Heard::Nothing => {
+                tracing::error!(%group, %target, "the target's answer is about something else");
+                Ok(Went::Wait { at_least_ms: SUSPICIOUS_MS })
+            }
+        }
+    }
+
+    /// The target is the hub: the Commit goes out, the group's own clients follow from afar, and whoever asks is sent on.
+    async fn hand_over(
+        &self,
+        departure: &Departure,
+        response: &MigrationResponse,
+    ) -> Result<Went, StoreError> {
+        let group = &departure.group;
+        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
+        let hub = self.hub();
+        let broken = |error: &dyn std::fmt::Display| StoreError::Corrupt {
+            what: format!("the move of {group}: {error}"),
+        };
+        let parcel = self.parcel_of(group).await.map_err(|error| broken(&error))?;
+        let state = parcel.state(&hub, group).map_err(|error| broken(&error))?;
+        let effects = parcel.effects().map_err(|error| broken(&error))?;
+        let moved_at = state.next_sequence();
+        let key = hub.key(state.scheme()).ok_or_else(|| broken(&"no key of its scheme"))?;
+        let request = &response.migration_request;
+        let confirmation = unsigned_confirmation(request, response.nonce, moved_at.next());
+        let confirmation = sign_confirmation(key, confirmation).map_err(|error| broken(&error))?;
+        let now = self.clock.now();
+
+        let mut batch = Batch::new().when(condition_of(&head));
+        let mut owed = effects;
+        let target = &departure.target;
+        owed.outbound.retain(|it| it.peer != *target);
+        fill(&mut batch, group, &owed);
+        let moved = LogRecord {
+            feed: FeedEntry {
+                sequence: moved_at,
+                accepted_at: now,
+                except: None,
+                origin: None,
+                handshake: true,
+                event: encode(&QueueEvent::GroupMoved { confirmation: confirmation.clone() }),
+            },
+            change: Vec::new(),
+        };
+        let bytes: u64 = owed.records.iter().chain([&moved]).map(record_bytes).sum();
+        batch.push(Write::Log { group: group.clone(), record: moved });
+        let mut guests: Vec<Domain> = owed.outbound.iter().map(|it| it.peer.clone()).collect();
+        guests.sort();
+        guests.dedup();
+        for guest in &guests {
+            let (peer, group) = (guest.clone(), group.clone());
+            batch.push(Write::Outbound { peer, group, until: moved_at });
+        }
+        // the target has all of it
+        let (peer, of) = (target.clone(), group.clone());
+        batch.push(Write::DropReplica { peer: peer.clone(), group: of.clone() });
+        batch.push(Write::OutboundDone { peer: peer.clone(), group: of.clone() });
+        batch.push(Write::TrimOutboundRoster { peer, group: of, until: Sequence(u64::MAX) });
+        let mut members = 0;
+        for (_, member) in state.members().filter(|(_, it)| it.config.domain == self.domain) {
+            members += 1;
+            let client = Some(member.client.clone());
+            let member = FollowedMember { recipient: member.recipient, client, gone: false };
+            batch.push(Write::FollowedMember { group: group.clone(), member });
+        }
+        let followed = Followed { hub: target.clone(), members };
+        batch.push(Write::Followed { group: group.clone(), followed });
+        let snapshots = [Some(head.snapshot), head.previous_snapshot];
+        let of_move = [Some(Departure::PARCEL), Some(Departure::CONTENT)];
+        for at in snapshots.into_iter().chain(of_move).flatten() {
+            batch.push(Write::DropSnapshot { group: group.clone(), at });
+        }
+        for epoch in &head.joiner_infos {
+            batch.push(Write::DropJoinerInfo { group: group.clone(), epoch: *epoch });
+        }
+        let moves = self.store.moves(group).await?.unwrap_or_default();
+        let mut chain = chain_of(&moves)?.into_vec();
+        chain.push(confirmation.clone());
+        let chain = encode::<Chain>(&List::new(chain).map_err(|error| broken(&error))?);
+        let left = Left { request: departure.request.clone(), at: now, guests: guests.clone() };
+        let arrived =
+            moves.arrived.map(|arrived| crate::store::records::Arrival { here: false, ..arrived });
+        let moves = Moves { chain, arrived, left: Some(left) };
+        batch.push(Write::Moves { group: group.clone(), moves });
+        batch.push(Write::Departure(Departure { phase: Phase::Gone, ..departure.clone() }));
+        batch.push(Write::GroupHead(GroupHead {
+            status: GroupStatus::Followed,
+            next_sequence: moved_at.next(),
+            epoch: state.epoch(),
+            revision: head.revision + 1,
+            snapshot: Sequence(0),
+            previous_snapshot: None,
+            joiner_infos: Vec::new(),
+            last_accepted_at: now,
+            log_bytes: head.log_bytes + bytes,
+            wake_at: Some(now.plus_ms(self.groups.options.retention_ms)),
+            ..head
+        }));
+        step("source.before-gone").await;
+        self.store.write(batch).await?;
+        step("source.gone-durable").await;
+        tracing::info!(%group, %target, "a group has moved to another provider");
+        self.end_departure(departure, "moved");
+        for (client, _, _) in &owed.inbox {
+            self.hints.inbox(client);
+        }
+        self.hints.feed_grew(group);
+        self.hints.notice(group);
+        for guest in &guests {
+            self.hints.outbound(guest, group, moved_at);
+        }
+        for waiter in self.take_waiters(group) {
+            // who asked may be gone
+            let _ = waiter.send(Ok(DsResponseBody::Moving(Box::new(confirmation.clone()))));
+        }
+        Ok(Went::On)
+    }
+
+    fn take_waiters(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
+        let run = self.departures.of(group);
+        run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
+    }
+
+    fn end_departure(&self, departure: &Departure, outcome: &str) {
+        let frozen_ms = self.clock.now().ms_since(departure.frozen_at);
+        self.metrics.group_frozen_seconds.observe(frozen_ms as f64 / 1000.0);
+        self.metrics.migrations.with_label_values(&["source", outcome]).inc();
+        self.groups.let_go(&departure.group);
+    }
+
+    /// The group goes on here, as it was.
+    async fn thaw(&self, departure: &Departure, why: DsError) -> Result<Went, StoreError> {
+        let group = &departure.group;
+        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
+        let now = self.clock.now();
+        let mut batch = Batch::new().when(condition_of(&head));
+        batch.push(Write::DropDeparture(group.clone()));
+        for at in [Departure::PARCEL, Departure::CONTENT] {
+            batch.push(Write::DropSnapshot { group: group.clone(), at });
+        }
+        batch.push(Write::GroupHead(GroupHead {
+            status: GroupStatus::Active,
+            revision: head.revision + 1,
+            wake_at: Some(now),
+            ..head
+        }));
+        step("source.before-thaw").await;
+        self.store.write(batch).await?;
+        step("source.thawed").await;
+        tracing::info!(%group, target = %departure.target, %why, "a group stays that was to move");
+        self.end_departure(departure, "aborted");
+        for waiter in self.take_waiters(group) {
+            let _ = waiter.send(Err(why.clone()));
+        }
+        Ok(Went::Over)
+    }
+
+    /// Hands the target the confirmation that proves its place to others.
+    async fn confirm(&self, departure: &Departure) -> Result<Went, StoreError> {
+        let (group, target) = (&departure.group, &departure.target);
+        let over = Batch::new().and(Write::DropDeparture(group.clone()));
+        let moves = self.store.moves(group).await?;
+        let chain = moves.as_ref().map(chain_of).transpose()?.unwrap_or_default();
+        let is_it = |it: &&MigrationConfirmation| it.domain_name == *target;
+        let late = self.clock.now().ms_since(departure.frozen_at) >= self.limits.moves.forward_ms;
+        let Some(confirmation) = chain.iter().next_back().filter(is_it).filter(|_| !late) else {
+            self.store.write(over).await?;
+            return Ok(Went::Over);
+        };
+        let Some(federation) = self.federation.clone() else {
+            return Ok(Went::Wait { at_least_ms: 0 });
+        };
+        let event = EventType::MigrationConfirmation;
+        let (id, body) = (RequestId(crypto::random()), encode(confirmation));
+        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        step("source.before-confirm").await;
+        match federation.request(target, event, id, body, timeout).await {
+            Ok(_) => {
+                step("source.confirmed").await;
+                self.store.write(over).await?;
+                Ok(Went::Over)
+            }
+            Err(error) => {
+                tracing::info!(%group, %target, %error, "the target does not know yet that its place is confirmed");
+                Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) })
+            }
+        }
+    }
+}
+
+/// How a step went.
+enum Went {
+    /// What is written down has changed: on with it.
+    On,
+    Over,
+    Wait {
+        at_least_ms: u64,
+    },
+}
+
+fn condition_of(head: &GroupHead) -> Condition {
+    Condition::GroupAt {
+        group: head.group.clone(),
+        next_sequence: head.next_sequence,
+        revision: head.revision,
+    }
+}
+
+/// When a departure is written down.
+pub(super) fn departure_of(
+    group: &GroupId,
+    request: RequestKey,
+    response: &MigrationResponse,
+    now: Timestamp,
+) -> Departure {
+    Departure {
+        group: group.clone(),
+        request,
+        response: encode(response),
+        target: response.migration_request.target_domain_name.clone(),
+        frozen_at: now,
+        phase: Phase::Frozen,
+    }
+}
+
+const PAGE: usize = 256;
+/// So often a content is sent before the target is also asked to refuse it.
+const CONTENT_TRIES: u32 = 6;
+/// A target whose word cannot be true is asked again after this at the earliest.
+const SUSPICIOUS_MS: u64 = 10_000;

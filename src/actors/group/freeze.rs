@@ -1,0 +1,86 @@
+//! A group stops here because it is to move: one write, and its actor is gone. What follows is driven by
+//! `actors::departures`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use actix::prelude::*;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{GroupActor, Reply, Waiter};
+use crate::{
+    actors::{
+        departures::departure_of,
+        errors::{internal, of_reject, of_store},
+        moves::migrating,
+    },
+    group::{GroupState, Request, Staged},
+    store::{
+        Batch, Condition, StoreError, Write,
+        records::{Departure, GroupHead, GroupStatus},
+    },
+    wire::{ds::DsRequest, ids::Timestamp},
+};
+
+impl GroupActor {
+    /// Writes down what the Commit in `staged` will do, and takes nothing more.
+    pub(super) fn freeze(
+        &mut self,
+        staged: Staged,
+        request: Request,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+        now: Timestamp,
+        ctx: &mut Context<Self>,
+    ) {
+        let DsRequest::StartMigration(start) = &request.message.request else {
+            let _ = reply.send(Err(internal("a move that nobody asked for")));
+            return;
+        };
+        let Some(loaded) = self.loaded.take() else { return };
+        let key = GroupState::key_of(&request.message);
+        let packed = catch_unwind(AssertUnwindSafe(|| {
+            let parcel = loaded.state.pack(staged, start, key.clone())?;
+            parcel.to_bytes()
+        }));
+        let bytes = match packed {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(reject)) => {
+                let _ = reply.send(Err(of_reject(reject)));
+                self.loaded = Some(loaded);
+                return;
+            }
+            Err(_) => {
+                let _ = reply.send(Err(internal("a rule panicked")));
+                return self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
+            }
+        };
+        let head = loaded.head;
+        let response = &start.init.migration_response;
+        let departure = departure_of(&self.id, key.clone(), response, now);
+        // behind what is written of the group already: the condition holds only then
+        let mut batch = Batch::low_priority().when(Condition::GroupAt {
+            group: self.id.clone(),
+            next_sequence: head.next_sequence,
+            revision: head.revision,
+        });
+        let (group, at) = (self.id.clone(), Departure::PARCEL);
+        batch.push(Write::Snapshot { group, at, bytes });
+        batch.push(Write::Departure(departure));
+        let (revision, status) = (head.revision + 1, GroupStatus::Migrating);
+        batch.push(Write::GroupHead(GroupHead { status, revision, ..head }));
+        // what comes from now on is told to come again
+        self.broken = Some(migrating());
+        let (node, id, address) = (self.node.clone(), self.id.clone(), ctx.address());
+        let waiter: Waiter = Box::new(move |outcome| {
+            match outcome {
+                Ok(()) => node.drive_departure(&id, &key, Some(reply)),
+                Err(error) => {
+                    let _ = reply.send(Err(of_store(error.clone())));
+                }
+            }
+            drop(permits);
+            node.groups.forget(&id, &address);
+        });
+        self.write(batch, waiter, ctx);
+    }
+}

@@ -1,0 +1,223 @@
+//! Moves of groups, as far as both sides share: their bounds, what a group's chain of moves proves, and what is said of a
+//! group that is not here any more. PROTOCOL.md §6.
+
+use super::{
+    errors::{detail, unavailable},
+    node::Node,
+};
+use crate::{
+    federation::{DomainPattern, schedule::Backoff},
+    migration::proof::{check_confirmation, follow_chain},
+    store::{StoreError, records::Moves},
+    wire::{
+        client::VerificationKeyResponse,
+        codec::decode,
+        ds::DsError,
+        ids::{Domain, GroupId},
+        portability::{Chain, MigrationConfirmation},
+    },
+};
+
+/// Which groups may come here, and how patient both sides are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveLimits {
+    /// Whether groups may come here at all.
+    pub accept: bool,
+    /// Providers that they may come from; none: all that this provider speaks with.
+    pub sources: Option<Vec<DomainPattern>>,
+    /// Groups that came from elsewhere and are here; beyond: not_authorized.
+    pub groups_max: usize,
+    /// How long a target's word is good.
+    pub response_ms: u64,
+    /// A group that nothing was sent of goes on here after this.
+    pub freeze_ms: u64,
+    /// How long it is told where a group has gone.
+    pub forward_ms: u64,
+    /// For sending a group and the answer.
+    pub content_timeout_ms: u64,
+    /// How long the initiator's request is held open for its answer.
+    pub answer_wait_ms: u64,
+    pub retry: Backoff,
+}
+
+impl Default for MoveLimits {
+    fn default() -> Self {
+        const MINUTE_MS: u64 = 60 * 1000;
+        Self {
+            accept: true,
+            sources: None,
+            groups_max: 10_000,
+            response_ms: 10 * MINUTE_MS,
+            freeze_ms: MINUTE_MS,
+            forward_ms: 30 * 24 * 60 * MINUTE_MS,
+            content_timeout_ms: 2 * MINUTE_MS,
+            answer_wait_ms: 8_000,
+            retry: Backoff { first_ms: 250, max_ms: MINUTE_MS },
+        }
+    }
+}
+
+/// The moves that `moves` holds, oldest first.
+pub(super) fn chain_of(moves: &Moves) -> Result<Chain, StoreError> {
+    if moves.chain.is_empty() {
+        return Ok(Chain::default());
+    }
+    decode(&moves.chain).map_err(|error| StoreError::Corrupt { what: format!("moves: {error}") })
+}
+
+/// For a group that is on its way.
+pub(super) fn migrating() -> DsError {
+    DsError::GroupMigrating {
+        detail: detail("the group is moving to another provider; try again in a moment"),
+        retry_after_ms: RETRY_MS,
+    }
+}
+
+impl Node {
+    /// The chain of a group's moves up to this provider; empty for one that never moved.
+    pub(super) async fn chain_to_here(&self, group: &GroupId) -> Result<Chain, StoreError> {
+        match self.store.moves(group).await? {
+            Some(moves) => chain_of(&moves),
+            None => Ok(Chain::default()),
+        }
+    }
+
+    /// What is said of a group that is hosted elsewhere: where it has gone, if it left from here and that is still told.
+    pub(super) async fn moved_away(&self, group: &GroupId) -> Result<Option<DsError>, StoreError> {
+        let Some(moves) = self.store.moves(group).await? else { return Ok(None) };
+        let is_told = moves
+            .left
+            .as_ref()
+            .is_some_and(|left| self.clock.now().ms_since(left.at) < self.limits.moves.forward_ms);
+        let chain = chain_of(&moves)?;
+        let goes_on = chain.iter().last().is_some_and(|last| last.domain_name != self.domain);
+        Ok((is_told && goes_on).then(|| DsError::GroupMoved {
+            detail: detail("the group has moved: ask the provider that the last link names"),
+            chain,
+        }))
+    }
+
+    /// Whether `chain` proves that `group` went from `from` to `to`: its links hang together, and each is signed by a
+    /// key that its source publishes.
+    ///
+    /// # Errors
+    /// unavailable, where keys cannot be had now.
+    pub(super) async fn proves(
+        &self,
+        group: &GroupId,
+        from: &Domain,
+        to: &Domain,
+        chain: &Chain,
+    ) -> Result<bool, DsError> {
+        if follow_chain(group, from, to, chain).is_err() {
+            return Ok(false);
+        }
+        for link in chain.iter() {
+            if !self.is_confirmed(link).await? {
+                tracing::warn!(%group, source = %link.source_domain, "a link of a group's moves is not signed by its source");
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether a confirmation is signed by its source.
+    pub(super) async fn is_confirmed(
+        &self,
+        confirmation: &MigrationConfirmation,
+    ) -> Result<bool, DsError> {
+        let keys = self.sender_keys_of(&confirmation.source_domain).await?;
+        let is_by = |key: &crate::wire::client::VerificationKey| {
+            check_confirmation(key.scheme, key.public_key.as_slice(), confirmation).is_ok()
+        };
+        Ok(keys.keys.iter().any(is_by))
+    }
+
+    /// The external-sender keys that a provider publishes.
+    pub(super) async fn sender_keys_of(
+        &self,
+        domain: &Domain,
+    ) -> Result<VerificationKeyResponse, DsError> {
+        let federation = self.federation.as_ref();
+        let federation =
+            federation.ok_or_else(|| unavailable("this provider does not federate"))?;
+        if *domain == self.domain {
+            return Ok(federation.signature_keys());
+        }
+        match federation.external_senders_of(domain).await {
+            Ok(keys) if keys.domain == *domain => Ok(keys),
+            Ok(_) => Err(unavailable("a provider gives the keys of another; try again later")),
+            Err(error) => {
+                tracing::warn!(peer = %domain, %error, "the keys of a provider in a move cannot be had now");
+                Err(unavailable("the keys of the other provider cannot be had now; try again"))
+            }
+        }
+    }
+
+    /// Lets go of what need not be known of moves any longer: where groups went that left long ago, nonces that have
+    /// expired. Gives the number of groups that came from elsewhere and are here.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn sweep_moves(&self) -> Result<usize, StoreError> {
+        use crate::store::{Batch, Write};
+        let now = self.clock.now();
+        let (mut here, mut after) = (0, None);
+        loop {
+            let page = self.store.all_moves(after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (group, moves) in page {
+                let is_here = moves.arrived.as_ref().is_some_and(|arrived| arrived.here);
+                here += usize::from(is_here);
+                let old = |at| now.ms_since(at) >= self.limits.moves.forward_ms;
+                let gone = moves.left.as_ref().is_some_and(|left| old(left.at));
+                let settled = moves.arrived.as_ref().is_none_or(|arrived| old(arrived.at));
+                if gone && settled && !is_here {
+                    self.store.write(Batch::new().and(Write::DropMoves(group))).await?;
+                }
+            }
+        }
+        self.arrivals.count(here);
+        let mut after: Option<[u8; 32]> = None;
+        loop {
+            let page = self.store.refused_nonces(after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { break };
+            after = Some(*last);
+            let mut batch = Batch::new();
+            for (nonce, until) in page {
+                if until < now {
+                    batch.push(Write::DropRefusedNonce(nonce));
+                }
+            }
+            if !batch.writes.is_empty() {
+                self.store.write(batch).await?;
+            }
+        }
+        Ok(here)
+    }
+}
+
+/// A place in the code where a test may end the process, to see that what is written down is enough: the file that
+/// `MIMID_STOP_AT_FILE` names says where (`step`), and gets `stopped` behind it; the process then waits to be killed. Built
+/// without debug assertions it is nothing.
+pub(super) async fn step(name: &'static str) {
+    #[cfg(debug_assertions)]
+    {
+        use std::io::Write as _;
+        let Some(path) = std::env::var_os("MIMID_STOP_AT_FILE") else { return };
+        let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+        if wanted.trim() != name {
+            return;
+        }
+        tracing::warn!(name, "stopping here, as asked");
+        if let Ok(mut file) = std::fs::OpenOptions::new().append(true).open(&path) {
+            let _ = writeln!(file, "\nstopped");
+        }
+        std::future::pending::<()>().await;
+    }
+    let _ = name;
+}
+
+const RETRY_MS: u64 = 500;
+const PAGE: usize = 256;

@@ -1,0 +1,68 @@
+//! What operators see and do of groups that move, on the ops listener: `GET /v1/migrations` (JSON), `POST
+//! /v1/migrations/abort` with a group id as the body.
+
+use actix_web::{
+    HttpResponse,
+    http::{StatusCode, header},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{actors::Node, wire::ids::GroupId};
+
+/// Groups of this provider that are on their way to another.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Migrations {
+    pub departures: Vec<Departure>,
+}
+
+/// One of them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Departure {
+    pub group: String,
+    pub target: String,
+    /// frozen: nothing was sent, and the group can be kept by this provider alone; sent: only the target's word ends it;
+    /// confirming: the group is there, which the target is still to be told.
+    pub state: String,
+    /// Since the group was frozen.
+    pub age_ms: u64,
+}
+
+pub(super) async fn show(node: &Node) -> HttpResponse {
+    let departures = match node.departures().await {
+        Ok(departures) => departures,
+        Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    };
+    let departures = departures.into_iter().map(|it| Departure {
+        group: it.group,
+        target: it.target,
+        state: it.state.to_owned(),
+        age_ms: it.age_ms,
+    });
+    match serde_json::to_string(&Migrations { departures: departures.collect() }) {
+        Ok(json) => {
+            HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).body(json)
+        }
+        Err(error) => {
+            tracing::error!(%error, "the groups that move cannot be shown");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "see the log\n".to_owned())
+        }
+    }
+}
+
+pub(super) fn abort(node: &Node, body: &[u8]) -> HttpResponse {
+    let group = std::str::from_utf8(body).ok().map(str::trim).and_then(|id| GroupId::new(id).ok());
+    let Some(group) = group else {
+        return text(StatusCode::BAD_REQUEST, "the body is a group id\n".to_owned());
+    };
+    if node.abort_departure(&group) {
+        let told = "the group stays if nothing was sent; else its target is asked to refuse it\n";
+        return text(StatusCode::OK, told.to_owned());
+    }
+    text(StatusCode::NOT_FOUND, format!("{group} is not on its way to another provider\n"))
+}
+
+fn text(status: StatusCode, body: String) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
+        .body(body)
+}
