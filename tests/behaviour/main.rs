@@ -14,8 +14,8 @@ mod hostile_peer;
 mod http;
 mod import;
 mod impostors;
-mod large_group;
 mod layers;
+mod moves;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]

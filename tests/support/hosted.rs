@@ -84,6 +84,7 @@ impl Hosted {
         let request = Request { message, relay: member.client().domain() };
         match self.state.stage(&request, self.now)? {
             Decision::Answer(body) => Ok(body),
+            Decision::Move(_) => panic!("no other provider is here for a group to move to"),
             Decision::History(epoch) => panic!("epoch {epoch} is gone and nobody keeps a log here"),
             Decision::Write(staged) => {
                 let effects = self.state.merge(*staged)?;
