@@ -14,9 +14,9 @@ mod hostile_peer;
 mod http;
 mod import;
 mod impostors;
-mod large_group;
 mod layers;
 mod moving;
+mod moves;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]
