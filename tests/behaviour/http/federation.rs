@@ -30,7 +30,7 @@ fn domain(name: &str) -> Domain {
     Domain::new(name).unwrap()
 }
 
-fn federates(config: &mut Config, name: &str) {
+pub(super) fn federates(config: &mut Config, name: &str) {
     config.domain = domain(name);
     config.federation.listen = Some("127.0.0.1:0".parse().unwrap());
     config.federation.allow_private_addresses = true;
