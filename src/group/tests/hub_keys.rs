@@ -203,6 +203,25 @@ fn a_member_changes_the_policy_in_the_commit_behind() {
     assert_eq!(scenario.state.key_stand(), stands(new, None));
 }
 
+#[test]
+fn who_may_delete_the_group_still_may() {
+    let mut scenario = Setup::policy(|policy| policy.may_delete = Role::Member).group_of([
+        "alice/phone",
+        "bob/phone",
+        "carol/phone",
+    ]);
+    rotate(&scenario);
+    assert!(scenario.hub_acts(&[]));
+    scenario.deliver_all();
+    scenario.act("bob/phone", Operation::DeleteGroup).unwrap();
+    assert!(scenario.state.is_deleted());
+    scenario.agree();
+    let removed = Event::Removed { group: scenario.id.clone() };
+    let deleted = Event::Deleted { group: scenario.id.clone() };
+    let events = scenario.events("alice/phone");
+    assert!(events.contains(&removed) || events.contains(&deleted), "{events:?}");
+}
+
 /// What the hub, or who has its key, might propose of a GroupContext.
 fn by_the_hub(
     scenario: &Scenario,
