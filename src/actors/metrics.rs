@@ -33,6 +33,7 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    pub groups_behind_hub_key: IntGauge,
     /// Of what hubs delivered. `outcome`: accepted or the problem's name.
     pub guest_items: IntCounterVec,
     /// Copies of groups that others host, and what their logs and rosters take.
@@ -137,6 +138,10 @@ impl Metrics {
             group_epoch_conflicts: counter(
                 "mimid_group_epoch_conflicts_total",
                 "Requests that came for another epoch than the current one.",
+            )?,
+            groups_behind_hub_key: gauge(
+                "mimid_group_hub_keys_old",
+                "Groups hosted here whose hub signs with a key that has been replaced, when they were looked at last.",
             )?,
             guest_items: counters(
                 "mimid_guest_items_total",

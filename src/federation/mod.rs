@@ -364,6 +364,11 @@ impl Federation {
         self.own.write().unwrap_or_else(PoisonError::into_inner).signing = signing;
     }
 
+    /// Puts other keys into the place of those that are published for `external_senders`.
+    pub fn replace_external_senders(&self, keys: Vec<ProviderKey>) {
+        self.own.write().unwrap_or_else(PoisonError::into_inner).external_senders = keys;
+    }
+
     /// The answer that a repeat gets; none for what is to be executed.
     #[must_use]
     pub fn answer_of(&self, opened: &Opened) -> Option<Vec<u8>> {

@@ -10,6 +10,7 @@ mod commit;
 mod guests;
 pub mod hub;
 pub mod import;
+pub mod keys;
 mod memory;
 pub mod mls;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
@@ -51,6 +52,7 @@ use crate::{
 pub use guests::Outbound;
 use guests::{Before, Guests, guests_of};
 pub use hub::Creation;
+pub use keys::{HubKey, HubKeys};
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
 use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
@@ -119,15 +121,16 @@ impl Settings {
 pub struct Hub {
     pub settings: Settings,
     pub crypto: MlsCrypto,
-    /// The hub's external-sender keys, one per signature scheme.
-    pub keys: Vec<SigningKey>,
+    /// The hub's external-sender keys.
+    pub keys: HubKeys,
     pub rates: GroupRates,
 }
 
 impl Hub {
+    /// The key that new groups of `scheme` have.
     #[must_use]
-    pub fn key(&self, scheme: SignatureScheme) -> Option<&SigningKey> {
-        self.keys.iter().find(|key| key.scheme() == scheme)
+    pub fn key(&self, scheme: SignatureScheme) -> Option<SigningKey> {
+        keys::newest(&self.keys.all(), scheme).map(|key| key.key.clone())
     }
 }
 

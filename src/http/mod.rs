@@ -14,6 +14,7 @@ mod federation;
 mod front;
 mod limits;
 mod lobby;
+mod linger;
 mod metrics;
 mod ops;
 pub mod peers;

@@ -6,7 +6,7 @@
 //!
 //! **Values**: a byte that names the encoding's version, then postcard, or the bytes themselves for what is opaque
 //! here. A log record has its delivery part in front, with its length, so that a queue can read it alone; its encoding
-//! has a version of its own ([`LOG_VERSION`]).
+//! has a version of its own ([`LOG_VERSION`]), and so has a group's head ([`GROUP_HEAD_VERSION`]).
 //!
 //! **Parts**: engines hold values of 4 KB at most. A record is stored as its length (4 bytes) and its first
 //! [`CHUNK_BYTES`] under its key, the rest under [`part`] keys that are written and removed together with it.
@@ -33,6 +33,9 @@ pub(super) const VERSION: u8 = 1;
 
 /// Of log records. 2: an entry names the provider of the client that sent it.
 pub(super) const LOG_VERSION: u8 = 2;
+
+/// Of group heads. 2: a head says which key its hub signs with in the group.
+pub(super) const GROUP_HEAD_VERSION: u8 = 2;
 
 /// How much of a record one value holds.
 pub(super) const CHUNK_BYTES: usize = 4_000;
@@ -460,7 +463,7 @@ pub(super) fn decode_owned<T: DeserializeOwned>(
 
 /// As [`decode_owned`]; a head has its id in itself.
 pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupHead, StoreError> {
-    let head: GroupHead = decode("group head", record)?;
+    let head = any_group_head(record)?;
     if head.group == *group {
         Ok(head)
     } else {
@@ -468,9 +471,29 @@ pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupH
     }
 }
 
+pub(super) fn any_group_head(record: &[u8]) -> Result<GroupHead, StoreError> {
+    match record.split_first() {
+        Some((&GROUP_HEAD_VERSION, body)) => plain("group head", body),
+        // the first encoding lacks what is last now: none
+        Some((&VERSION, body)) => plain("group head", &[body, &[0]].concat()),
+        Some((version, _)) => Err(unknown_encoding("group head", *version)),
+        None => Err(corrupt("group head: empty")),
+    }
+}
+
+pub(super) fn encode_group_head(head: &GroupHead) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(head, vec![GROUP_HEAD_VERSION])
+        .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
+}
+
 /// The id that a record which holds one begins with.
 pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
-    postcard::take_from_bytes::<&str>(versioned("owner", record)?)
+    let body = match record.split_first() {
+        // the id stands first in every encoding of every such record
+        Some((1..=GROUP_HEAD_VERSION, body)) => body,
+        Some(_) | None => versioned("owner", record)?,
+    };
+    postcard::take_from_bytes::<&str>(body)
         .map(|(owner, _)| owner)
         .map_err(|error| corrupt(format!("a record's owner: {error}")))
 }

@@ -165,7 +165,7 @@ impl Step {
         };
         let last = match write {
             Write::GroupHead(head) => {
-                put_owned(keys::group_head(&head.group), keys::encode(&head)?)
+                put_owned(keys::group_head(&head.group), keys::encode_group_head(&head)?)
             }
             Write::Log { group, record } => {
                 put(keys::log_record(&group, record.feed.sequence), keys::encode_log(&record)?)

@@ -241,7 +241,7 @@ impl Store for NodeStore {
             range.from = keys::group_head(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::decode("group head", &record))
+        self.many(range, items(items_max), |record| keys::any_group_head(&record))
     }
 
     fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>> {

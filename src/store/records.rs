@@ -32,6 +32,20 @@ pub struct GroupHead {
     pub joiner_infos: Vec<Epoch>,
     /// When the group has work to do by itself (an inactive member, a proposal to make, a trim); none: never.
     pub wake_at: Option<Timestamp>,
+    /// Of a group hosted here; none where that was not noted yet (heads of the first encoding).
+    pub hub_key: Option<KeyStand>,
+}
+
+/// The first 16 bytes of a public key's SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyPrint(pub [u8; 16]);
+
+/// Which of its keys the hub signs with in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStand {
+    pub key: KeyPrint,
+    /// Pending in its place.
+    pub proposed: Option<KeyPrint>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@ mod guests;
 mod hostile;
 mod hostile_peer;
 mod http;
+mod hub_keys;
 mod import;
 mod impostors;
 mod large_group;

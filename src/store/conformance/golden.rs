@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
 use super::samples::*;
 use crate::{
-    store::{Batch, SharedStore, Write, memory::Disk, records::*},
+    store::{Batch, Condition, SharedStore, Write, memory::Disk, records::*},
     wire::ids::*,
 };
 
@@ -28,6 +28,9 @@ fn records() -> Vec<(&'static str, Write)> {
     deleted.status = GroupStatus::Deleted;
     deleted.previous_snapshot = Some(Sequence(3));
     deleted.wake_at = Some(Timestamp(1_700_000_000_000));
+    let mut hosted = head("golden", 300, 70_000);
+    let proposed = Some(KeyPrint([7; 16]));
+    hosted.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed });
     let mut followed = head("golden", 9, 2);
     followed.status = GroupStatus::Followed;
     let b = || domain("b");
@@ -37,9 +40,9 @@ fn records() -> Vec<(&'static str, Write)> {
         reason: GoneReason::QueueGone,
     };
     vec![
-        ("group_head", Write::GroupHead(head("golden", 300, 70_000))),
-        ("group_head_deleted", Write::GroupHead(deleted)),
-        ("group_head_followed", Write::GroupHead(followed)),
+        ("group_head2", Write::GroupHead(hosted)),
+        ("group_head2_deleted", Write::GroupHead(deleted)),
+        ("group_head2_followed", Write::GroupHead(followed)),
         ("log2", log_write("golden", record(5, 40, 60))),
         ("log2_in_parts", log_write("golden", record(6, 3_000, 6_000))),
         ("snapshot", Write::Snapshot { group: g(), at: Sequence(9), bytes: noise(9, 4_100) }),
@@ -263,6 +266,43 @@ async fn log_records_of_encoding_1_still_read() {
         assert_eq!(found, [expected.clone()]);
         let found = store.feed(&group("golden"), Sequence(0), ALL).await.unwrap();
         assert_eq!(found, [expected.feed]);
+    }
+}
+
+/// Encoding 1 of heads knew no key of the hub; nothing writes it any more. What is written over it is of encoding 2.
+#[tokio::test]
+async fn group_heads_of_encoding_1_still_read_and_are_written_anew() {
+    let disk = Disk::new();
+    disk.tamper(|map| {
+        for line in fs::read_to_string(file("group_head")).unwrap().lines() {
+            let (key, value) = line.split_once(' ').unwrap();
+            map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+        }
+    });
+    let store = disk.open().unwrap();
+    let mut expected = head("golden", 300, 70_000);
+    assert_eq!(store.group_head(&group("golden")).await, Ok(Some(expected.clone())));
+    assert_eq!(store.group_heads(None, 9).await, Ok(vec![expected.clone()]));
+    expected.revision += 1;
+    expected.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed: None });
+    let at = Condition::GroupAt {
+        group: group("golden"),
+        next_sequence: expected.next_sequence,
+        revision: expected.revision - 1,
+    };
+    let write = Write::GroupHead(expected.clone());
+    store.write(Batch::new().when(at).and(write)).await.unwrap();
+    assert_eq!(store.group_head(&group("golden")).await, Ok(Some(expected)));
+    for name in ["group_head_deleted", "group_head_followed"] {
+        let disk = Disk::new();
+        disk.tamper(|map| {
+            for line in fs::read_to_string(file(name)).unwrap().lines() {
+                let (key, value) = line.split_once(' ').unwrap();
+                map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+            }
+        });
+        let head = disk.open().unwrap().group_head(&group("golden")).await.unwrap().unwrap();
+        assert_eq!(head.hub_key, None, "{name}");
     }
 }
 

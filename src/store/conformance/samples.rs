@@ -61,6 +61,7 @@ pub(in crate::store) fn head(name: &str, next: u64, revision: u64) -> GroupHead 
         log_bytes: 3,
         joiner_infos: vec![Epoch(1)],
         wake_at: None,
+        hub_key: None,
     }
 }
 
