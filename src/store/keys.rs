@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     StoreError,
-    records::{ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, TokenId},
+    records::{
+        ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, Replica, ReplicaMode,
+        SetAside, TokenId,
+    },
 };
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp,
@@ -33,6 +36,8 @@ pub(super) const VERSION: u8 = 1;
 
 /// Of log records. 2: an entry names the provider of the client that sent it.
 pub(super) const LOG_VERSION: u8 = 2;
+/// Of replicas.
+const REPLICA_VERSION: u8 = 2;
 
 /// How much of a record one value holds.
 pub(super) const CHUNK_BYTES: usize = 4_000;
@@ -207,6 +212,11 @@ pub(super) fn outbound_roster(peer: &Domain, group: &GroupId) -> Range {
 
 pub(super) fn replica(peer: &Domain, group: &GroupId) -> Key {
     key(tag::REPLICA, &[&domain_hash(peer), &hash(group.as_bytes())])
+}
+
+/// The replicas of a peer.
+pub(super) fn replicas(peer: &Domain) -> Range {
+    Range::of(key(tag::REPLICA, &[&domain_hash(peer)]))
 }
 
 /// What a record of a group at a peer is known by; a domain holds no space.
@@ -458,9 +468,39 @@ pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupH
     }
 }
 
+/// What a replica's record holds of it behind its owner, in encoding 1: nothing is known of a copy then.
+#[derive(Deserialize)]
+struct Replica1 {
+    acknowledged: Sequence,
+    acknowledged_at: Timestamp,
+    mode: ReplicaMode,
+    set_aside: Option<SetAside>,
+}
+
+pub(super) fn encode_replica(owner: &str, replica: &Replica) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(&(owner, replica), vec![REPLICA_VERSION])
+        .map_err(|error| corrupt(format!("a replica that cannot be encoded: {error}")))
+}
+
+/// A replica with what it is of ([`of_peer`]).
+pub(super) fn decode_replica(record: &[u8]) -> Result<(String, Replica), StoreError> {
+    const WHAT: &str = "replica";
+    if let Some((&REPLICA_VERSION, body)) = record.split_first() {
+        return plain(WHAT, body);
+    }
+    let (owner, old): (String, Replica1) = decode(WHAT, record)?;
+    let Replica1 { acknowledged, acknowledged_at, mode, set_aside } = old;
+    Ok((owner, Replica { acknowledged, acknowledged_at, mode, copy: None, set_aside }))
+}
+
 /// The id that a record which holds one begins with.
 pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
-    postcard::take_from_bytes::<&str>(versioned("owner", record)?)
+    let body = match record.split_first() {
+        // every encoding so far begins with it
+        Some((&REPLICA_VERSION, body)) => body,
+        _ => versioned("owner", record)?,
+    };
+    postcard::take_from_bytes::<&str>(body)
         .map(|(owner, _)| owner)
         .map_err(|error| corrupt(format!("a record's owner: {error}")))
 }

@@ -392,6 +392,8 @@ pub trait Store: Send + Sync + 'static {
         page: Page,
     ) -> Answer<'_, Vec<OutboundRoster>>;
     fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>>;
+    /// The first of a peer's replicas, in no order that means anything.
+    fn replicas(&self, peer: &Domain, items_max: usize) -> Answer<'_, Vec<Replica>>;
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
