@@ -392,6 +392,7 @@ impl PeerActor {
 
     fn post(&mut self, batch: BatchId, ctx: &mut Context<Self>) {
         let Some(kept) = self.kept.get(&batch) else {
+            self.circuit.not_sent();
             self.sending -= 1;
             return;
         };
@@ -472,7 +473,10 @@ impl PeerActor {
         self.note(error);
         let trouble = match trouble_of(error) {
             // it was handed over to the other way meanwhile
-            Trouble::NotFound if !self.kept.contains_key(&batch) => return,
+            Trouble::NotFound if !self.kept.contains_key(&batch) => {
+                self.circuit.succeeded();
+                return;
+            }
             Trouble::NotFound => match self.feeds_not_found(sent_at) {
                 true => Trouble::Later(Failure::Refused),
                 false => return,
