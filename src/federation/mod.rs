@@ -17,10 +17,12 @@ pub mod outbox;
 pub mod own_keys;
 mod pattern;
 pub mod replay;
+pub mod roster;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+pub mod way;
 
 use std::{
     collections::HashSet,

@@ -622,6 +622,22 @@ fn repairing_snapshot_tells_those_who_were_there_what_they_lack() {
 }
 
 #[test]
+fn snapshot_of_nobody_ends_a_copy_behind_a_gap() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 2)]), said(1)]);
+    assert_eq!(guest.take(vec![snapshot(9, vec![])]), []);
+    let expected = [(1, 0, "message"), (8, 1, "gap"), (9, 8, "removed")];
+    for number in 1..=2 {
+        let read = short(&guest.read(&client(number)));
+        assert_eq!(read.iter().map(|it| it.2).collect::<Vec<_>>(), expected.map(|it| it.2));
+    }
+    assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 0 }));
+    let ended = guest.clone();
+    assert_eq!(guest.take(vec![snapshot(9, vec![])]), []);
+    assert_eq!(guest.members, ended.members);
+}
+
+#[test]
 fn hole_of_one_entry_is_a_gap_too() {
     let mut guest = Guest::default();
     guest.take(vec![snapshot(1, vec![add(1, 1)]), said(1), snapshot(3, vec![add(1, 1)]), said(3)]);

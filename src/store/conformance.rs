@@ -593,6 +593,7 @@ for_every_engine! {
             assert_eq!(rows, (from..=4).collect::<Vec<_>>());
             let there = store.replica(&domain(peer), &group("g")).await.unwrap();
             assert_eq!(there, (peer == "c").then(|| replica(3)));
+            assert_eq!(store.replicas(&domain(peer), 9).await, Ok(there.into_iter().collect()));
         }
         let rows = store.outbound_roster(&domain("b"), &group("g"), Sequence(4), ALL).await;
         assert_eq!(rows, Ok(vec![roster_row(4, 5_000)]));

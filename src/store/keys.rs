@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     StoreError,
-    records::{ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, TokenId},
+    records::{
+        ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, Replica, ReplicaMode,
+        SetAside, TokenId,
+    },
 };
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp,
@@ -33,6 +36,8 @@ pub(super) const VERSION: u8 = 1;
 
 /// Of log records. 2: an entry names the provider of the client that sent it.
 pub(super) const LOG_VERSION: u8 = 2;
+/// Of replicas.
+const REPLICA_VERSION: u8 = 2;
 
 /// Of group heads. 2: a head says which key its hub signs with in the group.
 pub(super) const GROUP_HEAD_VERSION: u8 = 2;
@@ -484,6 +489,31 @@ pub(super) fn any_group_head(record: &[u8]) -> Result<GroupHead, StoreError> {
 pub(super) fn encode_group_head(head: &GroupHead) -> Result<Vec<u8>, StoreError> {
     postcard::to_extend(head, vec![GROUP_HEAD_VERSION])
         .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
+}
+
+/// What a replica's record holds of it behind its owner, in encoding 1: nothing is known of a copy then.
+#[derive(Deserialize)]
+struct Replica1 {
+    acknowledged: Sequence,
+    acknowledged_at: Timestamp,
+    mode: ReplicaMode,
+    set_aside: Option<SetAside>,
+}
+
+pub(super) fn encode_replica(owner: &str, replica: &Replica) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(&(owner, replica), vec![REPLICA_VERSION])
+        .map_err(|error| corrupt(format!("a replica that cannot be encoded: {error}")))
+}
+
+/// A replica with what it is of ([`of_peer`]).
+pub(super) fn decode_replica(record: &[u8]) -> Result<(String, Replica), StoreError> {
+    const WHAT: &str = "replica";
+    if let Some((&REPLICA_VERSION, body)) = record.split_first() {
+        return plain(WHAT, body);
+    }
+    let (owner, old): (String, Replica1) = decode(WHAT, record)?;
+    let Replica1 { acknowledged, acknowledged_at, mode, set_aside } = old;
+    Ok((owner, Replica { acknowledged, acknowledged_at, mode, copy: None, set_aside }))
 }
 
 /// The id that a record which holds one begins with.

@@ -6,7 +6,7 @@
 use super::{
     Batch, Condition, StoreError, Write,
     keys::{self, Key, Range, VERSION},
-    records::{Account, Device, Followed, OwnSequence, QueueHead, Replica, TokenRecord},
+    records::{Account, Device, Followed, OwnSequence, QueueHead, TokenRecord},
 };
 use crate::wire::ids::{ClientUri, GroupId, Sequence, UserUri};
 
@@ -227,7 +227,7 @@ impl Step {
             }
             Write::Replica { peer, group, replica } => put_owned(
                 keys::replica(&peer, &group),
-                keys::encode::<(String, Replica)>(&(keys::of_peer(&peer, &group), replica))?,
+                keys::encode_replica(&keys::of_peer(&peer, &group), &replica)?,
             ),
             Write::DropReplica { peer, group } => {
                 Self::Remove { key: keys::replica(&peer, &group) }

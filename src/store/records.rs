@@ -159,10 +159,13 @@ pub struct OutboundRoster {
 /// Where a guest provider's copy of a hosted group stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
-    /// The last sequence that the guest has answered for.
+    /// The last sequence that the guest has answered for: in mode direct, for all of its clients.
     pub acknowledged: Sequence,
     pub acknowledged_at: Timestamp,
     pub mode: ReplicaMode,
+    /// In mode direct: up to where the guest's own copy of the feed has everything, where it may have one. Its feed
+    /// goes on there when it is sent again.
+    pub copy: Option<Sequence>,
     pub set_aside: Option<SetAside>,
 }
 

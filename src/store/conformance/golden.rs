@@ -59,7 +59,7 @@ fn records() -> Vec<(&'static str, Write)> {
             "outbound_roster",
             Write::OutboundRoster { peer: b(), group: g(), row: roster_row(1, 300) },
         ),
-        ("replica", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
+        ("replica2", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
         ("inbox_open", inbox(inbox_key("golden", 2, 1), open)),
         ("inbox_filter", inbox(inbox_key("golden", 3, 0), filter)),
         ("inbox_close", inbox(InboxKey::Item([7; 16]), close)),
@@ -306,27 +306,23 @@ async fn group_heads_of_encoding_1_still_read_and_are_written_anew() {
     }
 }
 
-/// The first ones had no index: they are there, and get one when they are written again.
+/// Encoding 1 of replicas knew no copy beside single requests; nothing writes it any more.
 #[tokio::test]
-async fn subscriptions_without_index_still_read() {
+async fn replicas_of_encoding_1_still_read_and_are_replaced() {
     let disk = Disk::new();
     disk.tamper(|map| {
-        for line in fs::read_to_string(file("subscription")).unwrap().lines() {
+        for line in fs::read_to_string(file("replica")).unwrap().lines() {
             let (key, value) = line.split_once(' ').unwrap();
             map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
         }
     });
     let store = disk.open().unwrap();
-    let kept = subscription(300);
-    let of = |store: &SharedStore| {
-        let store = SharedStore::clone(store);
-        async move { store.subscription_to(&client("alice"), &group("g"), RecipientId(7)).await }
-    };
-    assert_eq!(store.subscriptions(&client("alice")).await, Ok(vec![kept.clone()]));
-    assert_eq!(of(&store).await, Ok(None));
-    let write = Write::Subscription { client: client("alice"), subscription: kept.clone() };
+    let (peer, of) = (domain("b"), group("golden"));
+    let kept = crate::store::records::Replica { copy: None, ..replica(300) };
+    assert_eq!(store.replica(&peer, &of).await, Ok(Some(kept)));
+    let write = Write::Replica { peer: peer.clone(), group: of.clone(), replica: replica(301) };
     store.write(Batch::new().and(write)).await.unwrap();
-    assert_eq!(of(&store).await, Ok(Some(kept)));
+    assert_eq!(store.replica(&peer, &of).await, Ok(Some(replica(301))));
 }
 
 #[tokio::test]

@@ -30,6 +30,7 @@ pub(in crate::store) fn replica(acknowledged: u64) -> Replica {
         acknowledged: Sequence(acknowledged),
         acknowledged_at: Timestamp(1_700_000_000_000),
         mode: ReplicaMode::Direct,
+        copy: Some(Sequence(acknowledged / 2)),
         set_aside: Some(SetAside {
             since: Timestamp(1_700_000_000_000),
             item: Sequence(acknowledged + 1),
