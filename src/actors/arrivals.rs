@@ -122,7 +122,7 @@ impl Node {
         let hub = self.hub();
         let is_taken = hub.settings.ciphersuites.contains(&ciphersuite);
         let scheme = scheme_of_suite(ciphersuite).filter(|_| is_taken);
-        let key = scheme.and_then(|scheme| hub.key(scheme)).cloned();
+        let key = scheme.and_then(|scheme| hub.key(scheme));
         key.ok_or_else(|| not_authorized("this provider hosts no groups of that ciphersuite"))
     }
 
@@ -155,8 +155,8 @@ impl Node {
         let scheme = scheme.ok_or_else(|| malformed("the ciphersuite is not known"))?;
         let signed_by = check_response(scheme, response).map_err(malformed)?;
         let hub = self.hub();
-        let own = hub.key(scheme).filter(|key| *key.public() == signed_by).cloned();
-        own.ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
+        hub.key_of_public(scheme, signed_by.as_slice())
+            .ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
     }
 
     /// Takes a group, or says for good that it does not. Repeated, it says the same.
@@ -394,6 +394,7 @@ impl Node {
                 acknowledged: moved_at,
                 acknowledged_at: now,
                 mode: ReplicaMode::Feed,
+                copy: None,
                 set_aside: None,
             };
             batch.push(Write::Replica { peer: guest.clone(), group: group.clone(), replica });
@@ -413,6 +414,7 @@ impl Node {
             log_bytes,
             joiner_infos,
             wake_at: Some(now),
+            hub_key: state.key_stand(),
         };
         batch.push(Write::GroupHead(head));
         let arrival =

@@ -631,6 +631,7 @@ async fn acquaintances_are_those_who_share_a_group_and_outlive_the_process() {
     let replica = Replica {
         acknowledged: Sequence(1),
         acknowledged_at: Timestamp(1),
+        copy: None,
         mode: ReplicaMode::Feed,
         set_aside: None,
     };

@@ -12,11 +12,13 @@ mod guests;
 mod hostile;
 mod hostile_peer;
 mod http;
+mod hub_keys;
 mod import;
 mod impostors;
+mod large_group;
 mod layers;
-mod moving;
 mod moves;
+mod moving;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]

@@ -257,6 +257,13 @@ impl Member {
                 Ok(draft(DsRequest::UpdateClient(update), Effect::Merge { leaf_key }))
             }
             Operation::UpdateGroup { changes } => {
+                // a commit holds one GroupContextExtensions at the most
+                let context = |it: &mls::QueuedProposal| {
+                    matches!(it.proposal(), mls::Proposal::GroupContextExtensions(_))
+                };
+                if group.pending_proposals().any(context) {
+                    return Err(CoreError::MustCommitFirst(pending.group.clone()));
+                }
                 let old = policy_of(&group)?;
                 let new = changed_policy(&old, &roster_of(&group)?, &changes)?;
                 if new == old {
