@@ -216,7 +216,6 @@ fn what_stands_before_a_problem_is_taken() {
         (DeliveryProblem::Gap, 2, Turned::On, Need::Items, 1),
         (DeliveryProblem::Gap, 4, Turned::On, Need::Items, 3),
         (DeliveryProblem::UnknownFeed, 0, Turned::Repair, Need::Snapshot, 2),
-        (DeliveryProblem::WrongHub, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::InvalidItem, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::Gap, 99, Turned::SetAside, Need::Items, 2),
     ];
@@ -242,6 +241,27 @@ fn what_stands_before_a_problem_is_taken() {
             assert_eq!(plan.turns[0].acknowledged, Sequence(acknowledged));
         }
     }
+}
+
+#[test]
+fn a_peer_that_has_not_heard_that_the_group_moved_here_hears_it_in_time_or_is_shown() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), standing(5, 8), at(0));
+    let mut now = 0;
+    let mut refuse = |outbox: &mut Outbox| {
+        now += 1_000_000;
+        let (batch, items) = next_batch(outbox, at(now)).unwrap();
+        let wrong = answer(vec![failure(0, DeliveryProblem::WrongHub, 0)]);
+        (items, turns(&outbox.answered(batch, &wrong, at(now), 0)))
+    };
+    for _ in 0..LIMITS.stalls_max {
+        let (items, turned) = refuse(&mut outbox);
+        assert_eq!((places(&items)[0].clone(), turned), ((group(1), 6), vec![Turned::Stalled]));
+    }
+    // it is not told by who had the group before: a snapshot has the proof
+    assert_eq!(refuse(&mut outbox).1, [Turned::SetAside]);
+    let plan = outbox.plan(usize::MAX, at(now + 1_000_000)).unwrap();
+    assert_eq!(plan.turns[0].need, Need::Snapshot);
 }
 
 #[test]
