@@ -311,17 +311,9 @@ impl Node {
         let room = Room { opens: true, bytes: u64::MAX };
         let limits = self.copy_limits();
         let outcome = followed::follow(from, group, stored, &items, &tokens, (&limits, room), now);
-        let Outcome { batch: copied, tokens: named, members, .. } = outcome;
+        let Outcome { batch: copied, tokens: named, members, head: copied_head, .. } = outcome;
         // a tail that does not fit what is here says only what own clients have missed
-        let copy = copied
-            .writes
-            .iter()
-            .rev()
-            .find_map(|write| match write {
-                Write::GroupHead(head) => Some(head.clone()),
-                _ => None,
-            })
-            .or_else(|| head.clone());
+        let copy = copied_head.or_else(|| head.clone());
 
         let mut batch = Batch::low_priority().when(match &head {
             Some(head) => Condition::GroupAt {
@@ -434,9 +426,8 @@ impl Node {
         self.metrics.migrations.with_label_values(&["target", "arrived"]).inc();
         tracing::info!(%group, source = %from, members = state.member_count(), "a group has come from another provider");
         self.groups.let_go(group);
-        clients.extend(state.members().filter_map(|(_, member)| {
-            (member.config.domain == self.domain).then(|| member.client.clone())
-        }));
+        let own = state.members().filter(|(_, member)| member.config.domain == self.domain);
+        clients.extend(own.map(|(_, member)| member.client.clone()));
         for client in &clients {
             self.hints.inbox(client);
         }
