@@ -542,7 +542,10 @@ impl Node {
         let chain: Chain = crate::wire::codec::List::new(chain).map_err(internal)?;
         let moves = Moves { chain: encode(&chain), ..moves };
         let batch = Batch::new().and(Write::Moves { group: group.clone(), moves });
-        self.store.write(batch).await.map_err(of_store)
+        step("target.before-confirmed").await;
+        self.store.write(batch).await.map_err(of_store)?;
+        step("target.confirmed").await;
+        Ok(())
     }
 }
 

@@ -4,6 +4,9 @@
 //! written down, from the freeze to the target's acknowledgement of the confirmation. A process that ends anywhere in
 //! between begins again where the record stands. The group itself is not touched before the target has taken it.
 
+mod content;
+mod end;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -16,45 +19,30 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
-    copies::Grown,
-    errors::{internal, not_authorized, of_reject, of_store, unavailable},
-    group::{Reply, fill, record_bytes},
+    errors::{not_authorized, of_store, unavailable},
+    group::Reply,
     hints::locked,
-    history,
     moves::{chain_of, migrating, step},
     node::Node,
-    peer,
 };
 use crate::{
-    crypto::{self, SigningKey},
+    crypto,
     federation::CallError,
-    group::{
-        Hub,
-        keys::HubKey,
-        portability::{Parcel, scheme_of_suite},
-    },
+    group::portability::scheme_of_suite,
     migration::{
-        proof::{
-            check_complete, hash_of_content, hash_of_response, hub_of_sender, sign_confirmation,
-            sign_content, unsigned_confirmation,
-        },
+        proof::{check_complete, hash_of_response, hub_of_sender},
         source::{Heard, Next, Phase, Terms},
     },
     store::{
         Batch, Condition, StoreError, Write,
-        records::{
-            Departure, FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, Left,
-            LogRecord, Moves, RequestKey,
-        },
+        records::{Departure, GroupHead, RequestKey},
     },
     wire::{
-        codec::{List, decode, encode},
+        codec::{decode, encode},
         ds::{DsError, DsResponseBody},
-        extensions::SignatureScheme,
         federation::EventType,
-        ids::{Domain, GroupId, RequestId, Sequence, Timestamp},
-        portability::{Chain, MigrationConfirmation, MigrationResponse, TargetMigrationComplete},
-        queueing::{DeliveryItem, QueueEvent, RosterChange},
+        ids::{GroupId, RequestId, Timestamp},
+        portability::{MigrationResponse, TargetMigrationComplete},
     },
 };
 
@@ -301,111 +289,6 @@ impl Node {
         Ok(Went::On)
     }
 
-    /// The encoded content, and its hash.
-    async fn make_content(
-        &self,
-        departure: &Departure,
-        response: MigrationResponse,
-        head: &GroupHead,
-    ) -> Result<(Vec<u8>, [u8; 32]), DsError> {
-        let group = &departure.group;
-        let hub = self.hub();
-        let parcel = self.parcel_of(group).await?;
-        let state = parcel.state(&hub, group).map_err(of_reject)?;
-        let mut infos = Vec::new();
-        for epoch in state.joiner_epochs() {
-            if epoch < state.epoch() {
-                infos.push(history::joiner_info(self, &hub, head, epoch).await?);
-            }
-        }
-        let tail = self.tail_for(&departure.target, &parcel, head).await?;
-        let chain = self.chain_to_here(group).await.map_err(of_store)?;
-        let key = key_in_group(&hub, head, state.scheme());
-        let key = key.ok_or_else(|| internal("there is no key of the group's scheme"))?;
-        let made = actix_rt::task::spawn_blocking(move || {
-            let moved = state.export(&parcel, infos, tail, chain).map_err(of_reject)?;
-            let content = sign_content(&key, response, encode(&moved)).map_err(internal)?;
-            let hash = hash_of_content(&content);
-            Ok((encode(&content), hash))
-        });
-        made.await.map_err(internal)?
-    }
-
-    async fn parcel_of(&self, group: &GroupId) -> Result<Parcel, DsError> {
-        let bytes = self.store.snapshot(group, Departure::PARCEL).await.map_err(of_store)?;
-        let bytes = bytes.ok_or_else(|| internal("what was frozen is gone"))?;
-        Parcel::from_bytes(&bytes).map_err(of_reject)
-    }
-
-    /// The head of a group that is still frozen here.
-    async fn frozen_head(&self, group: &GroupId) -> Result<Option<GroupHead>, StoreError> {
-        let head = self.store.group_head(group).await?;
-        Ok(head.filter(|head| head.status == GroupStatus::Migrating))
-    }
-
-    /// What the target has not got of the feed, where clients of its are in the group: up to the Commit.
-    async fn tail_for(
-        &self,
-        target: &Domain,
-        parcel: &Parcel,
-        head: &GroupHead,
-    ) -> Result<Vec<DeliveryItem>, DsError> {
-        let effects = parcel.effects().map_err(of_reject)?;
-        let owed = effects.outbound.iter().find(|owed| owed.peer == *target);
-        let (Some(owed), Some(record)) = (owed, parcel.records.first()) else {
-            return Ok(Vec::new());
-        };
-        let changes: Vec<RosterChange> = owed.changes.clone();
-        let commit = record.feed.sequence;
-        let roster = List::new(changes).map_err(internal)?;
-        if owed.opens {
-            return Ok(vec![DeliveryItem::Snapshot {
-                group_id: head.group.clone(),
-                next_sequence: commit.next(),
-                chain: Chain::default(),
-                roster,
-            }]);
-        }
-        let last = Sequence(commit.0 - 1);
-        let before = peer::owed_before(self, target, &head.group, last).await.map_err(of_store)?;
-        let mut tail = match before {
-            Some(items) => items,
-            None => vec![self.roster_item(target, head, last).await?],
-        };
-        tail.push(DeliveryItem::Feed {
-            group_id: head.group.clone(),
-            group_sequence: commit,
-            accepted_at: record.feed.accepted_at,
-            except: record.feed.except.filter(|_| record.feed.origin.as_ref() == Some(target)),
-            event: decode(&record.feed.event).map_err(internal)?,
-            roster,
-        });
-        Ok(tail)
-    }
-
-    /// The target's clients as they are before the Commit, for a copy that the log does not reach any more.
-    async fn roster_item(
-        &self,
-        target: &Domain,
-        head: &GroupHead,
-        last: Sequence,
-    ) -> Result<DeliveryItem, DsError> {
-        let hub = self.hub();
-        let found = history::load_frozen(self, &hub, head).await?;
-        let adds = found.state.roster_for(target);
-        let group = &head.group;
-        let replica = self.store.replica(target, group).await.map_err(of_store)?;
-        let from = replica.map_or(Sequence(1), |replica| replica.acknowledged.next());
-        let rows = (from, last.next());
-        let adds = peer::with_welcomes(self, target, group, rows, adds).await;
-        Ok(DeliveryItem::Snapshot {
-            group_id: group.clone(),
-            next_sequence: last.next(),
-            chain: Chain::default(),
-            roster: List::new(adds.map_err(of_store)?).map_err(internal)?,
-        })
-    }
-
     /// Sends the content, or asks the target to refuse it, and does what its word means.
     async fn send_group(
         &self,
@@ -464,202 +347,6 @@ impl Node {
             }
         }
     }
-
-    /// The target is the hub: the Commit goes out, the group's own clients follow from afar, and whoever asks is sent on.
-    async fn hand_over(
-        &self,
-        departure: &Departure,
-        response: &MigrationResponse,
-    ) -> Result<Went, StoreError> {
-        let group = &departure.group;
-        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
-        let hub = self.hub();
-        let broken = |error: &dyn std::fmt::Display| StoreError::Corrupt {
-            what: format!("the move of {group}: {error}"),
-        };
-        let parcel = self.parcel_of(group).await.map_err(|error| broken(&error))?;
-        let state = parcel.state(&hub, group).map_err(|error| broken(&error))?;
-        let effects = parcel.effects().map_err(|error| broken(&error))?;
-        let moved_at = state.next_sequence();
-        let key = key_in_group(&hub, &head, state.scheme());
-        let key = key.ok_or_else(|| broken(&"no key of its scheme"))?;
-        let request = &response.migration_request;
-        let confirmation = unsigned_confirmation(request, response.nonce, moved_at.next());
-        let print = HubKey { key: key.clone(), since: departure.frozen_at }.print();
-        let confirmation = sign_confirmation(&key, confirmation).map_err(|error| broken(&error))?;
-        let now = self.clock.now();
-
-        let mut batch = Batch::new().when(condition_of(&head));
-        let mut owed = effects;
-        let target = &departure.target;
-        owed.outbound.retain(|it| it.peer != *target);
-        fill(&mut batch, group, &owed);
-        let moved = LogRecord {
-            feed: FeedEntry {
-                sequence: moved_at,
-                accepted_at: now,
-                except: None,
-                origin: None,
-                handshake: true,
-                event: encode(&QueueEvent::GroupMoved { confirmation: confirmation.clone() }),
-            },
-            change: Vec::new(),
-        };
-        let head_bytes = head.log_bytes;
-        let bytes: u64 = owed.records.iter().chain([&moved]).map(record_bytes).sum();
-        batch.push(Write::Log { group: group.clone(), record: moved });
-        let mut guests: Vec<Domain> = owed.outbound.iter().map(|it| it.peer.clone()).collect();
-        guests.sort();
-        guests.dedup();
-        for guest in &guests {
-            let (peer, group) = (guest.clone(), group.clone());
-            batch.push(Write::Outbound { peer, group, until: moved_at });
-        }
-        // the target has all of it
-        let (peer, of) = (target.clone(), group.clone());
-        batch.push(Write::DropReplica { peer: peer.clone(), group: of.clone() });
-        batch.push(Write::OutboundDone { peer: peer.clone(), group: of.clone() });
-        batch.push(Write::TrimOutboundRoster { peer, group: of, until: Sequence(u64::MAX) });
-        let mut members = 0;
-        for (_, member) in state.members().filter(|(_, it)| it.config.domain == self.domain) {
-            members += 1;
-            let client = Some(member.client.clone());
-            let member = FollowedMember { recipient: member.recipient, client, gone: false };
-            batch.push(Write::FollowedMember { group: group.clone(), member });
-        }
-        let followed = Followed { hub: target.clone(), members };
-        batch.push(Write::Followed { group: group.clone(), followed });
-        let snapshots = [Some(head.snapshot), head.previous_snapshot];
-        let of_move = [Some(Departure::PARCEL), Some(Departure::CONTENT)];
-        for at in snapshots.into_iter().chain(of_move).flatten() {
-            batch.push(Write::DropSnapshot { group: group.clone(), at });
-        }
-        for epoch in &head.joiner_infos {
-            batch.push(Write::DropJoinerInfo { group: group.clone(), epoch: *epoch });
-        }
-        let moves = self.store.moves(group).await?.unwrap_or_default();
-        let mut chain = chain_of(&moves)?.into_vec();
-        chain.push(confirmation.clone());
-        let chain = encode::<Chain>(&List::new(chain).map_err(|error| broken(&error))?);
-        let request = departure.request.clone();
-        let left = Left { request, at: now, guests: guests.clone(), key: print };
-        let arrived =
-            moves.arrived.map(|arrived| crate::store::records::Arrival { here: false, ..arrived });
-        let moves = Moves { chain, arrived, left: Some(left) };
-        batch.push(Write::Moves { group: group.clone(), moves });
-        batch.push(Write::Departure(Departure { phase: Phase::Gone, ..departure.clone() }));
-        batch.push(Write::GroupHead(GroupHead {
-            status: GroupStatus::Followed,
-            next_sequence: moved_at.next(),
-            epoch: state.epoch(),
-            revision: head.revision + 1,
-            snapshot: Sequence(0),
-            previous_snapshot: None,
-            joiner_infos: Vec::new(),
-            last_accepted_at: now,
-            log_bytes: head.log_bytes + bytes,
-            wake_at: Some(now.plus_ms(self.groups.options.retention_ms)),
-            hub_key: None,
-            ..head
-        }));
-        let kept = head_bytes + bytes;
-        step("source.before-gone").await;
-        self.store.write(batch).await?;
-        step("source.gone-durable").await;
-        tracing::info!(%group, %target, "a group has moved to another provider");
-        self.end_departure(departure, "moved");
-        if let Some(place) = self.copies.place(target, self.hub_bounds()) {
-            place.keep();
-            let members = i64::try_from(members).unwrap_or(i64::MAX);
-            self.copies.grew(target, Grown { bytes: 0_i64.saturating_add_unsigned(kept), members });
-        }
-        for (client, _, _) in &owed.inbox {
-            self.hints.inbox(client);
-        }
-        self.hints.feed_grew(group);
-        self.hints.notice(group);
-        for guest in &guests {
-            self.hints.outbound(guest, group, moved_at);
-        }
-        for waiter in self.take_waiters(group) {
-            // who asked may be gone
-            let _ = waiter.send(Ok(DsResponseBody::Moving(Box::new(confirmation.clone()))));
-        }
-        Ok(Went::On)
-    }
-
-    fn take_waiters(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
-        let run = self.departures.of(group);
-        run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
-    }
-
-    fn end_departure(&self, departure: &Departure, outcome: &str) {
-        let frozen_ms = self.clock.now().ms_since(departure.frozen_at);
-        self.metrics.group_frozen_seconds.observe(frozen_ms as f64 / 1000.0);
-        self.metrics.migrations.with_label_values(&["source", outcome]).inc();
-        self.groups.let_go(&departure.group);
-    }
-
-    /// The group goes on here, as it was.
-    async fn thaw(&self, departure: &Departure, why: DsError) -> Result<Went, StoreError> {
-        let group = &departure.group;
-        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
-        let now = self.clock.now();
-        let mut batch = Batch::new().when(condition_of(&head));
-        batch.push(Write::DropDeparture(group.clone()));
-        for at in [Departure::PARCEL, Departure::CONTENT] {
-            batch.push(Write::DropSnapshot { group: group.clone(), at });
-        }
-        batch.push(Write::GroupHead(GroupHead {
-            status: GroupStatus::Active,
-            revision: head.revision + 1,
-            wake_at: Some(now),
-            ..head
-        }));
-        step("source.before-thaw").await;
-        self.store.write(batch).await?;
-        step("source.thawed").await;
-        tracing::info!(%group, target = %departure.target, %why, "a group stays that was to move");
-        self.end_departure(departure, "aborted");
-        // what was left for it meanwhile
-        self.hints.notice(group);
-        for waiter in self.take_waiters(group) {
-            let _ = waiter.send(Err(why.clone()));
-        }
-        Ok(Went::Over)
-    }
-
-    /// Hands the target the confirmation that proves its place to others.
-    async fn confirm(&self, departure: &Departure) -> Result<Went, StoreError> {
-        let (group, target) = (&departure.group, &departure.target);
-        let over = Batch::new().and(Write::DropDeparture(group.clone()));
-        let moves = self.store.moves(group).await?;
-        let chain = moves.as_ref().map(chain_of).transpose()?.unwrap_or_default();
-        let is_it = |it: &&MigrationConfirmation| it.domain_name == *target;
-        let late = self.clock.now().ms_since(departure.frozen_at) >= self.limits.moves.forward_ms;
-        let Some(confirmation) = chain.iter().next_back().filter(is_it).filter(|_| !late) else {
-            self.store.write(over).await?;
-            return Ok(Went::Over);
-        };
-        let Some(federation) = self.federation.clone() else {
-            return Ok(Went::Wait { at_least_ms: 0 });
-        };
-        let event = EventType::MigrationConfirmation;
-        let (id, body) = (RequestId(crypto::random()), encode(confirmation));
-        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
-        step("source.before-confirm").await;
-        match federation.request(target, event, id, body, timeout).await {
-            Ok(_) => {
-                step("source.confirmed").await;
-                self.store.write(over).await?;
-                Ok(Went::Over)
-            }
-            Err(error) => {
-                tracing::info!(%group, %target, %error, "the target does not know yet that its place is confirmed");
-                Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) })
-            }
-        }
-    }
 }
 
 /// How a step went.
@@ -677,14 +364,6 @@ fn condition_of(head: &GroupHead) -> Condition {
         group: head.group.clone(),
         next_sequence: head.next_sequence,
         revision: head.revision,
-    }
-}
-
-/// The hub's key in the group before the Commit that moves it.
-fn key_in_group(hub: &Hub, head: &GroupHead, scheme: SignatureScheme) -> Option<SigningKey> {
-    match head.hub_key {
-        Some(stand) => hub.key_of_print(stand.key),
-        None => hub.key(scheme),
     }
 }
 

@@ -147,7 +147,7 @@ async fn a_group_moves_on_and_on_again_and_home_and_everyone_goes_on() {
 }
 
 /// Every step of a move at which something is written down, sent or taken, and the side that it is a step of.
-const STEPS: [(&str, Side); 12] = [
+const STEPS: [(&str, Side); 14] = [
     ("source.frozen", Side::Source),
     ("source.before-sent", Side::Source),
     ("source.sent-durable", Side::Source),
@@ -159,6 +159,8 @@ const STEPS: [(&str, Side); 12] = [
     ("source.before-gone", Side::Source),
     ("source.gone-durable", Side::Source),
     ("source.before-confirm", Side::Source),
+    ("target.before-confirmed", Side::Target),
+    ("target.confirmed", Side::Target),
     ("source.confirmed", Side::Source),
 ];
 
