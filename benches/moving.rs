@@ -39,9 +39,7 @@ struct Pause {
 }
 
 pub fn pauses(c: &mut Criterion) {
-    // criterion's own word for being run as a test
-    let is_test = std::env::args().any(|argument| argument == "--test");
-    let sizes: &[usize] = if is_test { &[10] } else { &[10, 100, 1000] };
+    let sizes: &[usize] = if crate::is_test() { &[10] } else { &[10, 100, 1000] };
     let runtime = actix_rt::System::new();
     let mut table = Vec::new();
     let mut group = c.benchmark_group("pause of a group on the move");

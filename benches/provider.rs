@@ -18,3 +18,8 @@ criterion_group!(groups, group::update_commit, group::overhead, group::send_mess
 criterion_group!(stores, store::batches);
 criterion_group!(providers, replication::messages, moving::pauses);
 criterion_main!(wire, groups, stores, providers);
+
+/// Whether this is `cargo test`: everything runs, once and small. `--test` is criterion's own word for it.
+fn is_test() -> bool {
+    std::env::args().any(|argument| argument == "--test")
+}
