@@ -43,7 +43,7 @@ impl Scene {
     fn of(size: usize) -> Self {
         let domain = Domain::new("a.example").unwrap();
         let hub = hosted::hub(&domain, |_| {});
-        let synth = Synth::new(&domain, hub.keys[0].public(), size - 1);
+        let synth = Synth::new(&domain, hub.keys.all()[0].key.public(), size - 1);
         let now = system_now();
         let mut group = Hosted::import(&hub, &synth.import(any_token), now).unwrap();
         let first = &synth.members[0];

@@ -68,6 +68,7 @@ async fn create(store: &SharedStore) -> GroupHead {
         log_bytes: 0,
         joiner_infos: Vec::new(),
         wake_at: None,
+        hub_key: None,
     };
     let batch =
         Batch::new().when(Condition::GroupUnknown(group)).and(Write::GroupHead(head.clone()));

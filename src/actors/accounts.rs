@@ -28,7 +28,7 @@ use crate::{
     wire::{
         client::{
             ClientMessage, ClientMessageTbs, Consent, DeleteDevice, ProviderKeysAnswer, Register,
-            Registered, VerificationKey, VerificationKeyResponse,
+            Registered, VerificationKeyResponse,
         },
         codec::{List, Opaque, encode},
         ds::{DsError, ProtocolVersion},
@@ -293,25 +293,9 @@ impl Node {
                 signature: federation.signature_keys(),
             });
         }
-        let keys = self.external_senders.iter().filter_map(|key| {
-            Some(VerificationKey {
-                scheme: key.key.scheme(),
-                public_key: Opaque::new(key.key.public().as_slice()).ok()?,
-                not_before: key.not_before,
-                not_after: key.not_after,
-                purpose: Opaque::new(*b"external-sender").ok()?,
-            })
-        });
-        let answer = |keys: Vec<VerificationKey>| VerificationKeyResponse {
-            version: ProtocolVersion::MIMI10,
-            domain: self.domain.clone(),
-            keys: List::new(keys).unwrap_or_default(),
-            cache_until: self.clock.now().plus_ms(KEYS_CACHED_MS),
-        };
-        Ok(ProviderKeysAnswer {
-            verification: answer(Vec::new()),
-            signature: answer(keys.collect()),
-        })
+        let signature = self.external_senders();
+        let verification = VerificationKeyResponse { keys: List::default(), ..signature.clone() };
+        Ok(ProviderKeysAnswer { verification, signature })
     }
 
     /// What can be refused before anything is looked up.
@@ -519,5 +503,4 @@ const DELETE_DEVICE: &str = "/v1/devices/delete";
 const DELETE_ACCOUNT: &str = "/v1/account/delete";
 const INBOX_PAGE: usize = 1_000;
 const DELETIONS_PAGE: usize = 64;
-const KEYS_CACHED_MS: u64 = 3_600_000;
 const NONCES_RETRY_MS: u64 = 60_000;

@@ -122,7 +122,7 @@ impl Node {
         let hub = self.hub();
         let is_taken = hub.settings.ciphersuites.contains(&ciphersuite);
         let scheme = scheme_of_suite(ciphersuite).filter(|_| is_taken);
-        let key = scheme.and_then(|scheme| hub.key(scheme)).cloned();
+        let key = scheme.and_then(|scheme| hub.key(scheme));
         key.ok_or_else(|| not_authorized("this provider hosts no groups of that ciphersuite"))
     }
 
@@ -155,8 +155,8 @@ impl Node {
         let scheme = scheme.ok_or_else(|| malformed("the ciphersuite is not known"))?;
         let signed_by = check_response(scheme, response).map_err(malformed)?;
         let hub = self.hub();
-        let own = hub.key(scheme).filter(|key| *key.public() == signed_by).cloned();
-        own.ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
+        hub.key_of_public(scheme, signed_by.as_slice())
+            .ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
     }
 
     /// Takes a group, or says for good that it does not. Repeated, it says the same.
@@ -311,17 +311,9 @@ impl Node {
         let room = Room { opens: true, bytes: u64::MAX };
         let limits = self.copy_limits();
         let outcome = followed::follow(from, group, stored, &items, &tokens, (&limits, room), now);
-        let Outcome { batch: copied, tokens: named, members, .. } = outcome;
+        let Outcome { batch: copied, tokens: named, members, head: copied_head, .. } = outcome;
         // a tail that does not fit what is here says only what own clients have missed
-        let copy = copied
-            .writes
-            .iter()
-            .rev()
-            .find_map(|write| match write {
-                Write::GroupHead(head) => Some(head.clone()),
-                _ => None,
-            })
-            .or_else(|| head.clone());
+        let copy = copied_head.or_else(|| head.clone());
 
         let mut batch = Batch::low_priority().when(match &head {
             Some(head) => Condition::GroupAt {
@@ -394,6 +386,7 @@ impl Node {
                 acknowledged: moved_at,
                 acknowledged_at: now,
                 mode: ReplicaMode::Feed,
+                copy: None,
                 set_aside: None,
             };
             batch.push(Write::Replica { peer: guest.clone(), group: group.clone(), replica });
@@ -413,6 +406,7 @@ impl Node {
             log_bytes,
             joiner_infos,
             wake_at: Some(now),
+            hub_key: state.key_stand(),
         };
         batch.push(Write::GroupHead(head));
         let arrival =
@@ -432,9 +426,8 @@ impl Node {
         self.metrics.migrations.with_label_values(&["target", "arrived"]).inc();
         tracing::info!(%group, source = %from, members = state.member_count(), "a group has come from another provider");
         self.groups.let_go(group);
-        clients.extend(state.members().filter_map(|(_, member)| {
-            (member.config.domain == self.domain).then(|| member.client.clone())
-        }));
+        let own = state.members().filter(|(_, member)| member.config.domain == self.domain);
+        clients.extend(own.map(|(_, member)| member.client.clone()));
         for client in &clients {
             self.hints.inbox(client);
         }

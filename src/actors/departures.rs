@@ -26,9 +26,13 @@ use super::{
     peer,
 };
 use crate::{
-    crypto,
+    crypto::{self, SigningKey},
     federation::CallError,
-    group::portability::{Parcel, scheme_of_suite},
+    group::{
+        Hub,
+        keys::HubKey,
+        portability::{Parcel, scheme_of_suite},
+    },
     migration::{
         proof::{
             check_complete, hash_of_content, hash_of_response, hub_of_sender, sign_confirmation,
@@ -46,6 +50,7 @@ use crate::{
     wire::{
         codec::{List, decode, encode},
         ds::{DsError, DsResponseBody},
+        extensions::SignatureScheme,
         federation::EventType,
         ids::{Domain, GroupId, RequestId, Sequence, Timestamp},
         portability::{Chain, MigrationConfirmation, MigrationResponse, TargetMigrationComplete},
@@ -315,7 +320,7 @@ impl Node {
         }
         let tail = self.tail_for(&departure.target, &parcel, head).await?;
         let chain = self.chain_to_here(group).await.map_err(of_store)?;
-        let key = hub.key(state.scheme()).cloned();
+        let key = key_in_group(&hub, head, state.scheme());
         let key = key.ok_or_else(|| internal("there is no key of the group's scheme"))?;
         let made = actix_rt::task::spawn_blocking(move || {
             let moved = state.export(&parcel, infos, tail, chain).map_err(of_reject)?;
@@ -476,10 +481,12 @@ impl Node {
         let state = parcel.state(&hub, group).map_err(|error| broken(&error))?;
         let effects = parcel.effects().map_err(|error| broken(&error))?;
         let moved_at = state.next_sequence();
-        let key = hub.key(state.scheme()).ok_or_else(|| broken(&"no key of its scheme"))?;
+        let key = key_in_group(&hub, &head, state.scheme());
+        let key = key.ok_or_else(|| broken(&"no key of its scheme"))?;
         let request = &response.migration_request;
         let confirmation = unsigned_confirmation(request, response.nonce, moved_at.next());
-        let confirmation = sign_confirmation(key, confirmation).map_err(|error| broken(&error))?;
+        let print = HubKey { key: key.clone(), since: departure.frozen_at }.print();
+        let confirmation = sign_confirmation(&key, confirmation).map_err(|error| broken(&error))?;
         let now = self.clock.now();
 
         let mut batch = Batch::new().when(condition_of(&head));
@@ -534,7 +541,8 @@ impl Node {
         let mut chain = chain_of(&moves)?.into_vec();
         chain.push(confirmation.clone());
         let chain = encode::<Chain>(&List::new(chain).map_err(|error| broken(&error))?);
-        let left = Left { request: departure.request.clone(), at: now, guests: guests.clone() };
+        let request = departure.request.clone();
+        let left = Left { request, at: now, guests: guests.clone(), key: print };
         let arrived =
             moves.arrived.map(|arrived| crate::store::records::Arrival { here: false, ..arrived });
         let moves = Moves { chain, arrived, left: Some(left) };
@@ -551,6 +559,7 @@ impl Node {
             last_accepted_at: now,
             log_bytes: head.log_bytes + bytes,
             wake_at: Some(now.plus_ms(self.groups.options.retention_ms)),
+            hub_key: None,
             ..head
         }));
         let kept = head_bytes + bytes;
@@ -612,6 +621,8 @@ impl Node {
         step("source.thawed").await;
         tracing::info!(%group, target = %departure.target, %why, "a group stays that was to move");
         self.end_departure(departure, "aborted");
+        // what was left for it meanwhile
+        self.hints.notice(group);
         for waiter in self.take_waiters(group) {
             let _ = waiter.send(Err(why.clone()));
         }
@@ -666,6 +677,14 @@ fn condition_of(head: &GroupHead) -> Condition {
         group: head.group.clone(),
         next_sequence: head.next_sequence,
         revision: head.revision,
+    }
+}
+
+/// The hub's key in the group before the Commit that moves it.
+fn key_in_group(hub: &Hub, head: &GroupHead, scheme: SignatureScheme) -> Option<SigningKey> {
+    match head.hub_key {
+        Some(stand) => hub.key_of_print(stand.key),
+        None => hub.key(scheme),
     }
 }
 

@@ -182,6 +182,7 @@ impl GroupActor {
         head.epoch = loaded.state.epoch();
         head.revision += 1;
         head.last_accepted_at = at;
+        head.hub_key = loaded.state.key_stand();
         if loaded.state.is_deleted() {
             head.status = GroupStatus::Deleted;
             head.wake_at = Some(at.plus_ms(self.node.groups.options.retention_ms));
@@ -449,6 +450,9 @@ impl Actor for GroupActor {
                     let bytes = change_bytes;
                     let since_snapshot =
                         SinceSnapshot { records, bytes, snapshot_bytes, ..Default::default() };
+                    if state.wants_key() {
+                        ctx.notify(Tick { done: None });
+                    }
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }
                 Ok(None) => {}

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     crypto::MlsCrypto,
-    group::{Creation, Hub, Reject, Request, Settings},
+    group::{Creation, Hub, HubKey, HubKeys, Reject, Request, Settings},
     rate::{GroupQuotas, GroupRates},
     store::{
         Batch, Condition, StoreError, Write,
@@ -79,6 +79,22 @@ pub struct Groups {
     admission: Arc<Semaphore>,
     /// Stagings of large groups.
     pub(super) cpu: Arc<Semaphore>,
+    /// Where [`Node::turn_hub_keys`] stopped.
+    pub(super) turning: Turning,
+}
+
+/// The last group that was woken for the hub's new key, where there were more of them.
+#[derive(Debug, Default)]
+pub(super) struct Turning(Mutex<Option<GroupId>>);
+
+impl Turning {
+    pub(super) fn take(&self) -> Option<GroupId> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(super) fn put(&self, group: GroupId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(group);
+    }
 }
 
 #[derive(Clone)]
@@ -95,18 +111,19 @@ impl std::fmt::Debug for Groups {
 
 impl Groups {
     #[must_use]
-    pub fn new(options: GroupOptions, keys: Vec<crate::crypto::SigningKey>) -> Self {
+    pub fn new(options: GroupOptions, keys: Vec<HubKey>) -> Self {
         let settings = options.settings.clone();
         Self {
             hub: Arc::new(Hub {
                 settings,
                 crypto: MlsCrypto::default(),
-                keys,
+                keys: HubKeys::new(keys),
                 rates: GroupRates::new(options.rates),
             }),
             active: Mutex::new(HashMap::new()),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
+            turning: Turning::default(),
             options,
         }
     }

@@ -11,6 +11,7 @@ use super::{
     group::{PAGE, record_bytes},
     moves::migrating,
     node::Node,
+    peer::items::fed,
 };
 use crate::{
     group::{GroupState, Hub, Reject},
@@ -240,7 +241,7 @@ async fn slowest_guest(
     for guest in guests {
         if node.store.outbound_at(guest, &head.group).await?.is_some() {
             let replica = node.store.replica(guest, &head.group).await?;
-            slowest = slowest.min(replica.map_or(Sequence(0), |replica| replica.acknowledged));
+            slowest = slowest.min(replica.as_ref().map_or(Sequence(0), fed));
         }
     }
     Ok(slowest)

@@ -37,6 +37,7 @@ pub struct Metrics {
     pub migrations: IntCounterVec,
     pub departures_under_way: IntGauge,
     pub group_frozen_seconds: Histogram,
+    pub groups_behind_hub_key: IntGauge,
     /// Of what hubs delivered. `outcome`: accepted or the problem's name.
     pub guest_items: IntCounterVec,
     /// Copies of groups that others host, and what their logs and rosters take.
@@ -161,6 +162,10 @@ impl Metrics {
                 registry.register(Box::new(metric.clone()))?;
                 metric
             },
+            groups_behind_hub_key: gauge(
+                "mimid_group_hub_keys_old",
+                "Groups hosted here whose hub signs with a key that has been replaced, when they were looked at last.",
+            )?,
             guest_items: counters(
                 "mimid_guest_items_total",
                 "Items that other providers delivered for clients here, by what became of them.",

@@ -18,6 +18,7 @@ pub mod groups;
 mod guest;
 pub mod hints;
 mod history;
+pub mod hub_keys;
 pub mod import;
 pub mod key_packages;
 pub mod limits;

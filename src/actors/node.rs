@@ -12,6 +12,7 @@ use super::{
     departures::Departures,
     groups::{GroupOptions, Groups},
     hints::Hints,
+    hub_keys::of_providers,
     key_packages::Fetches,
     limits::Limits,
     metrics::Metrics,
@@ -21,14 +22,10 @@ use super::{
 };
 use crate::{
     account::Registration,
-    crypto::SigningKey,
     federation::Federation,
     queue::token::TokenKeys,
     store::SharedStore,
-    wire::{
-        extensions::SignatureScheme,
-        ids::{Domain, Timestamp},
-    },
+    wire::ids::{Domain, Timestamp},
 };
 
 pub use crate::federation::ProviderKey;
@@ -47,7 +44,7 @@ pub struct NodeParts {
     pub registration: Registration,
     /// Boxes of queue tokens: the first makes new ones, all open.
     pub token_keys: TokenKeys,
-    /// At most one current key per scheme: the hub's key in `external_senders`.
+    /// The hub's keys, of which one of each scheme is in every group's `external_senders`; the newest is in new groups.
     pub external_senders: Vec<ProviderKey>,
     pub metrics: Metrics,
     pub arbiters: ArbiterPool,
@@ -65,7 +62,6 @@ pub struct NodeInner {
     pub(crate) groups: Groups,
     pub(crate) registration: Registration,
     pub(crate) token_keys: TokenKeys,
-    pub(crate) external_senders: Vec<ProviderKey>,
     pub(crate) metrics: Metrics,
     pub(crate) arbiters: ArbiterPool,
     pub(crate) hints: Hints,
@@ -86,7 +82,7 @@ impl Node {
     #[must_use]
     pub fn new(parts: NodeParts) -> Self {
         let hints = Hints::new(parts.metrics.clone());
-        let keys = parts.external_senders.iter().map(|key| key.key.clone()).collect();
+        let keys = of_providers(&parts.external_senders);
         let node = Self(Arc::new(NodeInner {
             groups: Groups::new(parts.groups, keys),
             started_at: parts.clock.now(),
@@ -108,7 +104,6 @@ impl Node {
             limits: parts.limits,
             registration: parts.registration,
             token_keys: parts.token_keys,
-            external_senders: parts.external_senders,
             metrics: parts.metrics,
             arbiters: parts.arbiters,
         }));
@@ -130,12 +125,6 @@ impl Node {
             tracing::error!(%error, "there are no metrics of peers");
         }
         node
-    }
-
-    /// The hub's key for groups of `scheme`: what their `external_senders` hold.
-    #[must_use]
-    pub fn external_sender(&self, scheme: SignatureScheme) -> Option<&SigningKey> {
-        self.external_senders.iter().map(|key| &key.key).find(|key| key.scheme() == scheme)
     }
 
     /// Whether clients of `peer` may be in groups hosted here.

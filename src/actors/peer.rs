@@ -6,7 +6,7 @@
 //! markers and logs are in the store, and what was not written down as taken is sent again.
 
 mod direct;
-mod items;
+pub(super) mod items;
 mod persist;
 
 use std::{
@@ -21,26 +21,30 @@ use tokio::sync::oneshot;
 use super::{
     hints::Woken,
     node::Node,
-    peers::{Ear, PeerLimits, StuckGroup},
+    peers::{Ear, PeerLimits, StuckGroup, Waiting},
 };
 use crate::{
     crypto,
     federation::{
         CallError, Federation,
         direct::Direct,
-        outbox::{BatchId, Outbox, Plan, Reading, Standing, Turned, Verdict},
+        outbox::{BatchId, Need, Outbox, Plan, Reading, Turn, Turned, Verdict},
         schedule::{Circuit, Failure, Permission},
+        way::Way,
     },
     queue::state::recipient_gone,
-    store::{Batch, StoreError, records::ReplicaMode},
+    store::{
+        Batch, StoreError,
+        records::{Replica, ReplicaMode},
+    },
     wire::{
         codec::{List, decode, encode},
         federation::EventType,
         ids::{Domain, GroupId, RecipientId, RequestId, Sequence, Timestamp},
-        queueing::{DeliverBatchRequest, DeliverBatchResponse, DeliveryItem},
+        queueing::{DeliverBatchRequest, DeliverBatchResponse, DeliveryItem, RosterChange},
     },
 };
-use items::{ReadTurn, read_turn, standing_of};
+use items::{ReadTurn, Stood, read_turn, standing_of};
 pub(super) use items::{owed_before, with_welcomes};
 
 pub(super) struct PeerActor {
@@ -51,7 +55,13 @@ pub(super) struct PeerActor {
     circuit: Circuit,
     outbox: Outbox,
     direct: Direct,
-    mode: Mode,
+    way: Way,
+    /// The store was asked whether the peer has taken feeds before.
+    way_asked: bool,
+    /// A group whose clients have everything and whose copy has not, if there is one: feeds can be tried with it.
+    lagging: Option<(GroupId, Sequence)>,
+    /// Of groups whose copy is to be opened: clients that rows may remove which are still to be sent.
+    leaving_clients: BTreeMap<GroupId, Vec<RosterChange>>,
     /// Batches that were sent and are not answered: a repeat is the same bytes under the same id.
     kept: BTreeMap<BatchId, Kept>,
     repeat: VecDeque<BatchId>,
@@ -63,6 +73,8 @@ pub(super) struct PeerActor {
     scan: Option<Option<GroupId>>,
     /// Something was left that there was no room to note: the store is to be looked through once more.
     rescan: bool,
+    /// Everything that the store holds for the peer was looked at, and what came since was told.
+    knows_all: bool,
     /// The next groups are read in from the store, and not those that were told of.
     scans_next: bool,
     loading: bool,
@@ -86,23 +98,6 @@ pub(super) struct PeerActor {
     leaving: bool,
 }
 
-/// How the peer gets what it gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Feed {
-        /// It has answered a batch since this actor was started.
-        proven: bool,
-    },
-    Direct {
-        /// It has answered a single request: until then it may be that nothing is served there at all.
-        proven: bool,
-        /// When feeds are tried again.
-        probe_at: Timestamp,
-        /// They are being tried.
-        probing: bool,
-    },
-}
-
 struct Kept {
     request_id: RequestId,
     body: Vec<u8>,
@@ -110,7 +105,7 @@ struct Kept {
 
 /// A group as it was read in.
 enum LoadedGroup {
-    Feed(Standing, ReplicaMode),
+    Feed(Stood),
     Direct(direct::LoadedDirect),
 }
 
@@ -138,7 +133,10 @@ impl PeerActor {
             circuit: Circuit::new(limits.schedule),
             outbox: Outbox::new(limits.outbox),
             direct: Direct::new(limits.direct),
-            mode: Mode::Feed { proven: false },
+            way: node.peers.way_of(&peer),
+            way_asked: false,
+            lagging: None,
+            leaving_clients: BTreeMap::new(),
             kept: BTreeMap::new(),
             repeat: VecDeque::new(),
             sending: 0,
@@ -146,6 +144,7 @@ impl PeerActor {
             scan: Some(None),
             rescan: false,
             scans_next: false,
+            knows_all: false,
             loading: false,
             persisting: false,
             persist_armed: false,
@@ -176,7 +175,7 @@ impl PeerActor {
     }
 
     fn is_direct(&self) -> bool {
-        matches!(self.mode, Mode::Direct { .. })
+        self.way.is_direct()
     }
 
     fn is_draining(&self) -> bool {
@@ -235,7 +234,9 @@ impl PeerActor {
             .filter_map(|(group, _)| Some((group.clone(), self.direct.known(group)?)))
             .collect();
         self.loading = true;
+        let (asked, takes_feeds) = (self.way_asked, self.way.takes_feeds());
         let read = async move {
+            let took_feeds = takes_feeds || (!asked && has_taken_feeds(&node, &peer).await?);
             let mut last = None;
             if let Some(after) = &scan {
                 groups = node.store.outbound(&peer, after.as_ref(), room).await?;
@@ -245,11 +246,11 @@ impl PeerActor {
             for (group, until) in groups {
                 let one = if direct {
                     let known = known.get(&group).copied();
-                    let loaded = direct::load(&node, &peer, &group, until, known).await;
+                    let loaded = direct::load(&node, &peer, &group, until, known, took_feeds).await;
                     loaded.map(LoadedGroup::Direct)
                 } else {
                     let standing = standing_of(&node, &peer, &group, until).await;
-                    standing.map(|(standing, mode)| LoadedGroup::Feed(standing, mode))
+                    standing.map(LoadedGroup::Feed)
                 };
                 match one {
                     Ok(one) => loaded.push((group, until, one)),
@@ -260,16 +261,20 @@ impl PeerActor {
                     Err(error) => return Err(error),
                 }
             }
-            Ok::<_, StoreError>((scan.map(|_| last), loaded))
+            Ok::<_, StoreError>((scan.map(|_| last), loaded, took_feeds))
         };
         let done = read.into_actor(self).map(|read, actor: &mut Self, ctx| {
             actor.loading = false;
             match read {
-                Ok((scan, loaded)) => {
+                Ok((scan, loaded, took_feeds)) => {
+                    actor.way_asked = true;
+                    if took_feeds {
+                        actor.way.took_feeds();
+                    }
                     match scan {
                         // a scan goes on behind its last group until there is none
                         Some(Some(last)) => actor.scan = Some(Some(last)),
-                        Some(None) => actor.scan = None,
+                        Some(None) => (actor.scan, actor.knows_all) = (None, true),
                         None => {}
                     }
                     actor.loaded(loaded);
@@ -284,26 +289,25 @@ impl PeerActor {
     fn loaded(&mut self, loaded: Vec<(GroupId, Sequence, LoadedGroup)>) {
         let now = self.now();
         for (group, until, one) in loaded {
-            match (one, self.mode) {
-                (LoadedGroup::Feed(mut standing, mode), Mode::Feed { proven }) => {
+            match (one, self.is_direct()) {
+                (LoadedGroup::Feed(Stood { standing, mode, .. }), false) => {
                     self.taken_at = self.taken_at.max(standing.acknowledged_at);
-                    if mode == ReplicaMode::Direct && !proven {
+                    let got_singles = mode == ReplicaMode::Direct && standing.set_aside.is_none();
+                    if got_singles && self.way.got_singles(now, random()) {
                         // it did not take feeds when it was tried the last time
-                        let probe_at =
-                            standing.acknowledged_at.plus_ms(self.limits().direct_probe_ms);
                         self.wanted.insert(group, until);
-                        self.go_direct(true, probe_at);
+                        self.go_direct();
                         continue;
                     }
-                    standing.needs_snapshot |= mode == ReplicaMode::Direct;
                     self.outbox.load(group, standing, now);
                 }
-                (LoadedGroup::Direct(loaded), Mode::Direct { .. }) => {
-                    loaded.apply(&mut self.direct, &group, now);
+                (LoadedGroup::Direct(loaded), true) => {
+                    if !loaded.apply(&mut self.direct, &group, now) {
+                        self.lagging.get_or_insert((group, until));
+                    }
                 }
-                // the mode has changed meanwhile
-                (LoadedGroup::Feed(..), Mode::Direct { .. })
-                | (LoadedGroup::Direct(_), Mode::Feed { .. }) => {
+                // the way has changed meanwhile
+                (LoadedGroup::Feed(_), true) | (LoadedGroup::Direct(_), false) => {
                     self.wanted.insert(group, until);
                 }
             }
@@ -325,7 +329,7 @@ impl PeerActor {
                 self.post(batch, ctx);
                 continue;
             }
-            self.probe_feeds(now);
+            self.probe_feeds(now, ctx);
             if let Some(job) = self.direct.next(now) {
                 self.circuit.sent();
                 self.sending += 1;
@@ -340,14 +344,19 @@ impl PeerActor {
     }
 
     fn read(&mut self, plan: Plan, ctx: &mut Context<Self>) {
-        let (node, peer) = (self.node.clone(), self.peer.clone());
+        let (node, peer, batch) = (self.node.clone(), self.peer.clone(), plan.batch);
+        let leaving = |turn: &Turn| match turn.need {
+            Need::Opening => self.leaving_clients.get(&turn.group).cloned().unwrap_or_default(),
+            Need::Items | Need::Snapshot => Vec::new(),
+        };
+        let turns: Vec<_> = plan.turns.into_iter().map(|turn| (leaving(&turn), turn)).collect();
         let read = async move {
-            let mut readings = Vec::with_capacity(plan.turns.len());
-            for turn in plan.turns {
-                let ReadTurn { reading, removes } = read_turn(&node, &peer, &turn).await;
+            let mut readings = Vec::with_capacity(turns.len());
+            for (leaving, turn) in turns {
+                let ReadTurn { reading, removes } = read_turn(&node, &peer, &turn, &leaving).await;
                 readings.push((turn.group, reading, removes));
             }
-            (plan.batch, readings)
+            (batch, readings)
         };
         let done = read.into_actor(self).map(|(batch, readings), actor: &mut Self, ctx| {
             actor.fill(batch, readings, ctx);
@@ -370,6 +379,10 @@ impl PeerActor {
         let Some(request) = items.and_then(request_of) else {
             self.outbox.release(batch);
             self.circuit.not_sent();
+            if !self.outbox.has_ready(now) && self.outbox.due_at().is_none() {
+                // there was nothing to try feeds with
+                self.way.probe(false);
+            }
             self.sending -= 1;
             return self.work(ctx);
         };
@@ -380,6 +393,7 @@ impl PeerActor {
 
     fn post(&mut self, batch: BatchId, ctx: &mut Context<Self>) {
         let Some(kept) = self.kept.get(&batch) else {
+            self.circuit.not_sent();
             self.sending -= 1;
             return;
         };
@@ -417,14 +431,13 @@ impl PeerActor {
     ) {
         let now = self.now();
         self.succeeded();
+        if self.way.feeds_answered() {
+            self.go_feed(now);
+        }
         if self.kept.remove(&batch).is_none() {
             // it was handed over to the other way meanwhile
             return;
         }
-        if let Mode::Direct { .. } = self.mode {
-            self.go_feed(now);
-        }
-        self.mode = Mode::Feed { proven: true };
         let verdicts = self.outbox.answered(batch, response, now, random());
         let mut delivered = 0;
         for Verdict { group, taken, gone, turn } in verdicts {
@@ -432,6 +445,7 @@ impl PeerActor {
             if taken > 0 {
                 self.taken_at = now;
                 self.given_up.remove(&group);
+                self.leaving_clients.remove(&group);
             }
             match turn {
                 Turned::On | Turned::Stalled => {}
@@ -457,10 +471,24 @@ impl PeerActor {
 
     fn troubled(&mut self, batch: BatchId, error: &CallError, sent_at: Timestamp) {
         let now = self.now();
-        let trouble = trouble_of(error);
         self.note(error);
+        let trouble = match trouble_of(error) {
+            // it was handed over to the other way meanwhile
+            Trouble::NotFound if !self.kept.contains_key(&batch) => {
+                self.circuit.succeeded();
+                return;
+            }
+            Trouble::NotFound => match self.feeds_not_found(sent_at) {
+                true => Trouble::Later(Failure::Refused),
+                false => return,
+            },
+            other @ (Trouble::TooLarge | Trouble::Refused { .. } | Trouble::Later(_)) => {
+                self.way.feeds_failed();
+                other
+            }
+        };
         match trouble {
-            Trouble::NotFound => self.feeds_not_found(now),
+            Trouble::NotFound => {}
             Trouble::TooLarge => {
                 self.kept.remove(&batch);
                 self.circuit.succeeded();
@@ -589,8 +617,16 @@ impl PeerActor {
             return;
         }
         self.published_at = now;
-        let oldest = self.outbox.waiting().map(|(_, at)| at).chain(self.direct.waiting());
-        let oldest_at = oldest.min();
+        let waits = self.scan.is_some() || self.rescan || !self.wanted.is_empty();
+        let mut loaded = Waiting {
+            items: self.outbox.depth() + self.direct.depth(),
+            is_all: self.knows_all && !(waits && self.room() == 0),
+            ..Waiting::default()
+        };
+        for at in self.outbox.waiting().map(|(_, at)| at).chain(self.direct.waiting()) {
+            loaded.groups += 1;
+            loaded.oldest_at = loaded.oldest_at.into_iter().chain([at]).min();
+        }
         let stuck = self.outbox.set_aside().take(STUCK_MAX).map(|(group, set_aside)| StuckGroup {
             group: group.clone(),
             set_aside: set_aside.clone(),
@@ -603,8 +639,7 @@ impl PeerActor {
         let active = !self.leaving;
         self.node.peers.board.update(&self.peer, |state| {
             state.active = active;
-            state.items = self.outbox.depth() + self.direct.depth();
-            state.oldest_at = oldest_at;
+            state.loaded(loaded);
             state.circuit = self.circuit.state();
             state.next_attempt_at = next_attempt_at;
             state.direct = self.is_direct();
@@ -702,7 +737,7 @@ impl PeerActor {
                 None => replica.map(|replica| replica.acknowledged),
             };
             let Some(until) = until else { return Ok(None) };
-            Ok::<_, StoreError>(Some(standing_of(&node, &peer, &of, until).await?.0))
+            Ok::<_, StoreError>(Some(standing_of(&node, &peer, &of, until).await?.standing))
         };
         let done = read.into_actor(self).map(move |read, actor: &mut Self, ctx| {
             let known = matches!(read, Ok(Some(_))) && !actor.is_direct();
@@ -733,6 +768,7 @@ impl Actor for PeerActor {
     fn stopped(&mut self, _: &mut Context<Self>) {
         self.leaving = true;
         self.node.peers.forget(&self.peer, &self.ear);
+        self.node.peers.keep_way(&self.peer, self.way.clone());
         self.publish(true);
         if self.node.peers.is_crowded() {
             // the place is somebody else's now
@@ -758,10 +794,11 @@ impl Handler<Woken> for PeerActor {
                     self.wanted.insert(group, until);
                 } else {
                     // it is in the store, and has its turn when there is room
-                    self.rescan = true;
+                    (self.rescan, self.knows_all) = (true, false);
                 }
             }
         }
+        self.knows_all &= !told.rescan;
         // a write whose answer was lost has left a marker without a hint: whoever looks after the peer finds it
         self.rescan |= told.rescan || told.look;
         if told.look {
@@ -780,8 +817,7 @@ fn request_of(items: Vec<DeliveryItem>) -> Option<DeliverBatchRequest> {
 }
 
 /// Whom a change of the roster is about.
-pub(super) fn recipient_of(change: &crate::wire::queueing::RosterChange) -> RecipientId {
-    use crate::wire::queueing::RosterChange;
+pub(super) fn recipient_of(change: &RosterChange) -> RecipientId {
     match change {
         RosterChange::Add { recipient, .. }
         | RosterChange::Remove { recipient }
@@ -811,11 +847,26 @@ fn trouble_of(error: &CallError) -> Trouble {
     }
 }
 
+/// Whether the store knows of a feed that the peer has taken.
+async fn has_taken_feeds(node: &Node, peer: &Domain) -> Result<bool, StoreError> {
+    let replicas = node.store.replicas(peer, REPLICAS_LOOK).await?;
+    let took = |replica: &Replica| {
+        items::fed(replica) > Sequence(0)
+            && match replica.mode {
+                ReplicaMode::Feed => true,
+                ReplicaMode::Direct => replica.copy.is_some(),
+            }
+    };
+    Ok(replicas.iter().any(took))
+}
+
 fn random() -> u64 {
     u64::from_be_bytes(crypto::random())
 }
 
 const LOAD_PAGE: usize = 64;
+/// Replicas by which it is told whether a peer has ever taken a feed.
+const REPLICAS_LOOK: usize = 256;
 /// Longest sleep: the clock may have moved meanwhile.
 const TIMER_MS_MAX: u64 = 60_000;
 const LOOK_MS: u64 = 60_000;

@@ -90,8 +90,12 @@ struct Peer {
     items: Vec<DeliveryItem>,
     /// Single messages, by token.
     singles: Vec<(QueueToken, MlsMessage)>,
+    /// Single requests that came.
+    singles_asked: usize,
     /// What single messages are answered with first.
     says: VecDeque<QueueingServiceResponse>,
+    /// Whose queue takes no single messages.
+    full: Option<QueueToken>,
 }
 
 /// The network, with the peers at its ends.
@@ -210,6 +214,7 @@ impl Peer {
 
 impl Peer {
     fn meet_single(&mut self, body: &[u8]) -> Result<HttpAnswer, CallError> {
+        self.singles_asked += 1;
         if self.mood == Mood::Dead {
             return Err(CallError::Unreachable("dead".into()));
         }
@@ -217,7 +222,10 @@ impl Peer {
             return Ok(HttpAnswer { status, retry_after_ms, body: Vec::new() });
         }
         let QueueingServiceRequest { client_queue_information, message } = decode(body).unwrap();
-        let response = self.says.pop_front().unwrap_or(QueueingServiceResponse::Ok);
+        let response = match &self.full {
+            Some(full) if *full == client_queue_information => QueueingServiceResponse::QueueFull,
+            _ => self.says.pop_front().unwrap_or(QueueingServiceResponse::Ok),
+        };
         if response == QueueingServiceResponse::Ok {
             self.singles.push((client_queue_information, message));
         }
@@ -322,6 +330,7 @@ impl World {
                 log_bytes: 1,
                 joiner_infos: Vec::new(),
                 wake_at: None,
+                hub_key: None,
             }))
             .and(Write::Log {
                 group: group(seed),
@@ -698,6 +707,36 @@ async fn operators_see_peers_in_the_metrics() {
     ] {
         assert!(text.contains(line), "{line} in\n{text}");
     }
+}
+
+#[actix_rt::test]
+async fn operators_see_all_that_waits_also_what_nobody_looks_after_now() {
+    let world = World::new(|limits| {
+        (limits.actors_max, limits.groups_max, limits.look_groups_max) = (1, 2, 3);
+    });
+    world.net.with("b", |peer| peer.mood = Mood::Hangs);
+    for seed in 1..=7 {
+        world.accept(seed, &["b"]).await;
+        world.accept(seed, &["b"]).await;
+        world.clock.advance_ms(1_000);
+    }
+    let began = world.clock.now().0 - 7_000;
+    world.advance(1).await;
+    world.until("b", |state| state.groups >= 3 && state.at_least).await;
+    while world.state("b").is_none_or(|state| state.at_least) {
+        world.advance(1).await;
+    }
+    let state = world.state("b").unwrap();
+    assert_eq!((state.groups, state.items), (7, 14));
+    assert_eq!(state.oldest_at, Some(Timestamp(began)));
+    // another one has no place, and waits in the store alone
+    world.accept(9, &["c"]).await;
+    while world.state("c").is_none_or(|state| state.at_least || state.groups != 1) {
+        world.advance(1).await;
+    }
+    let state = world.state("c").unwrap();
+    assert_eq!((state.active, state.items), (false, 1));
+    assert!(state.oldest_at.is_some());
 }
 
 #[test]

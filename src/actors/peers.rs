@@ -6,6 +6,7 @@
 //! Deliberately absent: sending (`peer`), and the rules of who gets what when (`federation::{outbox, direct, schedule}`).
 
 mod board;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
@@ -26,11 +27,12 @@ use crate::{
         direct::DirectLimits,
         outbox::OutboxLimits,
         schedule::{Backoff, ScheduleLimits},
+        way::{Way, WayLimits},
     },
     store::StoreError,
     wire::ids::{Domain, GroupId, Sequence},
 };
-pub(super) use board::{Board, PeerCollector};
+pub(super) use board::{Board, PeerCollector, Waiting};
 pub use board::{PeerState, StuckGroup};
 
 /// Bounds and times of what is sent to peers.
@@ -52,8 +54,10 @@ pub struct PeerLimits {
     /// A peer that takes nothing for this long while something waits: the removal of its clients from the groups
     /// concerned is proposed.
     pub unreachable_after_ms: u64,
-    /// How often a peer that gets its messages one by one is asked whether it takes feeds by now.
-    pub direct_probe_ms: u64,
+    /// When a peer gets its messages one by one, and when it is asked whether it takes feeds by now.
+    pub way: WayLimits,
+    /// Groups that one sweep looks at in the store, to tell operators what waits and to keep roster rows bounded.
+    pub look_groups_max: usize,
     /// Peers with metrics of their own, by name; the rest is counted together as `other`.
     pub metrics_peers_max: usize,
 }
@@ -87,7 +91,12 @@ impl Default for PeerLimits {
             persist_ms: 1_000,
             idle_ms: 30_000,
             unreachable_after_ms: 30 * DAY_MS,
-            direct_probe_ms: DAY_MS,
+            way: WayLimits {
+                not_found_max: 5,
+                not_found_ms: 10 * MINUTE_MS,
+                probe: Backoff { first_ms: 2 * MINUTE_MS, max_ms: DAY_MS },
+            },
+            look_groups_max: 8_192,
             metrics_peers_max: 100,
         }
     }
@@ -96,6 +105,10 @@ impl Default for PeerLimits {
 /// The peers that are sent to.
 pub struct Peers {
     slots: Mutex<Slots>,
+    /// The ways of peers that get single requests and have no actor now: when they are asked for feeds again. Beyond the
+    /// bound they begin anew.
+    ways: Mutex<HashMap<Domain, Way>>,
+    look: waiting::Look,
     pub(super) board: Arc<Board>,
     pub(super) limits: PeerLimits,
 }
@@ -120,7 +133,23 @@ struct Slot {
 impl Peers {
     pub(super) fn new(limits: PeerLimits) -> Self {
         let board = Arc::new(Board::new(limits.metrics_peers_max));
-        Self { slots: Mutex::new(Slots::default()), board, limits }
+        let (slots, ways) = (Mutex::new(Slots::default()), Mutex::new(HashMap::new()));
+        Self { slots, ways, look: waiting::Look::new(), board, limits }
+    }
+
+    /// The way of a peer whose actor begins.
+    pub(super) fn way_of(&self, peer: &Domain) -> Way {
+        locked(&self.ways).remove(peer).unwrap_or_else(|| Way::new(self.limits.way))
+    }
+
+    /// Keeps the way of a peer whose actor ends.
+    pub(super) fn keep_way(&self, peer: &Domain, mut way: Way) {
+        let mut ways = locked(&self.ways);
+        if way.is_direct() && ways.len() < WAYS_MAX {
+            // what is on its way now is answered in vain
+            way.probe(false);
+            ways.insert(peer.clone(), way);
+        }
     }
 
     /// Whether peers wait for a place: who cannot send now shall leave.
@@ -234,6 +263,7 @@ impl Node {
         }
         // until the next sweep finds nobody waiting, those who cannot send make room
         locked(&self.peers.slots).crowded = waiting;
+        self.look_at_what_waits().await?;
         Ok(told)
     }
 
@@ -342,3 +372,4 @@ impl Ear {
 }
 
 const PEERS_PAGE: usize = 256;
+const WAYS_MAX: usize = 10_000;

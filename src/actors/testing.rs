@@ -177,6 +177,7 @@ impl World {
                 log_bytes: 1,
                 joiner_infos: Vec::new(),
                 wake_at: None,
+                hub_key: None,
             }))
             .and(Write::Log {
                 group: group(seed),

@@ -14,8 +14,9 @@ use crate::{
     crypto::sha256,
     federation::ProviderKey,
     server::{
-        keys::{KeysError, list_external_senders},
+        keys::KeysError,
         s2s_keys::{self, Urgency},
+        sender_keys,
     },
     wire::{extensions::SignatureScheme, ids::Timestamp},
 };
@@ -30,7 +31,8 @@ pub struct Args {
 enum Command {
     /// Show every key that others know or will know: purpose, scheme, fingerprint, times
     List(Folder),
-    /// Make the next key: other providers learn it now, it signs in a bit more than an hour
+    /// Make the next key. One for other providers signs in a bit more than an hour, when all of them know it; one for
+    /// groups stands in new groups at once, and in each older one when a member has committed it
     Rotate(Rotate),
 }
 
@@ -39,7 +41,8 @@ struct Rotate {
     /// What the key is for
     #[arg(long, value_enum, default_value_t = Purpose::S2s)]
     purpose: Purpose,
-    /// Sign with the new key at once and drop the old one: for a key that somebody else may have
+    /// Sign with the new key at once and drop the old one: for a key that somebody else may have (s2s only: in a group
+    /// only the old key can put the new one into its place)
     #[arg(long)]
     now: bool,
     #[command(flatten)]
@@ -50,6 +53,8 @@ struct Rotate {
 enum Purpose {
     /// Signs the messages to other providers
     S2s,
+    /// Signs what this provider proposes in the groups that it hosts
+    ExternalSender,
 }
 
 /// Whose keys.
@@ -81,6 +86,15 @@ pub fn run(args: &Args) -> ExitCode {
         let folder = data_dir.display();
         eprintln!("mimid: no keys in {folder}: `mimid serve` makes them at its first start");
         return ExitCode::from(FAILED);
+    }
+    if let Command::Rotate(Rotate { purpose: Purpose::ExternalSender, now: true, .. }) =
+        &args.command
+    {
+        eprintln!(
+            "mimid: --now is for s2s keys: a key of groups is replaced by a proposal that the old one signs, so that one \
+             stays until each group has committed it; new groups have the new key at once anyway"
+        );
+        return ExitCode::from(USAGE);
     }
     let now = SystemClock.now();
     let told = match &args.command {
@@ -132,15 +146,31 @@ fn list(data_dir: &Path, now: Timestamp) -> Result<String, KeysError> {
         };
         lines.push(line("s2s", &scheme(key), &fingerprint(key), &when));
     }
-    for key in &list_external_senders(data_dir)? {
-        let when = format!("in groups since {}", utc(key.not_before));
+    let senders = sender_keys::list(data_dir)?;
+    for key in &senders {
+        let since = utc(key.not_before);
+        let when = if sender_keys::is_newest(&senders, key) {
+            format!("in new groups since {since}")
+        } else {
+            format!("replaced, of {since}; in groups that have not committed a newer one yet")
+        };
         lines.push(line("external-sender", &scheme(key), &fingerprint(key), &when));
     }
     Ok(lines.join("\n"))
 }
 
 fn turn(rotate: &Rotate, data_dir: &Path, now: Timestamp) -> Result<String, KeysError> {
-    let Purpose::S2s = rotate.purpose;
+    match rotate.purpose {
+        Purpose::S2s => {}
+        Purpose::ExternalSender => {
+            sender_keys::rotate(data_dir, now)?;
+            return Ok("There is a new key for each signature scheme. A provider that runs takes them within a minute (or \
+                       at SIGHUP):\nnew groups have them, and older ones are proposed them, some hundred a minute; a group \
+                       has its own when a\nmember has committed the proposal. The old keys stay until no group has them; \
+                       see `mimid keys list`, and the metric\nmimid_group_hub_keys_old."
+                .to_owned());
+        }
+    }
     let urgency = if rotate.now { Urgency::AtOnce } else { Urgency::Orderly };
     let rotated = s2s_keys::rotate(data_dir, urgency, now)?;
     let told = match urgency {
@@ -236,5 +266,26 @@ mod tests {
         assert!(during.contains("published; signs from 2023-11-14 23:23:20 UTC"), "{during}");
         let after = list(folder.path(), NOW.plus_ms(75 * 60 * 1000)).unwrap();
         assert!(after.contains("signed before; listed until"), "{after}");
+    }
+
+    #[test]
+    fn a_key_of_groups_is_replaced_and_stays_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        NodeKeys::open(folder.path(), NOW).unwrap();
+        let folder_of = Folder { config: None, data_dir: None };
+        let rotate = Rotate { purpose: Purpose::ExternalSender, now: false, folder: folder_of };
+        let before = list(folder.path(), NOW).unwrap();
+        let told = turn(&rotate, folder.path(), NOW.plus_ms(1000)).unwrap();
+        assert!(told.contains("mimid_group_hub_keys_old"), "{told}");
+        let after = list(folder.path(), NOW).unwrap();
+        let of = |text: &str, what: &str| {
+            let lines = text.lines().filter(|line| line.contains(what));
+            lines.map(|line| line.split_whitespace().nth(2).unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&after, "in new groups since 2023-11-14 22:13:21 UTC").len(), 2, "{after}");
+        assert_eq!(
+            of(&after, "replaced, of 2023-11-14 22:13:20 UTC"),
+            of(&before, "in new groups")
+        );
     }
 }

@@ -83,7 +83,8 @@ fn describe(peer: &Peer, now: Timestamp) -> Vec<String> {
         Some(outbox) => match outbox.circuit.as_str() {
             "open" => "out of reach, left alone for a while",
             "half_open" => "out of reach, being tried",
-            _ if outbox.items > 0 => "being sent to",
+            _ if outbox.items > 0 && outbox.active => "being sent to",
+            _ if outbox.items > 0 => "waits for its turn to be sent to",
             _ => "up to date",
         },
     };
@@ -94,13 +95,15 @@ fn describe(peer: &Peer, now: Timestamp) -> Vec<String> {
 }
 
 fn describe_outbox(outbox: &Outbox, now: Timestamp) -> Vec<String> {
-    let mut waiting = format!("  outbox     {} items wait", outbox.items);
+    let bound = if outbox.at_least { "at least " } else { "" };
+    let mut waiting =
+        format!("  outbox     {bound}{} items of {} groups wait", outbox.items, outbox.groups);
     if let Some(oldest) = outbox.oldest_at {
         waiting.push_str(&format!(", the oldest for {}", ago(oldest, now)));
     }
     waiting.push_str(&format!("; {} delivered since start", outbox.items_delivered));
     if outbox.direct {
-        waiting.push_str(", one by one (it takes no feeds)");
+        waiting.push_str(", one by one (it takes no feeds now)");
     }
     let mut lines = vec![waiting];
     if let Some(next) = outbox.next_attempt_at {
@@ -171,6 +174,8 @@ mod tests {
             active: true,
             circuit: "open".to_owned(),
             items: 12,
+            groups: 3,
+            at_least: true,
             oldest_at: Some(before(3 * 3600)),
             next_attempt_at: Some(now.plus_ms(90_000)),
             direct: false,
@@ -196,7 +201,7 @@ mod tests {
         let told = describe(&peer, now).join("\n");
         for part in [
             "b.example                        out of reach, left alone",
-            "12 items wait, the oldest for 3 h; 5 delivered",
+            "at least 12 items of 3 groups wait, the oldest for 3 h; 5 delivered",
             "next try   in 90 s",
             "last error it cannot be reached: connection refused",
             "unreachable 9",

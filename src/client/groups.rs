@@ -409,7 +409,9 @@ impl Client {
             .chain(keys.verification.keys.iter())
             .filter(|key| key.purpose.as_slice() == b"external-sender")
             .filter(|key| key.scheme == scheme_of(suite))
-            .find(|key| key.not_before <= now && now < key.not_after)
+            .filter(|key| key.not_before <= now && now < key.not_after)
+            // the hub's older ones are listed until no group has them any more
+            .max_by_key(|key| key.not_before)
             .ok_or_else(|| {
                 ClientError::Invalid(format!(
                     "{domain} hosts no groups of ciphersuite {:#06x}",

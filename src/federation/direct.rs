@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::schedule::Backoff;
+use super::{roster::Row, schedule::Backoff};
 use crate::wire::{
     ds::FanoutFilter,
     extensions::QueueToken,
@@ -90,6 +90,7 @@ struct Members {
     /// Rows of the roster are known up to here.
     known: Sequence,
     lanes: BTreeMap<RecipientId, Lane>,
+    copy: Option<Sequence>,
     persisted: Sequence,
     acknowledged_at: Timestamp,
 }
@@ -114,11 +115,39 @@ enum Phase {
     Waiting(Timestamp),
 }
 
-/// A row of the roster, decoded.
+/// A group as it comes in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub sequence: Sequence,
-    pub changes: Vec<RosterChange>,
+pub struct Entry {
+    /// Every client has everything up to here.
+    pub acknowledged: Sequence,
+    /// Up to where the peer's copy of the feed has everything, where it may have one.
+    pub copy: Option<Sequence>,
+    /// `roster` is of the clients in the group before this.
+    pub next: Sequence,
+    pub roster: Vec<RosterChange>,
+    /// Those behind `acknowledged`.
+    pub rows: Vec<Row>,
+}
+
+/// What is to be written down of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectProgress {
+    pub group: GroupId,
+    pub acknowledged: Sequence,
+    pub acknowledged_at: Timestamp,
+    pub copy: Option<Sequence>,
+    /// Every client has everything that there was.
+    pub is_done: bool,
+}
+
+/// A group that was taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handed {
+    pub acknowledged: Sequence,
+    pub until: Sequence,
+    pub copy: Option<Sequence>,
+    /// Clients whose tokens are known, as adds: those that a row has removed meanwhile are known from nowhere else.
+    pub clients: Vec<RosterChange>,
 }
 
 impl Direct {
@@ -134,21 +163,15 @@ impl Direct {
         }
     }
 
-    /// A group comes in. `roster` is of the clients in it before `next`, `rows` are those behind `acknowledged`: who was
-    /// added by one begins behind it, who was removed by one ends with it (if its token is known from a row).
-    pub fn load(
-        &mut self,
-        group: &GroupId,
-        acknowledged: Sequence,
-        next: Sequence,
-        roster: Vec<RosterChange>,
-        rows: Vec<Row>,
-        now: Timestamp,
-    ) {
+    /// A group comes in. Who was added by a row begins behind it, who was removed by one ends with it (if its token is
+    /// known from a row).
+    pub fn load(&mut self, group: &GroupId, entry: Entry, now: Timestamp) {
+        let Entry { acknowledged, copy, next, roster, rows } = entry;
         let mut members = Members {
             until: acknowledged,
             known: acknowledged,
             lanes: BTreeMap::new(),
+            copy,
             persisted: acknowledged,
             acknowledged_at: now,
         };
@@ -176,7 +199,7 @@ impl Direct {
     /// The group has more, up to `until`, and its roster changed by `rows` on the way.
     pub fn grow(&mut self, group: &GroupId, until: Sequence, rows: Vec<Row>) {
         let Some(members) = self.groups.get_mut(group) else { return };
-        for Row { sequence, changes } in rows {
+        for Row { sequence, changes, .. } in rows {
             if sequence <= members.known || sequence > until {
                 continue;
             }
@@ -209,6 +232,9 @@ impl Direct {
             let Some(members) = self.groups.get_mut(&id.group) else { continue };
             let until = members.until;
             let Some(lane) = members.lanes.get_mut(&id.recipient) else { continue };
+            if lane.phase != Phase::Ready {
+                continue;
+            }
             if self.busy.contains(lane.token.as_slice()) {
                 self.ready.push_back(id);
                 continue;
@@ -240,7 +266,9 @@ impl Direct {
         let Some(lane) = members.lanes.get_mut(&job.lane.recipient) else {
             return DirectVerdict::Nothing;
         };
-        lane.phase = Phase::Idle;
+        if lane.phase == Phase::Sending {
+            lane.phase = Phase::Idle;
+        }
         let is_welcome = matches!(job.what, What::Welcome(_));
         let verdict = match done {
             Done::Again => DirectVerdict::Nothing,
@@ -277,16 +305,22 @@ impl Direct {
         verdict
     }
 
-    /// Up to where every client of the group has everything, if that has changed since it was written down.
+    /// Up to where every client of a group has everything, where that has changed since it was written down.
     #[must_use]
-    pub fn unpersisted(&self, items_max: usize) -> Vec<(GroupId, Sequence, Timestamp, bool)> {
+    pub fn unpersisted(&self, items_max: usize) -> Vec<DirectProgress> {
         let groups = self.groups.iter();
         groups
             .filter_map(|(group, members)| {
                 let acknowledged = members.acknowledged();
                 let is_done = acknowledged >= members.until;
                 let changed = acknowledged > members.persisted || is_done;
-                changed.then(|| (group.clone(), acknowledged, members.acknowledged_at, is_done))
+                changed.then(|| DirectProgress {
+                    group: group.clone(),
+                    acknowledged,
+                    acknowledged_at: members.acknowledged_at,
+                    copy: members.copy,
+                    is_done,
+                })
             })
             .take(items_max)
             .collect()
@@ -301,18 +335,41 @@ impl Direct {
         }
     }
 
-    /// Takes a group out.
-    pub fn remove(&mut self, group: &GroupId) -> Option<Sequence> {
+    /// Takes a group out. What is on its way for it is answered in vain.
+    pub fn remove(&mut self, group: &GroupId) -> Option<Handed> {
         let members = self.groups.remove(group)?;
         self.ready.retain(|lane| lane.group != *group);
         self.due.retain(|(_, lane)| lane.group != *group);
-        Some(members.acknowledged())
+        let (acknowledged, until, copy) = (members.acknowledged(), members.until, members.copy);
+        let client = |(recipient, lane): (RecipientId, Lane)| RosterChange::Add {
+            recipient,
+            client_queue_information: lane.token,
+            filter: match lane.handshake_only {
+                true => FanoutFilter::HandshakeOnly,
+                false => FanoutFilter::All,
+            },
+            welcome: None,
+        };
+        let clients = members.lanes.into_iter().map(client).collect();
+        Some(Handed { acknowledged, until, copy, clients })
     }
 
     /// Where a group's roster is known up to, if the group is here.
     #[must_use]
     pub fn known(&self, group: &GroupId) -> Option<Sequence> {
         self.groups.get(group).map(|members| members.known)
+    }
+
+    /// A group by which feeds can be tried: one that a batch would have something of, and that waits for nothing itself
+    /// if there is one.
+    #[must_use]
+    pub fn to_probe(&self) -> Option<&GroupId> {
+        let lacks = |members: &Members| members.copy.is_none_or(|copy| copy < members.until);
+        let mut groups = self.groups.iter().filter(|(_, members)| lacks(members));
+        let first = groups.next();
+        let is_done = |members: &Members| members.acknowledged() >= members.until;
+        let done = first.into_iter().chain(groups).find(|(_, members)| is_done(members));
+        done.or(first).map(|(group, _)| group)
     }
 
     pub fn groups(&self) -> impl Iterator<Item = &GroupId> {
@@ -470,9 +527,13 @@ mod tests {
         }
     }
 
+    fn entry(next: u64, roster: Vec<RosterChange>, rows: Vec<Row>) -> Entry {
+        Entry { acknowledged: Sequence(0), copy: None, next: Sequence(next), roster, rows }
+    }
+
     fn loaded(next: u64, roster: Vec<RosterChange>, rows: Vec<Row>) -> Direct {
         let mut direct = Direct::new(LIMITS);
-        direct.load(&group(1), Sequence(0), Sequence(next), roster, rows, at(0));
+        direct.load(&group(1), entry(next, roster, rows), at(0));
         direct
     }
 
@@ -514,7 +575,14 @@ mod tests {
         let job = direct.next(at(0)).unwrap();
         let gone = answered(1, QueueingServiceResponse::InvalidClientQueueInformation);
         assert_eq!(direct.done(&job, gone, at(1), 0), DirectVerdict::Gone);
-        assert_eq!(direct.unpersisted(9), [(group(1), Sequence(1), at(1), true)]);
+        let done = DirectProgress {
+            group: group(1),
+            acknowledged: Sequence(1),
+            acknowledged_at: at(1),
+            copy: None,
+            is_done: true,
+        };
+        assert_eq!(direct.unpersisted(9), [done]);
         direct.persisted(&group(1), Sequence(1), true);
         assert!(direct.is_empty());
     }
@@ -522,7 +590,7 @@ mod tests {
     #[test]
     fn one_queue_gets_one_request_at_a_time_whatever_group_it_is_for() {
         let mut direct = loaded(2, vec![add(1, 7)], vec![]);
-        direct.load(&group(2), Sequence(0), Sequence(2), vec![add(9, 7)], vec![], at(0));
+        direct.load(&group(2), entry(2, vec![add(9, 7)], vec![]), at(0));
         let job = direct.next(at(0)).unwrap();
         assert_eq!(direct.next(at(0)), None);
         direct.done(&job, answered(1, QueueingServiceResponse::Ok), at(0), 0);
@@ -531,7 +599,11 @@ mod tests {
 
     #[test]
     fn the_roster_changes_behind_its_items() {
-        let row = |sequence, change| Row { sequence: Sequence(sequence), changes: vec![change] };
+        let row = |sequence, change| Row {
+            sequence: Sequence(sequence),
+            opens: false,
+            changes: vec![change],
+        };
         let remove = |recipient| RosterChange::Remove { recipient: RecipientId(recipient) };
         // 1 was there; 2 came with 2 and left with 4; 3 came with 5 and has another token by now
         let rows = vec![row(2, add(2, 2)), row(4, remove(2)), row(5, add(3, 3))];
@@ -545,8 +617,31 @@ mod tests {
         direct.grow(&group(1), Sequence(8), vec![row(8, remove(1))]);
         direct.done(&jobs[0], answered(8, QueueingServiceResponse::Ok), at(0), 0);
         direct.done(&jobs[2], answered(8, QueueingServiceResponse::Ok), at(0), 0);
-        assert_eq!(direct.unpersisted(9)[0].1, Sequence(8));
+        assert_eq!(direct.unpersisted(9)[0].acknowledged, Sequence(8));
         direct.persisted(&group(1), Sequence(8), false);
         assert_eq!(direct.next(at(0)), None);
+    }
+
+    #[test]
+    fn a_group_that_is_taken_out_stands_where_its_slowest_client_does_and_keeps_its_copy() {
+        let remove = |recipient| RosterChange::Remove { recipient: RecipientId(recipient) };
+        let rows = vec![Row { sequence: Sequence(3), opens: false, changes: vec![remove(2)] }];
+        let mut direct = Direct::new(LIMITS);
+        let of = Entry { copy: Some(Sequence(0)), ..entry(2, vec![add(1, 1), add(2, 2)], vec![]) };
+        direct.load(&group(1), of, at(0));
+        direct.grow(&group(1), Sequence(4), rows);
+        let (first, _) = (direct.next(at(0)).unwrap(), direct.next(at(0)).unwrap());
+        direct.done(&first, answered(4, QueueingServiceResponse::Ok), at(0), 0);
+        assert_eq!(direct.to_probe(), Some(&group(1)), "its copy lacks something");
+        let handed = direct.remove(&group(1)).unwrap();
+        let clients = vec![add(1, 1), add(2, 2)];
+        let (acknowledged, until, copy) = (Sequence(0), Sequence(4), Some(Sequence(0)));
+        assert_eq!(handed, Handed { acknowledged, until, copy, clients });
+        assert_eq!(direct.to_probe(), None);
+        // what comes late for it changes nothing, also where it is here again
+        direct.load(&group(1), entry(5, vec![add(1, 1)], vec![]), at(0));
+        direct.done(&first, Done::Again, at(0), 0);
+        assert_eq!(from(&direct.next(at(0)).unwrap()), (1, 1));
+        assert_eq!(direct.next(at(0)), None, "one request at a time");
     }
 }

@@ -17,10 +17,12 @@ pub mod outbox;
 pub mod own_keys;
 mod pattern;
 pub mod replay;
+pub mod roster;
 pub mod schedule;
 #[cfg(test)]
 mod tests;
 pub mod trace;
+pub mod way;
 
 use std::{
     collections::HashSet,
@@ -362,6 +364,11 @@ impl Federation {
     /// Puts other s2s keys into the place of those that sign and are published.
     pub fn replace_keys(&self, signing: Vec<ProviderKey>) {
         self.own.write().unwrap_or_else(PoisonError::into_inner).signing = signing;
+    }
+
+    /// Puts other keys into the place of those that are published for `external_senders`.
+    pub fn replace_external_senders(&self, keys: Vec<ProviderKey>) {
+        self.own.write().unwrap_or_else(PoisonError::into_inner).external_senders = keys;
     }
 
     /// The answer that a repeat gets; none for what is to be executed.

@@ -59,6 +59,9 @@ pub struct Standing {
     pub set_aside: Option<SetAside>,
     /// Nothing but a snapshot helps.
     pub needs_snapshot: bool,
+    /// The peer has a copy of the feed, or what is read opens one. Else (its clients got single messages) one is to be
+    /// opened right behind what is acknowledged, so that nothing lies between.
+    pub opened: bool,
 }
 
 /// What a group is to be read for.
@@ -68,6 +71,8 @@ pub enum Need {
     Items,
     /// A snapshot of the peer's clients in the group as it is now.
     Snapshot,
+    /// A snapshot of the peer's clients as they were behind what is acknowledged.
+    Opening,
 }
 
 /// One group's part of a batch that is being made.
@@ -141,6 +146,8 @@ pub struct Progress {
     pub acknowledged: Sequence,
     pub acknowledged_at: Timestamp,
     pub until: Sequence,
+    /// The peer has a copy that stands there; else its clients have got that much.
+    pub opened: bool,
     pub set_aside: Option<SetAside>,
 }
 
@@ -176,6 +183,8 @@ struct Lane {
     until: Sequence,
     oldest_at: Timestamp,
     need: Need,
+    /// See [`Standing::opened`].
+    opened: bool,
     phase: Phase,
     set_aside: Option<SetAside>,
     /// Answers in a row that brought it nowhere.
@@ -251,7 +260,12 @@ impl Outbox {
             acknowledged_at: standing.acknowledged_at,
             until: standing.until,
             oldest_at: standing.oldest_at,
-            need: if standing.needs_snapshot { Need::Snapshot } else { Need::Items },
+            need: match (standing.opened, standing.needs_snapshot) {
+                (false, _) => Need::Opening,
+                (true, true) => Need::Snapshot,
+                (true, false) => Need::Items,
+            },
+            opened: standing.opened,
             phase: Phase::Idle,
             stalls: 0,
             repairs: 0,
@@ -266,7 +280,10 @@ impl Outbox {
                 self.put_aside(&group, set_aside, at);
                 self.dirty.remove(&group);
             }
-            None if standing.acknowledged < standing.until || standing.needs_snapshot => {
+            None if standing.acknowledged < standing.until
+                || standing.needs_snapshot
+                || !standing.opened =>
+            {
                 self.make_ready(&group, false);
             }
             // its marker is still to be dropped
@@ -289,6 +306,9 @@ impl Outbox {
         lane.until = until;
         self.depth += lane.depth();
         if lane.phase == Phase::Idle && lane.acknowledged < until {
+            if !lane.opened {
+                lane.need = Need::Opening;
+            }
             self.make_ready(group, false);
         }
         true
@@ -599,7 +619,7 @@ impl Outbox {
         if lane.phase == Phase::Sending {
             return false;
         }
-        lane.need = Need::Snapshot;
+        lane.need = lane.repair();
         (lane.stalls, lane.repairs) = (0, 0);
         self.make_ready(group, true);
         true
@@ -620,6 +640,7 @@ impl Outbox {
             oldest_at: lane.oldest_at,
             set_aside: lane.set_aside,
             needs_snapshot: lane.need == Need::Snapshot,
+            opened: lane.opened,
         };
         let groups = std::mem::take(&mut self.groups);
         groups.into_iter().map(|(group, lane)| (group, standing(lane))).collect()
@@ -712,7 +733,7 @@ impl Outbox {
             if let Some(lane) = self.groups.get_mut(&group)
                 && lane.set_aside.is_some()
             {
-                lane.need = Need::Snapshot;
+                lane.need = lane.repair();
             }
             self.make_ready(&group, false);
         }
@@ -748,7 +769,7 @@ impl Outbox {
     fn go_on(&mut self, group: &GroupId) {
         let Some(lane) = self.groups.get_mut(group) else { return };
         lane.phase = Phase::Idle;
-        if lane.acknowledged < lane.until || lane.need == Need::Snapshot {
+        if lane.acknowledged < lane.until || lane.need != Need::Items {
             self.make_ready(group, false);
         }
     }
@@ -772,6 +793,7 @@ impl Outbox {
         self.acknowledge(group, last.through, now);
         if let Some(lane) = self.groups.get_mut(group) {
             lane.oldest_at = lane.oldest_at.max(last.accepted_at);
+            lane.opened = true;
             if of_feed {
                 lane.repairs = 0;
             }
@@ -803,7 +825,7 @@ impl Outbox {
     fn repair(&mut self, group: &GroupId, at: Sequence, now: Timestamp, random: u64) -> Turned {
         let (retry, most) = (self.limits.retry, self.limits.stalls_max);
         let Some(lane) = self.groups.get_mut(group) else { return Turned::On };
-        lane.need = Need::Snapshot;
+        lane.need = lane.repair();
         lane.repairs += 1;
         if lane.repairs > most {
             let problem = "the peer asks for one snapshot after the other".to_owned();
@@ -883,12 +905,18 @@ impl Lane {
         self.acknowledged < self.alone_until
     }
 
+    /// The snapshot that helps.
+    fn repair(&self) -> Need {
+        if self.opened { Need::Snapshot } else { Need::Opening }
+    }
+
     fn progress(&self, group: &GroupId) -> Progress {
         Progress {
             group: group.clone(),
             acknowledged: self.acknowledged,
             acknowledged_at: self.acknowledged_at,
             until: self.until,
+            opened: self.opened,
             set_aside: self.set_aside.clone(),
         }
     }

@@ -37,6 +37,7 @@ fn standing(acknowledged: u64, until: u64) -> Standing {
         oldest_at: at(0),
         set_aside: None,
         needs_snapshot: false,
+        opened: true,
     }
 }
 
@@ -215,7 +216,6 @@ fn what_stands_before_a_problem_is_taken() {
         (DeliveryProblem::Gap, 2, Turned::On, Need::Items, 1),
         (DeliveryProblem::Gap, 4, Turned::On, Need::Items, 3),
         (DeliveryProblem::UnknownFeed, 0, Turned::Repair, Need::Snapshot, 2),
-        (DeliveryProblem::WrongHub, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::InvalidItem, 0, Turned::SetAside, Need::Items, 2),
         (DeliveryProblem::Gap, 99, Turned::SetAside, Need::Items, 2),
     ];
@@ -241,6 +241,27 @@ fn what_stands_before_a_problem_is_taken() {
             assert_eq!(plan.turns[0].acknowledged, Sequence(acknowledged));
         }
     }
+}
+
+#[test]
+fn a_peer_that_has_not_heard_that_the_group_moved_here_hears_it_in_time_or_is_shown() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), standing(5, 8), at(0));
+    let mut now = 0;
+    let mut refuse = |outbox: &mut Outbox| {
+        now += 1_000_000;
+        let (batch, items) = next_batch(outbox, at(now)).unwrap();
+        let wrong = answer(vec![failure(0, DeliveryProblem::WrongHub, 0)]);
+        (items, turns(&outbox.answered(batch, &wrong, at(now), 0)))
+    };
+    for _ in 0..LIMITS.stalls_max {
+        let (items, turned) = refuse(&mut outbox);
+        assert_eq!((places(&items)[0].clone(), turned), ((group(1), 6), vec![Turned::Stalled]));
+    }
+    // it is not told by who had the group before: a snapshot has the proof
+    assert_eq!(refuse(&mut outbox).1, [Turned::SetAside]);
+    let plan = outbox.plan(usize::MAX, at(now + 1_000_000)).unwrap();
+    assert_eq!(plan.turns[0].need, Need::Snapshot);
 }
 
 #[test]
@@ -379,6 +400,52 @@ fn what_is_written_down_and_done_is_let_go() {
     outbox.answered(batch, &answer(vec![]), at(2), 0);
     outbox.persisted(&outbox.unpersisted(9).remove(0));
     assert!(outbox.forget_if_done(&group(1)) && outbox.is_empty());
+}
+
+#[test]
+fn a_copy_that_is_to_be_opened_is_opened_before_anything_follows_whatever_comes_between() {
+    let unopened = Standing { opened: false, ..standing(5, 8) };
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), unopened.clone(), at(0));
+    let open = |outbox: &mut Outbox, now| {
+        let plan = outbox.plan(usize::MAX, now).unwrap();
+        assert_eq!((plan.turns[0].need, plan.turns[0].acknowledged), (Need::Opening, Sequence(5)));
+        let opening = Reading::Items(vec![loaded(snapshot(&group(1), 6), 100, 5)]);
+        outbox.fill(plan.batch, vec![(group(1), opening)], now, 0).unwrap();
+        plan.batch
+    };
+    // it is lost, refused, asked for by an operator: it is the opening all the same, and not one of later
+    let batch = open(&mut outbox, at(1));
+    outbox.release(batch);
+    let batch = open(&mut outbox, at(2));
+    outbox.answered(batch, &answer(vec![failure(0, DeliveryProblem::InvalidItem, 0)]), at(2), 0);
+    let aside = outbox.unpersisted(9).remove(0);
+    assert!(!aside.opened && aside.set_aside.is_some());
+    let batch = open(&mut outbox, at(2 + LIMITS.set_aside_retry_ms));
+    outbox.release(batch);
+    assert!(outbox.requeue(&group(1)));
+    let (_, handed) = outbox.hand_over().remove(0);
+    assert!(!handed.opened);
+    outbox.load(group(1), Standing { set_aside: None, ..handed }, at(3));
+    let batch = open(&mut outbox, at(3));
+    assert_eq!(turns(&outbox.answered(batch, &answer(vec![]), at(3), 0)), [Turned::On]);
+    let progress = outbox.unpersisted(9).remove(0);
+    assert_eq!((progress.opened, progress.acknowledged), (true, Sequence(5)));
+    let (_, items) = next_batch(&mut outbox, at(4)).unwrap();
+    assert_eq!(places(&items), [(group(1), 6), (group(1), 7), (group(1), 8)]);
+}
+
+#[test]
+fn a_copy_that_nothing_was_to_be_opened_for_is_opened_when_the_group_grows() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), Standing { opened: false, ..standing(5, 5) }, at(0));
+    let plan = outbox.plan(usize::MAX, at(1)).unwrap();
+    assert_eq!(plan.turns[0].need, Need::Opening);
+    let nothing = Reading::Nothing { through: Sequence(5) };
+    assert_eq!(outbox.fill(plan.batch, vec![(group(1), nothing)], at(1), 0), None);
+    assert!(!outbox.has_ready(at(1)));
+    outbox.grow(&group(1), Sequence(6), at(2));
+    assert_eq!(outbox.plan(usize::MAX, at(2)).unwrap().turns[0].need, Need::Opening);
 }
 
 /// A peer that has its own mind.

@@ -239,7 +239,6 @@ impl GroupState {
         binds: Vec<Bind>,
         now: Timestamp,
     ) -> Decision {
-        let external = record.joined.is_some();
         // a resync changes the leaf's index: its activity is recorded with the new one
         let sender = record.joined.as_ref().map_or(leaf, |joined| Some(joined.leaf));
         let request_key = Self::request_key(&request.message);
@@ -265,8 +264,9 @@ impl GroupState {
             step.handshake = true;
             steps.push(step);
         }
-        let staged =
-            Staged { at: now, steps, binds, renew_hub_proposals: external, answered: true };
+        // behind an external commit all of them; behind another what could not stand in the epoch before
+        let renew_hub_proposals = operation != Operation::DeleteGroup;
+        let staged = Staged { at: now, steps, binds, renew_hub_proposals, answered: true };
         Decision::Write(Box::new(staged))
     }
 

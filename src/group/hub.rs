@@ -3,13 +3,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use openmls::prelude::{ProcessedMessageContent, ProtocolMessage};
-
 use crate::{
     crypto::MlsCrypto,
     policy::{
         self,
-        change::{Act, Author, What, policy_of},
+        change::{What, policy_of},
         leaf::identify,
         roster::Roster,
     },
@@ -26,6 +24,7 @@ use crate::{
 use super::{
     Bind, Effects, GroupState, Hub, Reject, Request, Staged, Step,
     guests::guests_of,
+    keys::founding,
     memory::{RecentHandshakes, RequestMemory},
     mls::{InfoParts, Tree, info_parts, propose_removal},
     record::{Change, Kind, Member, Pending, PendingAdd},
@@ -70,7 +69,7 @@ impl GroupState {
             Reject::InvalidGroupInfo("a new group has one leaf, its creator's".into())
         })?;
         verify_request(message, tree.scheme(), leaf.signature_key().as_slice())?;
-        let policy = check_group(hub, &tree)?;
+        let policy = check_group(hub, &tree, now)?;
         let identity = identify(leaf, &policy.credential_types)
             .map_err(|problem| Reject::InvalidGroupInfo(problem.to_string()))?;
         if identity.client.domain() != request.relay {
@@ -169,8 +168,8 @@ impl GroupState {
         })
     }
 
-    /// What the hub wants to do by itself at `now`: propose removals (of `gone` clients and of inactive ones), void
-    /// Adds that come too late ([`GroupState::has_late_adds`]), or delete a group that nobody is to stay in. None:
+    /// What the hub wants to do by itself at `now`: propose removals (of `gone` clients and of inactive ones) and its own
+    /// newer key, void Adds that come too late ([`GroupState::has_late_adds`]), or delete a group that nobody is to stay in. None:
     /// nothing.
     pub fn stage_hub(
         &mut self,
@@ -205,7 +204,7 @@ impl GroupState {
             let kind = Kind::Voided { references };
             steps.push(Step::quiet(Change { request: None, sender: None, kind }));
         }
-        if steps.is_empty() && self.to_propose().is_empty() {
+        if steps.is_empty() && self.to_propose().is_empty() && !self.wants_key() {
             return self.stage_end(now);
         }
         let renew_hub_proposals = true;
@@ -292,27 +291,17 @@ impl GroupState {
         self.going.keys().copied().filter(|leaf| !leaving(leaf)).collect()
     }
 
-    /// The hub's own proposals for this epoch. What cannot be made now (no key for the scheme) is tried again
-    /// in the next.
+    /// The hub's own proposals for this epoch. What cannot be made now (the key in the group is not there) is tried
+    /// again in the next.
     pub(super) fn hub_proposals(&self, now: Timestamp) -> Vec<Step> {
-        let Some(key) = self.hub.key(self.tree.scheme()) else { return Vec::new() };
+        let keys = self.hub.keys.all();
+        let Some(key) = self.signing_key(&keys) else { return Vec::new() };
         let make = |leaf: LeafIndex| {
             let message = propose_removal(self.tree.context(), leaf, key).ok()?;
-            let openmls::prelude::MlsMessageBodyIn::PublicMessage(public) =
-                message.parse().ok()?.extract()
-            else {
-                return None;
-            };
-            let protocol = ProtocolMessage::PublicMessage(Box::new(public));
-            let processed = self.tree.process(&self.hub.crypto, protocol).ok()?;
-            let ProcessedMessageContent::ProposalMessage(queued) = processed.into_content() else {
-                return None;
-            };
-            let act = Act { author: Author::Hub, what: What::Remove(leaf) };
-            let pending = Pending::new(*queued, act, message, now, Vec::new(), None).ok()?;
-            Some(Step::proposal(pending, None, None, None))
+            self.own_proposal(message, What::Remove(leaf), now)
         };
-        self.to_propose().into_iter().filter_map(make).collect()
+        let removals = self.to_propose().into_iter().filter_map(make);
+        removals.chain(self.key_proposal(&keys, now)).collect()
     }
 }
 
@@ -332,6 +321,7 @@ fn founded(crypto: &MlsCrypto, create: &CreateGroup) -> Result<(Tree, InfoParts)
 pub(super) fn check_group(
     hub: &Hub,
     tree: &Tree,
+    now: Timestamp,
 ) -> Result<crate::wire::extensions::GroupPolicy, Reject> {
     let invalid = |why: &str| Reject::InvalidGroupInfo(why.to_owned());
     let suite = u16::from(tree.ciphersuite());
@@ -354,12 +344,16 @@ pub(super) fn check_group(
     let senders = extensions
         .external_senders()
         .ok_or_else(|| invalid("external_senders must name this hub"))?;
-    let key = hub.key(tree.scheme()).ok_or_else(|| invalid("the hub has no key for this suite"))?;
-    let own = external_sender(&hub.settings.hub, key);
+    let keys = hub.keys.all();
+    let own = founding(&keys, tree.scheme(), now);
+    if own.is_empty() {
+        return Err(invalid("the hub has no key for this suite"));
+    }
     let [sender] = senders.as_slice() else {
         return Err(invalid("external_senders must name exactly one sender, this hub"));
     };
-    if Raw::<openmls::prelude::ExternalSender>::of(sender) != Raw::of(&own) {
+    let sender = Raw::<openmls::prelude::ExternalSender>::of(sender);
+    if !own.iter().any(|own| Raw::of(&external_sender(&hub.settings.hub, &own.key)) == sender) {
         return Err(invalid(
             "external_senders does not hold this hub's key and domain; fetch its keys",
         ));

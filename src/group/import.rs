@@ -36,7 +36,7 @@ pub fn judge(hub: &Arc<Hub>, import: &GroupImport, now: Timestamp) -> Result<Cre
     if tree.context().group_id().as_slice() != id.as_bytes() {
         return Err(Reject::InvalidGroupInfo("the GroupInfo is of another group".into()));
     }
-    let policy = check_group(hub, &tree)?;
+    let policy = check_group(hub, &tree, now)?;
     let mut configs: BTreeMap<LeafIndex, &ClientQueueConfig> = BTreeMap::new();
     for member in import.members.iter() {
         if configs.insert(member.leaf_index, &member.client_queue_config).is_some() {

@@ -11,10 +11,10 @@ use openmls::{
     },
     messages::{external_proposals::ExternalProposal, group_info::VerifiableGroupInfo},
     prelude::{
-        BasicCredential, Ciphersuite, ConfirmationTag, CredentialWithKey, ExtensionType,
-        Extensions, GroupId as MlsGroupId, LeafNode, LeafNodeIndex, MlsMessageBodyIn,
-        ProcessedMessage, ProposalStore, ProtocolMessage, PublicMessageIn, QueuedProposal,
-        RatchetTreeIn, SenderExtensionIndex,
+        BasicCredential, Ciphersuite, ConfirmationTag, CredentialWithKey, Extension, ExtensionType,
+        Extensions, ExternalSender, GroupId as MlsGroupId, LeafNode, LeafNodeIndex,
+        MlsMessageBodyIn, ProcessedMessage, ProposalStore, ProtocolMessage, PublicMessageIn,
+        QueuedProposal, RatchetTreeIn, SenderExtensionIndex,
     },
     treesync::{Node, ParentNode},
 };
@@ -419,6 +419,37 @@ pub fn propose_removal(
             SenderExtensionIndex::new(0),
         )
         .map_err(invalid)?;
+    Ok(Raw::of(&message))
+}
+
+/// The hub's own GroupContextExtensions, as external sender 0: `new` in the place of the senders, all else as it is.
+/// `key` is the one in the group.
+///
+/// # Errors
+/// [`MlsProblem::Invalid`]
+pub fn propose_hub_key(
+    context: &GroupContext,
+    new: ExternalSender,
+    key: &SigningKey,
+) -> Result<MlsMessage, MlsProblem> {
+    let replaced = context.extensions().iter().map(|extension| {
+        if matches!(extension, Extension::ExternalSenders(_)) {
+            Extension::ExternalSenders(vec![new.clone()])
+        } else {
+            extension.clone()
+        }
+    });
+    let extensions = Extensions::from_vec(replaced.collect()).map_err(invalid)?;
+    let message = ExternalProposal::new_group_context_extensions::<
+        crypto::MlsProvider<openmls_memory_storage::MemoryStorage>,
+    >(
+        extensions,
+        context.group_id().clone(),
+        context.epoch(),
+        key,
+        SenderExtensionIndex::new(0),
+    )
+    .map_err(invalid)?;
     Ok(Raw::of(&message))
 }
 

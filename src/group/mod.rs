@@ -10,6 +10,7 @@ mod commit;
 mod guests;
 pub mod hub;
 pub mod import;
+pub mod keys;
 mod memory;
 pub mod mls;
 pub mod portability;
@@ -36,7 +37,7 @@ use crate::{
         roster::{Roster, RosterChange},
     },
     rate::GroupRates,
-    store::records::{FeedEntry, GoneReason, InboxItem, LogRecord, RequestKey},
+    store::records::{FeedEntry, GoneReason, InboxItem, KeyPrint, LogRecord, RequestKey},
     wire::{
         codec::encode,
         ds::{Accepted, DsMessage, DsResponseBody, DsSenderId, FanoutFilter, Info},
@@ -52,6 +53,7 @@ use crate::{
 pub use guests::Outbound;
 use guests::{Before, Guests, guests_of};
 pub use hub::Creation;
+pub use keys::{HubKey, HubKeys};
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
 use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
@@ -120,15 +122,31 @@ impl Settings {
 pub struct Hub {
     pub settings: Settings,
     pub crypto: MlsCrypto,
-    /// The hub's external-sender keys, one per signature scheme.
-    pub keys: Vec<SigningKey>,
+    /// The hub's external-sender keys.
+    pub keys: HubKeys,
     pub rates: GroupRates,
 }
 
 impl Hub {
+    /// The key that new groups of `scheme` have.
     #[must_use]
-    pub fn key(&self, scheme: SignatureScheme) -> Option<&SigningKey> {
-        self.keys.iter().find(|key| key.scheme() == scheme)
+    pub fn key(&self, scheme: SignatureScheme) -> Option<SigningKey> {
+        keys::newest(&self.keys.all(), scheme).map(|key| key.key.clone())
+    }
+
+    /// The key with this print, if it is (still) one of the hub's.
+    #[must_use]
+    pub fn key_of_print(&self, print: KeyPrint) -> Option<SigningKey> {
+        let all = self.keys.all();
+        all.iter().find(|key| key.print() == print).map(|key| key.key.clone())
+    }
+
+    /// The key of `scheme` with this public part, if it is (still) one of the hub's.
+    #[must_use]
+    pub fn key_of_public(&self, scheme: SignatureScheme, public: &[u8]) -> Option<SigningKey> {
+        let all = self.keys.all();
+        let mut keys = all.iter().map(|key| &key.key);
+        keys.find(|key| key.scheme() == scheme && key.public().as_slice() == public).cloned()
     }
 }
 

@@ -311,7 +311,7 @@ pub fn judge_arrival(
     if tree.epoch() != request.epoch.next() {
         return Err(wrong("the group is not in the epoch behind the one that was asked for"));
     }
-    let policy = check_group(hub, &tree)?;
+    let policy = check_group(hub, &tree, now)?;
     let initiator = tree.leaf(info.signer).ok_or_else(|| wrong("its committer is not in it"))?;
     proof::check_init(tree.scheme(), initiator.signature_key().as_slice(), &moved.init)
         .map_err(|problem| wrong(&problem.to_string()))?;

@@ -389,8 +389,10 @@ impl GroupState {
     fn may_talk(&self, leaf: LeafIndex, now: Timestamp) -> Result<(), Reject> {
         let strict = self.hub.settings.strict_after_ms;
         let blocks = self.pending.iter().filter(|pending| pending.record.hub).any(|pending| {
+            // a new key of the hub's own is urgent to nobody
+            let Some(goes) = goes(&pending.act) else { return false };
             let late = strict.is_some_and(|ms| now.ms_since(pending.record.since) >= ms);
-            late || goes(&pending.act) == Some(leaf)
+            late || goes == leaf
         });
         if blocks {
             let why = "the hub's removals must be committed before this message";

@@ -13,6 +13,7 @@ use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     dev::{Server, ServerHandle},
     http::{StatusCode, header},
+    middleware::from_fn,
     web,
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -24,6 +25,7 @@ use super::{
     body::{self, Body, BodyBudget},
     endpoint::Form,
     limits::Limits,
+    linger::linger,
     metrics::HttpMetrics,
 };
 use crate::{
@@ -50,12 +52,18 @@ pub(super) fn bind(
     routes: impl Fn(&mut web::ServiceConfig) + Send + Clone + 'static,
 ) -> io::Result<Listener> {
     let workers = limits.workers.max(1);
-    let server = HttpServer::new(move || App::new().configure(routes.clone()))
+    let bytes_max = limits.request_bytes_max;
+    let app = move || {
+        let linger = from_fn(move |request, next| linger(bytes_max, request, next));
+        App::new().wrap(linger).configure(routes.clone())
+    };
+    let server = HttpServer::new(app)
         .workers(workers)
         .max_connections(limits.connections_max.div_ceil(workers))
         .backlog(limits.backlog)
         .client_request_timeout(limits.header_timeout)
-        .client_disconnect_timeout(Duration::from_secs(5))
+        // how long a body that nobody reads is taken, without a bound in bytes: `linger` does that instead
+        .client_disconnect_timeout(Duration::ZERO)
         .tls_handshake_timeout(limits.header_timeout)
         .keep_alive(limits.keep_alive)
         .tcp_nodelay(true)

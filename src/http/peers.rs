@@ -45,6 +45,10 @@ pub struct Outbox {
     /// closed: it is sent to; open: it is left alone for a while; half_open: one request probes it.
     pub circuit: String,
     pub items: u64,
+    /// Of how many groups.
+    pub groups: u64,
+    /// Not everything was looked at yet: there may be more of both, and older ones.
+    pub at_least: bool,
     pub oldest_at: Option<Timestamp>,
     pub next_attempt_at: Option<Timestamp>,
     /// It gets its messages one by one.
@@ -120,6 +124,8 @@ impl From<PeerState> for Outbox {
             active: state.active,
             circuit: state.circuit.as_str().to_owned(),
             items: state.items,
+            groups: state.groups,
+            at_least: state.at_least,
             oldest_at: state.oldest_at,
             next_attempt_at: state.next_attempt_at,
             direct: state.direct,

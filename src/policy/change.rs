@@ -1,11 +1,15 @@
 //! What a commit or a proposal does, in the terms that [`super::judge`] speaks: read from openmls' staged commit
 //! on the server and on the client alike.
 
-use openmls::prelude::{GroupContext, LeafNode, Proposal, QueuedProposal, Sender, StagedCommit};
+use openmls::prelude::{
+    Extension, Extensions, ExternalSender, GroupContext, LeafNode, Proposal, QueuedProposal,
+    Sender, StagedCommit,
+};
+use tls_codec::DeserializeBytes;
 
 use crate::wire::{
-    codec::decode,
-    extensions::{GROUP_POLICY, GroupPolicy, JoinProof},
+    codec::{Raw, decode, encode},
+    extensions::{GROUP_POLICY, GroupPolicy, JoinProof, PublicKey},
     ids::LeafIndex,
 };
 
@@ -213,6 +217,11 @@ pub fn of_proposal(
         },
         Proposal::GroupContextExtensions(new) => {
             let after = policy_of(new.extensions())?;
+            if author == Author::Hub && !is_only_a_new_key(context.extensions(), new.extensions()) {
+                return Err(ChangeProblem::Context(
+                    "is the hub's and does other things than replace its own key",
+                ));
+            }
             what_must_stay(context, new.extensions(), &after, policy)?
         }
         Proposal::PreSharedKey(_) => {
@@ -235,9 +244,7 @@ pub fn of_proposal(
 ///
 /// # Errors
 /// [`ChangeProblem::Context`]
-pub fn policy_of(
-    extensions: &openmls::prelude::Extensions<GroupContext>,
-) -> Result<GroupPolicy, ChangeProblem> {
+pub fn policy_of(extensions: &Extensions<GroupContext>) -> Result<GroupPolicy, ChangeProblem> {
     let bytes = extensions
         .unknown(GROUP_POLICY)
         .ok_or(ChangeProblem::Context("lacks the group_policy extension (0xF1A3)"))?;
@@ -247,7 +254,7 @@ pub fn policy_of(
 /// What a GroupContextExtensions proposal must keep, and which of its two kinds it is.
 fn what_must_stay(
     context: &GroupContext,
-    new: &openmls::prelude::Extensions<GroupContext>,
+    new: &Extensions<GroupContext>,
     new_policy: &GroupPolicy,
     old_policy: &GroupPolicy,
 ) -> Result<What, ChangeProblem> {
@@ -285,6 +292,40 @@ fn what_must_stay(
         return Err(ChangeProblem::Context("changes the hub and the policy at once"));
     }
     Ok(What::HubKey)
+}
+
+/// Whether `new` is `old` but for the key of the one external sender: all that a hub may propose of a GroupContext.
+fn is_only_a_new_key(old: &Extensions<GroupContext>, new: &Extensions<GroupContext>) -> bool {
+    let (Some(old_sender), Some(new_sender)) = (the_sender(old), the_sender(new)) else {
+        return false;
+    };
+    let same = |(old, new): (&Extension, &Extension)| match (old, new) {
+        (Extension::ExternalSenders(_), Extension::ExternalSenders(_)) => true,
+        (old, new) => old == new,
+    };
+    old.iter().count() == new.iter().count()
+        && old.iter().zip(new.iter()).all(same)
+        && old_sender.credential == new_sender.credential
+        && old_sender.key != new_sender.key
+}
+
+/// The key of the one external sender: the hub's. None where there is none, or more than one.
+#[must_use]
+pub fn sender_key(extensions: &Extensions<GroupContext>) -> Option<Vec<u8>> {
+    the_sender(extensions).map(|sender| sender.key)
+}
+
+/// openmls does not show what is in an ExternalSender: a key, and a credential behind it (RFC 9420 §12.1.8.1).
+struct OneSender {
+    key: Vec<u8>,
+    credential: Vec<u8>,
+}
+
+fn the_sender(extensions: &Extensions<GroupContext>) -> Option<OneSender> {
+    let [sender] = extensions.external_senders()?.as_slice() else { return None };
+    let bytes = encode(&Raw::<ExternalSender>::of(sender));
+    let (key, credential) = PublicKey::tls_deserialize_bytes(&bytes).ok()?;
+    Some(OneSender { key: key.as_slice().to_vec(), credential: credential.to_vec() })
 }
 
 fn renewed(

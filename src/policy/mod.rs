@@ -415,7 +415,12 @@ pub fn dissolves(
             | What::HubKey => None,
         })
         .collect();
-    let only_removes = acts.iter().all(|act| matches!(act.what, What::Remove(_) | What::Leave(_)));
+    // the hub's own key, which every commit covers while it is pending, is nothing to a group that ends
+    let only_removes = acts.iter().all(|act| match act.what {
+        What::Remove(_) | What::Leave(_) => true,
+        What::HubKey => act.author == Author::Hub,
+        What::Add(_) | What::Join(_) | What::Update(_) | What::Resync(_) | What::Policy(_) => false,
+    });
     let everyone_else = roster.leaves().all(|leaf| leaf == committer || removed.contains(&leaf));
     let may =
         user_at(roster, committer).is_ok_and(|user| role_of(policy, user) >= policy.may_delete);

@@ -764,6 +764,7 @@ fn new_head(group: &GroupId, next: Sequence, now: Timestamp) -> GroupHead {
         log_bytes: 0,
         joiner_infos: Vec::new(),
         wake_at: None,
+        hub_key: None,
     }
 }
 

@@ -189,7 +189,7 @@ impl Guest {
         let all = items.iter().any(needs_members);
         let members = self.members.values().filter(|member| all || member.gone).cloned().collect();
         let other_readers = if all { 0 } else { self.readers() };
-        let stored = Stored { head: self.head.clone(), members, other_readers };
+        let stored = Stored { head: self.head.clone(), members, other_readers, hub: Some(hub()) };
         let before = self.members.len();
         let items: Vec<_> = (0..).zip(items).collect();
         let outcome = follow(&hub(), &group(), stored, &items, &tokens(), (&LIMITS, room), now);
@@ -325,9 +325,14 @@ fn short(entries: &[QueueEntry]) -> Vec<(u64, u64, &'static str)> {
 #[test]
 fn only_the_groups_creator_is_its_hub() {
     let other = Domain::new("other.example").unwrap();
-    assert!(is_hub(&hub(), &group(), &other));
-    assert!(!is_hub(&other, &group(), &Domain::new("guest.example").unwrap()));
-    assert!(!is_hub(&hub(), &group(), &hub()), "a group of our own is nobody else's");
+    assert!(is_hub(&hub(), &group(), None, &other));
+    assert!(!is_hub(&other, &group(), None, &Domain::new("guest.example").unwrap()));
+    assert!(!is_hub(&hub(), &group(), None, &hub()), "a group of our own is nobody else's");
+    // where the group has moved, its creator has nothing to say any more
+    let guest = Domain::new("guest.example").unwrap();
+    assert!(is_hub(&other, &group(), Some(&other), &guest));
+    assert!(!is_hub(&hub(), &group(), Some(&other), &guest));
+    assert!(is_hub(&other, &group(), Some(&other), &hub()), "one of our own may be elsewhere");
 }
 
 #[test]
@@ -619,6 +624,22 @@ fn repairing_snapshot_tells_those_who_were_there_what_they_lack() {
     assert_eq!(short(&guest.read(&client(4))), [(6, 0, "gap"), (7, 6, "message")]);
     let gap = guest.read(&client(3))[1].event.clone();
     assert_eq!(gap, QueueEvent::Gap { next_available: Sequence(7) });
+}
+
+#[test]
+fn snapshot_of_nobody_ends_a_copy_behind_a_gap() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1), add(2, 2)]), said(1)]);
+    assert_eq!(guest.take(vec![snapshot(9, vec![])]), []);
+    let expected = [(1, 0, "message"), (8, 1, "gap"), (9, 8, "removed")];
+    for number in 1..=2 {
+        let read = short(&guest.read(&client(number)));
+        assert_eq!(read.iter().map(|it| it.2).collect::<Vec<_>>(), expected.map(|it| it.2));
+    }
+    assert_eq!(guest.followed, Some(Followed { hub: hub(), members: 0 }));
+    let ended = guest.clone();
+    assert_eq!(guest.take(vec![snapshot(9, vec![])]), []);
+    assert_eq!(guest.members, ended.members);
 }
 
 #[test]

@@ -369,7 +369,10 @@ mod tests {
             |hub: &Domain, group: &GroupId| bind(&token, Some(&bound), &alice, hub, group, 9);
         assert_eq!(again(&a, &group(1)), Ok(None));
         assert_eq!(again(&a, &group(2)), Err(TokenProblem::BoundElsewhere));
-        assert_eq!(again(&hub("b.example"), &group(1)), Err(TokenProblem::BoundElsewhere));
+        assert_eq!(again(&hub("b.example"), &group(2)), Err(TokenProblem::BoundElsewhere));
+        // the group has moved: what is bound goes with it
+        let moved = again(&hub("b.example"), &group(1)).unwrap().unwrap();
+        assert_eq!((moved.revision, moved.bound_to), (2, vec![(hub("b.example"), group(1))]));
     }
 
     #[test]

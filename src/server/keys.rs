@@ -1,5 +1,5 @@
 //! The node's secrets, in `keys/` of the data folder: what boxes queue tokens, what signs as the hub, the TLS key. What
-//! signs for other providers is in [`super::s2s_keys`].
+//! signs for other providers is in [`super::s2s_keys`], the hub's keys are in [`super::sender_keys`].
 //!
 //! Made at the first start, with mode 0600 in a folder of 0700, and never replaced by themselves (but for the
 //! self-signed certificate): a lost token key makes every queue token void. A file that others can read is refused.
@@ -22,8 +22,9 @@ use rustls::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize;
 
+use super::sender_keys::SenderKeyFile;
 use crate::{
-    crypto::{BoxKey, CryptoError, SigningKey},
+    crypto::{BoxKey, CryptoError},
     federation::ProviderKey,
     queue::token::TokenKeys,
     wire::{
@@ -57,6 +58,11 @@ pub enum KeysError {
     )]
     NeverMade { path: PathBuf },
     #[error(
+        "there are {count} keys of one scheme already, each in groups that have not replaced it yet: wait until the oldest \
+         is gone (`mimid keys list`), which takes a commit in each of those groups"
+    )]
+    TooMany { count: usize },
+    #[error(
         "a rotation is under way: the next key signs from {signs_from} (milliseconds since 1970)"
     )]
     Rotating { signs_from: Timestamp },
@@ -66,8 +72,10 @@ pub enum KeysError {
 #[derive(Debug)]
 pub struct NodeKeys {
     pub token_keys: TokenKeys,
-    /// One for each scheme of [`SCHEMES`].
+    /// The hub's keys, the newest of a scheme before the others: one or more for each scheme of [`SCHEMES`].
     pub external_senders: Vec<ProviderKey>,
+    /// Where those are from.
+    pub sender_file: SenderKeyFile,
 }
 
 /// Certificate chain and key of the client listener.
@@ -89,10 +97,9 @@ impl NodeKeys {
     /// [`KeysError`]
     pub fn open(data_dir: &Path, now: Timestamp) -> Result<Self, KeysError> {
         let folder = keys_folder(data_dir)?;
-        Ok(Self {
-            token_keys: token_keys(&folder.join("token.json"))?,
-            external_senders: external_senders(&folder.join(SENDERS_FILE), now)?,
-        })
+        let token_keys = token_keys(&folder.join("token.json"))?;
+        let (sender_file, external_senders) = SenderKeyFile::open(data_dir, now)?;
+        Ok(Self { token_keys, external_senders, sender_file })
     }
 }
 
@@ -124,57 +131,6 @@ fn token_keys(path: &Path) -> Result<TokenKeys, KeysError> {
         keys.push((record.id, BoxKey::from_bytes(bytes)?));
     }
     TokenKeys::new(keys).map_err(|_| damaged(path, "no key, or two of one id"))
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SendersFile {
-    keys: Vec<SenderRecord>,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SenderRecord {
-    /// The TLS registry's number.
-    scheme: u16,
-    private: String,
-    not_before: u64,
-}
-
-/// The keys of `data_dir` that stand in groups' `external_senders`; none where none were made yet.
-///
-/// # Errors
-/// [`KeysError`]
-pub fn list_external_senders(data_dir: &Path) -> Result<Vec<ProviderKey>, KeysError> {
-    let path = data_dir.join("keys").join(SENDERS_FILE);
-    // the time is only for keys that are made
-    if path.exists() { external_senders(&path, Timestamp(0)) } else { Ok(Vec::new()) }
-}
-
-fn external_senders(path: &Path, now: Timestamp) -> Result<Vec<ProviderKey>, KeysError> {
-    let file: SendersFile = read_or_make(path, || {
-        let record = |scheme: SignatureScheme| {
-            let private = hex::encode(&**SigningKey::generate(scheme)?.to_bytes());
-            Ok::<_, KeysError>(SenderRecord { scheme: scheme.0, private, not_before: now.0 })
-        };
-        Ok(SendersFile { keys: SCHEMES.into_iter().map(record).collect::<Result<_, _>>()? })
-    })?;
-    let mut keys = Vec::new();
-    for mut record in file.keys {
-        let mut bytes =
-            hex::decode(&record.private).map_err(|_| damaged(path, "a key is not hex"))?;
-        record.private.zeroize();
-        let key = SigningKey::from_bytes(SignatureScheme(record.scheme), &bytes);
-        bytes.zeroize();
-        let key = key.map_err(|_| damaged(path, "a key is not one of its scheme"))?;
-        // these keys have no end of their own: one is replaced by an operator, who then gives it one
-        let (not_before, not_after) = (Timestamp(record.not_before), Timestamp(u64::MAX));
-        keys.push(ProviderKey { key, not_before, not_after });
-    }
-    match SCHEMES.iter().find(|scheme| !keys.iter().any(|key| key.key.scheme() == **scheme)) {
-        Some(missing) => Err(damaged(path, &format!("no key of scheme 0x{:04x}", missing.0))),
-        None => Ok(keys),
-    }
 }
 
 /// The operator's own certificate and key.
@@ -339,7 +295,6 @@ pub(super) fn damaged(path: &Path, what: &str) -> KeysError {
     KeysError::Damaged { path: path.to_owned(), what: what.to_owned() }
 }
 
-const SENDERS_FILE: &str = "external-senders.json";
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 const YEAR: Duration = Duration::from_secs(397 * 24 * 3600);

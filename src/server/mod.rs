@@ -9,6 +9,7 @@ pub mod keys;
 mod outside;
 mod run;
 pub mod s2s_keys;
+pub mod sender_keys;
 mod setting;
 mod store_metrics;
 pub mod telemetry;

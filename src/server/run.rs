@@ -20,14 +20,20 @@ use super::{
     endpoints::Endpoints,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
+    sender_keys::SenderKeyFile,
     store_metrics::StoreMetrics,
 };
 use crate::{
     account::Registration,
-    actors::{Clock, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock},
+    actors::{
+        Clock, Metrics, Node, NodeParts, arbiters::ArbiterPool, clock::SystemClock,
+        hub_keys::KeysInUse,
+    },
     federation::https::HttpsError,
+    group::keys::done_with,
     http::{self, Certificates, DrainSwitch, DsDomain, HttpMetrics, Listener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
+    wire::ids::Timestamp,
 };
 
 /// How often the node looks for groups that have something to do by themselves.
@@ -37,6 +43,8 @@ const PEERS_EVERY: Duration = Duration::from_secs(30);
 /// How often it looks whether keys and roots have changed, and how often while a root is not there yet.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_OFTEN: Duration = Duration::from_secs(1);
+/// Groups that are woken at a time to propose the hub's new key.
+const TURNED_AT_ONCE: usize = 256;
 const HTTPS: u16 = 443;
 
 /// Why a node does not start; the text says what to do.
@@ -191,6 +199,11 @@ struct Again {
     data_dir: PathBuf,
     client: Arc<Certificates>,
     federation: Option<(Outside, Arc<Certificates>)>,
+    node: Node,
+    senders: SenderKeyFile,
+    /// When the groups' hub keys are looked at next, where there are old ones.
+    look_at: Timestamp,
+    clock: Arc<dyn Clock>,
 }
 
 impl Composed {
@@ -226,7 +239,7 @@ impl Composed {
         let node = Node::new(NodeParts {
             domain: config.domain.clone(),
             store: Arc::clone(&store),
-            clock,
+            clock: Arc::clone(&clock),
             limits: config.node_limits(),
             groups: config.group_options(),
             registration: registration(&config.registration),
@@ -283,6 +296,10 @@ impl Composed {
             data_dir: data_dir.clone(),
             client: client_certificates,
             federation: outside.map(|(_, outside, certificates)| (outside, certificates)),
+            node: node.clone(),
+            senders: keys.sender_file,
+            look_at: Timestamp(0),
+            clock,
             config,
         };
         Ok(Self {
@@ -378,8 +395,9 @@ impl Composed {
 
 impl Again {
     /// Looks every minute, more often while a root is waited for, and when told to.
-    async fn run(self, told: Arc<Notify>) {
+    async fn run(mut self, told: Arc<Notify>) {
         loop {
+            self.hub_keys().await;
             let waits =
                 self.federation.as_ref().is_some_and(|(outside, _)| outside.waits_for_roots());
             let pause = if waits { LOOK_OFTEN } else { LOOK_EVERY };
@@ -390,6 +408,58 @@ impl Again {
             if let Some((outside, _)) = &self.federation {
                 outside.refresh();
                 outside.federation.sweep();
+            }
+        }
+    }
+
+    /// Takes what `mimid keys rotate` has made, has groups propose it, and lets go of what no group has any more.
+    async fn hub_keys(&mut self) {
+        match self.senders.changed() {
+            Ok(None) => {}
+            Ok(Some(keys)) => {
+                tracing::info!(keys = keys.len(), "the hub's keys were read again");
+                self.node.replace_external_senders(keys);
+                self.look_at = Timestamp(0);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the hub's keys cannot be read again");
+                return;
+            }
+        }
+        let (hub, now) = (self.node.hub(), self.clock.now());
+        if !hub.keys.has_old() || now < self.look_at {
+            return;
+        }
+        let turned = match self.node.turn_hub_keys(TURNED_AT_ONCE).await {
+            Ok(turned) => turned,
+            Err(error) => {
+                tracing::warn!(%error, "the groups' hub keys cannot be looked at now");
+                return;
+            }
+        };
+        if turned.woken == 0 {
+            // only commits of members change anything now; a look costs a read of every group's head
+            self.look_at = now.plus_ms(u64::try_from(SWEEP_EVERY.as_millis()).unwrap_or(u64::MAX));
+        } else {
+            let KeysInUse { behind, woken, .. } = turned;
+            tracing::info!(behind, woken, "groups propose the hub's new key");
+        }
+        let Some(in_use) = turned.keys else { return };
+        let old = done_with(&hub.keys.all(), &in_use, now);
+        if old.is_empty() {
+            return;
+        }
+        match self.senders.retire(&old) {
+            Ok(kept) => {
+                tracing::info!(
+                    retired = old.len(),
+                    kept = kept.len(),
+                    "no group has these keys of the hub any more"
+                );
+                self.node.replace_external_senders(kept);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the hub's old keys cannot be taken out of the file")
             }
         }
     }

@@ -28,7 +28,7 @@ pub struct S2sKeyFile {
 }
 
 /// Differs between two states of a file that is only ever replaced.
-type Stamp = (u64, i64, i64, u64);
+pub(super) type Stamp = (u64, i64, i64, u64);
 
 impl S2sKeyFile {
     /// Reads the keys of `data_dir`; makes one at the first start.
@@ -206,7 +206,7 @@ fn read(path: &Path) -> Result<Vec<ProviderKey>, KeysError> {
     read_or_make::<File>(path, missing)?.into_keys(path)
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(path).ok()?;
     Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
 }

@@ -593,6 +593,7 @@ for_every_engine! {
             assert_eq!(rows, (from..=4).collect::<Vec<_>>());
             let there = store.replica(&domain(peer), &group("g")).await.unwrap();
             assert_eq!(there, (peer == "c").then(|| replica(3)));
+            assert_eq!(store.replicas(&domain(peer), 9).await, Ok(there.into_iter().collect()));
         }
         let rows = store.outbound_roster(&domain("b"), &group("g"), Sequence(4), ALL).await;
         assert_eq!(rows, Ok(vec![roster_row(4, 5_000)]));
@@ -1170,12 +1171,12 @@ async fn an_encoding_of_the_future_is_refused_with_a_hint() {
     disk.tamper(|map| {
         let value = map.get_mut(&super::keys::group_head(&group("g"))).unwrap();
         let mut changed = value.to_vec();
-        changed[4] = 2;
+        changed[4] = 3;
         *value = changed.into();
     });
     let found = disk.open().unwrap().group_head(&group("g")).await;
     let Err(StoreError::Corrupt { what }) = found else { panic!("{found:?}") };
-    assert!(what.contains("encoding 2") && what.contains("newer mimid"), "{what}");
+    assert!(what.contains("encoding 3") && what.contains("newer mimid"), "{what}");
 }
 
 #[test]

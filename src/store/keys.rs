@@ -6,7 +6,7 @@
 //!
 //! **Values**: a byte that names the encoding's version, then postcard, or the bytes themselves for what is opaque
 //! here. A log record has its delivery part in front, with its length, so that a queue can read it alone; its encoding
-//! has a version of its own ([`LOG_VERSION`]).
+//! has a version of its own ([`LOG_VERSION`]), and so has a group's head ([`GROUP_HEAD_VERSION`]).
 //!
 //! **Parts**: engines hold values of 4 KB at most. A record is stored as its length (4 bytes) and its first
 //! [`CHUNK_BYTES`] under its key, the rest under [`part`] keys that are written and removed together with it.
@@ -19,7 +19,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     StoreError,
-    records::{ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, TokenId},
+    records::{
+        ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, Replica, ReplicaMode,
+        SetAside, TokenId,
+    },
 };
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp,
@@ -33,6 +36,11 @@ pub(super) const VERSION: u8 = 1;
 
 /// Of log records. 2: an entry names the provider of the client that sent it.
 pub(super) const LOG_VERSION: u8 = 2;
+/// Of replicas.
+const REPLICA_VERSION: u8 = 2;
+
+/// Of group heads. 2: a head says which key its hub signs with in the group.
+pub(super) const GROUP_HEAD_VERSION: u8 = 2;
 
 /// How much of a record one value holds.
 pub(super) const CHUNK_BYTES: usize = 4_000;
@@ -487,7 +495,7 @@ pub(super) fn decode_owned<T: DeserializeOwned>(
 
 /// As [`decode_owned`]; a head has its id in itself.
 pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupHead, StoreError> {
-    let head: GroupHead = decode("group head", record)?;
+    let head = any_group_head(record)?;
     if head.group == *group {
         Ok(head)
     } else {
@@ -495,9 +503,54 @@ pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupH
     }
 }
 
+pub(super) fn any_group_head(record: &[u8]) -> Result<GroupHead, StoreError> {
+    match record.split_first() {
+        Some((&GROUP_HEAD_VERSION, body)) => plain("group head", body),
+        // the first encoding lacks what is last now: none
+        Some((&VERSION, body)) => plain("group head", &[body, &[0]].concat()),
+        Some((version, _)) => Err(unknown_encoding("group head", *version)),
+        None => Err(corrupt("group head: empty")),
+    }
+}
+
+pub(super) fn encode_group_head(head: &GroupHead) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(head, vec![GROUP_HEAD_VERSION])
+        .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
+}
+
+/// What a replica's record holds of it behind its owner, in encoding 1: nothing is known of a copy then.
+#[derive(Deserialize)]
+struct Replica1 {
+    acknowledged: Sequence,
+    acknowledged_at: Timestamp,
+    mode: ReplicaMode,
+    set_aside: Option<SetAside>,
+}
+
+pub(super) fn encode_replica(owner: &str, replica: &Replica) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(&(owner, replica), vec![REPLICA_VERSION])
+        .map_err(|error| corrupt(format!("a replica that cannot be encoded: {error}")))
+}
+
+/// A replica with what it is of ([`of_peer`]).
+pub(super) fn decode_replica(record: &[u8]) -> Result<(String, Replica), StoreError> {
+    const WHAT: &str = "replica";
+    if let Some((&REPLICA_VERSION, body)) = record.split_first() {
+        return plain(WHAT, body);
+    }
+    let (owner, old): (String, Replica1) = decode(WHAT, record)?;
+    let Replica1 { acknowledged, acknowledged_at, mode, set_aside } = old;
+    Ok((owner, Replica { acknowledged, acknowledged_at, mode, copy: None, set_aside }))
+}
+
 /// The id that a record which holds one begins with.
 pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
-    postcard::take_from_bytes::<&str>(versioned("owner", record)?)
+    let body = match record.split_first() {
+        // the id stands first in every encoding of every such record
+        Some((1..=GROUP_HEAD_VERSION, body)) => body,
+        Some(_) | None => versioned("owner", record)?,
+    };
+    postcard::take_from_bytes::<&str>(body)
         .map(|(owner, _)| owner)
         .map_err(|error| corrupt(format!("a record's owner: {error}")))
 }

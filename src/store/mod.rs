@@ -431,6 +431,8 @@ pub trait Store: Send + Sync + 'static {
     fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>>;
     /// Peers with a [`Replica`] of any group, in key order behind `after`.
     fn replica_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;
+    /// The first of a peer's replicas, in no order that means anything.
+    fn replicas(&self, peer: &Domain, items_max: usize) -> Answer<'_, Vec<Replica>>;
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;

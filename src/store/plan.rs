@@ -6,9 +6,7 @@
 use super::{
     Batch, Condition, StoreError, Write,
     keys::{self, Key, Range, VERSION},
-    records::{
-        Account, Departure, Device, Followed, Moves, OwnSequence, QueueHead, Replica, TokenRecord,
-    },
+    records::{Account, Departure, Device, Followed, Moves, OwnSequence, QueueHead, TokenRecord},
 };
 use crate::wire::ids::{ClientUri, GroupId, Sequence, UserUri};
 
@@ -167,7 +165,7 @@ impl Step {
         };
         let last = match write {
             Write::GroupHead(head) => {
-                put_owned(keys::group_head(&head.group), keys::encode(&head)?)
+                put_owned(keys::group_head(&head.group), keys::encode_group_head(&head)?)
             }
             Write::Log { group, record } => {
                 put(keys::log_record(&group, record.feed.sequence), keys::encode_log(&record)?)
@@ -244,7 +242,7 @@ impl Step {
             }
             Write::Replica { peer, group, replica } => put_owned(
                 keys::replica(&peer, &group),
-                keys::encode::<(String, Replica)>(&(keys::of_peer(&peer, &group), replica))?,
+                keys::encode_replica(&keys::of_peer(&peer, &group), &replica)?,
             ),
             Write::DropReplica { peer, group } => {
                 Self::Remove { key: keys::replica(&peer, &group) }

@@ -243,7 +243,7 @@ impl Store for NodeStore {
             range.from = keys::group_head(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::decode("group head", &record))
+        self.many(range, items(items_max), |record| keys::any_group_head(&record))
     }
 
     fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>> {
@@ -465,7 +465,23 @@ impl Store for NodeStore {
     fn replica(&self, peer: &Domain, group: &GroupId) -> Answer<'_, Option<Replica>> {
         let owner = keys::of_peer(peer, group);
         self.one(keys::replica(peer, group), move |record| {
-            keys::decode_owned("replica", &owner, record)
+            let (found, replica) = keys::decode_replica(record)?;
+            match found == owner {
+                true => Ok(replica),
+                false => {
+                    let what = format!("replica: {found} is where {owner} was looked for");
+                    Err(StoreError::Corrupt { what })
+                }
+            }
+        })
+    }
+
+    fn replicas(&self, peer: &Domain, items_max: usize) -> Answer<'_, Vec<Replica>> {
+        if items_max == 0 {
+            return none();
+        }
+        self.many(keys::replicas_of(peer), items(items_max), |record| {
+            Ok(keys::decode_replica(&record)?.1)
         })
     }
 

@@ -32,6 +32,20 @@ pub struct GroupHead {
     pub joiner_infos: Vec<Epoch>,
     /// When the group has work to do by itself (an inactive member, a proposal to make, a trim); none: never.
     pub wake_at: Option<Timestamp>,
+    /// Of a group hosted here; none where that was not noted yet (heads of the first encoding).
+    pub hub_key: Option<KeyStand>,
+}
+
+/// The first 16 bytes of a public key's SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyPrint(pub [u8; 16]);
+
+/// Which of its keys the hub signs with in a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStand {
+    pub key: KeyPrint,
+    /// Pending in its place.
+    pub proposed: Option<KeyPrint>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +111,8 @@ pub struct Left {
     pub at: Timestamp,
     /// Providers that still get what was accepted here.
     pub guests: Vec<Domain>,
+    /// The key that signed the confirmation.
+    pub key: KeyPrint,
 }
 
 /// One accepted message: what is delivered and what replay needs, in one record.
@@ -201,10 +217,13 @@ pub struct OutboundRoster {
 /// Where a guest provider's copy of a hosted group stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
-    /// The last sequence that the guest has answered for.
+    /// The last sequence that the guest has answered for: in mode direct, for all of its clients.
     pub acknowledged: Sequence,
     pub acknowledged_at: Timestamp,
     pub mode: ReplicaMode,
+    /// In mode direct: up to where the guest's own copy of the feed has everything, where it may have one. Its feed
+    /// goes on there when it is sent again.
+    pub copy: Option<Sequence>,
     pub set_aside: Option<SetAside>,
 }
 

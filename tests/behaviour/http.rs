@@ -1,5 +1,6 @@
 //! The listeners from outside, over real sockets and TLS: what a stranger can and cannot do to them.
 
+mod endless;
 mod federation;
 mod signed;
 

@@ -28,7 +28,7 @@ fn hub() -> Arc<Hub> {
 }
 
 fn synth(hub: &Hub, size: usize) -> Synth {
-    Synth::new(&domain(), hub.keys[0].public(), size)
+    Synth::new(&domain(), hub.keys.all()[0].key.public(), size)
 }
 
 /// A real device of the group's admin.
@@ -298,7 +298,7 @@ fn a_group_without_admin_of_another_provider_or_too_large_is_refused() {
     assert!(matches!(renamed, Reject::InvalidGroupInfo(_)), "{renamed:?}");
     let large = refused(
         |synth| {
-            let key = hub().keys[0].clone();
+            let key = hub().keys.all()[0].key.clone();
             let senders = synth.external_senders.clone();
             *synth = Synth::new(&domain(), key.public(), 13);
             synth.external_senders = senders;

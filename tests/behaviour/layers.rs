@@ -18,7 +18,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("queue", RULES),
     ("key_package", &["wire", "crypto", "policy", "store", "queue"]),
     ("account", RULES),
-    ("store", &["wire", "crypto", "policy", "group", "queue", "key_package", "account"]),
+    (
+        "store",
+        &["wire", "crypto", "policy", "migration", "group", "queue", "key_package", "account"],
+    ),
     ("metrics", &["wire"]),
     (
         "federation",
@@ -73,12 +76,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("lib", &[]),
 ];
-const RULES: &[&str] = &["wire", "crypto", "policy", "rate", "store"];
+const RULES: &[&str] = &["wire", "crypto", "policy", "rate", "migration", "store"];
 const ACTORS: &[&str] = &[
     "wire",
     "crypto",
     "policy",
     "rate",
+    "migration",
     "group",
     "queue",
     "key_package",

@@ -12,10 +12,12 @@ mod guests;
 mod hostile;
 mod hostile_peer;
 mod http;
+mod hub_keys;
 mod import;
 mod impostors;
 mod large_group;
 mod layers;
+mod moves;
 mod moving;
 #[path = "../support/providers.rs"]
 mod providers;

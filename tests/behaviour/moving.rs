@@ -1,7 +1,10 @@
 //! Groups that move from one provider to another, with real processes and clients: on, on again and home, and with either
 //! side killed at every step. PROTOCOL.md §6.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use mimid::{
     client::{
@@ -13,6 +16,8 @@ use mimid::{
         ids::{Domain, GroupId},
     },
 };
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::providers::{PATIENCE, Player, Provider, Providers, accepted, agree, connect};
 
@@ -95,7 +100,7 @@ impl Scene {
         for provider in &self.providers.all {
             loop {
                 let told = provider.ops("/v1/migrations").await;
-                if told == "{\"departures\":[]}" {
+                if told == NOTHING {
                     break;
                 }
                 assert!(Instant::now() < deadline, "{}: {told}", provider.domain);
@@ -142,7 +147,7 @@ async fn a_group_moves_on_and_on_again_and_home_and_everyone_goes_on() {
 }
 
 /// Every step of a move at which something is written down, sent or taken, and the side that it is a step of.
-const STEPS: [(&str, Side); 11] = [
+const STEPS: [(&str, Side); 12] = [
     ("source.frozen", Side::Source),
     ("source.before-sent", Side::Source),
     ("source.sent-durable", Side::Source),
@@ -153,7 +158,16 @@ const STEPS: [(&str, Side); 11] = [
     ("source.answered", Side::Source),
     ("source.before-gone", Side::Source),
     ("source.gone-durable", Side::Source),
+    ("source.before-confirm", Side::Source),
     ("source.confirmed", Side::Source),
+];
+
+/// The same of a move that the target refuses because an operator of the source wants the group back.
+const STEPS_BACK: [(&str, Side); 4] = [
+    ("target.before-refusal", Side::Target),
+    ("target.refused", Side::Target),
+    ("source.before-thaw", Side::Source),
+    ("source.thawed", Side::Source),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,44 +176,136 @@ enum Side {
     Target,
 }
 
+impl Scene {
+    /// A member of the hub's moves the group from `hub` to `next` while whoever comes to a step is killed there and started
+    /// again, one after the other. A step that is not come to any more is left out.
+    async fn move_through(&mut self, hub: usize, next: usize, kills: &[(&str, Side)]) {
+        let over = AtomicBool::new(false);
+        let by = self.players()[hub];
+        let moves = async {
+            let moved = by.client.migrate(&self.team, &domain(next)).await;
+            over.store(true, Ordering::SeqCst);
+            moved
+        };
+        let killer = async {
+            for (step, side) in kills {
+                let provider = self.provider(if *side == Side::Source { hub } else { next });
+                provider.stop_at(step);
+                while !provider.has_stopped() && !self.is_over(&over).await {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                if provider.has_stopped() {
+                    provider.kill();
+                    provider.go_on();
+                    provider.start().await;
+                }
+                provider.go_on();
+            }
+        };
+        let (moved, ()) = tokio::join!(moves, killer);
+        match moved {
+            Ok(Outcome::Accepted(_) | Outcome::AlreadySo) => {}
+            // it is kept, and asked again
+            Err(ClientError::Unanswered { .. }) => by.client.resume().await.map(|_| ()).unwrap(),
+            Err(error) => panic!("{kills:?}: {error}\n{}", self.providers.logs()),
+        }
+        self.settled().await;
+        let hub = by.view(&self.team).hub;
+        assert_eq!(hub, domain(next), "{kills:?}\n{}", self.providers.logs());
+    }
+
+    /// The initiator has its answer, and no provider has anything left to do.
+    async fn is_over(&self, over: &AtomicBool) -> bool {
+        if !over.load(Ordering::SeqCst) {
+            return false;
+        }
+        for provider in &self.providers.all {
+            if provider.ops("/v1/migrations").await != NOTHING {
+                return false;
+            }
+        }
+        true
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn either_side_killed_at_any_step_ends_in_one_hub_and_loses_nothing() {
     let mut scene = Scene::start("").await;
     let mut hub = 0;
-    for (step, side) in STEPS {
-        let next = 1 - hub;
-        let killed = if side == Side::Source { hub } else { next };
-        scene.provider(killed).stop_at(step);
-        let team = scene.team.clone();
-        let moves = async {
-            // who is at the target asks, so that it is not always the same
-            let by = if hub == 0 { &scene.alice } else { &scene.bob };
-            by.client.migrate(&team, &domain(next)).await
-        };
-        let kills = async {
-            let deadline = Instant::now() + PATIENCE;
-            while !scene.provider(killed).has_stopped() {
-                assert!(Instant::now() < deadline, "{step} is not come to");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            scene.provider(killed).kill();
-            scene.provider(killed).go_on();
-            scene.provider(killed).start().await;
-        };
-        let (moved, ()) = tokio::join!(moves, kills);
-        let by = if hub == 0 { &scene.alice } else { &scene.bob };
-        match moved {
-            Ok(Outcome::Accepted(_) | Outcome::AlreadySo) => {}
-            // it is kept, and asked again
-            Err(ClientError::Unanswered { .. }) => {
-                by.client.resume().await.unwrap();
-            }
-            Err(error) => panic!("{step}: {error}\n{}", scene.providers.logs()),
-        }
-        scene.settled().await;
-        let at = by.view(&scene.team).hub;
-        assert_eq!(at, domain(next), "{step}");
-        hub = next;
-        scene.talk(step).await;
+    for kill in STEPS {
+        scene.move_through(hub, 1 - hub, &[kill]).await;
+        hub = 1 - hub;
+        scene.talk(kill.0).await;
     }
 }
+
+/// TEST_SEED repeats a run, TEST_MOVES makes it longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_two_kills_in_one_move_end_in_one_hub_and_lose_nothing() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("TEST_SEED").unwrap_or_else(rand::random);
+    println!("TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut scene = Scene::start("").await;
+    let mut hub = 2;
+    scene.move_through(0, hub, &[]).await;
+    for at in 0..number("TEST_MOVES").unwrap_or(10) {
+        let next = (hub + random.random_range(1..3)) % 3;
+        let kills: Vec<_> = (0..2).map(|_| STEPS[random.random_range(0..STEPS.len())]).collect();
+        scene.move_through(hub, next, &kills).await;
+        hub = next;
+        scene.talk(&format!("{at} {kills:?}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_an_operator_ends_leaves_the_group_where_it_was_whoever_is_killed() {
+    let mut scene = Scene::start("").await;
+    for (step, side) in STEPS_BACK {
+        let (source, target) = (scene.provider(0), scene.provider(1));
+        let to = domain(1);
+        let moves = scene.alice.client.migrate(&scene.team, &to);
+        let ends = async {
+            // the content is on its way to a target that does not answer
+            target.stop_at("target.received");
+            until(|| target.has_stopped()).await;
+            target.kill();
+            target.go_on();
+            let aborted = source.ops_post("/v1/migrations/abort", scene.team.to_string()).await;
+            assert_eq!(aborted.0, 200, "{aborted:?}");
+            let killed = if side == Side::Source { source } else { target };
+            killed.stop_at(step);
+            target.start().await;
+            until(|| killed.has_stopped()).await;
+            killed.kill();
+            killed.go_on();
+            killed.start().await;
+        };
+        let (moved, ()) = tokio::join!(moves, ends);
+        match moved {
+            Err(ClientError::Refused(_)) => {}
+            Err(ClientError::Unanswered { .. }) => {
+                let _ = scene.alice.client.resume().await;
+            }
+            moved => panic!("{step}: {moved:?}\n{}", scene.providers.logs()),
+        }
+        scene.settled().await;
+        for player in scene.players() {
+            assert_eq!(player.view(&scene.team).hub, domain(0), "{step}");
+        }
+        scene.talk(step).await;
+    }
+    // and when nobody is in the way it moves
+    scene.move_through(0, 1, &[]).await;
+    scene.talk("moved after all").await;
+}
+
+async fn until(so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "it does not come to that");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+const NOTHING: &str = "{\"departures\":[]}";

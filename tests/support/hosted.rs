@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use mimid::{
     client::core::{Handled, Home, Identity, Member, Operation, Settled},
     crypto::{self, MlsCrypto, SigningKey},
-    group::{Decision, Effects, GroupState, Hub, Reject, Request, Settings, import},
+    group::{
+        Decision, Effects, GroupState, Hub, HubKey, HubKeys, Reject, Request, Settings, import,
+    },
     store::records::InboxItem,
     wire::{
         codec::{Opaque, decode},
@@ -26,7 +28,7 @@ pub fn hub(domain: &Domain, settings: impl FnOnce(&mut Settings)) -> Arc<Hub> {
     Arc::new(Hub {
         settings: all,
         crypto: MlsCrypto::default(),
-        keys: vec![key],
+        keys: HubKeys::new([HubKey { key, since: Timestamp(0) }]),
         rates: Default::default(),
     })
 }

@@ -16,8 +16,13 @@ use mimid::{
     },
     crypto::{BoxKey, SigningKey, random},
     federation::{DomainPattern, Federation, FederationLimits, FederationMetrics, FederationParts},
+    group::HubKey,
     queue::token::TokenKeys,
-    store::{SharedStore, memory::Disk, records::GroupHead},
+    store::{
+        SharedStore,
+        memory::Disk,
+        records::{GroupHead, KeyPrint},
+    },
     wire::{
         client::{
             ClientMessage, ClientMessageTbs, Dequeue, Flag, PublishKeyPackages, QueueTokens,
@@ -52,7 +57,8 @@ pub struct World {
 /// What a node is started with again.
 struct Kept {
     token_key: [u8; 32],
-    sender: SigningKey,
+    /// The newest first.
+    senders: Vec<ProviderKey>,
     s2s: SigningKey,
     options: GroupOptions,
     net: Option<Arc<Net>>,
@@ -74,8 +80,10 @@ pub fn clock_of_now() -> Arc<ManualClock> {
 impl Kept {
     fn new(options: GroupOptions, net: Option<Arc<Net>>) -> Self {
         let key = || SigningKey::generate(SignatureScheme::ED25519).unwrap();
-        let (sender, s2s) = (key(), key());
-        Self { token_key: random(), sender, s2s, options, net, deny: Vec::new(), delivers: false }
+        let (not_before, not_after) = (Timestamp(0), Timestamp(u64::MAX));
+        let senders = vec![ProviderKey { key: key(), not_before, not_after }];
+        let s2s = key();
+        Self { token_key: random(), senders, s2s, options, net, deny: Vec::new(), delivers: false }
     }
 }
 
@@ -128,7 +136,7 @@ impl World {
             Arc::new(Federation::new(FederationParts {
                 domain: domain.clone(),
                 signing: vec![for_ever(kept.s2s.clone())],
-                external_senders: vec![for_ever(kept.sender.clone())],
+                external_senders: kept.senders.clone(),
                 transport: Arc::new(Road { net: Arc::clone(net), delivers }),
                 allow: None,
                 deny: kept.deny.clone(),
@@ -143,7 +151,7 @@ impl World {
         let net = kept.net.as_ref();
         let federation = net.map(|net| dealings(net, &metrics.registry, kept.delivers));
         let by_hand = net.map(|net| dealings(net, &Registry::new(), true));
-        let (token_key, sender, options) = (kept.token_key, &kept.sender, &kept.options);
+        let (token_key, senders, options) = (kept.token_key, &kept.senders, &kept.options);
         let node = Node::new(NodeParts {
             domain: domain.clone(),
             store: Arc::clone(&store),
@@ -152,11 +160,7 @@ impl World {
             groups: options.clone(),
             registration: Registration::Open,
             token_keys: TokenKeys::new(vec![(1, BoxKey::from_bytes(token_key).unwrap())]).unwrap(),
-            external_senders: vec![ProviderKey {
-                key: sender.clone(),
-                not_before: Timestamp(0),
-                not_after: Timestamp(u64::MAX),
-            }],
+            external_senders: senders.clone(),
             metrics,
             arbiters,
             federation: federation.clone(),
@@ -189,6 +193,28 @@ impl World {
         self.threads.stop_and_join();
     }
 
+    /// The hub has a next key from now on, as `mimid keys rotate` makes one.
+    pub fn rotate_hub_key(&mut self) {
+        let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+        let (not_before, not_after) = (self.now(), Timestamp(u64::MAX));
+        self.kept.senders.insert(0, ProviderKey { key, not_before, not_after });
+        self.node.replace_external_senders(self.kept.senders.clone());
+    }
+
+    /// The hub has its newest key alone.
+    pub fn retire_hub_keys(&mut self) {
+        self.kept.senders.truncate(1);
+        self.node.replace_external_senders(self.kept.senders.clone());
+    }
+
+    /// The hub's keys, the newest first.
+    pub fn hub_keys(&self) -> Vec<KeyPrint> {
+        let print = |sender: &ProviderKey| {
+            HubKey { key: sender.key.clone(), since: sender.not_before }.print()
+        };
+        self.kept.senders.iter().map(print).collect()
+    }
+
     pub async fn head(&self, group: &GroupId) -> GroupHead {
         self.store.group_head(group).await.unwrap().unwrap()
     }
@@ -204,7 +230,8 @@ impl World {
     }
 
     pub fn hub(&self) -> Hub {
-        let external_sender = self.kept.sender.public().clone();
+        // the newest
+        let external_sender = self.kept.senders[0].key.public().clone();
         Hub { domain: self.domain.clone(), external_sender }
     }
 

@@ -102,6 +102,7 @@ impl GroupActor {
                 log_bytes: effects.records.iter().map(record_bytes).sum(),
                 wake_at: None,
                 joiner_infos: Vec::new(),
+                hub_key: state.key_stand(),
             };
             let wake_at = wake_at(&actor.node.groups.options, &state, &head);
             let head = GroupHead { wake_at, ..head };

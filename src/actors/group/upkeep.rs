@@ -118,16 +118,19 @@ impl GroupActor {
         let Some(loaded) = self.loaded.as_mut() else { return };
         let options = &self.node.groups.options;
         let wake_at = wake_at(options, &loaded.state, &loaded.head);
+        let hub_key = loaded.state.key_stand();
         if has_old_log(options, &loaded.head, self.node.clock.now()) {
             self.rotate_log(ctx);
             let Some(loaded) = self.loaded.as_ref() else { return };
-            if wake_at == loaded.head.wake_at && notices.is_empty() {
+            if (wake_at, hub_key) == (loaded.head.wake_at, loaded.head.hub_key)
+                && notices.is_empty()
+            {
                 self.when_durable(waiter);
                 return;
             }
         }
         let Some(loaded) = self.loaded.as_mut() else { return };
-        if wake_at == loaded.head.wake_at && notices.is_empty() {
+        if (wake_at, hub_key) == (loaded.head.wake_at, loaded.head.hub_key) && notices.is_empty() {
             self.when_durable(waiter);
             return;
         }
@@ -136,7 +139,7 @@ impl GroupActor {
             next_sequence: loaded.head.next_sequence,
             revision: loaded.head.revision,
         });
-        loaded.head.wake_at = wake_at;
+        (loaded.head.wake_at, loaded.head.hub_key) = (wake_at, hub_key);
         loaded.head.revision += 1;
         batch.push(Write::GroupHead(loaded.head.clone()));
         for (key, _) in notices {

@@ -2,151 +2,182 @@
 
 use actix::prelude::*;
 
-use super::{Mode, PeerActor, Trouble, items, items::read_all_rows, random, trouble_of};
+use super::{
+    PeerActor, Trouble, items,
+    items::{Stood, read_all_rows},
+    random, trouble_of,
+};
 use crate::{
     actors::node::Node,
     crypto,
     federation::{
         CallError,
-        direct::{Direct, DirectVerdict, Done, Job, Row, What},
+        direct::{Direct, DirectVerdict, Done, Entry, Handed, Job, What},
         outbox::Standing,
+        roster::Row,
         schedule::Failure,
+        way::NotFound,
     },
-    store::StoreError,
+    store::{StoreError, records::ReplicaMode},
     wire::{
         codec::{decode, encode},
         ds::{DsError, FanoutFilter},
         federation::EventType,
         ids::{Domain, GroupId, RequestId, Sequence, Timestamp},
-        queueing::{QueueingServiceRequest, QueueingServiceResponse, RosterChange},
+        queueing::{QueueingServiceRequest, QueueingServiceResponse},
     },
 };
 
 /// A group as it is read in for single requests.
 pub(super) enum LoadedDirect {
-    New {
-        acknowledged: Sequence,
-        next: Sequence,
-        roster: Vec<RosterChange>,
-        rows: Vec<Row>,
-    },
+    New(Entry),
     /// It is here already, and has grown.
     More {
         until: Sequence,
         rows: Vec<Row>,
     },
+    /// Its clients have everything; only the peer's copy of its feed does not.
+    Lags,
 }
 
-/// Reads a group in; `known` is up to where its roster is known, if it is here.
+/// Reads a group in; `known` is up to where its roster is known, if it is here. A peer that `takes_feeds` has a copy of what
+/// it was ever sent of, or is to get one from where it came in.
 pub(super) async fn load(
     node: &Node,
     peer: &Domain,
     group: &GroupId,
     until: Sequence,
     known: Option<Sequence>,
+    takes_feeds: bool,
 ) -> Result<LoadedDirect, StoreError> {
     if let Some(known) = known {
         let rows = read_all_rows(node, peer, group, known.next(), until.next()).await?;
         return Ok(LoadedDirect::More { until, rows });
     }
-    let (standing, _) = items::standing_of(node, peer, group, until).await?;
-    let Standing { acknowledged, .. } = standing;
+    let Stood { standing, singles: acknowledged, mode } =
+        items::standing_of(node, peer, group, until).await?;
+    let has_copy = match mode {
+        ReplicaMode::Direct => standing.opened,
+        ReplicaMode::Feed => takes_feeds && !standing.needs_snapshot,
+    };
+    let copy = has_copy.then_some(standing.acknowledged);
+    if acknowledged >= until && copy.is_some_and(|copy| copy < until) {
+        return Ok(LoadedDirect::Lags);
+    }
     let (next, roster) = match node.group_roster_for(group, peer).await {
         Ok(Some(roster)) => (roster.next.max(until.next()), roster.adds),
         Ok(None) | Err(DsError::GroupNotFound { .. }) => (until.next(), Vec::new()),
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let rows = read_all_rows(node, peer, group, acknowledged.next(), next).await?;
-    Ok(LoadedDirect::New { acknowledged, next, roster, rows })
+    Ok(LoadedDirect::New(Entry { acknowledged, copy, next, roster, rows }))
 }
 
 impl LoadedDirect {
-    pub(super) fn apply(self, direct: &mut Direct, group: &GroupId, now: Timestamp) {
+    /// `false`: nothing is to be sent of it in this way.
+    pub(super) fn apply(self, direct: &mut Direct, group: &GroupId, now: Timestamp) -> bool {
         match self {
-            Self::New { acknowledged, next, roster, rows } if direct.known(group).is_none() => {
-                direct.load(group, acknowledged, next, roster, rows, now);
-            }
-            Self::New { next, rows, .. } => {
+            Self::New(entry) if direct.known(group).is_none() => direct.load(group, entry, now),
+            Self::New(Entry { next, rows, .. }) => {
                 direct.grow(group, Sequence(next.0.saturating_sub(1)), rows);
             }
             Self::More { until, rows } => direct.grow(group, until, rows),
+            Self::Lags => return false,
         }
+        true
     }
 }
 
 impl PeerActor {
     /// Everything that waits goes message by message from now on.
-    pub(super) fn go_direct(&mut self, proven: bool, probe_at: Timestamp) {
-        self.mode = Mode::Direct { proven, probe_at, probing: false };
+    pub(super) fn go_direct(&mut self) {
         self.kept.clear();
         self.repeat.clear();
+        self.leaving_clients.clear();
         for (group, standing) in self.outbox.hand_over() {
             self.wanted.insert(group, standing.until);
         }
     }
 
-    /// The peer takes feeds after all: each group changes back with a snapshot.
+    /// The peer takes feeds after all: each group goes on where its copy stands, or gets one.
     pub(super) fn go_feed(&mut self, now: Timestamp) {
         let groups: Vec<GroupId> = self.direct.groups().cloned().collect();
         for group in groups {
-            self.feed_again(group, now);
+            self.feed_again(&group, now);
         }
-        tracing::info!(peer = %self.peer, "the peer takes feeds by now");
+        // copies that lag are found in the store
+        (self.lagging, self.rescan) = (None, true);
+        tracing::info!(peer = %self.peer, "the peer takes feeds");
     }
 
-    /// Changes one group back, with a snapshot. Whether it is here.
-    fn feed_again(&mut self, group: GroupId, now: Timestamp) -> bool {
-        let Some(until) = self.direct.known(&group) else { return false };
-        let Some(acknowledged) = self.direct.remove(&group) else { return false };
+    /// Changes one group back. What the peer's copy lacks comes as items, also what its clients have got meanwhile: they
+    /// know it by its sequence or its content. Without a copy one is opened behind what the slowest client has.
+    fn feed_again(&mut self, group: &GroupId, now: Timestamp) {
+        let Some(handed) = self.direct.remove(group) else { return };
+        let Handed { acknowledged, until, copy, clients } = handed;
         let standing = Standing {
-            acknowledged,
+            acknowledged: copy.unwrap_or(acknowledged),
             acknowledged_at: now,
             until,
             oldest_at: now,
             set_aside: None,
-            needs_snapshot: true,
+            needs_snapshot: false,
+            opened: copy.is_some(),
         };
-        self.outbox.load(group, standing, now);
-        true
+        if copy.is_none() {
+            self.leaving_clients.insert(group.clone(), clients);
+        }
+        self.outbox.load(group.clone(), standing, now);
     }
 
-    /// A batch was answered with 404.
-    pub(super) fn feeds_not_found(&mut self, now: Timestamp) {
-        self.circuit.succeeded();
-        let probe_at = now.plus_ms(self.limits().direct_probe_ms);
-        let proven = match self.mode {
-            Mode::Feed { .. } => {
+    /// A batch was answered with 404. `true`: it is a failure like others.
+    pub(super) fn feeds_not_found(&mut self, sent_at: Timestamp) -> bool {
+        let was_direct = self.is_direct();
+        match self.way.feeds_not_found(sent_at, self.now(), random()) {
+            NotFound::Again => return true,
+            NotFound::Singles if !was_direct => {
                 tracing::info!(peer = %self.peer, "the peer takes no feeds: each of its clients gets each message by itself");
-                false
             }
-            Mode::Direct { proven, .. } => proven,
-        };
-        self.go_direct(proven, probe_at);
+            NotFound::Singles => {}
+        }
+        self.circuit.succeeded();
+        self.go_direct();
+        false
     }
 
     pub(super) fn probe_due(&self) -> Option<Timestamp> {
-        match self.mode {
-            Mode::Direct { proven: true, probing: false, probe_at } if !self.direct.is_empty() => {
-                Some(probe_at)
-            }
-            Mode::Direct { .. } | Mode::Feed { .. } => None,
-        }
+        let can = self.lagging.is_some() || self.direct.to_probe().is_some();
+        self.way.probe_at().filter(|_| can)
     }
 
-    /// Tries feeds with one group, by a snapshot, when it is time.
-    pub(super) fn probe_feeds(&mut self, now: Timestamp) {
+    /// Tries feeds with one group when it is time.
+    pub(super) fn probe_feeds(&mut self, now: Timestamp, ctx: &mut Context<Self>) {
         if self.probe_due().is_none_or(|due| now < due) {
             return;
         }
-        // one that has everything, if there is one
-        let done = self.direct.unpersisted(usize::MAX).into_iter().find(|(.., is_done)| *is_done);
-        let group = done.map(|(group, ..)| group).or_else(|| self.direct.groups().next().cloned());
-        if !group.is_some_and(|group| self.feed_again(group, now)) {
-            return;
+        self.way.probe(true);
+        if let Some(group) = self.direct.to_probe().cloned() {
+            return self.feed_again(&group, now);
         }
-        if let Mode::Direct { probing, .. } = &mut self.mode {
-            *probing = true;
-        }
+        let Some((group, until)) = self.lagging.take() else { return };
+        let (node, peer) = (self.node.clone(), self.peer.clone());
+        let read = async move {
+            let stood = items::standing_of(&node, &peer, &group, until).await;
+            (group, stood)
+        };
+        self.loading = true;
+        let done = read.into_actor(self).map(|(group, stood), actor: &mut Self, ctx| {
+            actor.loading = false;
+            match stood {
+                Ok(Stood { standing, .. }) if standing.acknowledged < standing.until => {
+                    actor.outbox.load(group, standing, actor.now());
+                }
+                Ok(_) => actor.way.probe(false),
+                Err(error) => return actor.fail(&error, ctx),
+            }
+            actor.work(ctx);
+        });
+        ctx.spawn(done);
     }
 
     pub(super) fn send_one(&mut self, job: Job, ctx: &mut Context<Self>) {
@@ -207,9 +238,7 @@ impl PeerActor {
         let done = match outcome {
             Ok(done @ Done::Answered { .. }) => {
                 self.succeeded();
-                if let Mode::Direct { proven, .. } = &mut self.mode {
-                    *proven = true;
-                }
+                self.way.singles_answered();
                 done
             }
             Ok(done) => {
@@ -262,8 +291,7 @@ impl PeerActor {
 
     /// Neither feeds nor single messages: it is not a way to deliver that is missing, it is the peer.
     fn deliveries_not_found(&mut self) {
-        if let Mode::Direct { proven: false, .. } = self.mode {
-            self.mode = Mode::Feed { proven: false };
+        if self.way.singles_not_found() {
             let groups: Vec<GroupId> = self.direct.groups().cloned().collect();
             for group in groups {
                 if let Some(until) = self.direct.known(&group) {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use crate::{
     actors::node::Node,
     federation::{
-        direct::Row,
         outbox::{self, Loaded, Need, Reading, Standing, Turn},
+        roster::{Row, roster_before},
     },
     store::{
         Page, StoreError,
@@ -26,6 +26,15 @@ use crate::{
 };
 use tls_codec::Size;
 
+/// Where a peer stands in a group, as the store has it.
+pub(in crate::actors) struct Stood {
+    /// With the feed.
+    pub standing: Standing,
+    /// With single requests: all of its clients have everything up to here.
+    pub singles: Sequence,
+    pub mode: ReplicaMode,
+}
+
 /// Where `peer` stands in a group that something is left of up to `until`.
 ///
 /// # Errors
@@ -35,23 +44,25 @@ pub(in crate::actors) async fn standing_of(
     peer: &Domain,
     group: &GroupId,
     until: Sequence,
-) -> Result<(Standing, ReplicaMode), StoreError> {
+) -> Result<Stood, StoreError> {
     let replica = node.store.replica(peer, group).await?;
-    let from = replica.as_ref().map_or(Sequence(1), |replica| replica.acknowledged.next());
+    let from = replica.as_ref().map_or(Sequence(1), |replica| fed(replica).next());
     let rows = node.store.outbound_roster(peer, group, from, ONE).await?;
     let now = node.clock.now();
-    let (acknowledged, needs_snapshot) = match (&replica, rows.first()) {
-        (Some(replica), _) => (replica.acknowledged, false),
-        (None, Some(row)) => (Sequence(row.sequence.0.saturating_sub(1)), false),
+    let before = |sequence: Sequence| Sequence(sequence.0.saturating_sub(1));
+    let (acknowledged, singles, needs_snapshot) = match (&replica, rows.first()) {
+        (Some(replica), _) => (fed(replica), replica.acknowledged, false),
+        (None, Some(row)) => (before(row.sequence), before(row.sequence), false),
         // nothing says what it knows: a snapshot does
-        (None, None) => (Sequence(until.0.saturating_sub(1)), true),
+        (None, None) => (before(until), before(until), true),
     };
     let oldest = node.store.feed(group, acknowledged.next(), ONE).await?;
     let oldest_at = oldest.first().map_or(now, |entry| entry.accepted_at);
-    let Replica { acknowledged_at, mode, set_aside, .. } = replica.unwrap_or(Replica {
+    let Replica { acknowledged_at, mode, copy, set_aside, .. } = replica.unwrap_or(Replica {
         acknowledged,
         acknowledged_at: oldest_at,
         mode: ReplicaMode::Feed,
+        copy: None,
         set_aside: None,
     });
     let set_aside = set_aside.map(|aside| outbox::SetAside {
@@ -59,9 +70,25 @@ pub(in crate::actors) async fn standing_of(
         item: aside.item,
         problem: aside.problem,
     });
-    let standing =
-        Standing { acknowledged, acknowledged_at, until, oldest_at, set_aside, needs_snapshot };
-    Ok((standing, mode))
+    let opened = mode == ReplicaMode::Feed || copy.is_some();
+    let standing = Standing {
+        acknowledged,
+        acknowledged_at,
+        until,
+        oldest_at,
+        set_aside,
+        needs_snapshot,
+        opened,
+    };
+    Ok(Stood { standing, singles, mode })
+}
+
+/// Where a peer's feed of a group goes on: behind what its copy has; without a copy, behind what its clients have.
+pub(in crate::actors) fn fed(replica: &Replica) -> Sequence {
+    match replica.mode {
+        ReplicaMode::Feed => replica.acknowledged,
+        ReplicaMode::Direct => replica.copy.unwrap_or(replica.acknowledged),
+    }
 }
 
 /// What reading for a turn gives, and whether clients of the peer leave with it.
@@ -72,8 +99,16 @@ pub(super) struct ReadTurn {
 
 /// Reads what `turn` asks for. What cannot be read now is tried again later; what can never be sent as it is (the log
 /// is gone, or a record is bad) is sent as a snapshot.
-pub(super) async fn read_turn(node: &Node, peer: &Domain, turn: &Turn) -> ReadTurn {
+///
+/// `leaving` are clients, as adds, that rows remove which the peer's clients have not all got.
+pub(super) async fn read_turn(
+    node: &Node,
+    peer: &Domain,
+    turn: &Turn,
+    leaving: &[RosterChange],
+) -> ReadTurn {
     let read = match turn.need {
+        Need::Opening => read_opening(node, peer, turn, leaving).await,
         Need::Items => match read_items(node, peer, turn).await {
             Ok(None) => read_snapshot(node, peer, turn).await,
             Ok(Some(read)) => Ok(read),
@@ -97,7 +132,7 @@ async fn read_items(
     let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
     let Some(head) = store.group_head(&turn.group).await? else { return Ok(Some(nothing)) };
     if is_dropped(&head) {
-        return Ok(Some(nothing));
+        return Ok(None);
     }
     let from = turn.acknowledged.next();
     let page = Page { items_max: turn.items_max, bytes_max: turn.bytes_max };
@@ -281,32 +316,85 @@ impl Maker<'_> {
     }
 }
 
-/// The peer's clients as they are now, with the Welcomes that they have not got yet.
-async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTurn, StoreError> {
-    let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
+/// A snapshot that opens the peer's copy right behind what its clients have got by single requests. What follows comes as
+/// items, so that nothing lies between, whichever of them had got further.
+async fn read_opening(
+    node: &Node,
+    peer: &Domain,
+    turn: &Turn,
+    leaving: &[RosterChange],
+) -> Result<ReadTurn, StoreError> {
     let roster = match node.group_roster_for(&turn.group, peer).await {
         Ok(Some(roster)) => roster,
-        Ok(None) | Err(DsError::GroupNotFound { .. }) => return Ok(nothing),
+        Ok(None) | Err(DsError::GroupNotFound { .. }) => return read_end(node, turn).await,
+        Err(DsError::GroupMoved { .. }) => return Ok(read_gone(turn)),
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let from = turn.acknowledged.next();
-    let adds = with_welcomes(node, peer, &turn.group, (from, roster.next), roster.adds).await?;
+    let rows = read_all_rows(node, peer, &turn.group, from, roster.next).await?;
+    let oldest = node.store.feed(&turn.group, from, ONE).await?;
+    let accepted_at = oldest.first().map_or(node.clock.now(), |entry| entry.accepted_at);
+    let adds = roster_before(roster.adds, &rows, leaving);
+    let through = turn.acknowledged;
+    let chain = node.chain_to_here(&turn.group).await?;
+    Ok(snapshot_of(&turn.group, through, adds, chain, accepted_at))
+}
+
+fn snapshot_of(
+    group: &GroupId,
+    through: Sequence,
+    adds: Vec<RosterChange>,
+    chain: Chain,
+    accepted_at: Timestamp,
+) -> ReadTurn {
     let removes = adds.is_empty();
-    let (fits, adds) = match List::new(adds) {
+    let (fits, roster) = match List::new(adds) {
         Ok(adds) => (true, adds),
         Err(_) => (false, List::default()),
     };
     let item = DeliveryItem::Snapshot {
-        group_id: turn.group.clone(),
-        next_sequence: roster.next,
-        chain: node.chain_to_here(&turn.group).await?,
-        roster: adds,
+        group_id: group.clone(),
+        next_sequence: through.next(),
+        chain,
+        roster,
     };
     // more clients than one item can name: the outbox sets such a one aside
     let bytes = if fits { item.tls_serialized_len() } else { usize::MAX };
+    let loaded = Loaded { item, bytes, through, accepted_at };
+    ReadTurn { reading: Reading::Items(vec![loaded]), removes }
+}
+
+/// What can be said of a group that has moved: nothing. Its hub sends a snapshot, with the proof that it is the hub.
+fn read_gone(turn: &Turn) -> ReadTurn {
+    ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false }
+}
+
+/// What is left to say of a group whose log and roster are gone: that nobody is in it. Whoever still has a copy removes
+/// its clients from it, behind a gap.
+async fn read_end(node: &Node, turn: &Turn) -> Result<ReadTurn, StoreError> {
+    let head = node.store.group_head(&turn.group).await?;
+    let Some(head) = head.filter(is_dropped) else {
+        // there never was such a group
+        return Ok(ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false });
+    };
+    let through = Sequence(head.next_sequence.0.saturating_sub(1)).max(turn.until);
+    let chain = node.chain_to_here(&turn.group).await?;
+    Ok(snapshot_of(&turn.group, through, Vec::new(), chain, head.last_accepted_at))
+}
+
+/// The peer's clients as they are now, with the Welcomes that they have not got yet.
+async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTurn, StoreError> {
+    let roster = match node.group_roster_for(&turn.group, peer).await {
+        Ok(Some(roster)) => roster,
+        Ok(None) | Err(DsError::GroupNotFound { .. }) => return read_end(node, turn).await,
+        Err(DsError::GroupMoved { .. }) => return Ok(read_gone(turn)),
+        Err(error) => return Err(StoreError::Unavailable(error.to_string())),
+    };
+    let from = turn.acknowledged.next();
+    let adds = with_welcomes(node, peer, &turn.group, (from, roster.next), roster.adds).await?;
     let through = Sequence(roster.next.0.saturating_sub(1));
-    let loaded = Loaded { item, bytes, through, accepted_at: node.clock.now() };
-    Ok(ReadTurn { reading: Reading::Items(vec![loaded]), removes })
+    let chain = node.chain_to_here(&turn.group).await?;
+    Ok(snapshot_of(&turn.group, through, adds, chain, node.clock.now()))
 }
 
 /// `adds` with the Welcomes that `peer` has not got yet: those in roster rows of this range, whose end is not in it.
@@ -343,7 +431,7 @@ pub(in crate::actors) async fn owed_before(
     group: &GroupId,
     last: Sequence,
 ) -> Result<Option<Vec<DeliveryItem>>, StoreError> {
-    let (standing, mode) = standing_of(node, peer, group, last).await?;
+    let Stood { standing, mode, .. } = standing_of(node, peer, group, last).await?;
     if standing.needs_snapshot || mode == ReplicaMode::Direct {
         return Ok(None);
     }
@@ -393,20 +481,23 @@ pub(super) async fn read_all_rows(
                 return Ok(rows);
             }
             if let Ok(changes) = changes_of(&row) {
-                rows.push(Row { sequence: row.sequence, changes: changes.into_vec() });
+                let OutboundRoster { sequence, opens, .. } = row;
+                rows.push(Row { sequence, opens, changes: changes.into_vec() });
             }
         }
     }
 }
 
-fn changes_of(row: &OutboundRoster) -> Result<List<RosterChange, REQUEST_BYTES_MAX>, ()> {
+pub(in crate::actors) fn changes_of(
+    row: &OutboundRoster,
+) -> Result<List<RosterChange, REQUEST_BYTES_MAX>, ()> {
     decode(&row.changes).map_err(|error| {
         tracing::warn!(sequence = %row.sequence, %error, "a roster row cannot be read");
     })
 }
 
 /// Everything but the head of the group is gone.
-fn is_dropped(head: &GroupHead) -> bool {
+pub(in crate::actors) fn is_dropped(head: &GroupHead) -> bool {
     head.status == GroupStatus::Deleted && head.log_bytes == 0
 }
 

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::PeerActor;
 use crate::{
     actors::node::Node,
-    federation::outbox::Progress,
+    federation::{direct::DirectProgress, outbox::Progress},
     store::{
         Batch, Condition, StoreError, Write,
         records::{Replica, ReplicaMode, SetAside},
@@ -55,24 +55,34 @@ impl PeerActor {
         self.persisting = true;
         let mut writes = Vec::new();
         for progress in feeds {
+            let mode = match progress.opened {
+                true => ReplicaMode::Feed,
+                false => ReplicaMode::Direct,
+            };
             let may_drop = progress.is_done() && self.left.contains(&progress.group);
             let written = write_down(
                 self.node.clone(),
                 self.peer.clone(),
                 progress.clone(),
-                ReplicaMode::Feed,
+                (mode, None),
                 may_drop,
             );
             writes.push(Box::pin(async move { (progress, true, written.await) })
                 as Pin<Box<dyn Future<Output = _>>>);
         }
-        for (group, acknowledged, acknowledged_at, is_done) in single {
+        for DirectProgress { group, acknowledged, acknowledged_at, copy, is_done } in single {
             let until = if is_done { acknowledged } else { acknowledged.next() };
+            let (opened, set_aside) = (copy.is_some(), None);
             let progress =
-                Progress { group, acknowledged, acknowledged_at, until, set_aside: None };
+                Progress { group, acknowledged, acknowledged_at, until, opened, set_aside };
             let (node, peer, written) = (self.node.clone(), self.peer.clone(), progress.clone());
+            let way = (ReplicaMode::Direct, copy);
+            let may_drop = is_done && !lags(&progress, copy);
+            if is_done && !may_drop {
+                self.lagging.get_or_insert((progress.group.clone(), until));
+            }
             writes.push(Box::pin(async move {
-                let written = write_down(node, peer, written, ReplicaMode::Direct, is_done).await;
+                let written = write_down(node, peer, written, way, may_drop).await;
                 (progress, false, written)
             }));
         }
@@ -85,6 +95,7 @@ impl PeerActor {
                             actor.outbox.persisted(&progress);
                             if actor.outbox.forget_if_done(&progress.group) {
                                 actor.left.remove(&progress.group);
+                                actor.leaving_clients.remove(&progress.group);
                                 actor.given_up.remove(&progress.group);
                             }
                         } else {
@@ -129,7 +140,7 @@ async fn write_down(
     node: Node,
     peer: Domain,
     progress: Progress,
-    mode: ReplicaMode,
+    (mode, copy): (ReplicaMode, Option<Sequence>),
     may_drop: bool,
 ) -> Result<Option<Sequence>, StoreError> {
     let group = progress.group.clone();
@@ -142,13 +153,16 @@ async fn write_down(
         acknowledged: progress.acknowledged,
         acknowledged_at: progress.acknowledged_at,
         mode,
+        copy,
         set_aside,
     };
     let is_over = match may_drop {
         // none of the peer's clients is left in it: nothing needs to be known of it any more
         true => match node.group_roster_for(&group, &peer).await {
             Ok(roster) => roster.is_none_or(|roster| roster.adds.is_empty()),
-            Err(error) => matches!(error, DsError::GroupNotFound { .. }),
+            Err(error) => {
+                matches!(error, DsError::GroupNotFound { .. } | DsError::GroupMoved { .. })
+            }
         },
         false => false,
     };
@@ -156,13 +170,14 @@ async fn write_down(
         true => Write::DropReplica { peer: peer.clone(), group: group.clone() },
         false => Write::Replica { peer: peer.clone(), group: group.clone(), replica },
     };
-    let until = progress.acknowledged;
+    let lags = lags(&progress, copy);
+    let until = copy.filter(|_| lags).unwrap_or(progress.acknowledged);
     let batch = Batch::new().and(replica).and(Write::TrimOutboundRoster {
         peer: peer.clone(),
         group: group.clone(),
         until,
     });
-    if !progress.is_done() {
+    if !progress.is_done() || lags {
         node.store.write(batch).await?;
         return Ok(None);
     }
@@ -184,6 +199,12 @@ async fn write_down(
         Err(StoreError::Conflict { .. }) => Ok(node.store.outbound_at(&peer, &group).await?),
         Err(error) => Err(error),
     }
+}
+
+/// Whether there is a copy that what the clients have got by single requests is still to be sent to: then marker and rows
+/// stay until feeds are sent again.
+fn lags(progress: &Progress, copy: Option<Sequence>) -> bool {
+    copy.is_some_and(|copy| copy < progress.acknowledged)
 }
 
 const PERSIST_PAGE: usize = 256;

@@ -23,8 +23,11 @@ pub struct PeerState {
     pub peer: Domain,
     /// Whether something is being done about it: it has a place among those that are sent to.
     pub active: bool,
-    /// Items that it is still to get, of the groups that are looked at now.
+    /// Items that it is still to get, and of how many groups.
     pub items: u64,
+    pub groups: u64,
+    /// There may be more of them, and older ones: not everything that the store holds was looked at yet.
+    pub at_least: bool,
     /// When the oldest of them was accepted.
     pub oldest_at: Option<Timestamp>,
     pub circuit: CircuitState,
@@ -39,6 +42,19 @@ pub struct PeerState {
     pub problem: Option<String>,
     pub items_delivered: u64,
     pub failures: BTreeMap<&'static str, u64>,
+    /// What its actor knows of, which is everything where it says so.
+    loaded: Waiting,
+    /// What the store held in a round.
+    stored: Option<(u64, Waiting)>,
+}
+
+/// What waits for a peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in crate::actors) struct Waiting {
+    pub groups: u64,
+    pub items: u64,
+    pub oldest_at: Option<Timestamp>,
+    pub is_all: bool,
 }
 
 /// A group that a peer did not take.
@@ -54,6 +70,8 @@ impl PeerState {
             peer,
             active: false,
             items: 0,
+            groups: 0,
+            at_least: false,
             oldest_at: None,
             circuit: CircuitState::Closed,
             next_attempt_at: None,
@@ -63,7 +81,42 @@ impl PeerState {
             problem: None,
             items_delivered: 0,
             failures: BTreeMap::new(),
+            loaded: Waiting::default(),
+            stored: None,
         }
+    }
+
+    /// What the peer's actor knows of. Where that is all, it is newer than what was seen in the store.
+    pub(in crate::actors) fn loaded(&mut self, loaded: Waiting) {
+        self.loaded = loaded;
+        if loaded.is_all {
+            self.stored = None;
+        }
+        self.settle();
+    }
+
+    fn stored(&mut self, stored: Option<(u64, Waiting)>) {
+        if self.active && self.loaded.is_all {
+            return;
+        }
+        if !self.active {
+            self.loaded = Waiting::default();
+        }
+        self.stored = stored;
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        let (loaded, stored) = (self.loaded, self.stored.map(|(_, stored)| stored));
+        let of_store = stored.unwrap_or_default();
+        self.items = loaded.items.max(of_store.items);
+        self.groups = loaded.groups.max(of_store.groups);
+        self.oldest_at = loaded.oldest_at.into_iter().chain(of_store.oldest_at).min();
+        self.at_least = match (self.active, stored) {
+            _ if loaded.is_all => false,
+            (_, Some(stored)) => !stored.is_all,
+            (active, None) => active,
+        };
     }
 }
 
@@ -95,6 +148,32 @@ impl Board {
         }
     }
 
+    /// A round of the store saw what waits for `peer`, all of it or some.
+    pub(super) fn waits(&self, peer: &Domain, round: u64, waiting: &Waiting) {
+        self.update(peer, |state| match state.stored {
+            // what the round before saw whole is shown until this one has seen as much
+            Some((before, seen)) if before < round && !waiting.is_all => {
+                let groups = seen.groups.max(waiting.groups);
+                let items = seen.items.max(waiting.items);
+                let oldest_at = seen.oldest_at.into_iter().chain(waiting.oldest_at).min();
+                let is_all = waiting.is_all;
+                state.stored(Some((before, Waiting { groups, items, oldest_at, is_all })));
+            }
+            _ => state.stored(Some((round, *waiting))),
+        });
+    }
+
+    /// A round is over: nothing waits for those that it did not come by.
+    pub(super) fn round_ends(&self, round: u64) {
+        let mut states = locked(&self.states);
+        for state in states.values_mut() {
+            let came_by = state.stored.is_some_and(|(of, _)| of == round);
+            if !came_by {
+                state.stored(None);
+            }
+        }
+    }
+
     pub(super) fn states(&self) -> Vec<PeerState> {
         locked(&self.states).values().cloned().collect()
     }
@@ -111,6 +190,7 @@ pub(in crate::actors) struct PeerCollector {
 
 struct Vectors {
     items: IntGaugeVec,
+    groups: IntGaugeVec,
     oldest: IntGaugeVec,
     set_aside: IntGaugeVec,
     circuit: IntGaugeVec,
@@ -129,7 +209,14 @@ impl PeerCollector {
         let counter =
             |name: &str, help: &str, by: &[&str]| IntCounterVec::new(Opts::new(name, help), by);
         let vectors = Vectors {
-            items: gauge("mimid_peer_outbox_items", "Items that a peer is still to get.")?,
+            items: gauge(
+                "mimid_peer_outbox_items",
+                "Items that a peer is still to get. Of many groups a lower bound, until all were looked at.",
+            )?,
+            groups: gauge(
+                "mimid_peer_outbox_groups",
+                "Groups that a peer is still to get something of; a lower bound as the items are.",
+            )?,
             oldest: gauge(
                 "mimid_peer_oldest_undelivered_seconds",
                 "Age of the oldest item that a peer is still to get; 0 where there is none.",
@@ -159,9 +246,9 @@ impl PeerCollector {
 }
 
 impl Vectors {
-    fn each(&self) -> [&dyn Collector; 6] {
-        let Self { items, oldest, set_aside, circuit, delivered, failures } = self;
-        [items, oldest, set_aside, circuit, delivered, failures]
+    fn each(&self) -> [&dyn Collector; 7] {
+        let Self { items, groups, oldest, set_aside, circuit, delivered, failures } = self;
+        [items, groups, oldest, set_aside, circuit, delivered, failures]
     }
 
     fn add(&self, label: &str, state: &PeerState, now: Timestamp) {
@@ -171,6 +258,7 @@ impl Vectors {
             gauge.set(gauge.get().max(value));
         };
         self.items.with_label_values(&[label]).add(whole(state.items));
+        self.groups.with_label_values(&[label]).add(whole(state.groups));
         self.set_aside.with_label_values(&[label]).add(whole(state.groups_set_aside as u64));
         raise(&self.oldest, whole(state.oldest_at.map_or(0, |at| now.ms_since(at) / 1000)));
         raise(
@@ -197,8 +285,8 @@ impl Collector for PeerCollector {
         let now = self.clock.now();
         let _alone = locked(&self.collecting);
         let vectors = &self.vectors;
-        let Vectors { items, oldest, set_aside, circuit, delivered, failures } = vectors;
-        [items, oldest, set_aside, circuit].into_iter().for_each(IntGaugeVec::reset);
+        let Vectors { items, groups, oldest, set_aside, circuit, delivered, failures } = vectors;
+        [items, groups, oldest, set_aside, circuit].into_iter().for_each(IntGaugeVec::reset);
         [delivered, failures].into_iter().for_each(IntCounterVec::reset);
         for (index, state) in self.board.states().iter().enumerate() {
             let named = index < self.board.metrics_peers_max;
@@ -263,5 +351,38 @@ mod tests {
         again.sort();
         first.sort();
         assert_eq!(again, first, "asking again counts nothing twice");
+    }
+
+    #[test]
+    fn what_an_actor_knows_counts_for_more_than_what_was_seen_before() {
+        let (board, peer) = (Board::new(2), Domain::new("b.example").unwrap());
+        let shown = || {
+            let state = board.states().remove(0);
+            (state.groups, state.items, state.at_least)
+        };
+        let waiting = |groups, is_all| {
+            let oldest_at = Some(Timestamp(groups));
+            Waiting { groups, items: 2 * groups, oldest_at, is_all }
+        };
+        board.waits(&peer, 0, &waiting(3, false));
+        assert_eq!(shown(), (3, 6, true));
+        board.waits(&peer, 0, &waiting(9, true));
+        assert_eq!(shown(), (9, 18, false));
+        // the next round begins with less, and does not forget the rest meanwhile
+        board.waits(&peer, 1, &waiting(2, false));
+        assert_eq!(shown(), (9, 18, true));
+        board.waits(&peer, 1, &waiting(4, true));
+        assert_eq!(shown(), (4, 8, false));
+        board.update(&peer, |state| {
+            state.active = true;
+            state.loaded(waiting(5, false));
+        });
+        assert_eq!(shown(), (5, 10, false));
+        board.update(&peer, |state| state.loaded(waiting(1, true)));
+        board.waits(&peer, 2, &waiting(7, true));
+        assert_eq!(shown(), (1, 2, false), "it knows better");
+        board.update(&peer, |state| state.active = false);
+        board.round_ends(3);
+        assert_eq!(shown(), (0, 0, false));
     }
 }

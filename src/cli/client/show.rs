@@ -194,3 +194,25 @@ pub(super) fn policy_json(policy: &GroupPolicy) -> Value {
         "codes": codes,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::ids::Domain;
+
+    #[test]
+    fn move_of_a_group_is_a_line_for_people_and_an_event_for_programs() {
+        let domain = |name: &str| Domain::new(name).unwrap();
+        let group = GroupId::of(&domain("a.example"), [1; 16]);
+        let (from, to) = (domain("a.example"), domain("b.example"));
+        let event = Event::Moved { group: group.clone(), from, to };
+        let called = |user: &UserUri| user.name().to_owned();
+        assert_eq!(describe(&event, None, &called), "moved to b.example");
+        assert_eq!(event_group(&event), Some(&group));
+        let value = json!(event);
+        assert_eq!(
+            value,
+            json!({ "event": "moved", "group": group, "from": "a.example", "to": "b.example" })
+        );
+    }
+}

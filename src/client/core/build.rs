@@ -48,6 +48,18 @@ pub(super) struct Draft {
     pub effect: Effect,
 }
 
+/// Whether a commit may change the GroupContext: it holds one GroupContextExtensions at the most, and one that is pending
+/// is committed first.
+fn context_is_free(group: &mls::MlsGroup, id: &GroupId) -> Result<(), CoreError> {
+    let is_context = |it: &mls::QueuedProposal| {
+        matches!(it.proposal(), mls::Proposal::GroupContextExtensions(_))
+    };
+    if group.pending_proposals().any(is_context) {
+        return Err(CoreError::MustCommitFirst(id.clone()));
+    }
+    Ok(())
+}
+
 /// A commit and what goes with it.
 struct Committed {
     commit: MlsMessage,
@@ -257,6 +269,7 @@ impl Member {
                 Ok(draft(DsRequest::UpdateClient(update), Effect::Merge { leaf_key }))
             }
             Operation::UpdateGroup { changes } => {
+                context_is_free(&group, &pending.group)?;
                 let old = policy_of(&group)?;
                 let new = changed_policy(&old, &roster_of(&group)?, &changes)?;
                 if new == old {
@@ -267,6 +280,7 @@ impl Member {
                 Ok(draft(DsRequest::UpdateGroup(UpdateGroup { update }), merge))
             }
             Operation::Migrate { response } => {
+                context_is_free(&group, &pending.group)?;
                 let MoveDraft { response, sender, aad } =
                     self.move_draft(&pending.group, &group, &response, now)?;
                 group.set_aad(aad);

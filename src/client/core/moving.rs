@@ -365,6 +365,11 @@ impl Member {
         }
         let record = self.record(&pending.group)?;
         if record.state == GroupState::Active && !pending.operation.comes_from_outside() {
+            if pending.redirect.take().is_some() {
+                // it was sent on when this client could not follow; by now its own state says who to ask
+                self.home.put(Kind::Pending, key, &pending)?;
+                return Ok(Settled::Again { after_ms: 0 });
+            }
             return Ok(Settled::Again { after_ms: QUEUE_MS });
         }
         let asked = pending.hub(&record).clone();

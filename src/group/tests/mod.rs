@@ -4,6 +4,7 @@
 
 mod authentication;
 mod guests;
+mod hub_keys;
 mod hub_removals;
 mod leaves;
 mod operations;

@@ -302,7 +302,7 @@ fn group_context_keeps_what_must_stay() {
     };
     let self_remove = mls::ProposalType::SelfRemove;
     let senders = |senders| mls::Extension::ExternalSenders(senders);
-    let key = &scenario.hub.keys[0];
+    let key = &scenario.hub.key(scenario.state.tree.scheme()).unwrap();
     let hub = external_sender(&super::scenario::domain(), key);
     let other = external_sender(&super::scenario::domain(), &super::rogue::ed25519());
     let changed = |extension: mls::Extension| {

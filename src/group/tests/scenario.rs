@@ -14,7 +14,8 @@ use crate::{
     },
     crypto::{self, MlsCrypto, SigningKey},
     group::{
-        Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Settings, record::Snapshot,
+        Decision, Effects, GroupState, Hub, HubKey, HubKeys, Outbound, Reject, Request, Settings,
+        record::Snapshot,
     },
     rate::GroupRates,
     store::records::{GoneReason, InboxItem, LogRecord},
@@ -62,6 +63,12 @@ pub(super) fn policy(change: PolicyChange) -> Operation {
 
 pub(super) fn say(text: &str) -> Operation {
     Operation::Send { content: Content::text(text).encode() }
+}
+
+/// A hub's key of either scheme.
+pub(super) fn hub_keys(since: Timestamp) -> [HubKey; 2] {
+    [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256]
+        .map(|scheme| HubKey { key: SigningKey::generate(scheme).unwrap(), since })
 }
 
 /// One membership as its queue has it.
@@ -148,10 +155,7 @@ impl Scenario {
         // openmls compares lifetimes with the machine's clock
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let now = Timestamp(u64::try_from(since_1970.as_millis()).unwrap());
-        let keys: Vec<SigningKey> =
-            [SignatureScheme::ED25519, SignatureScheme::ECDSA_SECP256R1_SHA256]
-                .map(|scheme| SigningKey::generate(scheme).unwrap())
-                .into();
+        let keys = HubKeys::new(hub_keys(Timestamp(0)));
         let hub = Arc::new(Hub {
             settings: setup.settings,
             crypto: MlsCrypto::default(),

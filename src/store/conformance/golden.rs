@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 use super::samples::*;
 use crate::{
     migration::source::Phase,
-    store::{Batch, SharedStore, Write, memory::Disk, records::*},
+    store::{Batch, Condition, SharedStore, Write, memory::Disk, records::*},
     wire::ids::*,
 };
 
@@ -29,6 +29,9 @@ fn records() -> Vec<(&'static str, Write)> {
     deleted.status = GroupStatus::Deleted;
     deleted.previous_snapshot = Some(Sequence(3));
     deleted.wake_at = Some(Timestamp(1_700_000_000_000));
+    let mut hosted = head("golden", 300, 70_000);
+    let proposed = Some(KeyPrint([7; 16]));
+    hosted.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed });
     let mut followed = head("golden", 9, 2);
     followed.status = GroupStatus::Followed;
     let b = || domain("b");
@@ -38,9 +41,9 @@ fn records() -> Vec<(&'static str, Write)> {
         reason: GoneReason::QueueGone,
     };
     vec![
-        ("group_head", Write::GroupHead(head("golden", 300, 70_000))),
-        ("group_head_deleted", Write::GroupHead(deleted)),
-        ("group_head_followed", Write::GroupHead(followed)),
+        ("group_head2", Write::GroupHead(hosted)),
+        ("group_head2_deleted", Write::GroupHead(deleted)),
+        ("group_head2_followed", Write::GroupHead(followed)),
         ("log2", log_write("golden", record(5, 40, 60))),
         ("log2_in_parts", log_write("golden", record(6, 3_000, 6_000))),
         ("snapshot", Write::Snapshot { group: g(), at: Sequence(9), bytes: noise(9, 4_100) }),
@@ -57,7 +60,7 @@ fn records() -> Vec<(&'static str, Write)> {
             "outbound_roster",
             Write::OutboundRoster { peer: b(), group: g(), row: roster_row(1, 300) },
         ),
-        ("replica", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
+        ("replica2", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
         ("departure", Write::Departure(departure("golden", Phase::Sent { hash: [7; 32] }))),
         ("moves", Write::Moves { group: g(), moves: moves() }),
         (
@@ -295,27 +298,60 @@ async fn log_records_of_encoding_1_still_read() {
     }
 }
 
-/// The first ones had no index: they are there, and get one when they are written again.
+/// Encoding 1 of heads knew no key of the hub; nothing writes it any more. What is written over it is of encoding 2.
 #[tokio::test]
-async fn subscriptions_without_index_still_read() {
+async fn group_heads_of_encoding_1_still_read_and_are_written_anew() {
     let disk = Disk::new();
     disk.tamper(|map| {
-        for line in fs::read_to_string(file("subscription")).unwrap().lines() {
+        for line in fs::read_to_string(file("group_head")).unwrap().lines() {
             let (key, value) = line.split_once(' ').unwrap();
             map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
         }
     });
     let store = disk.open().unwrap();
-    let kept = subscription(300);
-    let of = |store: &SharedStore| {
-        let store = SharedStore::clone(store);
-        async move { store.subscription_to(&client("alice"), &group("g"), RecipientId(7)).await }
+    let mut expected = head("golden", 300, 70_000);
+    assert_eq!(store.group_head(&group("golden")).await, Ok(Some(expected.clone())));
+    assert_eq!(store.group_heads(None, 9).await, Ok(vec![expected.clone()]));
+    expected.revision += 1;
+    expected.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed: None });
+    let at = Condition::GroupAt {
+        group: group("golden"),
+        next_sequence: expected.next_sequence,
+        revision: expected.revision - 1,
     };
-    assert_eq!(store.subscriptions(&client("alice")).await, Ok(vec![kept.clone()]));
-    assert_eq!(of(&store).await, Ok(None));
-    let write = Write::Subscription { client: client("alice"), subscription: kept.clone() };
+    let write = Write::GroupHead(expected.clone());
+    store.write(Batch::new().when(at).and(write)).await.unwrap();
+    assert_eq!(store.group_head(&group("golden")).await, Ok(Some(expected)));
+    for name in ["group_head_deleted", "group_head_followed"] {
+        let disk = Disk::new();
+        disk.tamper(|map| {
+            for line in fs::read_to_string(file(name)).unwrap().lines() {
+                let (key, value) = line.split_once(' ').unwrap();
+                map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+            }
+        });
+        let head = disk.open().unwrap().group_head(&group("golden")).await.unwrap().unwrap();
+        assert_eq!(head.hub_key, None, "{name}");
+    }
+}
+
+/// Encoding 1 of replicas knew no copy beside single requests; nothing writes it any more.
+#[tokio::test]
+async fn replicas_of_encoding_1_still_read_and_are_replaced() {
+    let disk = Disk::new();
+    disk.tamper(|map| {
+        for line in fs::read_to_string(file("replica")).unwrap().lines() {
+            let (key, value) = line.split_once(' ').unwrap();
+            map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+        }
+    });
+    let store = disk.open().unwrap();
+    let (peer, of) = (domain("b"), group("golden"));
+    let kept = crate::store::records::Replica { copy: None, ..replica(300) };
+    assert_eq!(store.replica(&peer, &of).await, Ok(Some(kept)));
+    let write = Write::Replica { peer: peer.clone(), group: of.clone(), replica: replica(301) };
     store.write(Batch::new().and(write)).await.unwrap();
-    assert_eq!(of(&store).await, Ok(Some(kept)));
+    assert_eq!(store.replica(&peer, &of).await, Ok(Some(replica(301))));
 }
 
 #[tokio::test]

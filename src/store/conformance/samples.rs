@@ -31,6 +31,7 @@ pub(in crate::store) fn replica(acknowledged: u64) -> Replica {
         acknowledged: Sequence(acknowledged),
         acknowledged_at: Timestamp(1_700_000_000_000),
         mode: ReplicaMode::Direct,
+        copy: Some(Sequence(acknowledged / 2)),
         set_aside: Some(SetAside {
             since: Timestamp(1_700_000_000_000),
             item: Sequence(acknowledged + 1),
@@ -62,7 +63,12 @@ pub(in crate::store) fn moves() -> Moves {
             at,
             here: true,
         }),
-        left: Some(Left { request, at, guests: vec![domain("b"), domain("c")] }),
+        left: Some(Left {
+            request,
+            at,
+            guests: vec![domain("b"), domain("c")],
+            key: KeyPrint([8; 16]),
+        }),
     }
 }
 
@@ -89,6 +95,7 @@ pub(in crate::store) fn head(name: &str, next: u64, revision: u64) -> GroupHead 
         log_bytes: 3,
         joiner_infos: vec![Epoch(1)],
         wake_at: None,
+        hub_key: None,
     }
 }
 

@@ -30,7 +30,7 @@ fn domain(name: &str) -> Domain {
     Domain::new(name).unwrap()
 }
 
-fn federates(config: &mut Config, name: &str) {
+pub(super) fn federates(config: &mut Config, name: &str) {
     config.domain = domain(name);
     config.federation.listen = Some("127.0.0.1:0".parse().unwrap());
     config.federation.allow_private_addresses = true;
@@ -389,6 +389,67 @@ fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
     endless.write_all(b"1\r\nx\r\n").unwrap();
     let answer = Answer::read(&mut endless);
     assert_eq!((answer.status, answer.client_error().name()), (408, "malformed"));
+}
+
+#[test]
+fn the_hubs_keys_rotate_on_the_command_line_while_the_node_runs() {
+    let clock = Arc::new(ManualClock::at(SystemClock.now()));
+    let mut provider = Provider::start_at(clock.clone(), |config| federates(config, "a.example"));
+    let data = provider.folder.path().join("data");
+    let shown = |provider: &Provider| {
+        let request = request("GET", "/signature_key", "", b"");
+        let answer = provider.raw_to(provider.federation_address(), &request);
+        let keys: VerificationKeyResponse = decode(&answer.body).unwrap();
+        keys.keys.iter().map(|key| key.public_key.clone()).collect::<Vec<_>>()
+    };
+    let until = |provider: &Provider, count: usize| {
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            let keys = shown(provider);
+            if keys.len() == count {
+                return keys;
+            }
+            assert!(Instant::now() < patience, "{} keys, not {count}", keys.len());
+        }
+    };
+    let before = shown(&provider);
+    assert_eq!(before.len(), 2);
+    let rotate = |more: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_mimid"))
+            .args(["keys", "rotate", "--purpose", "external-sender", "--data-dir"])
+            .arg(&data)
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let hurried = rotate(&["--now"]);
+    assert_eq!(hurried.status.code(), Some(2));
+    assert!(String::from_utf8(hurried.stderr).unwrap().contains("--now is for s2s keys"));
+    assert_eq!(shown(&provider), before);
+    let rotated = rotate(&[]);
+    assert!(rotated.status.success(), "{rotated:?}");
+    provider.running.as_ref().unwrap().reload();
+    let during = until(&provider, 4);
+    assert_eq!(during[2..], before, "the new ones first, and the old ones are still there");
+
+    // another start changes nothing
+    let folder = provider.stop();
+    let start = || {
+        let mut config = config_in(folder.path());
+        federates(&mut config, "a.example");
+        Provider {
+            running: Some(server::start_at(config, clock.clone()).unwrap()),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    };
+    provider = start();
+    assert_eq!(shown(&provider), during);
+    // no group has the old ones, and none can come with them any more
+    clock.advance_ms(24 * 3600 * 1000);
+    provider.running.as_ref().unwrap().reload();
+    assert_eq!(until(&provider, 2), during[..2]);
+    drop(provider);
+    assert_eq!(shown(&start()), during[..2]);
 }
 
 #[test]

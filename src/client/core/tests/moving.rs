@@ -785,3 +785,35 @@ fn records_of_the_version_before_are_read() {
     alice.home.step(|| alice.home.put(Kind::Pending, &key, &stored)).unwrap();
     assert_eq!(alice.outbound(request, *NOW).unwrap().hub, domain());
 }
+
+#[test]
+fn hub_that_had_another_key_when_the_group_left_is_followed_by_who_lost_track_before() {
+    let (alice, bob, _) = three();
+    let scene = Scene::new(SUITES[0], &alice, &[&bob]);
+    let epoch = alice.group(&scene.group).unwrap().epoch.unwrap().0;
+    bob.home.step(|| bob.lose(&scene.group, "a test".to_owned())).unwrap();
+    let (resync, ..) = bob.pending().unwrap().pop().unwrap();
+    let later = scene.b.sign(scene.a.link(&scene.group, "b.example", epoch + 2));
+    let settled = bob.settle(resync, &moved(&[&later]), *NOW).unwrap();
+    assert_eq!(settled, Settled::Again { after_ms: 0 });
+    assert_eq!(bob.outbound(resync, *NOW).unwrap().hub, scene.b.domain);
+}
+
+#[test]
+fn request_that_was_sent_on_asks_the_group_s_own_hub_once_its_member_follows_again() {
+    let (alice, bob, _) = three();
+    let scene = Scene::new(SUITES[0], &alice, &[&bob]);
+    let group = &scene.group;
+    let send = bob.begin(group, Operation::Send { content: vec![1] }).unwrap();
+    bob.outbound(send, *NOW).unwrap();
+    bob.home.step(|| bob.lose(group, "a test".to_owned())).unwrap();
+    let link = scene.a.link(group, "b.example", 9);
+    bob.settle(send, &moved(&[&link]), *NOW).unwrap();
+    assert_eq!(bob.outbound(send, *NOW).unwrap().hub, scene.b.domain);
+    let found = GroupRecord { state: GroupState::Active, ..bob.record(group).unwrap() };
+    let found = GroupRecord { hub: named("c.example"), ..found };
+    bob.home.step(|| bob.put_record(group, &found)).unwrap();
+    let settled = bob.settle(send, &moved(&[&link]), *NOW).unwrap();
+    assert_eq!(settled, Settled::Again { after_ms: 0 });
+    assert_eq!(bob.outbound(send, *NOW).unwrap().hub, named("c.example"));
+}

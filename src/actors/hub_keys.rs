@@ -1,0 +1,125 @@
+//! The hub's keys at work: what others are told of them, and that groups take the newest one's, a few at a time. The rules
+//! are in [`crate::group::keys`].
+
+use std::collections::BTreeSet;
+
+use super::node::{Node, ProviderKey};
+use crate::{
+    federation::{message::PURPOSE_EXTERNAL_SENDER, own_keys::published},
+    group::HubKey,
+    store::{
+        StoreError,
+        records::{GroupStatus, KeyPrint},
+    },
+    wire::{client::VerificationKeyResponse, ids::Timestamp},
+};
+
+/// Where the groups hosted here stand with the hub's keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeysInUse {
+    /// The keys that are in groups; none where that is not known of every group yet.
+    pub keys: Option<BTreeSet<KeyPrint>>,
+    /// Groups that have an old key.
+    pub behind: usize,
+    /// Groups that were woken to propose the new one.
+    pub woken: usize,
+}
+
+impl Node {
+    /// From now on the hub's keys are these. Groups that are active take the newest at their next change.
+    pub fn replace_external_senders(&self, mut keys: Vec<ProviderKey>) {
+        keys.sort_by_key(|key| std::cmp::Reverse(key.not_before));
+        self.hub().keys.replace(of_providers(&keys));
+        if let Some(federation) = &self.federation {
+            federation.replace_external_senders(keys);
+        }
+    }
+
+    /// What this provider publishes of the hub's keys, the newest first.
+    #[must_use]
+    pub fn external_senders(&self) -> VerificationKeyResponse {
+        let mut keys: Vec<ProviderKey> = self
+            .hub()
+            .keys
+            .all()
+            .iter()
+            .map(|HubKey { key, since }| ProviderKey {
+                key: key.clone(),
+                not_before: *since,
+                not_after: Timestamp(u64::MAX),
+            })
+            .collect();
+        keys.sort_by_key(|key| std::cmp::Reverse(key.not_before));
+        published(&self.domain, &keys, PURPOSE_EXTERNAL_SENDER, self.clock.now())
+    }
+
+    /// Looks through the groups hosted here and wakes at most `groups_max` of those that have an old key and have not
+    /// proposed the new one yet, or of which the key is not known. The next call goes on where this one stopped, so that
+    /// some that cannot propose now (another GroupContextExtensions is pending) do not keep others waiting.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn turn_hub_keys(&self, groups_max: usize) -> Result<KeysInUse, StoreError> {
+        let newest = self.hub().keys.newest();
+        let held: BTreeSet<KeyPrint> = self.hub().keys.all().iter().map(HubKey::print).collect();
+        let stopped_at = self.groups.turning.take();
+        let mut skips = stopped_at.is_some();
+        let (mut keys, mut unknown, mut behind, mut woken) = (BTreeSet::new(), 0, 0, 0);
+        let mut after = None;
+        loop {
+            let heads = self.store.group_heads(after.as_ref(), 512).await?;
+            let Some(last) = heads.last() else { break };
+            after = Some(last.group.clone());
+            let hosted = [GroupStatus::Active, GroupStatus::Migrating];
+            for head in heads.iter().filter(|head| hosted.contains(&head.status)) {
+                let due = match head.hub_key {
+                    None => {
+                        unknown += 1;
+                        true
+                    }
+                    Some(stand) => {
+                        keys.insert(stand.key);
+                        let old = !newest.contains(&stand.key);
+                        behind += usize::from(old);
+                        // a key that is not held can sign nothing: there is no use in waking the group
+                        let proposed = stand.proposed.is_some_and(|key| newest.contains(&key));
+                        old && !proposed && held.contains(&stand.key)
+                    }
+                };
+                let due = due && head.status == GroupStatus::Active;
+                if due && !skips && woken < groups_max {
+                    woken += 1;
+                    self.settle_group(&head.group).await;
+                    if woken == groups_max {
+                        self.groups.turning.put(head.group.clone());
+                    }
+                }
+                skips = skips && stopped_at.as_ref() != Some(&head.group);
+            }
+            tokio::task::yield_now().await;
+        }
+        self.keys_of_moves(&mut keys).await?;
+        self.metrics.groups_behind_hub_key.set(i64::try_from(behind).unwrap_or(i64::MAX));
+        Ok(KeysInUse { keys: (unknown == 0).then_some(keys), behind, woken })
+    }
+}
+
+impl Node {
+    /// Keys that signed where groups have gone, for as long as that is told.
+    async fn keys_of_moves(&self, keys: &mut BTreeSet<KeyPrint>) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        let mut after = None;
+        loop {
+            let page = self.store.all_moves(after.as_ref(), 256).await?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = Some(last.clone());
+            let left = page.into_iter().filter_map(|(_, moves)| moves.left);
+            let told = left.filter(|left| now.ms_since(left.at) < self.limits.moves.forward_ms);
+            keys.extend(told.map(|left| left.key));
+        }
+    }
+}
+
+pub(super) fn of_providers(keys: &[ProviderKey]) -> Vec<HubKey> {
+    keys.iter().map(|key| HubKey { key: key.key.clone(), since: key.not_before }).collect()
+}
