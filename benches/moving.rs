@@ -154,10 +154,8 @@ impl Scene {
         let node = &self.linked.a.node;
         let answer = node.group_operation(self.alice.client(), first.message).await;
         let answered = began.elapsed();
-        match self.alice.settle(request, &answer, system_now()).unwrap() {
-            Settled::Done(_) => {}
-            other => panic!("{other:?}"),
-        }
+        let settled = self.alice.settle(request, &answer, system_now()).unwrap();
+        assert!(matches!(settled, Settled::Done(_)), "{settled:?}");
         assert_eq!(self.alice.group(&self.group).unwrap().hub, to.domain);
         self.said += 1;
         let content = Content::text(&format!("message {} of the bench", self.said)).encode();
