@@ -5,6 +5,7 @@ mod decode;
 mod group;
 #[path = "../tests/support/linked.rs"]
 mod linked;
+mod moving;
 mod replication;
 mod store;
 #[path = "../tests/support/mod.rs"]
@@ -15,5 +16,10 @@ use criterion::{criterion_group, criterion_main};
 criterion_group!(wire, decode::largest_structs);
 criterion_group!(groups, group::update_commit, group::overhead, group::send_message);
 criterion_group!(stores, store::batches);
-criterion_group!(providers, replication::messages);
+criterion_group!(providers, replication::messages, moving::pauses);
 criterion_main!(wire, groups, stores, providers);
+
+/// Whether this is `cargo test`: everything runs, once and small. `--test` is criterion's own word for it.
+fn is_test() -> bool {
+    std::env::args().any(|argument| argument == "--test")
+}

@@ -1,5 +1,7 @@
 //! What an application does with groups. Each call is done when the hub has accepted it.
 
+use std::time::Duration;
+
 use openmls::prelude::Ciphersuite;
 
 use super::{
@@ -25,6 +27,8 @@ use crate::{
 
 /// How often the target is asked anew because another commit came first.
 const MOVES_MAX: u32 = 5;
+/// How long a target is asked for its word. Nothing has begun then, so somebody who waits had better hear that it is away.
+const PROMISE_PATIENCE: Duration = Duration::from_secs(20);
 
 impl Client {
     /// Creates a group at this client's own provider.
@@ -274,10 +278,14 @@ impl Client {
     }
 
     /// The target's word that it takes the group.
-    async fn promise(&self, wanted: &MigrationRequest) -> Result<MigrationResponse, ClientError> {
+    pub(crate) async fn promise(
+        &self,
+        wanted: &MigrationRequest,
+    ) -> Result<MigrationResponse, ClientError> {
         let target = wanted.target_domain_name.clone();
+        let patience = self.patience.min(PROMISE_PATIENCE);
         let response: MigrationResponse =
-            match self.call("/v1/migration_request", encode(wanted)).await {
+            match self.call_within(patience, "/v1/migration_request", encode(wanted)).await {
                 Err(ClientError::Refused(Refusal(DsError::NotAuthorized { detail }))) => {
                     return Err(ClientError::NotTaken { target, why: detail.as_str().to_owned() });
                 }

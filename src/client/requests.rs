@@ -281,7 +281,17 @@ impl Client {
         endpoint: &str,
         body: Vec<u8>,
     ) -> Result<T, ClientError> {
-        self.patiently(async || {
+        self.call_within(self.patience, endpoint, body).await
+    }
+
+    /// As [`Self::call`], and no longer than `patience`.
+    pub(super) async fn call_within<T: DeserializeBytes>(
+        &self,
+        patience: Duration,
+        endpoint: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        self.patiently_until(Instant::now() + patience, async || {
             let body = body.clone();
             self.as_caller(async |http, caller| http.call(caller, endpoint, body, 0).await).await
         })

@@ -163,5 +163,11 @@ fn demo_plays_to_its_end() {
     assert!(output.status.success(), "{text}{errors}");
     assert!(text.contains("Everything worked"), "{text}");
     assert!(!text.contains("broke"), "{text}");
+    // groups moved and went on, by members of the hub's own provider and of the other
+    for row in ["move a group", "go on at the new hub", "send-message: sent on", "move it home"] {
+        let line = text.lines().find(|line| line.starts_with(row)).expect(row);
+        let counts: Vec<u32> = line.split_whitespace().filter_map(|it| it.parse().ok()).collect();
+        assert!(counts.len() == 3 && counts.iter().all(|count| *count > 0), "{line}");
+    }
     assert!(kept.join("alice-phone.sqlite").exists());
 }

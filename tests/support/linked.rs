@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +28,7 @@ use mimid::{
         ProviderKey, Transport,
     },
     queue::token::TokenKeys,
-    store::{SharedStore, memory::Disk},
+    store::{self, SharedStore, StoreConfig, memory::Disk},
     wire::{
         client::{ClientMessage, ClientMessageTbs, ClientResponse, Flag, QueueTokens, Register},
         codec::{List, Opaque, Raw, Text, encode},
@@ -80,11 +81,26 @@ struct Ways {
 impl Linked {
     /// a.example and b.example, each with a store in memory.
     pub fn start() -> Self {
+        Self::with_stores([Disk::new().open().unwrap(), Disk::new().open().unwrap()])
+    }
+
+    /// The same, with stores on disk.
+    pub fn start_in(folder: &Path) -> Self {
+        Self::with_stores(["a", "b"].map(|name| {
+            let (engine, folder) = ("sled".to_owned(), folder.join(name));
+            let config = StoreConfig { engine, folder, cache_bytes: 64 * 1024 * 1024 };
+            store::open(&config).unwrap()
+        }))
+    }
+
+    fn with_stores(stores: [SharedStore; 2]) -> Self {
         let domains = ["a.example", "b.example"].map(|domain| Domain::new(domain).unwrap());
         let sides = domains.iter().map(|domain| (domain.clone(), OnceLock::new())).collect();
         let (is_open, _) = watch::channel(true);
         let ways = Arc::new(Ways { sides, is_open, bytes: AtomicU64::new(0) });
-        let [a, b] = domains.map(|domain| Side::start(domain, &ways));
+        let ([a, b], [store_a, store_b]) = (domains, stores);
+        let a = Side::start(a, store_a, &ways);
+        let b = Side::start(b, store_b, &ways);
         Self { a, b, ways }
     }
 
@@ -110,9 +126,8 @@ impl Linked {
 }
 
 impl Side {
-    fn start(domain: Domain, ways: &Arc<Ways>) -> Self {
+    fn start(domain: Domain, store: SharedStore, ways: &Arc<Ways>) -> Self {
         let (arbiters, threads) = ArbiterPool::start(2).unwrap();
-        let store = Disk::new().open().unwrap();
         let metrics = Metrics::new().unwrap();
         let key = || SigningKey::generate(SignatureScheme::ED25519).unwrap();
         let (signing, sender) = (key(), key());
@@ -241,7 +256,7 @@ impl Ways {
     }
 }
 
-const ENDPOINTS: [S2SEndpoint; 7] = [
+const ENDPOINTS: [S2SEndpoint; 9] = [
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,
@@ -249,4 +264,6 @@ const ENDPOINTS: [S2SEndpoint; 7] = [
     S2SEndpoint::DeliverMessage,
     S2SEndpoint::ConnectionKeyPackages,
     S2SEndpoint::GroupKeyPackages,
+    S2SEndpoint::MigrationRequest,
+    S2SEndpoint::MigrationContent,
 ];

@@ -53,6 +53,8 @@ pub(super) enum At<'a> {
 pub(super) struct Cast<'a> {
     pub actors: Vec<Actor>,
     pub tally: &'a mut Tally,
+    /// Who hosts the groups that are not where their ids say.
+    pub moved: BTreeMap<GroupId, Domain>,
 }
 
 impl Cast<'_> {
@@ -129,14 +131,18 @@ impl Cast<'_> {
         self.check(so, what)
     }
 
-    fn goes_across(&self, who: usize, at: &At<'_>) -> bool {
+    pub fn goes_across(&self, who: usize, at: &At<'_>) -> bool {
         let own = self.actors[who].user.domain();
         let theirs: Domain = match at {
             At::Home => return false,
-            At::Group(group) => group.domain(),
+            At::Group(group) => self.hub(group),
             At::User(user) => user.domain(),
         };
         own != theirs
+    }
+
+    pub fn hub(&self, group: &GroupId) -> Domain {
+        self.moved.get(group).cloned().unwrap_or_else(|| group.domain())
     }
 
     pub async fn receive(&mut self, who: usize, wait_ms: u32) -> Result<(), Broke> {
@@ -201,11 +207,19 @@ impl Cast<'_> {
     }
 
     pub async fn speak(&mut self, room: &Room, who: usize, text: &str) -> Result<(), Broke> {
+        self.speak_as("send-message", room, who, text).await
+    }
+
+    pub async fn speak_as(
+        &mut self,
+        row: &'static str,
+        room: &Room,
+        who: usize,
+        text: &str,
+    ) -> Result<(), Broke> {
         self.will_hear(room, who, text);
-        self.done("send-message", who, At::Group(&room.id), async |c| {
-            c.send_text(&room.id, text).await
-        })
-        .await?;
+        self.done(row, who, At::Group(&room.id), async |c| c.send_text(&room.id, text).await)
+            .await?;
         Ok(())
     }
 

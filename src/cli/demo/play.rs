@@ -1,6 +1,9 @@
 //! The play: what happens in the demo, scene by scene. Who plays is in [`super::cast`].
 
+mod moves;
+
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -54,7 +57,7 @@ impl<'a> Play<'a> {
         Self {
             args,
             folder: folder.to_owned(),
-            cast: Cast { actors: Vec::new(), tally },
+            cast: Cast { actors: Vec::new(), tally, moved: BTreeMap::new() },
             providers,
             random: StdRng::seed_from_u64(args.seed),
             said: 0,
@@ -87,8 +90,13 @@ impl<'a> Play<'a> {
         self.lodge().await?;
         scene("Devices are deleted: the hub removes them from its groups");
         self.deleted_devices(&mut team, [(ALICE, laptop), (BOB, tablet)]).await?;
-        scene("The end: users of both providers are removed, the group deleted");
-        self.the_end(team).await
+        scene("Users of both providers are removed, the group deleted");
+        self.the_end(team).await?;
+        scene(
+            "The end: a group moves to the other provider in the middle of a conversation, and home",
+        );
+        self.moves().await?;
+        self.cast.no_complaints()
     }
 
     async fn register_everyone(&mut self) -> Result<(), Broke> {
@@ -627,7 +635,7 @@ impl<'a> Play<'a> {
         told("bob removed carol, alice removed bob");
         self.delete(ALICE, &team).await?;
         told("alice deleted the group");
-        self.cast.no_complaints()
+        Ok(())
     }
 
     /// Deletes a group and waits until everyone knows it.
@@ -656,11 +664,15 @@ impl<'a> Play<'a> {
             room.members.iter().copied().filter(|at| !absent.contains(at)).collect();
         for _ in 0..self.args.messages {
             let who = speakers[self.random.random_range(0..speakers.len())];
-            self.said += 1;
-            let text = format!("message {} of {}", self.said, self.cast.name(who));
+            let text = self.next_text(who);
             self.cast.speak(room, who, &text).await?;
         }
         self.cast.compare(room, absent).await
+    }
+
+    fn next_text(&mut self, who: usize) -> String {
+        self.said += 1;
+        format!("message {} of {}", self.said, self.cast.name(who))
     }
 }
 

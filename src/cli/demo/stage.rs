@@ -12,6 +12,7 @@ use std::{
 use crate::{
     client::{ClientError, Server},
     crypto,
+    http::migrations::Migrations,
     server::{Endpoints, keys},
     wire::ids::Domain,
 };
@@ -174,6 +175,29 @@ impl Provider {
             child.kill().and_then(|()| child.wait()).map_err(provider)?;
         }
         Ok(())
+    }
+
+    /// Waits until a group is on its way from here to the other provider.
+    pub async fn until_group_leaves(&self) -> Result<(), Broke> {
+        // an error says that the process has one already
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let failed = |error: &dyn std::fmt::Display| Broke::Provider(error.to_string());
+        let client = reqwest::Client::builder().no_proxy().build();
+        let client = client.map_err(|error| failed(&error))?;
+        let url = format!("http://{}/v1/migrations", self.addresses[1]);
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            let asked = client.get(&url).send().await.map_err(|error| failed(&error))?;
+            let told = asked.text().await.map_err(|error| failed(&error))?;
+            let told: Migrations = serde_json::from_str(&told).map_err(|error| failed(&error))?;
+            if !told.departures.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Broke::Provider(format!("no group leaves {} in time", self.domain)));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// How its clients find it.
