@@ -20,7 +20,9 @@ pub const GROUP_STATE_BYTES_MAX: usize = INFO_BYTES_MAX;
 pub const CONTENT_BYTES_MAX: usize = GROUP_STATE_BYTES_MAX + 4_096;
 
 /// The confirmations of a group's moves, oldest first: from the provider in its id to the one that hosts it.
-pub type Chain = List<MigrationConfirmation, 65536>;
+pub type Chain = List<MigrationConfirmation, CHAIN_BYTES_MAX>;
+/// Largest [`Chain`], in bytes: some hundred moves away from home.
+pub const CHAIN_BYTES_MAX: usize = 65_536;
 
 /// A client asks the provider that a group is to move to.
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]

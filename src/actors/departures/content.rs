@@ -1,8 +1,10 @@
 //! What is sent of a group: made once, from what was frozen, and what its target has not got of the feed.
 
+use tls_codec::Size;
+
 use crate::{
     actors::{
-        errors::{internal, of_reject, of_store},
+        errors::{internal, of_reject, of_store, too_large},
         history,
         node::Node,
         peer,
@@ -19,7 +21,7 @@ use crate::{
         ds::DsError,
         extensions::SignatureScheme,
         ids::{Domain, GroupId, Sequence},
-        portability::{Chain, MigrationResponse},
+        portability::{CHAIN_BYTES_MAX, Chain, MigrationResponse},
         queueing::{DeliveryItem, RosterChange},
     },
 };
@@ -44,6 +46,11 @@ impl Node {
         }
         let tail = self.tail_for(&departure.target, &parcel, head).await?;
         let chain = self.chain_to_here(group).await.map_err(of_store)?;
+        // this move's own link must fit in behind those before it
+        if chain.tls_serialized_len() + LINK_BYTES_MAX > CHAIN_BYTES_MAX {
+            let why = "the group has moved too often since it was at home; move it home first";
+            return Err(too_large(why, CHAIN_BYTES_MAX));
+        }
         let key = key_in_group(&hub, head, state.scheme());
         let key = key.ok_or_else(|| internal("there is no key of the group's scheme"))?;
         let made = actix_rt::task::spawn_blocking(move || {
@@ -145,3 +152,6 @@ pub(super) fn key_in_group(
         None => hub.key(scheme),
     }
 }
+
+/// Largest link of a chain: two domains, a group id, a nonce, a signature and two numbers.
+const LINK_BYTES_MAX: usize = 2 * 256 + 256 + 32 + 260 + 16;
