@@ -80,6 +80,8 @@ pub(super) struct PeerActor {
     loading: bool,
     persisting: bool,
     persist_armed: bool,
+    /// It is to be written down as soon as nothing is read in.
+    persist_due: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
     idle_timer: Option<SpawnHandle>,
     /// When the peer took something the last time.
@@ -148,6 +150,7 @@ impl PeerActor {
             loading: false,
             persisting: false,
             persist_armed: false,
+            persist_due: false,
             timer: None,
             idle_timer: None,
             taken_at: Timestamp(0),
@@ -187,6 +190,9 @@ impl PeerActor {
         if self.leaving {
             return;
         }
+        if self.persist_due {
+            self.persist(ctx);
+        }
         self.load(ctx);
         self.send(ctx);
         self.persist_later(ctx);
@@ -209,7 +215,9 @@ impl PeerActor {
             (self.rescan, self.scan) = (false, Some(None));
         }
         let room = self.room().min(LOAD_PAGE);
-        if self.loading || self.is_draining() || room == 0 {
+        // where a group stands is not read while it is written
+        let waits = self.persisting || self.persist_due;
+        if self.loading || waits || self.is_draining() || room == 0 {
             return;
         }
         let (node, peer) = (self.node.clone(), self.peer.clone());
@@ -302,6 +310,10 @@ impl PeerActor {
                     self.outbox.load(group, standing, now);
                 }
                 (LoadedGroup::Direct(loaded), true) => {
+                    if self.outbox.grow(&group, until, now) {
+                        // feeds are tried with it: by single requests its rows would be gone before they are sent
+                        continue;
+                    }
                     if !loaded.apply(&mut self.direct, &group, now) {
                         self.lagging.get_or_insert((group, until));
                     }
@@ -379,10 +391,8 @@ impl PeerActor {
         let Some(request) = items.and_then(request_of) else {
             self.outbox.release(batch);
             self.circuit.not_sent();
-            if !self.outbox.has_ready(now) && self.outbox.due_at().is_none() {
-                // there was nothing to try feeds with
-                self.way.probe(false);
-            }
+            // there was nothing to try feeds with
+            self.probe_failed(true);
             self.sending -= 1;
             return self.work(ctx);
         };
@@ -487,6 +497,16 @@ impl PeerActor {
                 other
             }
         };
+        let for_good = !matches!(trouble, Trouble::Later(_));
+        if self.kept.contains_key(&batch) && self.probe_failed(for_good) {
+            match trouble {
+                Trouble::Later(failure) => self.failed(failure, sent_at),
+                Trouble::NotFound | Trouble::TooLarge | Trouble::Refused { .. } => {
+                    self.failed(Failure::Refused, sent_at);
+                }
+            }
+            return;
+        }
         match trouble {
             Trouble::NotFound => {}
             Trouble::TooLarge => {
@@ -789,7 +809,7 @@ impl Handler<Woken> for PeerActor {
         let told = self.ear.told();
         let now = self.now();
         for (group, until) in told.grown {
-            if self.is_direct() || !self.outbox.grow(&group, until, now) {
+            if !self.outbox.grow(&group, until, now) {
                 if self.room() > self.wanted.len() || self.direct.known(&group).is_some() {
                     self.wanted.insert(group, until);
                 } else {

@@ -73,7 +73,9 @@ impl Client {
     async fn add(&self, world: &World, group: &GroupId, other: &Self) -> Sequence {
         other.stock_up();
         let class = KeyPackageClass::Group;
-        let made = other.member.key_packages(class, SUITES[0], false, 1, world.clock.now());
+        // MLS looks at the machine's clock, which the world's is ahead of by as much as was waited for
+        let now = SystemClock.now();
+        let made = other.member.key_packages(class, SUITES[0], false, 1, now);
         let key_packages = made.unwrap().into_iter().map(|made| made.as_slice().to_vec()).collect();
         self.act(world, group, Operation::AddUsers { key_packages }).await
     }

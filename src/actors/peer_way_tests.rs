@@ -273,6 +273,105 @@ async fn a_peer_that_gets_feeds_at_last_has_its_copy_opened_behind_its_slowest_c
     assert_eq!(got.members.len(), 1);
 }
 
+struct BySingles {
+    bob: Client,
+    group: GroupId,
+    clients: BTreeMap<RecipientId, (u64, QueueToken)>,
+    last: Sequence,
+}
+
+/// c takes no feeds, and carol there has everything, up to `last`. It is time to try feeds, as soon as there is something.
+async fn by_singles(world: &World) -> BySingles {
+    world.net.with("c", |peer| peer.mood = Mood::NoFeeds);
+    let (bob, _, group, added) = two(world).await;
+    let mut clients = BTreeMap::new();
+    world.came(&group, added, &mut clients).await;
+    let last = bob.say(world, &group, "one").await;
+    until_written(world, &group, last).await;
+    world.clock.advance_ms(60_000);
+    BySingles { bob, group, clients, last }
+}
+
+async fn until_written(world: &World, group: &GroupId, sequence: Sequence) {
+    let there = |replica: Option<Replica>| {
+        replica.is_some_and(|it| it.mode == ReplicaMode::Direct && it.acknowledged >= sequence)
+    };
+    while !there(world.node.store.replica(&domain("c"), group).await.unwrap()) {
+        world.advance(100).await;
+        tokio::task::yield_now().await;
+    }
+}
+
+#[actix_rt::test]
+async fn a_group_that_feeds_are_tried_with_goes_one_way_at_a_time() {
+    for is_given_up in [true, false] {
+        let world = World::new(|limits| {
+            quick(limits);
+            limits.way.probe = Backoff { first_ms: 60_000, max_ms: 60_000 };
+        });
+        let BySingles { bob, group, mut clients, .. } = by_singles(&world).await;
+        let before = world.net.with("c", |peer| {
+            peer.mood = Mood::LosesAnswers;
+            peer.singles.len()
+        });
+        bob.say(&world, &group, "two").await;
+        // the copy is opened there, and nobody here knows
+        while items(&world, "c", &group).is_empty() {
+            world.advance(100).await;
+            tokio::task::yield_now().await;
+        }
+        let added = bob.add(&world, &group, &Client::new("c:dave/phone")).await;
+        world.came(&group, added, &mut clients).await;
+        let mut last = bob.say(&world, &group, "three").await;
+        if is_given_up {
+            until_written(&world, &group, last).await;
+            world.clock.advance_ms(60_000);
+            world.net.with("c", |peer| peer.mood = Mood::Takes);
+            last = bob.say(&world, &group, "four").await;
+        }
+        world.all_is_well().await;
+        world.until("c", |state| !state.direct && state.items == 0).await;
+        let said = world.said(&group, clients).await;
+        let got = world.all_got(&group, &said);
+        nothing_is_lost(&said, &got, "an answer was lost");
+        assert_eq!((got.expects, got.members.len()), (Some(last.0 + 1), 2), "{got:?}");
+        let singles = world.net.with_quietly("c", |peer| peer.singles.len());
+        assert_eq!(singles > before, is_given_up);
+        assert!(is_given_up || got.gaps == 0, "{got:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn a_group_that_feeds_are_tried_with_in_vain_goes_on_by_single_requests() {
+    let world = World::new(|limits| {
+        quick(limits);
+        limits.way.probe = Backoff { first_ms: 60_000, max_ms: 60_000 };
+    });
+    let BySingles { bob, group, clients, last } = by_singles(&world).await;
+    let before = world.net.with("c", |peer| {
+        // the one that opens the copy
+        peer.mood = Mood::ChokesOn(group.clone(), last.0);
+        peer.singles.len()
+    });
+    let asked = world.requests("c");
+    bob.say(&world, &group, "two").await;
+    while world.net.with_quietly("c", |peer| peer.singles.len()) == before {
+        world.advance(100).await;
+        tokio::task::yield_now().await;
+    }
+    assert!(world.requests("c") > asked && world.state("c").unwrap().direct);
+    // with what comes next it is tried again
+    world.net.with("c", |peer| peer.mood = Mood::Takes);
+    world.clock.advance_ms(60_000);
+    bob.say(&world, &group, "three").await;
+    world.all_is_well().await;
+    world.until("c", |state| !state.direct && state.items == 0).await;
+    let said = world.said(&group, clients).await;
+    let got = world.all_got(&group, &said);
+    nothing_is_lost(&said, &got, "a probe was refused");
+    assert_eq!(got.gaps, 0);
+}
+
 /// Peers that say 404, lose answers, die, and come back, hubs that are killed, clients whose queues are full, groups
 /// that go on: a fixed number of such lives, each with a seed of its own.
 #[actix_rt::test]

@@ -45,6 +45,8 @@ pub struct Way {
     not_found_at: Option<Timestamp>,
     /// Probes in a row that were answered with 404.
     probes: u32,
+    /// Failures of the probe that is on, which are no answer.
+    probe_failures: u32,
     state: State,
 }
 
@@ -70,6 +72,7 @@ impl Way {
             not_found_since: Timestamp(0),
             not_found_at: None,
             probes: 0,
+            probe_failures: 0,
             state: State::Feeds,
         }
     }
@@ -181,13 +184,33 @@ impl Way {
         }
     }
 
+    /// The batch that tries feeds came to no answer, or to one that is no word on feeds (`for_good`: it would be the same
+    /// again). `true`: the probe is over, and the next one has its time; what it tried goes by single requests meanwhile.
+    pub fn probe_failed(&mut self, for_good: bool, now: Timestamp, random: u64) -> bool {
+        let State::Singles { answered, probing: true, .. } = self.state else { return false };
+        self.probe_failures = self.probe_failures.saturating_add(1);
+        if !for_good && self.probe_failures < PROBE_FAILURES_MAX {
+            return false;
+        }
+        if !for_good {
+            // who says nothing has not said no once more
+            self.probes = self.probes.saturating_sub(1);
+        }
+        self.singles(answered, now, random);
+        true
+    }
+
     fn singles(&mut self, answered: bool, now: Timestamp, random: u64) {
         self.probes = self.probes.saturating_add(1);
+        self.probe_failures = 0;
         let probe_at = now.plus_ms(self.limits.probe.delay_ms(self.probes, random));
         self.state = State::Singles { answered, probe_at, probing: false };
         (self.is_fresh, self.not_found, self.not_found_at) = (true, 0, None);
     }
 }
+
+/// A group by which feeds are tried waits for their answer, so it does not wait for many that do not come.
+const PROBE_FAILURES_MAX: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -279,6 +302,27 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_that_nobody_answers_is_given_up_and_is_not_a_no() {
+        let mut way = Way::new(LIMITS);
+        way.feeds_not_found(at(0), at(0), 0);
+        way.singles_answered();
+        assert!(!way.probe_failed(true, at(1), 0), "none is on");
+        let mut now = at(0);
+        for for_good in [false, false, true, true] {
+            now = way.probe_at().unwrap();
+            way.probe(true);
+            if !for_good {
+                assert!(!way.probe_failed(false, now, 0));
+                assert!(!way.probe_failed(false, now, 0));
+                assert_eq!(way.probe_at(), None, "it is still on");
+            }
+            assert!(way.probe_failed(for_good, now, 0));
+            assert!(way.is_direct());
+        }
+        assert_eq!(way.probe_at(), Some(now.plus_ms(4 * MINUTE_MS)), "the third no");
+    }
+
+    #[test]
     fn what_the_store_says_counts_until_the_peer_says_something() {
         let mut way = Way::new(LIMITS);
         way.took_feeds();
@@ -296,7 +340,7 @@ mod tests {
         /// who gets single requests and answers them is always to be asked again within a day.
         #[test]
         fn nobody_changes_too_early_or_stays_for_good(
-            steps in proptest::collection::vec((0_u8..6, 0_u64..400_000, any::<u64>()), 1..120),
+            steps in proptest::collection::vec((0_u8..8, 0_u64..400_000, any::<u64>()), 1..120),
             took: bool,
         ) {
             let mut way = Way::new(LIMITS);
@@ -334,6 +378,15 @@ mod tests {
                         row = 0;
                     }
                     4 => way.singles_answered(),
+                    5 => way.probe(true),
+                    6 => {
+                        let (was_on, is_over) = (
+                            was_direct && way.probe_at().is_none(),
+                            way.probe_failed(random % 2 == 0, now, random),
+                        );
+                        prop_assert!(!is_over || was_on);
+                        prop_assert_eq!(was_direct, way.is_direct());
+                    }
                     _ => {
                         if way.singles_not_found() {
                             row = 0;

@@ -145,6 +145,16 @@ impl PeerActor {
         false
     }
 
+    /// A probe of feeds failed otherwise than by a 404. `true`: it is over, and the group that it was tried with goes on by
+    /// single requests.
+    pub(super) fn probe_failed(&mut self, for_good: bool) -> bool {
+        let is_over = self.way.probe_failed(for_good, self.now(), random());
+        if is_over {
+            self.go_direct();
+        }
+        is_over
+    }
+
     pub(super) fn probe_due(&self) -> Option<Timestamp> {
         let can = self.lagging.is_some() || self.direct.to_probe().is_some();
         self.way.probe_at().filter(|_| can)
@@ -155,11 +165,16 @@ impl PeerActor {
         if self.probe_due().is_none_or(|due| now < due) {
             return;
         }
-        self.way.probe(true);
         if let Some(group) = self.direct.to_probe().cloned() {
+            self.way.probe(true);
             return self.feed_again(&group, now);
         }
+        if self.loading || self.persisting {
+            // both say where a group stands: not while one is on its way
+            return;
+        }
         let Some((group, until)) = self.lagging.take() else { return };
+        self.way.probe(true);
         let (node, peer) = (self.node.clone(), self.peer.clone());
         let read = async move {
             let stood = items::standing_of(&node, &peer, &group, until).await;

@@ -42,6 +42,12 @@ impl PeerActor {
         if self.persisting {
             return;
         }
+        if self.loading {
+            // what is read there would be older than what is written here, and begin where rows are gone
+            self.persist_due = true;
+            return;
+        }
+        self.persist_due = false;
         let feeds = self.outbox.unpersisted(PERSIST_PAGE);
         let single = self.direct.unpersisted(PERSIST_PAGE);
         if feeds.is_empty() && single.is_empty() {
