@@ -29,7 +29,8 @@ use crate::{
     },
     migration::{
         proof::{
-            check_content, check_response, complete, hash_of_content, hash_of_response, respond,
+            check_content, check_response, complete, follow_chain, hash_of_content,
+            hash_of_response, respond,
         },
         target::{Known, Verdict, judge_abort, judge_content},
     },
@@ -280,6 +281,12 @@ impl Node {
             Ok(good) => good,
             Err(why) => return Ok(Err(why)),
         };
+        // of a time when the source was its hub: what a hub orders goes on where the last one's ended
+        let known = self.store.group_head(&request.group_id).await.map_err(of_store)?;
+        let next = good.arrived.state.next_sequence();
+        if known.is_some_and(|head| head.next_sequence >= next) {
+            return Ok(Err("it ends before what is known of it here".to_owned()));
+        }
         let creator = request.group_id.domain();
         if !self.proves(&request.group_id, &creator, from, &good.chain).await? {
             return Ok(Err(format!("its moves do not lead from {creator} to {from}")));
@@ -538,8 +545,16 @@ impl Node {
         if !self.is_confirmed(&confirmation).await? {
             return Err(not_authorized("the confirmation is not signed by a key of its source"));
         }
+        // with a link that is not so nobody would follow the chain any more, nor the group's next move
+        let head = self.store.group_head(group).await.map_err(of_store)?;
+        let is_past = head.is_some_and(|head| {
+            confirmation.epoch <= head.epoch && confirmation.next_sequence <= head.next_sequence
+        });
         chain.push(confirmation.clone());
         let chain: Chain = crate::wire::codec::List::new(chain).map_err(internal)?;
+        if !is_past || follow_chain(group, &group.domain(), &self.domain, &chain).is_err() {
+            return Err(not_authorized("the confirmation is of another move than there was"));
+        }
         let moves = Moves { chain: encode(&chain), ..moves };
         let batch = Batch::new().and(Write::Moves { group: group.clone(), moves });
         step("target.before-confirmed").await;

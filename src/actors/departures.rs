@@ -19,7 +19,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
-    errors::{not_authorized, of_store, unavailable},
+    errors::{not_authorized, of_store},
     group::Reply,
     hints::locked,
     moves::{chain_of, migrating, step},
@@ -41,7 +41,7 @@ use crate::{
         codec::{decode, encode},
         ds::{DsError, DsResponseBody},
         federation::EventType,
-        ids::{GroupId, RequestId, Timestamp},
+        ids::{Domain, GroupId, RequestId, Timestamp},
         portability::{MigrationResponse, TargetMigrationComplete},
     },
 };
@@ -139,22 +139,37 @@ impl Node {
         request: &RequestKey,
         otherwise: DsError,
     ) -> Reply {
-        if let Some(run) = self.departures.of(group).filter(|run| run.request == *request) {
-            let (tell, told) = oneshot::channel();
-            locked(&run.waiters).push(tell);
-            let patience = Duration::from_millis(self.limits.moves.answer_wait_ms);
-            if let Ok(Ok(answer)) = tokio::time::timeout(patience, told).await {
-                return answer;
-            }
-            return Err(migrating());
+        let Some(run) = self.departures.of(group).filter(|run| run.request == *request) else {
+            return self.moving_of(group, request).await?.ok_or(otherwise);
+        };
+        // whoever waits is told when the group leaves; if that was before it waited, it is written down
+        let (tell, told) = oneshot::channel();
+        {
+            let mut waiters = locked(&run.waiters);
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(tell);
         }
-        let moves = self.store.moves(group).await.map_err(of_store)?;
-        let Some(moves) = moves else { return Err(otherwise) };
+        if let Some(moving) = self.moving_of(group, request).await? {
+            return Ok(moving);
+        }
+        let patience = Duration::from_millis(self.limits.moves.answer_wait_ms);
+        match tokio::time::timeout(patience, told).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) | Err(_) => Err(migrating()),
+        }
+    }
+
+    /// The answer to the start_migration by which a group has left; none where it was another.
+    async fn moving_of(
+        &self,
+        group: &GroupId,
+        request: &RequestKey,
+    ) -> Result<Option<DsResponseBody>, DsError> {
+        let Some(moves) = self.store.moves(group).await.map_err(of_store)? else { return Ok(None) };
         let is_it = moves.left.as_ref().is_some_and(|left| left.request == *request);
-        match chain_of(&moves).map_err(of_store)?.iter().last() {
-            Some(last) if is_it => Ok(DsResponseBody::Moving(Box::new(last.clone()))),
-            Some(_) | None => Err(otherwise),
-        }
+        let chain = chain_of(&moves).map_err(of_store)?;
+        let last = chain.iter().next_back().filter(|_| is_it);
+        Ok(last.map(|last| DsResponseBody::Moving(Box::new(last.clone()))))
     }
 
     /// Moves from here that are not over.
@@ -235,8 +250,9 @@ impl Node {
         }
         match departure.phase.next(&terms, self.clock.now()) {
             Next::Thaw => {
-                let why = unavailable("the target could not be reached in time; the group stays");
-                self.thaw(&departure, why).await
+                // no reason to try again at once: each try stops the group for as long
+                let why = "the target could not be reached in time; the group stays here";
+                self.thaw(&departure, not_authorized(why)).await
             }
             Next::Prepare => self.prepare(&departure, response).await,
             Next::Send => {
@@ -269,6 +285,19 @@ impl Node {
             let why = not_authorized(format!("{target} does not publish the key in its response"));
             return self.thaw(departure, why).await;
         }
+        match self.ask_again(target, &response).await {
+            Ok(()) => {}
+            Err(CallError::Status {
+                error: Some(error @ DsError::NotAuthorized { .. }), ..
+            }) => {
+                let why = not_authorized(format!("{target} does not take the group: {error}"));
+                return self.thaw(departure, why).await;
+            }
+            Err(error) => {
+                tracing::info!(%group, %target, %error, "the target of a group's move is not there");
+                return Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) });
+            }
+        }
         let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
         let content = match self.make_content(departure, response, &head).await {
             Ok(content) => content,
@@ -287,6 +316,22 @@ impl Node {
         self.store.write(batch).await?;
         step("source.sent-durable").await;
         Ok(Went::On)
+    }
+
+    /// Whether the target is there and still wants the group: keys that are known from before say nothing of that, and
+    /// from the first content on this side cannot take the group back. It costs the target nothing.
+    async fn ask_again(
+        &self,
+        target: &Domain,
+        response: &MigrationResponse,
+    ) -> Result<(), CallError> {
+        let Some(federation) = self.federation.clone() else {
+            return Err(CallError::Unreachable("this provider does not federate".to_owned()));
+        };
+        let (event, body) = (EventType::MigrationRequest, encode(&response.migration_request));
+        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        federation.request(target, event, RequestId(crypto::random()), body, timeout).await?;
+        Ok(())
     }
 
     /// Sends the content, or asks the target to refuse it, and does what its word means.
@@ -325,6 +370,7 @@ impl Node {
                 return Ok(Went::Wait { at_least_ms });
             }
         };
+        let suspicious_ms = SUSPICIOUS_MS.min(self.limits.moves.retry.max_ms);
         let scheme = scheme_of_suite(response.migration_request.ciphersuite);
         let key = hub_of_sender(&response.target_sender).ok();
         let is_signed = scheme.zip(key).is_some_and(|(scheme, (key, _))| {
@@ -332,7 +378,7 @@ impl Node {
         });
         if !is_signed {
             tracing::error!(%group, %target, "the target's answer is not signed by its key in the group");
-            return Ok(Went::Wait { at_least_ms: SUSPICIOUS_MS });
+            return Ok(Went::Wait { at_least_ms: suspicious_ms });
         }
         let hash = complete.migration_content_hash.as_slice();
         match departure.phase.heard(terms, hash, complete.refused == 1) {
@@ -343,7 +389,7 @@ impl Node {
             }
             Heard::Nothing => {
                 tracing::error!(%group, %target, "the target's answer is about something else");
-                Ok(Went::Wait { at_least_ms: SUSPICIOUS_MS })
+                Ok(Went::Wait { at_least_ms: suspicious_ms })
             }
         }
     }
@@ -387,5 +433,5 @@ pub(super) fn departure_of(
 const PAGE: usize = 256;
 /// So often a content is sent before the target is also asked to refuse it.
 const CONTENT_TRIES: u32 = 6;
-/// A target whose word cannot be true is asked again after this at the earliest.
+/// A target whose word cannot be true is asked again after this at the earliest, or as late as any.
 const SUSPICIOUS_MS: u64 = 10_000;

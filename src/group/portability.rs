@@ -424,6 +424,10 @@ fn infos_of(moved: &MigratedState, tree: &Tree) -> Result<Vec<(Epoch, Vec<u8>)>,
         if !fits || infos.insert(epoch, encode(info)).is_some() {
             return Err(Reject::InvalidGroupInfo("a joiner's information is not of it".into()));
         }
+        // once it is here nobody can give the joiner another
+        Tree::import(&info.ratchet_tree, &info.group_info).map_err(|problem| {
+            Reject::InvalidGroupInfo(format!("a joiner's information is not good: {problem}"))
+        })?;
     }
     Ok(infos.into_iter().collect())
 }

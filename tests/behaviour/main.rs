@@ -19,6 +19,7 @@ mod large_group;
 mod layers;
 mod moves;
 mod moving;
+mod portability;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]

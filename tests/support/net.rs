@@ -21,7 +21,7 @@ use mimid::{
         decode,
         ds::{DsResponse, Outcome, ProtocolVersion, REQUEST_BYTES_MAX},
         encode,
-        federation::{EventType, S2SEndpoint},
+        federation::{EventType, S2SEndpoint, S2SMessage, S2SPayload},
         ids::{Domain, GroupId, RequestId, Sequence},
         queueing::{
             DeliverBatchRequest, DeliverBatchResponse, DeliveryFailure, DeliveryItem,
@@ -32,9 +32,33 @@ use mimid::{
 
 use super::world::World;
 
+/// What one provider sends to another, as whoever carries it may read it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    pub from: Domain,
+    pub to: Domain,
+    pub event: EventType,
+    pub body: Vec<u8>,
+}
+
+/// What becomes of a letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    Arrives,
+    /// It never comes.
+    Lost,
+    /// It comes, but its answer does not.
+    AnswerLost,
+    /// It never comes, and this is the answer.
+    Answered(Vec<u8>),
+}
+
+type Carrier = Arc<dyn Fn(&Letter) -> Fate + Send + Sync>;
+
 /// Everybody who can be reached.
 #[derive(Default)]
 pub struct Net {
+    carrier: Mutex<Option<Carrier>>,
     nodes: Mutex<HashMap<Domain, (Node, Arc<Federation>)>>,
     down: Mutex<HashSet<Domain>>,
     /// How many answers are still to be lost behind what they answer to.
@@ -59,6 +83,21 @@ impl Net {
         self.down.lock().unwrap().remove(domain);
     }
 
+    /// From now on `carrier` decides what becomes of each letter.
+    pub fn carry(&self, carrier: impl Fn(&Letter) -> Fate + Send + Sync + 'static) {
+        *self.carrier.lock().unwrap() = Some(Arc::new(carrier));
+    }
+
+    fn fate_of(&self, peer: &Domain, message: &[u8]) -> Fate {
+        let carrier = self.carrier.lock().unwrap().clone();
+        let Some(carrier) = carrier else { return Fate::Arrives };
+        let message: S2SMessage = decode(message).unwrap();
+        let payload: S2SPayload = decode(message.event.event_payload.as_slice()).unwrap();
+        let event = EventType::parse(message.event.event_type.as_str()).unwrap();
+        let (from, body) = (message.sender_domain, payload.body.into_vec());
+        carrier(&Letter { from, to: peer.clone(), event, body })
+    }
+
     pub fn lose_answers(&self, count: usize) {
         *self.lost.lock().unwrap() = count;
     }
@@ -77,6 +116,8 @@ pub struct Road {
     pub net: Arc<Net>,
     /// Else deliveries do not get through: what a hub owes is brought by hand ([`World::replicate`]).
     pub delivers: bool,
+    /// Whether whoever carries letters carries those that go this way ([`Net::carry`]).
+    pub carried: bool,
 }
 
 impl Transport for Road {
@@ -111,6 +152,17 @@ impl Transport for Road {
                 return Err(CallError::Unreachable("by hand only".to_owned()));
             }
             let (node, federation) = self.net.find(peer)?;
+            let fate = match self.carried {
+                true => self.net.fate_of(peer, &body),
+                false => Fate::Arrives,
+            };
+            match fate {
+                Fate::Lost => return Err(CallError::Unreachable("it was lost".to_owned())),
+                Fate::Answered(body) => {
+                    return Ok(HttpAnswer { status: 200, retry_after_ms: None, body });
+                }
+                Fate::Arrives | Fate::AnswerLost => {}
+            }
             let endpoint = ENDPOINTS.into_iter().find(|endpoint| endpoint.path() == path).unwrap();
             // what answers is not this task: it goes on where nobody waits for it
             let answered = actix_rt::spawn(async move {
@@ -120,6 +172,9 @@ impl Transport for Road {
                 }
             });
             let answer = answered.await.unwrap();
+            if fate == Fate::AnswerLost {
+                return Err(CallError::Timeout);
+            }
             {
                 let mut lost = self.net.lost.lock().unwrap();
                 if *lost > 0 {
@@ -219,7 +274,9 @@ impl World {
     }
 }
 
-const ENDPOINTS: [S2SEndpoint; 7] = [
+const ENDPOINTS: [S2SEndpoint; 9] = [
+    S2SEndpoint::MigrationRequest,
+    S2SEndpoint::MigrationContent,
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,

@@ -61,6 +61,7 @@ struct Kept {
     senders: Vec<ProviderKey>,
     s2s: SigningKey,
     options: GroupOptions,
+    limits: Limits,
     net: Option<Arc<Net>>,
     deny: Vec<DomainPattern>,
     /// Whether the node brings others by itself what it owes them.
@@ -82,8 +83,8 @@ impl Kept {
         let key = || SigningKey::generate(SignatureScheme::ED25519).unwrap();
         let (not_before, not_after) = (Timestamp(0), Timestamp(u64::MAX));
         let senders = vec![ProviderKey { key: key(), not_before, not_after }];
-        let s2s = key();
-        Self { token_key: random(), senders, s2s, options, net, deny: Vec::new(), delivers: false }
+        let (token_key, s2s, limits, deny) = (random(), key(), Limits::default(), Vec::new());
+        Self { token_key, senders, s2s, options, limits, net, deny, delivers: false }
     }
 }
 
@@ -112,6 +113,21 @@ impl World {
         Self::start(Disk::new(), Arc::clone(clock), domain, kept)
     }
 
+    /// As [`World::in_net`], with what `change` sets; `delivers` as [`World::that_delivers`].
+    pub fn in_net_with(
+        domain: &str,
+        net: &Arc<Net>,
+        clock: &Arc<ManualClock>,
+        delivers: bool,
+        change: impl FnOnce(&mut Limits, &mut GroupOptions),
+    ) -> Self {
+        let domain = Domain::new(domain).unwrap();
+        let mut kept = Kept::new(GroupOptions::new(domain.clone()), Some(Arc::clone(net)));
+        kept.delivers = delivers;
+        change(&mut kept.limits, &mut kept.options);
+        Self::start(Disk::new(), Arc::clone(clock), domain, kept)
+    }
+
     /// As [`World::in_net`], but it does not speak with those of `deny`.
     pub fn in_net_without(
         domain: &str,
@@ -131,13 +147,13 @@ impl World {
         let metrics = Metrics::new().unwrap();
         let for_ever =
             |key| ProviderKey { key, not_before: Timestamp(0), not_after: Timestamp(u64::MAX) };
-        let dealings = |net: &Arc<Net>, registry: &Registry, delivers| {
+        let dealings = |net: &Arc<Net>, registry: &Registry, delivers, carried| {
             let clock = Arc::clone(&clock);
             Arc::new(Federation::new(FederationParts {
                 domain: domain.clone(),
                 signing: vec![for_ever(kept.s2s.clone())],
                 external_senders: kept.senders.clone(),
-                transport: Arc::new(Road { net: Arc::clone(net), delivers }),
+                transport: Arc::new(Road { net: Arc::clone(net), delivers, carried }),
                 allow: None,
                 deny: kept.deny.clone(),
                 limits: FederationLimits::default(),
@@ -149,14 +165,14 @@ impl World {
             }))
         };
         let net = kept.net.as_ref();
-        let federation = net.map(|net| dealings(net, &metrics.registry, kept.delivers));
-        let by_hand = net.map(|net| dealings(net, &Registry::new(), true));
+        let federation = net.map(|net| dealings(net, &metrics.registry, kept.delivers, true));
+        let by_hand = net.map(|net| dealings(net, &Registry::new(), true, false));
         let (token_key, senders, options) = (kept.token_key, &kept.senders, &kept.options);
         let node = Node::new(NodeParts {
             domain: domain.clone(),
             store: Arc::clone(&store),
             clock: clock.clone(),
-            limits: Limits::default(),
+            limits: kept.limits.clone(),
             groups: options.clone(),
             registration: Registration::Open,
             token_keys: TokenKeys::new(vec![(1, BoxKey::from_bytes(token_key).unwrap())]).unwrap(),
@@ -227,6 +243,11 @@ impl World {
     pub fn now(&self) -> Timestamp {
         use mimid::actors::Clock as _;
         self.clock.now()
+    }
+
+    /// What signs as the hub of its groups.
+    pub fn sender(&self) -> &SigningKey {
+        &self.kept.senders[0].key
     }
 
     pub fn hub(&self) -> Hub {

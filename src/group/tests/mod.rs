@@ -9,6 +9,7 @@ mod hub_removals;
 mod leaves;
 mod operations;
 mod pending;
+mod portability;
 mod properties;
 mod records;
 mod refused;

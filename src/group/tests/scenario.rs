@@ -298,7 +298,7 @@ impl Scenario {
         }
     }
 
-    fn history(&self, epoch: Epoch) -> Info {
+    pub(super) fn history(&self, epoch: Epoch) -> Info {
         let hub = Arc::clone(&self.hub);
         let mut past = GroupState::load(hub, self.id.clone(), &self.first).unwrap();
         for record in &self.records {
