@@ -373,6 +373,7 @@ impl Member {
             feed: None,
             past_feed: None,
             entered_at: None,
+            entered_epoch: None,
             queue: None,
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,

@@ -98,9 +98,10 @@ impl Member {
                 let group = self.load(&pending.group)?;
                 self.find_hub(&pending.group, &mut record, &group)?;
                 record.state = GroupState::Active;
-                record.entered_at = Some(accepted.group_sequence);
-                record.proofs.clear();
                 let epoch = epoch_of(&group);
+                record.entered_at = Some(accepted.group_sequence);
+                record.entered_epoch = Some(epoch);
+                record.proofs.clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
             }
             Effect::Queue { config, filter } => {
@@ -198,10 +199,11 @@ impl Member {
             .leaf_key_of(own.signature_key().as_slice())
             .ok_or(CoreError::Invalid("the leaf's key is none of this client's"))?;
         record.leaf_key = StoredKey::of(leaf_key);
+        let epoch = epoch_of(&group);
         record.state = GroupState::Active;
+        record.entered_epoch = Some(epoch);
         record.proofs.clear();
         self.put_record(id, &record)?;
-        let epoch = epoch_of(&group);
         drop(group);
         self.push(&Event::Joined { group: id.clone(), epoch })?;
         for message in info.pending.iter() {
