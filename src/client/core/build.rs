@@ -374,6 +374,7 @@ impl Member {
             past_feed: None,
             entered_at: None,
             entered_epoch: None,
+            read_epoch: None,
             queue: None,
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,

@@ -544,6 +544,7 @@ impl Member {
                 past_feed: old.and_then(|old| old.feed.max(old.past_feed)),
                 entered_at: None,
                 entered_epoch: None,
+                read_epoch: None,
                 queue: None,
                 filter: FanoutFilter::All,
                 joined_at: now,

@@ -210,6 +210,14 @@ impl Member {
             record.feed = Some(entry.feed);
             self.put_record(id, &record)?;
         }
+        if let QueueEvent::MlsMessage { message } = event
+            && let Some(message) = protocol_message(message)
+            && let came = Epoch(message.epoch().as_u64())
+            && record.read_epoch.is_none_or(|read| read < came)
+        {
+            record.read_epoch = Some(came);
+            self.put_record(id, &record)?;
+        }
         match event {
             QueueEvent::MlsMessage { message } => match record.state {
                 GroupState::Active => {

@@ -1,7 +1,7 @@
 //! A client that is in a group more than once, and reads of it late: what is left of one membership is not taken for the
 //! next one's.
 
-use super::scenario::{Scenario, Setup, say};
+use super::scenario::{Scenario, Setup, say, update};
 use crate::{
     client::core::{GroupState as ClientState, Operation},
     wire::extensions::JoinPolicy,
@@ -57,4 +57,19 @@ fn a_client_that_joins_by_itself_before_it_reads_of_its_removal_stays_in() {
     let mut scenario = carol_was_in();
     scenario.act("carol/phone", Operation::Join { code: None }).unwrap();
     carol_is_in(&mut scenario);
+}
+
+#[test]
+fn a_client_whose_queue_is_far_behind_reads_everything_in_it_though_it_acts_meanwhile() {
+    let mut scenario = Scenario::group_of(["alice/phone", "b:bob/phone"]);
+    let said: Vec<String> = (0..40).map(|at| format!("{at}")).collect();
+    for text in &said {
+        scenario.act("alice/phone", say(text)).unwrap();
+        scenario.act("alice/phone", update()).unwrap();
+    }
+    // the hub shows it all forty commits
+    scenario.act("b:bob/phone", say("late")).unwrap();
+    scenario.agree();
+    assert_eq!(scenario.texts("b:bob/phone"), said);
+    assert_eq!(scenario.texts("alice/phone"), ["late"]);
 }
