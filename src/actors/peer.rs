@@ -294,6 +294,12 @@ impl PeerActor {
         ctx.spawn(done);
     }
 
+    /// A group is to be read in up to `until`, or further where that is known already.
+    fn want(&mut self, group: GroupId, until: Sequence) {
+        let wanted = self.wanted.entry(group).or_insert(until);
+        *wanted = until.max(*wanted);
+    }
+
     fn loaded(&mut self, loaded: Vec<(GroupId, Sequence, LoadedGroup)>) {
         let now = self.now();
         for (group, until, one) in loaded {
@@ -303,7 +309,7 @@ impl PeerActor {
                     let got_singles = mode == ReplicaMode::Direct && standing.set_aside.is_none();
                     if got_singles && self.way.got_singles(now, random()) {
                         // it did not take feeds when it was tried the last time
-                        self.wanted.insert(group, until);
+                        self.want(group, until);
                         self.go_direct();
                         continue;
                     }
@@ -314,13 +320,17 @@ impl PeerActor {
                         // feeds are tried with it: by single requests its rows would be gone before they are sent
                         continue;
                     }
-                    if !loaded.apply(&mut self.direct, &group, now) {
-                        self.lagging.get_or_insert((group, until));
+                    match loaded.apply(&mut self.direct, &group, now) {
+                        direct::Applied::Here => {}
+                        direct::Applied::Lags => {
+                            self.lagging.get_or_insert((group, until));
+                        }
+                        direct::Applied::LetGo => self.want(group, until),
                     }
                 }
                 // the way has changed meanwhile
                 (LoadedGroup::Feed(_), true) | (LoadedGroup::Direct(_), false) => {
-                    self.wanted.insert(group, until);
+                    self.want(group, until);
                 }
             }
         }
@@ -811,7 +821,7 @@ impl Handler<Woken> for PeerActor {
         for (group, until) in told.grown {
             if !self.outbox.grow(&group, until, now) {
                 if self.room() > self.wanted.len() || self.direct.known(&group).is_some() {
-                    self.wanted.insert(group, until);
+                    self.want(group, until);
                 } else {
                     // it is in the store, and has its turn when there is room
                     (self.rescan, self.knows_all) = (true, false);

@@ -260,10 +260,10 @@ async fn a_peer_without_feeds_gets_single_messages_until_it_has_them() {
     for text in ["one", "two", "three"] {
         bob.say(&world, &group, text).await;
     }
-    while world.net.with_quietly("c", |peer| peer.singles.len()) < 4 {
-        world.advance(100).await;
-        tokio::task::yield_now().await;
-    }
+    // the clock stands still but for the one pause: when it reaches the next try of feeds, what is on its way is repeated
+    world.until("c", |state| state.failures.get("queue_full") == Some(&1)).await;
+    world.advance(100).await;
+    world.net.until("c", |peer| peer.singles.len() == 4).await;
     let singles = world.net.with("c", |peer| std::mem::take(&mut peer.singles));
     assert!(singles.iter().all(|(token, _)| *token == singles[0].0));
     let messages: Vec<MlsMessage> = singles.into_iter().map(|(_, message)| message).collect();
@@ -304,6 +304,19 @@ async fn a_peer_without_feeds_gets_single_messages_until_it_has_them() {
     let first = world.net.with_quietly("c", |peer| peer.items[0].clone());
     assert!(matches!(first, DeliveryItem::Snapshot { .. }));
     world.until("c", |state| !state.direct).await;
+}
+
+#[actix_rt::test]
+async fn what_is_said_while_a_group_without_feeds_is_let_go_is_sent_at_once() {
+    let world = World::new(|_| ());
+    world.net.with("c", |peer| peer.mood = Mood::NoFeeds);
+    let (bob, _carol, group, _) = two(&world).await;
+    for said in 0..200 {
+        // the Welcome, and what was said so far; no sweep looks after what is forgotten
+        world.net.until("c", |peer| peer.singles.len() == said + 1).await;
+        world.settled("c").await;
+        bob.say(&world, &group, "and this").await;
+    }
 }
 
 #[actix_rt::test]

@@ -346,8 +346,12 @@ impl Crowd {
             let Some(problem) = problem else { break };
             if Instant::now() > deadline {
                 let (seed, logs) = (self.seed, self.providers.logs());
+                let clients: String = self.players.iter().map(standing).collect();
                 let kept = self.providers.keep();
-                panic!("seed {seed}: {problem}\n{logs}everything is kept in {}", kept.display());
+                panic!(
+                    "seed {seed}: {problem}\n{clients}{logs}everything is kept in {}",
+                    kept.display()
+                );
             }
         }
         println!("{} messages, {} of them answered at once", said.len(), {
@@ -449,6 +453,12 @@ impl Crowd {
             }
         }
     }
+}
+
+/// What a client waits for and complains of, for the message of a test that fails.
+fn standing(player: &Player) -> String {
+    let pending = player.client.member().pending();
+    format!("--- {}: waits for {pending:?}, complains of {:?}\n", player.uri, player.complaints())
 }
 
 /// How long a client in a crowd tries before it goes on with something else.

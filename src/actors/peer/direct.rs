@@ -73,18 +73,29 @@ pub(super) async fn load(
     Ok(LoadedDirect::New(Entry { acknowledged, copy, next, roster, rows }))
 }
 
+/// What became of a group that was read in.
+pub(super) enum Applied {
+    /// It has what was read.
+    Here,
+    /// Nothing is to be sent of it in this way.
+    Lags,
+    /// It was let go while more of it was read: what was read is not enough to send it.
+    LetGo,
+}
+
 impl LoadedDirect {
-    /// `false`: nothing is to be sent of it in this way.
-    pub(super) fn apply(self, direct: &mut Direct, group: &GroupId, now: Timestamp) -> bool {
+    pub(super) fn apply(self, direct: &mut Direct, group: &GroupId, now: Timestamp) -> Applied {
+        let is_here = direct.known(group).is_some();
         match self {
-            Self::New(entry) if direct.known(group).is_none() => direct.load(group, entry, now),
+            Self::New(entry) if !is_here => direct.load(group, entry, now),
             Self::New(Entry { next, rows, .. }) => {
                 direct.grow(group, Sequence(next.0.saturating_sub(1)), rows);
             }
+            Self::More { .. } if !is_here => return Applied::LetGo,
             Self::More { until, rows } => direct.grow(group, until, rows),
-            Self::Lags => return false,
+            Self::Lags => return Applied::Lags,
         }
-        true
+        Applied::Here
     }
 }
 
@@ -95,7 +106,7 @@ impl PeerActor {
         self.repeat.clear();
         self.leaving_clients.clear();
         for (group, standing) in self.outbox.hand_over() {
-            self.wanted.insert(group, standing.until);
+            self.want(group, standing.until);
         }
     }
 
@@ -311,7 +322,7 @@ impl PeerActor {
             for group in groups {
                 if let Some(until) = self.direct.known(&group) {
                     self.direct.remove(&group);
-                    self.wanted.insert(group, until);
+                    self.want(group, until);
                 }
             }
         }

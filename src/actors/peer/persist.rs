@@ -113,7 +113,7 @@ impl PeerActor {
                     Ok(Some(until)) => {
                         let now = actor.now();
                         if !is_feed || !actor.outbox.grow(&progress.group, until, now) {
-                            actor.wanted.insert(progress.group, until);
+                            actor.want(progress.group, until);
                         }
                     }
                     // nothing was applied: it stays to be written down, and has its turn again

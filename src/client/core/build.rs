@@ -380,6 +380,8 @@ impl Member {
             feed: None,
             past_feed: None,
             entered_at: None,
+            entered_epoch: None,
+            read_epoch: None,
             queue: None,
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,

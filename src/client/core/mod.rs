@@ -543,6 +543,8 @@ impl Member {
                 feed: None,
                 past_feed: old.and_then(|old| old.feed.max(old.past_feed)),
                 entered_at: None,
+                entered_epoch: None,
+                read_epoch: None,
                 queue: None,
                 filter: FanoutFilter::All,
                 joined_at: now,

@@ -204,7 +204,18 @@ impl Member {
             return Ok(Handled::Wait);
         }
         if record.feed != Some(entry.feed) {
+            if is_of_earlier_membership(&record, event) {
+                return Ok(Handled::Taken);
+            }
             record.feed = Some(entry.feed);
+            self.put_record(id, &record)?;
+        }
+        if let QueueEvent::MlsMessage { message } = event
+            && let Some(message) = protocol_message(message)
+            && let came = Epoch(message.epoch().as_u64())
+            && record.read_epoch.is_none_or(|read| read < came)
+        {
+            record.read_epoch = Some(came);
             self.put_record(id, &record)?;
         }
         match event {
@@ -306,11 +317,12 @@ impl Member {
                 let (hub, welcome) = (hub.clone(), welcome.as_slice().to_vec());
                 record.welcome = Some(KeptWelcome { hub, welcome, came_at: now });
                 self.put_record(id, &record)?;
-            } else {
+            } else if record.entered_epoch.is_none_or(|entered| epoch >= entered) {
                 self.push(&Event::Misbehaviour {
                     what: format!("a Welcome came to {id}, which this client is in"),
                 })?;
             }
+            // else it is of a membership that was over before this one began, and lay in the queue
             return Ok(Handled::Taken);
         }
         for (request, group, operation) in self.pending()? {
@@ -737,6 +749,30 @@ impl Member {
         self.put_record(id, &record)?;
         self.push(&Event::Lost { group: id.clone(), why })?;
         self.keep_resync(id)
+    }
+}
+
+/// Whether `event` is of a membership before the one that `record` is of, as far as its feed does not say so: nothing of
+/// this membership has come on it. What was in the queue when this client entered the group anew comes only then.
+fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
+    let Some(entered) = record.entered_epoch else { return false };
+    if !matches!(record.state, GroupState::Active | GroupState::Lost) {
+        return false;
+    }
+    match event {
+        QueueEvent::MlsMessage { message } => protocol_message(message)
+            .is_some_and(|message| Epoch(message.epoch().as_u64()) < entered),
+        // the commit that ends a membership comes before its end, on the same feed; where the feed has a gap there,
+        // a resync is on its way and says whether this client is in the group
+        QueueEvent::Removed => true,
+        QueueEvent::GroupDeleted
+        | QueueEvent::Gap { .. }
+        | QueueEvent::EpochVoid { .. }
+        | QueueEvent::GroupMoved { .. }
+        | QueueEvent::RosterOnly
+        | QueueEvent::Welcome { .. }
+        | QueueEvent::ConnectionRequest { .. }
+        | QueueEvent::KeyPackagesLow { .. } => false,
     }
 }
 

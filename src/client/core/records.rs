@@ -60,6 +60,13 @@ pub(super) struct GroupRecord {
     /// of what is before that.
     #[serde(default)]
     pub entered_at: Option<Sequence>,
+    /// The epoch that this client came in with, or came back with.
+    #[serde(default)]
+    pub entered_epoch: Option<Epoch>,
+    /// The epoch of the last message that came by the feed; before the first, that which this client came in with. Messages
+    /// from there on may still be on their way.
+    #[serde(default)]
+    pub read_epoch: Option<Epoch>,
     /// The JoinProofs of newcomers' pending proposals, by proposal reference.
     pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
     /// A Welcome that came before the entry that says that this client was removed.

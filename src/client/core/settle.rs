@@ -7,6 +7,7 @@ use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
     CoreError, Event, GroupState, Kind, Member, Refusal,
+    build::PAST_EPOCHS_MAX,
     enter::{expect_hub, join_config},
     epoch_of,
     identity::StoredKey,
@@ -98,9 +99,11 @@ impl Member {
                 let group = self.load(&pending.group)?;
                 self.find_hub(&pending.group, &mut record, &group)?;
                 record.state = GroupState::Active;
-                record.entered_at = Some(accepted.group_sequence);
-                record.proofs.clear();
                 let epoch = epoch_of(&group);
+                record.entered_at = Some(accepted.group_sequence);
+                record.entered_epoch = Some(epoch);
+                record.read_epoch = Some(epoch);
+                record.proofs.clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
             }
             Effect::Queue { config, filter } => {
@@ -116,6 +119,7 @@ impl Member {
         if pending.operation == Operation::CreateGroup {
             record.state = GroupState::Active;
             record.entered_at = Some(accepted.group_sequence);
+            record.read_epoch = Some(accepted.epoch);
         }
         if pending.operation == Operation::AskToJoin {
             record.hub = pending.hub(&record).clone();
@@ -198,10 +202,12 @@ impl Member {
             .leaf_key_of(own.signature_key().as_slice())
             .ok_or(CoreError::Invalid("the leaf's key is none of this client's"))?;
         record.leaf_key = StoredKey::of(leaf_key);
+        let epoch = epoch_of(&group);
         record.state = GroupState::Active;
+        record.entered_epoch = Some(epoch);
+        record.read_epoch = Some(epoch);
         record.proofs.clear();
         self.put_record(id, &record)?;
-        let epoch = epoch_of(&group);
         drop(group);
         self.push(&Event::Joined { group: id.clone(), epoch })?;
         for message in info.pending.iter() {
@@ -281,23 +287,52 @@ impl Member {
         mut pending: Pending,
         missed: &[MlsMessage],
     ) -> Result<Settled, CoreError> {
-        pending.rebuilt += 1;
         pending.info = None;
         if let Some(built) = pending.built.take() {
             self.take_back(&pending.group, &built)?;
         }
         self.home.put(Kind::Pending, key, &pending)?;
         let record = self.record(&pending.group)?;
+        let mut after_ms = 0;
+        let mut is_held = false;
         if record.state == GroupState::Active && pending.operation != Operation::Resync {
             let mut followed = false;
             for message in missed {
+                is_held = !self.may_go_on(&pending.group, &record, message)?;
+                if is_held {
+                    break;
+                }
                 followed |= self.catch_up(&pending.group, message)? == Followed::Yes;
             }
-            // nothing new: what is missing comes through the queue
-            let after_ms = if followed { 0 } else { 250 };
-            return Ok(Settled::Again { after_ms });
+            if !followed {
+                // what is missing comes through the queue
+                after_ms = 250;
+            }
         }
-        Ok(Settled::Again { after_ms: 0 })
+        if !is_held {
+            // who waits for the queue does not try in vain
+            pending.rebuilt += 1;
+            self.home.put(Kind::Pending, key, &pending)?;
+        }
+        Ok(Settled::Again { after_ms })
+    }
+
+    /// Whether a message of the group can be followed before it comes by the feed. A commit cannot where the keys of
+    /// messages that are still in the queue would go with it: then the queue comes first.
+    fn may_go_on(
+        &self,
+        id: &GroupId,
+        record: &GroupRecord,
+        message: &MlsMessage,
+    ) -> Result<bool, CoreError> {
+        let Some(read) = record.read_epoch else { return Ok(true) };
+        let is_commit = protocol_message(message)
+            .is_some_and(|message| message.content_type() == mls::ContentType::Commit);
+        if !is_commit {
+            return Ok(true);
+        }
+        let epoch = epoch_of(&self.load(id)?);
+        Ok(epoch.0 < read.0.saturating_add(PAST_EPOCHS_MAX as u64))
     }
 
     /// Lets go of proposals that are not among those that the hub says are pending: it displaced them by ones that this

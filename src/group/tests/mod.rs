@@ -7,6 +7,7 @@ mod guests;
 mod hub_keys;
 mod hub_removals;
 mod leaves;
+mod memberships;
 mod operations;
 mod pending;
 mod portability;

@@ -74,6 +74,8 @@ pub(super) fn hub_keys(since: Timestamp) -> [HubKey; 2] {
 /// One membership as its queue has it.
 struct Feed {
     id: FeedId,
+    /// What its client was asked in by.
+    welcome: Option<Vec<u8>>,
     recipient: RecipientId,
     next: Sequence,
     previous: Sequence,
@@ -486,8 +488,12 @@ impl Scenario {
         }
         client.own_delivered = client.own.len();
         for (request, _, operation) in member.pending().unwrap() {
-            if matches!(operation, Operation::Welcome { .. }) {
-                self.drive(who, request).unwrap();
+            let Operation::Welcome { welcome, .. } = &operation else { continue };
+            if let Err(reject) = self.drive(who, request) {
+                // whoever is removed before it comes to its Welcome is not waited for any more
+                let mut feeds = self.clients[who].feeds.iter();
+                let opened = feeds.find(|feed| feed.welcome.as_ref() == Some(welcome)).unwrap();
+                assert!(opened.last.is_some(), "{who} is in the group and kept out: {reject}");
             }
         }
         let client = self.clients.get_mut(who).unwrap();
@@ -607,12 +613,16 @@ impl Client {
     fn leave(&mut self, item: InboxItem) {
         match item {
             InboxItem::Open { recipient, from, handshake_only, event, .. } => {
-                if let Some(event) = event {
-                    self.own.push(decode(&event).unwrap());
-                }
+                let event: Option<QueueEvent> = event.map(|event| decode(&event).unwrap());
+                let welcome = event.as_ref().map(|event| match event {
+                    QueueEvent::Welcome { welcome, .. } => welcome.as_slice().to_vec(),
+                    other => panic!("{other:?} opens no feed"),
+                });
+                self.own.extend(event);
                 let id = FeedId(u64::try_from(self.feeds.len()).unwrap() + 1);
                 self.feeds.push(Feed {
                     id,
+                    welcome,
                     recipient,
                     next: from,
                     previous: Sequence(0),
