@@ -52,7 +52,7 @@ impl Node {
             let Some(last) = heads.last() else { return Ok(found) };
             after = Some(last.group.clone());
             for head in heads.iter().filter(|head| is_copy(head, &self.domain)) {
-                let hub = head.group.domain();
+                let hub = self.hub_of_copy(&head.group).await?;
                 if found.contains(&hub) {
                     continue;
                 }

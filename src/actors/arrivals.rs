@@ -29,7 +29,7 @@ use crate::{
     },
     migration::{
         proof::{
-            check_content, check_response, complete, follow_chain, hash_of_content,
+            ProofError, check_content, check_response, complete, follow_chain, hash_of_content,
             hash_of_response, respond,
         },
         target::{Known, Verdict, judge_abort, judge_content},
@@ -43,6 +43,7 @@ use crate::{
         },
     },
     wire::{
+        client::VerificationKey,
         codec::{Raw, decode, encode},
         ds::{DsError, FanoutFilter},
         ids::{ClientUri, Domain, GroupId, RecipientId, Sequence},
@@ -257,12 +258,12 @@ impl Node {
         let request = &response.migration_request;
         let scheme = scheme_of_suite(request.ciphersuite);
         let scheme = scheme.ok_or_else(|| malformed("the ciphersuite is not known"))?;
-        let keys = self.sender_keys_of(from).await?;
-        let keys = keys.keys.iter().filter(|key| key.scheme == scheme);
-        if let Err(problem) =
-            check_content(scheme, keys.map(|key| key.public_key.as_slice()), &content)
-        {
-            return Ok(Err(problem.to_string()));
+        let is_by = |key: &VerificationKey| {
+            let public_key = key.public_key.as_slice();
+            key.scheme == scheme && check_content(scheme, [public_key], &content).is_ok()
+        };
+        if !self.has_sender_key(from, is_by).await? {
+            return Ok(Err(ProofError::Signature("MigrationContent").to_string()));
         }
         let (hub, now) = (self.hub(), self.clock.now());
         let _turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;

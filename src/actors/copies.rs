@@ -37,6 +37,8 @@ pub struct Copies {
     held: OnceCell<Mutex<HashMap<Domain, Held>>>,
     /// Hubs that are told of clients that are gone, at a time.
     pub telling: Arc<Semaphore>,
+    /// Groups all of whose members are in memory, at a time.
+    pub large: Semaphore,
 }
 
 impl Default for Copies {
@@ -46,6 +48,7 @@ impl Default for Copies {
             rosters: Mutex::default(),
             held: OnceCell::new(),
             telling: Arc::new(Semaphore::new(TELLING_MAX)),
+            large: Semaphore::new(LARGE_MAX),
         }
     }
 }
@@ -153,6 +156,22 @@ impl Copies {
         let members = i64::try_from(MEMBER_BYTES).unwrap_or(i64::MAX).saturating_mul(grown.members);
         let by = grown.bytes.saturating_add(members);
         self.with(hub, |held| held.bytes = held.bytes.saturating_add_signed(by));
+    }
+
+    /// A copy with a log of `log_bytes` and so many members counts for another hub from now on.
+    pub fn moved(&self, had: &Domain, has: &Domain, log_bytes: u64, members: u64) {
+        if had == has {
+            return;
+        }
+        let bytes = log_bytes.saturating_add(members.saturating_mul(MEMBER_BYTES));
+        self.with(had, |held| {
+            held.copies = held.copies.saturating_sub(1);
+            held.bytes = held.bytes.saturating_sub(bytes);
+        });
+        self.with(has, |held| {
+            held.copies += 1;
+            held.bytes = held.bytes.saturating_add(bytes);
+        });
     }
 
     /// A copy is gone, with all that it took.
@@ -267,4 +286,5 @@ const TURNS_MAX: usize = 16_384;
 const ROSTERS_MAX: usize = 100_000;
 const GONE_MAX: usize = 200_000;
 const TELLING_MAX: usize = 16;
+const LARGE_MAX: usize = 8;
 const HEADS_PAGE: usize = 512;

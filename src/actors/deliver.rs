@@ -18,7 +18,7 @@ use crate::{
     },
     store::{
         Batch, Condition, StoreError, Write,
-        records::{InboxItem, InboxKey},
+        records::{GroupStatus, InboxItem, InboxKey},
     },
     wire::{
         client::ConnectionRequestTo,
@@ -114,9 +114,11 @@ impl Node {
             Err(BindError::Token(problem)) => return Ok(refused(problem)),
             Err(BindError::Store(error)) => return Err(of_store(error)),
         };
-        let Some(kind) = kind_of(&request.message).filter(|kind| kind.may_come_from(from)) else {
-            return Ok(QueueingServiceResponse::InvalidClientQueueInformation);
-        };
+        let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
+        let Some(kind) = kind_of(&request.message) else { return Ok(invalid) };
+        if !self.may_send(from, &kind).await.map_err(of_store)? {
+            return Ok(invalid);
+        }
         let Opened { token, client, record, while_there, .. } = opened;
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = match &kind {
@@ -143,6 +145,18 @@ impl Node {
             batch.push(Write::Token { token: token.id, record });
         }
         self.leave(&client, id, event, batch, self.limits.own_entries_max).await
+    }
+
+    /// A group's messages come from its hub: the provider that its id names, or where the group has moved to.
+    async fn may_send(&self, from: &Domain, kind: &Kind) -> Result<bool, StoreError> {
+        let Kind::OfGroup(group) = kind else { return Ok(true) };
+        let head = self.store.group_head(group).await?;
+        Ok(match head.map(|head| head.status) {
+            Some(GroupStatus::Active | GroupStatus::Migrating) => self.domain == *from,
+            Some(GroupStatus::Followed | GroupStatus::Deleted) | None => {
+                self.hub_of_copy(group).await? == *from
+            }
+        })
     }
 
     /// Leaves sealed offers for the clients that they are to, or sends them to those clients' provider. `from` is a
@@ -254,16 +268,6 @@ enum Kind {
     Welcome,
 }
 
-impl Kind {
-    /// A group's messages come from its hub: the provider that its id names.
-    fn may_come_from(&self, hub: &Domain) -> bool {
-        match self {
-            Self::OfGroup(group) => group.domain() == *hub,
-            Self::Welcome => true,
-        }
-    }
-}
-
 /// What a hub may send to one client: a message of a group or a Welcome.
 fn kind_of(message: &MlsMessage) -> Option<Kind> {
     let message = message.parse().ok()?;
@@ -287,6 +291,7 @@ fn refused(problem: TokenProblem) -> QueueingServiceResponse {
         | TokenProblem::Revoked
         | TokenProblem::BoundElsewhere
         | TokenProblem::Full
+        | TokenProblem::Backlog
         | TokenProblem::WrongClass(
             TokenClass::Group | TokenClass::LastResort | TokenClass::Connection,
         ) => QueueingServiceResponse::InvalidClientQueueInformation,

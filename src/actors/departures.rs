@@ -38,6 +38,7 @@ use crate::{
         records::{Departure, GroupHead, RequestKey},
     },
     wire::{
+        client::VerificationKey,
         codec::{decode, encode},
         ds::{DsError, DsResponseBody},
         federation::EventType,
@@ -271,16 +272,15 @@ impl Node {
         response: MigrationResponse,
     ) -> Result<Went, StoreError> {
         let (group, target) = (&departure.group, &departure.target);
-        let keys = match self.sender_keys_of(target).await {
-            Ok(keys) => keys,
-            Err(_) => return Ok(Went::Wait { at_least_ms: 0 }),
-        };
         let scheme = scheme_of_suite(response.migration_request.ciphersuite);
-        let sender = hub_of_sender(&response.target_sender).ok();
-        let is_theirs = sender.zip(scheme).is_some_and(|((key, _), scheme)| {
-            let mut published = keys.keys.iter();
-            published.any(|it| it.scheme == scheme && it.public_key.as_slice() == key.as_slice())
-        });
+        let key = hub_of_sender(&response.target_sender).ok().map(|(key, _)| key);
+        let is_it = |it: &VerificationKey| {
+            let key = key.as_ref().map(|key| key.as_slice());
+            Some(it.scheme) == scheme && Some(it.public_key.as_slice()) == key
+        };
+        let Ok(is_theirs) = self.has_sender_key(target, is_it).await else {
+            return Ok(Went::Wait { at_least_ms: 0 });
+        };
         if !is_theirs {
             let why = not_authorized(format!("{target} does not publish the key in its response"));
             return self.thaw(departure, why).await;

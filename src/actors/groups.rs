@@ -318,7 +318,11 @@ impl Node {
             for head in heads {
                 let is_due = head.wake_at.is_some_and(|at| at <= now);
                 if is_copy(&head, &self.domain) {
-                    let share = shares.get(&head.group.domain()).copied();
+                    // seldom: only while some hub has no room
+                    let share = match shares.is_empty() {
+                        true => None,
+                        false => shares.get(&self.hub_of_copy(&head.group).await?).copied(),
+                    };
                     woken += usize::from(self.settle_copy(head, is_due, share).await?);
                 } else if is_due {
                     woken += 1;

@@ -25,10 +25,10 @@ use crate::{
     crypto,
     queue::{
         followed::{self, CopyLimits, GoodTokens, Outcome, Room, Stored},
-        token,
+        token::{self, TokenProblem},
     },
     store::{
-        Batch, Condition, StoreError, Write,
+        Batch, Condition, Page, StoreError, Write,
         records::{FollowedMember, GroupHead, GroupNotice, GroupStatus},
     },
     wire::{
@@ -145,11 +145,18 @@ impl Node {
         self.copies.load(&self.store, &self.domain).await?;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
-        let hub = self.store.followed(group).await?.map(|followed| followed.hub);
+        let followed = self.store.followed(group).await?;
+        let members_before = followed.as_ref().map_or(0, |followed| followed.members);
+        let hub = followed.map(|followed| followed.hub);
         let items = match self.who_speaks(from, group, hub.as_ref(), items).await? {
             Speaker::Hub(items) => items,
             // it came here with all that its last hub had
             Speaker::LastHub => return Ok(Vec::new()),
+            Speaker::Unproven => {
+                let next = self.store.group_head(group).await?.map(|head| head.next_sequence);
+                let next = next.unwrap_or(Sequence(0));
+                return Ok(items.iter().map(|(item, _)| later(*item, next)).collect());
+            }
             Speaker::Other => {
                 tracing::warn!(%group, peer = %from, "a peer that is not the group's hub speaks for it");
                 let next = self.store.group_head(group).await?.map(|head| head.next_sequence);
@@ -161,13 +168,18 @@ impl Node {
         let limits = self.copy_limits();
         for _ in 0..CONFLICTS_MAX {
             let head = self.store.group_head(group).await?;
-            let (members, other_readers) =
-                if items.iter().any(|(_, item)| followed::needs_members(item)) {
-                    (self.copy_members(group).await?, 0)
-                } else {
-                    let roster = self.roster_of_copy(group, head.as_ref()).await?;
-                    (roster.gone, roster.readers)
-                };
+            let needs_members = items.iter().any(|(_, item)| followed::needs_members(item));
+            // all members of a large group are much to have in memory: not of many groups at once
+            let _large = match needs_members {
+                true => self.copies.large.acquire().await.ok(),
+                false => None,
+            };
+            let (members, other_readers) = if needs_members {
+                (self.copy_members(group).await?, 0)
+            } else {
+                let roster = self.roster_of_copy(group, head.as_ref()).await?;
+                (roster.gone, roster.readers)
+            };
             let mut bound = self.bind_roster(from, group, items).await?;
             let tokens: GoodTokens =
                 bound.iter().map(|(token, (client, _))| (token.clone(), client.clone())).collect();
@@ -190,6 +202,7 @@ impl Node {
                 readers,
                 members_added,
                 members: _,
+                hub: counts_for,
             } = outcome;
             let full = failures.iter().filter(|it| it.problem == DeliveryProblem::QueueFull);
             self.note_full(from, full.count(), is_new && !room.opens);
@@ -202,11 +215,14 @@ impl Node {
                     batch.writes.extend(used.writes);
                 }
             }
+            let had = hub.clone().filter(|_| !is_new).unwrap_or_else(|| from.clone());
+            let has = counts_for.unwrap_or_else(|| had.clone());
             match self.store.write(batch).await {
                 Ok(()) => {
+                    self.copies.moved(&had, &has, log_bytes, members_before);
                     if let Some(head) = head {
                         let bytes = grown(log_bytes, head.log_bytes);
-                        self.copies.grew(from, Grown { bytes, members: members_added });
+                        self.copies.grew(&has, Grown { bytes, members: members_added });
                         self.copies.remember(group, head.revision, KnownRoster { gone, readers });
                     }
                     if let Some(place) = place {
@@ -276,8 +292,11 @@ impl Node {
                 Ok(unchained())
             }
             Ok(false) => Ok(Speaker::Other),
-            // the hub tries again
-            Err(error) => Err(StoreError::Unavailable(error.to_string())),
+            // of this group alone: others of the same batch wait for nothing
+            Err(error) => {
+                tracing::info!(%group, peer = %from, %error, "a group's moves cannot be proven now; its hub is told to wait");
+                Ok(Speaker::Unproven)
+            }
         }
     }
 
@@ -331,6 +350,15 @@ impl Node {
         let record = opened.record.as_ref();
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = token::bind(&opened.token, record, &opened.client, hub, group, groups_max)?;
+        // a client that is away long must not be left more than it can ever read
+        let most = Page {
+            items_max: self.limits.own_welcomes_max,
+            bytes_max: self.limits.inbox_bytes_max,
+        };
+        if !self.store.inbox_has_room(&opened.client, most).await? {
+            self.metrics.queue_overflows.with_label_values(&["inbox"]).inc();
+            return Err(BindError::Token(TokenProblem::Backlog));
+        }
         let (id, revision) = (opened.token.id, token::revision(record));
         let write = bound.map(|record| Write::Token { token: id, record });
         let conditions = vec![Condition::TokenAt { token: id, revision }, opened.while_there];
@@ -716,12 +744,20 @@ enum Speaker<'a> {
     Hub(Cow<'a, [(u32, DeliveryItem)]>),
     /// The group came here from it.
     LastHub,
+    /// Its proof cannot be checked now.
+    Unproven,
     Other,
 }
 
 fn wrong_hub(item: u32, next_sequence: Sequence) -> DeliveryFailure {
     let recipient = RecipientId(0);
     DeliveryFailure { item, problem: DeliveryProblem::WrongHub, recipient, next_sequence }
+}
+
+/// To be sent again when its hub has waited.
+fn later(item: u32, next_sequence: Sequence) -> DeliveryFailure {
+    let recipient = RecipientId(0);
+    DeliveryFailure { item, problem: DeliveryProblem::QueueFull, recipient, next_sequence }
 }
 
 /// Items in one batch.

@@ -79,6 +79,8 @@ impl Node {
                     }
                     Some(stand) => {
                         keys.insert(stand.key);
+                        // not less in use for not being committed yet: the commit may come when it is the only one told
+                        keys.extend(stand.proposed);
                         let old = !newest.contains(&stand.key);
                         behind += usize::from(old);
                         // a key that is not held can sign nothing: there is no use in waking the group

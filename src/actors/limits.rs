@@ -48,6 +48,9 @@ pub struct Limits {
     pub own_entries_max: usize,
     /// The same for Welcomes: beyond, a group's feed begins with `gap` in place of its Welcome.
     pub own_welcomes_max: usize,
+    /// Bytes that other providers may leave for one client (Welcomes, changes of its groups) before it reads them; the
+    /// items are bounded by [`Self::own_welcomes_max`]. Beyond, their groups are told that the client's queue is gone.
+    pub inbox_bytes_max: usize,
     /// Groups that one client may be in; beyond, the group is told that the client's queue is gone.
     pub subscriptions_max: usize,
     /// Queue actors at a time; beyond: unavailable.
@@ -104,6 +107,7 @@ impl Default for Limits {
             last_resort_bindings_max: 16,
             own_entries_max: 1_000,
             own_welcomes_max: 5_000,
+            inbox_bytes_max: 16 << 20,
             subscriptions_max: 10_000,
             queue_actors_max: 200_000,
             relay_timeout_ms: 15_000,

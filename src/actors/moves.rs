@@ -10,7 +10,7 @@ use crate::{
     migration::proof::{check_confirmation, follow_chain},
     store::{StoreError, records::Moves},
     wire::{
-        client::VerificationKeyResponse,
+        client::{VerificationKey, VerificationKeyResponse},
         codec::decode,
         ds::DsError,
         ids::{Domain, GroupId},
@@ -126,18 +126,33 @@ impl Node {
         &self,
         confirmation: &MigrationConfirmation,
     ) -> Result<bool, DsError> {
-        let keys = self.sender_keys_of(&confirmation.source_domain).await?;
-        let is_by = |key: &crate::wire::client::VerificationKey| {
+        let is_by = |key: &VerificationKey| {
             check_confirmation(key.scheme, key.public_key.as_slice(), confirmation).is_ok()
         };
-        Ok(keys.keys.iter().any(is_by))
+        self.has_sender_key(&confirmation.source_domain, is_by).await
+    }
+
+    /// Whether one of the external-sender keys that a provider publishes is such a one. Where none is that is known, its
+    /// list is fetched anew: it may have new ones.
+    ///
+    /// # Errors
+    /// unavailable, where keys cannot be had now.
+    pub(super) async fn has_sender_key(
+        &self,
+        domain: &Domain,
+        is_it: impl Fn(&VerificationKey) -> bool,
+    ) -> Result<bool, DsError> {
+        let known = self.sender_keys_of(domain).await?;
+        if known.keys.iter().any(&is_it) {
+            return Ok(true);
+        }
+        let Some(federation) = &self.federation else { return Ok(false) };
+        let newer = federation.newer_external_senders_of(domain, &known).await;
+        Ok(newer.is_some_and(|newer| newer.domain == *domain && newer.keys.iter().any(is_it)))
     }
 
     /// The external-sender keys that a provider publishes.
-    pub(super) async fn sender_keys_of(
-        &self,
-        domain: &Domain,
-    ) -> Result<VerificationKeyResponse, DsError> {
+    async fn sender_keys_of(&self, domain: &Domain) -> Result<VerificationKeyResponse, DsError> {
         let federation = self.federation.as_ref();
         let federation =
             federation.ok_or_else(|| unavailable("this provider does not federate"))?;

@@ -335,6 +335,25 @@ impl Federation {
         self.list_of(peer, KeyList::Signature).await
     }
 
+    /// The same, fetched anew where `known` did not help; none where that cannot be or was done a moment ago.
+    pub async fn newer_external_senders_of(
+        &self,
+        peer: &Domain,
+        known: &VerificationKeyResponse,
+    ) -> Option<VerificationKeyResponse> {
+        if *peer == self.domain || !self.admits(peer) {
+            return None;
+        }
+        let keys = self.keys.get(peer, KeyList::Signature).await.ok()?;
+        if keys.response != *known {
+            return Some(keys.response.clone());
+        }
+        match self.keys.newer(peer, KeyList::Signature, &keys).await {
+            Newer::Keys(newer) => Some(newer.response.clone()),
+            Newer::Failed(_) | Newer::Later { .. } => None,
+        }
+    }
+
     async fn list_of(
         &self,
         peer: &Domain,

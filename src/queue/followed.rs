@@ -10,8 +10,8 @@
 //! What nobody here can read is not kept: while no member has a live queue the copy is a head that moves on. Whoever
 //! comes then begins behind it, and is told that something is missing unless it really begins there.
 //!
-//! Deliberately absent: who may speak for which group (the caller asks [`is_hub`]), which tokens are good, and the
-//! moves of groups: a chain that is not empty is refused.
+//! Deliberately absent: who may speak for which group (the caller asks [`is_hub`] and checks what proves a move: a chain
+//! that it has not taken out is refused), and which tokens are good.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -19,6 +19,7 @@ use openmls::{
     framing::ContentType,
     prelude::{MlsMessageBodyIn, ProtocolMessage},
 };
+use tls_codec::Size;
 
 use crate::{
     store::{
@@ -94,6 +95,8 @@ pub struct Outcome {
     pub readers: usize,
     /// How many more members the batch leaves the copy with.
     pub members_added: i64,
+    /// Whom the copy counts for behind the batch, where that was written.
+    pub hub: Option<Domain>,
 }
 
 /// Whether `peer` may say what happens in `group`: the hub that is `known` here, or where there is none the provider that
@@ -418,7 +421,8 @@ impl Copy<'_> {
         if self.head.is_none() && !self.room.opens {
             return Err(DeliveryProblem::QueueFull);
         }
-        self.take_room(0, roster)?;
+        let leaves = self.readers > 0 || !roster.is_empty();
+        self.take_room(if leaves { GAP_BYTES } else { 0 }, roster)?;
         let opens = self.head.is_none();
         let head = self.head.get_or_insert_with(|| new_head(self.group, next, self.now));
         let (missing, last) = (head.next_sequence, Sequence(next.0 - 1));
@@ -493,11 +497,12 @@ impl Copy<'_> {
         Ok(named)
     }
 
-    /// Counts what an item leaves here: `bytes` in the log, and its newcomers.
+    /// Counts what an item leaves here: `bytes` in the log, its newcomers, and their Welcomes.
     fn take_room(&mut self, bytes: u64, roster: &[RosterChange]) -> Result<(), DeliveryProblem> {
         let is_new = |change: &&RosterChange| matches!(change, RosterChange::Add { recipient, .. } if !self.members.contains_key(recipient));
         let newcomers = roster.iter().filter(is_new).count() as u64;
-        let bytes = bytes + newcomers * MEMBER_BYTES;
+        let welcomes: usize = roster.iter().map(welcome_bytes).sum();
+        let bytes = bytes + newcomers * MEMBER_BYTES + welcomes as u64;
         // what leaves nothing behind is taken however full it is
         if bytes > self.room.bytes {
             return Err(DeliveryProblem::QueueFull);
@@ -687,7 +692,6 @@ impl Copy<'_> {
 
     fn finish(mut self, last_accepted: Option<u32>) -> Outcome {
         let next_sequence = self.next();
-        self.out.members = self.members.values().cloned().collect();
         self.out.gone = self.members.values().filter(|member| member.gone).cloned().collect();
         self.out.readers = self.readers;
         if let Some(item) = last_accepted {
@@ -703,6 +707,7 @@ impl Copy<'_> {
             self.seal();
         }
         self.out.head = self.head;
+        self.out.members = self.members.into_values().collect();
         self.out
     }
 
@@ -724,9 +729,11 @@ impl Copy<'_> {
         let mut batch = Batch::new().when(condition).and(Write::GroupHead(head.clone()));
         batch.writes.append(&mut self.writes);
         if head.status == GroupStatus::Deleted {
+            self.out.hub = Some(group.domain());
             batch.push(Write::DropFollowed(group));
         } else if self.roster_changed {
             let hub = self.moved_to.as_ref().unwrap_or(self.hub).clone();
+            self.out.hub = Some(hub.clone());
             let followed = Followed { hub, members: self.members.len() as u64 };
             batch.push(Write::Followed { group, followed });
         }
@@ -768,6 +775,15 @@ fn new_head(group: &GroupId, next: Sequence, now: Timestamp) -> GroupHead {
     }
 }
 
+fn welcome_bytes(change: &RosterChange) -> usize {
+    match change {
+        RosterChange::Add { welcome: Some(welcome), .. } => welcome.tls_serialized_len(),
+        RosterChange::Add { welcome: None, .. }
+        | RosterChange::Update { .. }
+        | RosterChange::Remove { .. } => 0,
+    }
+}
+
 fn has_welcome(change: &RosterChange) -> bool {
     matches!(change, RosterChange::Add { welcome: Some(_), .. })
 }
@@ -782,6 +798,8 @@ fn is_welcome_of_one(message: &MlsMessage) -> bool {
 
 /// What an entry takes beside its event.
 const ENTRY_BYTES: usize = 64;
+/// What the entry of a gap takes.
+const GAP_BYTES: u64 = 128;
 /// How far a hub's clock may be ahead.
 const SKEW_MS: u64 = 5 * 60 * 1000;
 /// Recipients that one answer reports of a group; the others follow when these are removed.

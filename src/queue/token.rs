@@ -62,6 +62,8 @@ pub enum TokenProblem {
     BoundElsewhere,
     #[error("the last-resort queue token is in use for as many groups as it may be; use a new one")]
     Full,
+    #[error("the client's queue holds as much as it may; its client must read it first")]
+    Backlog,
     #[error("a queue token of class {0:?} is not for this")]
     WrongClass(TokenClass),
 }

@@ -436,6 +436,8 @@ pub trait Store: Send + Sync + 'static {
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
+    /// Whether fewer than `items_max` items wait there, of no more than `bytes_max` bytes together.
+    fn inbox_has_room(&self, client: &ClientUri, most: Page) -> Answer<'_, bool>;
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;

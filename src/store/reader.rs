@@ -502,6 +502,19 @@ impl Store for NodeStore {
         })
     }
 
+    fn inbox_has_room(&self, client: &ClientUri, most: Page) -> Answer<'_, bool> {
+        let range = keys::inbox(client);
+        Box::pin(self.read(move |reader| {
+            let bytes = std::cell::Cell::new(0_usize);
+            let rows = reader.heads(&range, most, |value| {
+                let (len, _) = keys::split_head(value)?;
+                bytes.set(bytes.get().saturating_add(len));
+                Ok(len)
+            })?;
+            Ok(rows.len() < most.items_max && bytes.get() <= most.bytes_max)
+        }))
+    }
+
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>> {
         let key = keys::queue_head(client);
         let client = client.clone();

@@ -66,7 +66,9 @@ pub(super) async fn load(
     }
     let (next, roster) = match node.group_roster_for(group, peer).await {
         Ok(Some(roster)) => (roster.next.max(until.next()), roster.adds),
-        Ok(None) | Err(DsError::GroupNotFound { .. }) => (until.next(), Vec::new()),
+        Ok(None) | Err(DsError::GroupNotFound { .. } | DsError::GroupMoved { .. }) => {
+            (until.next(), Vec::new())
+        }
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let rows = read_all_rows(node, peer, group, acknowledged.next(), next).await?;
