@@ -6,7 +6,7 @@
 //! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has expired.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -315,7 +315,13 @@ impl Node {
         let items: Vec<(u32, DeliveryItem)> = (0..).zip(tail).collect();
         let (tokens, mut used) = self.tokens_of_tail(from, group, &items).await?;
         let hub = Some(from.clone());
-        let stored = Stored { head: head.clone(), members: known, other_readers: 0, hub };
+        let stored = Stored {
+            head: head.clone(),
+            members: known,
+            other_readers: 0,
+            hub,
+            full: HashSet::new(),
+        };
         let room = Room { opens: true, bytes: u64::MAX };
         let limits = self.copy_limits();
         let outcome = followed::follow(from, group, stored, &items, &tokens, (&limits, room), now);

@@ -9,7 +9,12 @@
 //! tries again; the next sweep cuts its copies to what leaves room. Heads of copies that nobody here is in go when they
 //! are old: a hub that comes back to one opens it anew.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 
@@ -189,7 +194,8 @@ impl Node {
                 (head.is_none(), head.as_ref().map_or(0, |head| head.log_bytes));
             let place = if is_new { self.copies.place(from, bounds) } else { None };
             let room = Room { opens: place.is_some(), bytes: self.copies.bytes_left(from, bounds) };
-            let stored = Stored { head, members, other_readers, hub: hub.clone() };
+            let full = self.full_of(&members, items).await?;
+            let stored = Stored { head, members, other_readers, hub: hub.clone(), full };
             let outcome =
                 followed::follow(from, group, stored, items, &tokens, (&limits, room), now);
             let Outcome {
@@ -350,19 +356,46 @@ impl Node {
         let record = opened.record.as_ref();
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = token::bind(&opened.token, record, &opened.client, hub, group, groups_max)?;
-        // a client that is away long must not be left more than it can ever read
-        let most = Page {
-            items_max: self.limits.own_welcomes_max,
-            bytes_max: self.limits.inbox_bytes_max,
-        };
-        if !self.store.inbox_has_room(&opened.client, most).await? {
-            self.metrics.queue_overflows.with_label_values(&["inbox"]).inc();
+        if !self.has_room_for(&opened.client).await? {
             return Err(BindError::Token(TokenProblem::Backlog));
         }
         let (id, revision) = (opened.token.id, token::revision(record));
         let write = bound.map(|record| Write::Token { token: id, record });
         let conditions = vec![Condition::TokenAt { token: id, revision }, opened.while_there];
         Ok((opened.client, TokenUse { conditions, writes: write.into_iter().collect() }))
+    }
+
+    /// Whether a hub may leave something for `client`: one that is away long must not be left more than it can ever read.
+    async fn has_room_for(&self, client: &ClientUri) -> Result<bool, StoreError> {
+        let most = Page {
+            items_max: self.limits.own_welcomes_max,
+            bytes_max: self.limits.inbox_bytes_max,
+        };
+        let has_room = self.store.inbox_has_room(client, most).await?;
+        if !has_room {
+            self.metrics.queue_overflows.with_label_values(&["inbox"]).inc();
+        }
+        Ok(has_room)
+    }
+
+    /// Those of `members` whom a snapshot among `items` may leave nothing more.
+    async fn full_of(
+        &self,
+        members: &[FollowedMember],
+        items: &[(u32, DeliveryItem)],
+    ) -> Result<HashSet<ClientUri>, StoreError> {
+        let mut full = HashSet::new();
+        if !items.iter().any(|(_, item)| matches!(item, DeliveryItem::Snapshot { .. })) {
+            return Ok(full);
+        }
+        for client in
+            members.iter().filter(|it| followed::is_reader(it)).filter_map(|it| it.client.as_ref())
+        {
+            if !self.has_room_for(client).await? {
+                full.insert(client.clone());
+            }
+        }
+        Ok(full)
     }
 
     /// What comes for one client alone.

@@ -644,3 +644,160 @@ async fn acquaintances_are_those_who_share_a_group_and_outlive_the_process() {
     let found = world.node.acquaintances().await.unwrap();
     assert_eq!(found, [hub(), d, e].into());
 }
+
+/// An add with a Welcome of some 15 KB.
+fn invitation(recipient: u64, token: &QueueToken) -> RosterChange {
+    let mut secrets = Vec::new();
+    for part in [&[1; 32][..], &[1; 32], &[2; 40]] {
+        append_vector(&mut secrets, part);
+    }
+    let mut bytes = vec![0, 1, 0, 3, 0, 1];
+    append_vector(&mut bytes, &secrets);
+    append_vector(&mut bytes, &[3; 15_000]);
+    RosterChange::Add {
+        recipient: RecipientId(recipient),
+        client_queue_information: token.clone(),
+        filter: FanoutFilter::All,
+        welcome: Some(MlsMessage::new(bytes).unwrap()),
+    }
+}
+
+fn roster_only(
+    world: &World,
+    group: &GroupId,
+    at: u64,
+    changes: Vec<RosterChange>,
+) -> DeliveryItem {
+    match said(world, group, at) {
+        DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, .. } => {
+            let (event, roster) = (QueueEvent::RosterOnly, List::new(changes).unwrap());
+            DeliveryItem::Feed { group_id, group_sequence, accepted_at, except, event, roster }
+        }
+        other => other,
+    }
+}
+
+#[actix::test]
+async fn inbox_of_a_client_that_is_away_is_bounded() {
+    let limits = Limits { inbox_bytes_max: 100_000, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let (group, token) = (remote(1), token(&world, &alice).await);
+    let forged = QueueToken::new(vec![7; 77]).unwrap();
+    deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &forged)])]).await;
+    let mut taken = 0;
+    for round in 0..20 {
+        let recipient = 10 + round;
+        let remove = RosterChange::Remove { recipient: RecipientId(recipient) };
+        let items = vec![
+            roster_only(&world, &group, 1 + 2 * round, vec![invitation(recipient, &token)]),
+            roster_only(&world, &group, 2 + 2 * round, vec![remove]),
+        ];
+        deliver(&world, &hub(), items).await;
+        taken = world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+    }
+    assert_eq!(taken, 14, "seven Welcomes of 15 KB, and seven ends");
+    // who reads gets on
+    while !world.dequeue(&alice, &[], 0).await.is_empty() {
+        let read = world.node.store.inbox(&alice.client, 1).await.unwrap().is_empty();
+        if read {
+            break;
+        }
+    }
+    let items = vec![roster_only(&world, &group, 41, vec![invitation(99, &token)])];
+    let failures = deliver(&world, &hub(), items).await;
+    assert!(failures.iter().all(|failure| failure.2 != 99), "{failures:?}");
+}
+
+#[actix::test]
+async fn snapshots_that_only_leave_gaps_are_bounded() {
+    let limits = Limits { copy_bytes_per_hub_max: 2_000, own_welcomes_max: 8, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let (group, token) = (remote(1), token(&world, &alice).await);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &token)])]).await;
+    for round in 1..=100 {
+        deliver(&world, &hub(), vec![snapshot(&group, 1 + 2 * round, vec![add(1, &token)])]).await;
+    }
+    let rows = world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+    let head = world.node.store.group_head(&group).await.unwrap().unwrap();
+    assert!(rows <= 9, "{rows}");
+    assert!(head.log_bytes <= 2_000, "{}", head.log_bytes);
+}
+
+#[actix::test]
+async fn chain_that_cannot_be_checked_now_stops_no_other_group() {
+    use crate::wire::portability::MigrationConfirmation;
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let gone = Domain::new("gone.example").unwrap();
+    let moved = GroupId::of(&gone, [9; 16]);
+    let link = MigrationConfirmation {
+        domain_name: hub(),
+        nonce: [1; 32],
+        group_id: moved.clone(),
+        signature: Opaque::new(vec![1; 64]).unwrap(),
+        source_domain: gone,
+        epoch: Epoch(3),
+        next_sequence: Sequence(7),
+    };
+    let with_chain = DeliveryItem::Snapshot {
+        group_id: moved.clone(),
+        next_sequence: Sequence(9),
+        chain: List::new(vec![link]).unwrap(),
+        roster: List::new(vec![add(1, &token(&world, &alice).await)]).unwrap(),
+    };
+    let other = snapshot(&remote(1), 1, vec![add(1, &token(&world, &alice).await)]);
+    let items = vec![other, said(&world, &remote(1), 1), with_chain];
+    let failures = deliver(&world, &hub(), items).await;
+    let [(item, problem, ..)] = &failures[..] else { panic!("{failures:?}") };
+    assert_eq!((*item, *problem), (2, DeliveryProblem::QueueFull));
+    assert!(world.node.store.group_head(&moved).await.unwrap().is_none());
+    assert!(world.node.store.group_head(&remote(1)).await.unwrap().is_some());
+}
+
+/// c.example is the hub of a group that b.example made.
+async fn to_c(world: &World, group: &GroupId) -> Domain {
+    use crate::store::{Batch, Write, records::Followed};
+    let c = Domain::new("c.example").unwrap();
+    let followed = Followed { hub: c.clone(), members: 1 };
+    let write = Write::Followed { group: group.clone(), followed };
+    world.node.store.write(Batch::new().and(write)).await.unwrap();
+    c
+}
+
+#[actix::test]
+async fn copies_of_groups_that_have_moved_count_for_the_hub_that_they_have() {
+    let limits = Limits { copy_bytes_per_hub_max: 8_000, ..Limits::default() };
+    let mut world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let group = remote(1);
+    let token = token(&world, &alice).await;
+    deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &token)])]).await;
+    let c = to_c(&world, &group).await;
+    world.restart();
+    assert_eq!(world.node.acquaintances().await.unwrap(), [c.clone()].into());
+    let items: Vec<_> = (1..=100).map(|sequence| said(&world, &group, sequence)).collect();
+    let failures = deliver(&world, &c, items).await;
+    let (_, problem, _, next) = failures[0];
+    assert_eq!(problem, DeliveryProblem::QueueFull);
+    world.node.sweep_groups().await.unwrap();
+    assert_eq!(deliver(&world, &c, vec![said(&world, &group, next)]).await, []);
+}
+
+#[actix::test]
+async fn single_message_of_a_group_that_has_moved_comes_from_where_it_is() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let (group, token) = (remote(1), token(&world, &alice).await);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &token)])]).await;
+    let c = to_c(&world, &group).await;
+    let send = async |from: &Domain| {
+        let (client_queue_information, message) = (token.clone(), message(&group));
+        let request = QueueingServiceRequest { client_queue_information, message };
+        world.node.queueing_service_request(request, from).await.unwrap()
+    };
+    let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
+    assert_eq!(send(&hub()).await, invalid);
+    assert_eq!(send(&c).await, QueueingServiceResponse::Ok);
+}

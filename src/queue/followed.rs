@@ -62,6 +62,8 @@ pub struct Stored {
     pub other_readers: usize,
     /// Who was known to host the group.
     pub hub: Option<Domain>,
+    /// Clients whose inboxes hold as much as they may: nothing more is left there by a snapshot.
+    pub full: HashSet<ClientUri>,
 }
 
 /// What the hub may still have kept here. Beyond: queue_full.
@@ -165,6 +167,7 @@ pub fn follow(
         before: stored.head.clone(),
         head: stored.head,
         clients: stored.members.iter().filter_map(|member| member.client.clone()).collect(),
+        full: stored.full,
         readers: stored.other_readers + readers,
         members: stored.members.into_iter().map(|member| (member.recipient, member)).collect(),
         writes: Vec::new(),
@@ -228,6 +231,8 @@ struct Copy<'a> {
     members: BTreeMap<RecipientId, FollowedMember>,
     /// Of the members.
     clients: HashSet<ClientUri>,
+    /// See [`Stored::full`].
+    full: HashSet<ClientUri>,
     /// Members with a live queue, known by name or not.
     readers: usize,
     writes: Vec<Write>,
@@ -630,6 +635,9 @@ impl Copy<'_> {
                 self.out.tokens.insert(token.clone());
                 self.open(client.clone(), recipient, from, filter, None, place);
                 self.put(FollowedMember { recipient, client: Some(client), gone: false });
+            }
+            (Some(known), _) if !member.gone && self.full.contains(known) => {
+                self.put(FollowedMember { gone: true, ..member });
             }
             (Some(known), good) if !member.gone => {
                 if good.as_ref() == Some(known) {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use proptest::prelude::*;
 
@@ -189,7 +189,13 @@ impl Guest {
         let all = items.iter().any(needs_members);
         let members = self.members.values().filter(|member| all || member.gone).cloned().collect();
         let other_readers = if all { 0 } else { self.readers() };
-        let stored = Stored { head: self.head.clone(), members, other_readers, hub: Some(hub()) };
+        let stored = Stored {
+            head: self.head.clone(),
+            members,
+            other_readers,
+            hub: Some(hub()),
+            full: HashSet::new(),
+        };
         let before = self.members.len();
         let items: Vec<_> = (0..).zip(items).collect();
         let outcome = follow(&hub(), &group(), stored, &items, &tokens(), (&LIMITS, room), now);
