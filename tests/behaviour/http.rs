@@ -228,7 +228,6 @@ fn every_refusal_carries_a_client_response() {
     let cases = [
         (provider.post("/v1/nothing", OCTETS, b""), 404, "no such endpoint"),
         (provider.post("/v1/complaint", OCTETS, b""), 404, "not serve this endpoint yet"),
-        (provider.post("/v1/migration_request", OCTETS, b""), 404, "not serve this endpoint yet"),
         (provider.post("/v1/stream", OCTETS, b""), 405, "GET"),
         (provider.post("/v1/dequeue", "", b"x"), 415, "Content-Type"),
         (provider.post("/v1/dequeue", "Content-Type: text/plain\r\n", b"x"), 415, "Content-Type"),
@@ -239,6 +238,7 @@ fn every_refusal_carries_a_client_response() {
         ),
         (provider.post("/v1/dequeue", OCTETS, b""), 400, "ClientMessage"),
         (provider.post("/v1/dequeue", OCTETS, &[0, 1, 2, 3]), 400, "ClientMessage"),
+        (provider.post("/v1/migration_request", OCTETS, b""), 400, "ClientMessage"),
     ];
     for (answer, status, hint) in cases {
         let error = answer.client_error();
