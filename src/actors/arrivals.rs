@@ -266,10 +266,12 @@ impl Node {
             return Ok(Err(ProofError::Signature("MigrationContent").to_string()));
         }
         let (hub, now) = (self.hub(), self.clock.now());
-        let _turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
         let judged = {
+            let turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
             let response = response.clone();
             actix_rt::task::spawn_blocking(move || {
+                // for as long as it computes, and no longer: not while keys of others are waited for
+                let _turn = turn;
                 let moved: MigratedState =
                     decode(content.group_state.as_slice()).map_err(|error| error.to_string())?;
                 let arrived = judge_arrival(&hub, &response, &moved, now);
@@ -423,8 +425,17 @@ impl Node {
             hub_key: state.key_stand(),
         };
         batch.push(Write::GroupHead(head));
-        let arrival =
-            Arrival { nonce: response.nonce, hash, source: from.clone(), at: now, here: true };
+        let arrival = Arrival {
+            nonce: response.nonce,
+            hash,
+            source: from.clone(),
+            at: now,
+            here: true,
+            epoch: state.epoch(),
+            next_sequence: next,
+            key: state.key_stand().map(|stand| stand.key),
+            confirmed: false,
+        };
         // a group that comes home needs no proof of where it was
         let chain = if group.domain() == self.domain { Vec::new() } else { encode(&chain) };
         let moves = Moves { chain, arrived: Some(arrival), left: None };
@@ -539,30 +550,35 @@ impl Node {
             let arrived = moves.arrived.as_ref();
             arrived.is_some_and(|it| it.nonce == confirmation.nonce && it.source == *from)
         };
-        let Some(moves) = moves.filter(came) else {
+        let moves = moves.filter(came);
+        let arrived = moves.as_ref().and_then(|moves| moves.arrived.clone());
+        let Some((moves, arrived)) = moves.zip(arrived) else {
             let detail = detail("the group did not come here by that move");
             return Err(DsError::GroupNotFound { detail });
         };
-        let is_here = moves.arrived.as_ref().is_some_and(|arrived| arrived.here);
-        let mut chain = chain_of(&moves).map_err(of_store)?.into_vec();
-        let is_known = chain.iter().any(|link| link.nonce == confirmation.nonce);
-        if is_known || !is_here || group.domain() == self.domain {
+        if arrived.confirmed {
             return Ok(());
         }
         if !self.is_confirmed(&confirmation).await? {
             return Err(not_authorized("the confirmation is not signed by a key of its source"));
         }
         // with a link that is not so nobody would follow the chain any more, nor the group's next move
-        let head = self.store.group_head(group).await.map_err(of_store)?;
-        let is_past = head.is_some_and(|head| {
-            confirmation.epoch <= head.epoch && confirmation.next_sequence <= head.next_sequence
-        });
-        chain.push(confirmation.clone());
+        let is_it = confirmation.epoch == arrived.epoch
+            && confirmation.next_sequence == arrived.next_sequence;
+        let is_home = group.domain() == self.domain;
+        let mut chain = chain_of(&moves).map_err(of_store)?.into_vec();
+        if !is_home {
+            chain.push(confirmation.clone());
+        }
         let chain: Chain = crate::wire::codec::List::new(chain).map_err(internal)?;
-        if !is_past || follow_chain(group, &group.domain(), &self.domain, &chain).is_err() {
+        let leads_here =
+            is_home || follow_chain(group, &group.domain(), &self.domain, &chain).is_ok();
+        if !is_it || !leads_here {
             return Err(not_authorized("the confirmation is of another move than there was"));
         }
-        let moves = Moves { chain: encode(&chain), ..moves };
+        let chain = if is_home { moves.chain } else { encode(&chain) };
+        let arrived = Some(Arrival { confirmed: true, ..arrived });
+        let moves = Moves { chain, arrived, left: moves.left };
         let batch = Batch::new().and(Write::Moves { group: group.clone(), moves });
         step("target.before-confirmed").await;
         self.store.write(batch).await.map_err(of_store)?;

@@ -298,6 +298,12 @@ impl Node {
                 return Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) });
             }
         }
+        // who may still ask about the group's last move must get its answer from here, whatever becomes of this one
+        let last = self.store.moves(group).await?.and_then(|moves| moves.arrived);
+        if let Some(last) = last.filter(|last| last.here && !last.confirmed) {
+            tracing::info!(%group, source = %last.source, "a group's last hub has not confirmed its move yet");
+            return Ok(Went::Wait { at_least_ms: 0 });
+        }
         let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
         let content = match self.make_content(departure, response, &head).await {
             Ok(content) => content,

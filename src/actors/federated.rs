@@ -9,7 +9,7 @@ use tls_codec::DeserializeBytes;
 
 use super::{
     deliver::Sender,
-    errors::{malformed, not_authorized, of_store},
+    errors::{internal, malformed, not_authorized, of_store},
     node::Node,
     peer::recipient_of,
 };
@@ -30,6 +30,14 @@ use crate::{
         queueing::{DeliverBatchRequest, QueueingServiceRequest, RecipientsGone},
     },
 };
+
+/// Does `work` to its end, also where nobody waits for it any more: with the turn of its group let go in the middle, what it
+/// has queued to be written would meet what the next one finds.
+async fn whole<T: 'static>(
+    work: impl Future<Output = Result<T, DsError>> + 'static,
+) -> Result<T, DsError> {
+    actix_rt::spawn(work).await.map_err(internal)?
+}
 
 impl Node {
     /// Answers an event of another provider: with a DSResponse that is `ok`, or the event's own answer. A repeat is
@@ -63,11 +71,15 @@ impl Node {
             }
             EventType::MigrationContent => {
                 let content: MigrationContent = body_of(&opened)?;
-                Ok(encode(&self.take_content(&opened.sender, content).await?))
+                let node = self.clone();
+                let taken = whole(async move { node.take_content(&opened.sender, content).await });
+                Ok(encode(&taken.await?))
             }
             EventType::MigrationAbort => {
                 let response: MigrationResponse = body_of(&opened)?;
-                Ok(encode(&self.take_abort(&opened.sender, response).await?))
+                let node = self.clone();
+                let ended = whole(async move { node.take_abort(&opened.sender, response).await });
+                Ok(encode(&ended.await?))
             }
             EventType::MigrationConfirmation => {
                 let confirmation: MigrationConfirmation = body_of(&opened)?;

@@ -13,7 +13,7 @@ use crate::{
         client::{VerificationKey, VerificationKeyResponse},
         codec::decode,
         ds::DsError,
-        ids::{Domain, GroupId},
+        ids::{Domain, GroupId, Timestamp},
         portability::{Chain, MigrationConfirmation},
     },
 };
@@ -169,6 +169,18 @@ impl Node {
         }
     }
 
+    /// Whether nothing of these moves needs to be known any more: the group left long ago, and whoever it came from before
+    /// has confirmed that it knows.
+    fn is_forgotten(&self, moves: &Moves, now: Timestamp) -> bool {
+        let old = |at| now.ms_since(at) >= self.limits.moves.forward_ms;
+        let gone = moves.left.as_ref().is_some_and(|left| old(left.at));
+        let settled = moves
+            .arrived
+            .as_ref()
+            .is_none_or(|arrived| arrived.confirmed && !arrived.here && old(arrived.at));
+        gone && settled
+    }
+
     /// Lets go of what need not be known of moves any longer: where groups went that left long ago, nonces that have
     /// expired. Gives the number of groups that came from elsewhere and are here.
     ///
@@ -185,11 +197,15 @@ impl Node {
             for (group, moves) in page {
                 let is_here = moves.arrived.as_ref().is_some_and(|arrived| arrived.here);
                 here += usize::from(is_here);
-                let old = |at| now.ms_since(at) >= self.limits.moves.forward_ms;
-                let gone = moves.left.as_ref().is_some_and(|left| old(left.at));
-                let settled = moves.arrived.as_ref().is_none_or(|arrived| old(arrived.at));
-                if gone && settled && !is_here {
-                    self.store.write(Batch::new().and(Write::DropMoves(group))).await?;
+                if !self.is_forgotten(&moves, now) {
+                    continue;
+                }
+                // it may come back at this moment
+                let turn = self.copies.turn(&group);
+                let _turn = turn.lock().await;
+                let moves = self.store.moves(&group).await?;
+                if moves.is_some_and(|moves| self.is_forgotten(&moves, now)) {
+                    self.store.write(Batch::new().and(Write::DropMoves(group.clone()))).await?;
                 }
             }
         }

@@ -311,6 +311,9 @@ pub fn judge_arrival(
     if tree.epoch() != request.epoch.next() {
         return Err(wrong("the group is not in the epoch behind the one that was asked for"));
     }
+    if moved.next_sequence >= Sequence::END || moved.next_recipient.0 >= Sequence::END.0 {
+        return Err(wrong("its numbers go beyond what any group has"));
+    }
     let policy = check_group(hub, &tree, now)?;
     let initiator = tree.leaf(info.signer).ok_or_else(|| wrong("its committer is not in it"))?;
     proof::check_init(tree.scheme(), initiator.signature_key().as_slice(), &moved.init)

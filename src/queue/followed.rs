@@ -296,7 +296,7 @@ impl Copy<'_> {
         if sequence > head.next_sequence && head.status != GroupStatus::Deleted {
             return Err(DeliveryProblem::Gap);
         }
-        if head.status == GroupStatus::Deleted || sequence >= SEQUENCE_END {
+        if head.status == GroupStatus::Deleted || sequence >= Sequence::END {
             return Err(DeliveryProblem::InvalidItem);
         }
         let given = event;
@@ -415,7 +415,7 @@ impl Copy<'_> {
         if is_over && next == self.next() {
             return Ok(());
         }
-        if is_over || next == Sequence(0) || next >= SEQUENCE_END {
+        if is_over || next == Sequence(0) || next >= Sequence::END {
             return Err(DeliveryProblem::InvalidItem);
         }
         let named = self.check_snapshot(roster)?;
@@ -812,7 +812,5 @@ const GAP_BYTES: u64 = 128;
 const SKEW_MS: u64 = 5 * 60 * 1000;
 /// Recipients that one answer reports of a group; the others follow when these are removed.
 const GONE_MAX: usize = 1_000;
-/// No group gets this far; what says so is not a sequence.
-const SEQUENCE_END: Sequence = Sequence(1 << 62);
 /// Inbox rows of snapshots stand behind those of feed items.
 const SNAPSHOT_ROWS: u32 = 1 << 31;

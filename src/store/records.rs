@@ -101,6 +101,13 @@ pub struct Arrival {
     pub at: Timestamp,
     /// It counts against the quota: it is still here.
     pub here: bool,
+    /// The epoch that it came in, and the first sequence that it was given here: what its source is to confirm.
+    pub epoch: Epoch,
+    pub next_sequence: Sequence,
+    /// The key that the promise and the answer were signed with, where it is known.
+    pub key: Option<KeyPrint>,
+    /// Its source has said that it knows: from then on it never asks again. Before, the group does not move on.
+    pub confirmed: bool,
 }
 
 /// A group left.

@@ -264,6 +264,11 @@ text_ids! {
     GroupId: GROUP_ID_MAX, IdError::Group;
 }
 
+impl Sequence {
+    /// No group gets this far; what says so is not a sequence.
+    pub const END: Self = Self(1 << 62);
+}
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $id:ident: $inner:ty;)*) => {$(
         $(#[$doc])*

@@ -180,8 +180,8 @@ enum Side {
 
 impl Scene {
     /// A member of the hub's moves the group from `hub` to `next` while whoever comes to a step is killed there and started
-    /// again, one after the other. A step that is not come to any more is left out.
-    async fn move_through(&mut self, hub: usize, next: usize, kills: &[(&str, Side)]) {
+    /// again, one after the other. A step that is not come to any more is left out. How many were come to.
+    async fn move_through(&mut self, hub: usize, next: usize, kills: &[(&str, Side)]) -> usize {
         let over = AtomicBool::new(false);
         let by = self.players()[hub];
         let moves = async {
@@ -190,6 +190,7 @@ impl Scene {
             moved
         };
         let killer = async {
+            let mut killed = 0;
             for (step, side) in kills {
                 let provider = self.provider(if *side == Side::Source { hub } else { next });
                 provider.stop_at(step);
@@ -200,11 +201,13 @@ impl Scene {
                     provider.kill();
                     provider.go_on();
                     provider.start().await;
+                    killed += 1;
                 }
                 provider.go_on();
             }
+            killed
         };
-        let (moved, ()) = tokio::join!(moves, killer);
+        let (moved, killed) = tokio::join!(moves, killer);
         match moved {
             Ok(Outcome::Accepted(_) | Outcome::AlreadySo) => {}
             // it is kept, and asked again
@@ -214,6 +217,7 @@ impl Scene {
         self.settled().await;
         let hub = by.view(&self.team).hub;
         assert_eq!(hub, domain(next), "{kills:?}\n{}", self.providers.logs());
+        killed
     }
 
     /// The initiator has its answer, and no provider has anything left to do.
@@ -235,7 +239,8 @@ async fn either_side_killed_at_any_step_ends_in_one_hub_and_loses_nothing() {
     let mut scene = Scene::start("").await;
     let mut hub = 0;
     for kill in STEPS {
-        scene.move_through(hub, 1 - hub, &[kill]).await;
+        let killed = scene.move_through(hub, 1 - hub, &[kill]).await;
+        assert_eq!(killed, 1, "it does not come to {}", kill.0);
         hub = 1 - hub;
         scene.talk(kill.0).await;
     }

@@ -776,7 +776,9 @@ async fn confirmation_is_of_the_move_that_was_and_signed_by_its_source() {
     // signed, but not what happened: whoever is shown the chain would not follow it from here on
     for lie in [
         signed(&|it| it.epoch.0 += 1, two.a.sender()),
+        signed(&|it| it.epoch.0 -= 1, two.a.sender()),
         signed(&|it| it.next_sequence.0 += 1, two.a.sender()),
+        signed(&|it| it.next_sequence.0 -= 1, two.a.sender()),
     ] {
         assert_eq!(confirm(lie).await.unwrap_err().name(), "not_authorized");
         assert!(chain_at(&two.b, &two.group).await.is_empty());

@@ -62,6 +62,10 @@ pub(in crate::store) fn moves() -> Moves {
             source: domain("a"),
             at,
             here: true,
+            epoch: Epoch(7),
+            next_sequence: Sequence(900),
+            key: Some(KeyPrint([7; 16])),
+            confirmed: false,
         }),
         left: Some(Left {
             request,
