@@ -238,11 +238,17 @@ impl Scene {
 async fn either_side_killed_at_any_step_ends_in_one_hub_and_loses_nothing() {
     let mut scene = Scene::start("").await;
     let mut hub = 0;
-    for kill in STEPS {
-        let killed = scene.move_through(hub, 1 - hub, &[kill]).await;
-        assert_eq!(killed, 1, "it does not come to {}", kill.0);
+    for _ in 0..2 {
+        for kill in STEPS {
+            let killed = scene.move_through(hub, 1 - hub, &[kill]).await;
+            assert_eq!(killed, 1, "it does not come to {}", kill.0);
+            hub = 1 - hub;
+            scene.talk(kill.0).await;
+        }
+        // and each of them in the other direction: a group that comes home is another matter
+        scene.move_through(hub, 1 - hub, &[]).await;
         hub = 1 - hub;
-        scene.talk(kill.0).await;
+        scene.talk("the other way").await;
     }
 }
 

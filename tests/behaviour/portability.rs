@@ -635,6 +635,39 @@ async fn move_that_is_over_is_not_made_again_by_what_was_said_of_it() {
     two.end();
 }
 
+/// Who may still ask about the last move must get its answer, and it is written over by the next one.
+#[actix::test]
+async fn group_does_not_move_on_before_its_last_hub_knows_that_it_has_come() {
+    let two = Two::new().await;
+    let (gate, home) = (Gate::default(), two.a.domain.clone());
+    let opened = gate.clone();
+    let letters = two.carry(move |letter, _| {
+        let is_told = letter.event == EventType::MigrationConfirmation && letter.to == home;
+        if is_told && !opened.is_open() { Fate::Lost } else { Fate::Arrives }
+    });
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    two.migrate(&two.a).await.unwrap();
+    two.goes_on_at(&two.a).await;
+    let contents_to = |to: &World| {
+        contents(&letters).into_iter().filter(|it| it.to == to.domain).collect::<Vec<_>>()
+    };
+    let waits = async {
+        until_departure(&two.a.node, "frozen").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(contents_to(&two.b).len(), 1, "of the first move alone");
+        let came = contents_to(&two.a).remove(0);
+        let again = complete(&two.b, &two.a, came.body).await;
+        assert_eq!(again.refused, 0);
+        gate.open();
+    };
+    let (moved, ()) = tokio::join!(two.migrate(&two.b), waits);
+    moved.unwrap();
+    assert_eq!(contents_to(&two.b).len(), 2);
+    two.goes_on_at(&two.b).await;
+    two.end();
+}
+
 #[actix::test]
 async fn provider_that_claims_a_group_by_moves_that_were_not_speaks_for_nobody() {
     let two = Two::new().await;
