@@ -326,24 +326,33 @@ fn senders_whose_keys_do_not_come_leave_room_for_those_that_are_known() {
     let host = format!("localhost:{}", silent.local_addr().unwrap().port());
     let two = Two::start(|config| {
         config.federation.requests_max = 8;
-        config.federation.overrides.insert(domain("d.example"), host.parse().unwrap());
+        // each worker has places of its own
+        config.limits.workers = 1;
+        // both must wait at one time, however slow the machine
+        config.federation.connect_timeout = Duration::from_secs(60);
+        for name in ["d.example", "e.example"] {
+            config.federation.overrides.insert(domain(name), host.parse().unwrap());
+        }
     });
     let event = EventType::ConnectionKeyPackages;
     let ask_as_b = || two.post(CONNECTION, &two.message(event, nobody()));
     assert_eq!(ask_as_b().status, 200, "b is known from now on");
     let stranger = SigningKey::generate(SignatureScheme::ED25519).unwrap();
-    let forged = two.message_of("d.example", &stranger, event, nobody());
-    let bytes = request("POST", CONNECTION, OCTETS, &forged);
+    let forged = |name| two.message_of(name, &stranger, event, nobody());
     let mut waiting = Vec::new();
-    for count in 1..=2 {
+    // a domain has a share of the places for strangers
+    for (name, count) in [("d.example", 1), ("e.example", 2)] {
         let mut stream = two.a.connect_to(two.a.federation_address());
-        stream.write_all(&bytes).unwrap();
+        stream.write_all(&request("POST", CONNECTION, OCTETS, &forged(name))).unwrap();
         waiting.push(stream);
         let in_flight =
             format!("mimid_http_requests_in_flight{{listener=\"federation\"}} {count}\n");
-        while !two.a.ops("/metrics").1.contains(&in_flight) {}
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !two.a.ops("/metrics").1.contains(&in_flight) {
+            assert!(Instant::now() < deadline, "{name} does not wait for its keys");
+        }
     }
-    let one_more = two.post(CONNECTION, &forged);
+    let one_more = two.post(CONNECTION, &forged("d.example"));
     assert_eq!((one_more.status, one_more.client_error().name()), (503, "unavailable"));
     assert_eq!(ask_as_b().status, 200);
     drop(silent);
