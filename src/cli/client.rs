@@ -9,6 +9,7 @@ mod show;
 
 use std::{
     fmt::Display,
+    io::IsTerminal as _,
     io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -290,8 +291,11 @@ pub fn run(args: &Args) -> ExitCode {
             tracing_subscriber::EnvFilter::new("warn,rustls_platform_verifier=off")
         });
     // a second call in one process finds one that is there
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .try_init();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(args.json, &error),

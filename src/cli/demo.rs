@@ -9,7 +9,7 @@ mod cast;
 mod play;
 mod stage;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
 
 use self::{
     play::Play,
@@ -43,8 +43,11 @@ pub fn run(args: &Args) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("off"));
     // a second call in one process finds one that is there
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .try_init();
     let started = Instant::now();
     let folder = match Folder::make(args.keep.as_deref()) {
         Ok(folder) => folder,
