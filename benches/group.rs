@@ -147,6 +147,9 @@ pub fn update_commit(c: &mut Criterion) {
 /// at work does: a burst at a time into each. "first" is the one message that a group takes which has just been loaded,
 /// whose memory no cache holds yet. Prints medians for one message.
 pub fn send_message(_: &mut Criterion) {
+    if !crate::is_asked_for("send message/in turns") {
+        return;
+    }
     const BURST: usize = 16;
     const SIZES: [usize; 3] = [10, 100, 1000];
     let turns = if crate::is_test() { 2 } else { 250 };
@@ -195,6 +198,9 @@ pub fn send_message(_: &mut Criterion) {
 /// "doing the same" verifies the request and the new GroupInfo besides, as any hub must that does what a commit asks of
 /// it. Prints the medians, and the medians of ratio and difference to "doing the same".
 pub fn overhead(_: &mut Criterion) {
+    if !crate::is_asked_for("update commit/overhead") {
+        return;
+    }
     println!("\nupdate commit, in turns: medians in µs");
     println!(
         "members  openmls  doing the same  stage and merge  ratio to the same  beyond the same  target: 1.25 x + 30"

@@ -48,7 +48,9 @@ pub fn batches(c: &mut Criterion) {
     }
     group.finish();
     let stats = store.stats();
-    println!("{:.1} batches a flush over all", stats.batches as f64 / stats.flushes as f64);
+    if stats.flushes > 0 {
+        println!("{:.1} batches a flush over all", stats.batches as f64 / stats.flushes as f64);
+    }
     runtime.block_on(store.close()).unwrap();
 }
 
