@@ -29,7 +29,7 @@ use crate::{
     },
     migration::{
         proof::{
-            ProofError, check_content, check_response, complete, follow_chain, hash_of_content,
+            AnswerKey, ProofError, check_content, check_response, follow_chain, hash_of_content,
             hash_of_response, respond,
         },
         target::{Known, Verdict, judge_abort, judge_content},
@@ -145,7 +145,7 @@ impl Node {
         &self,
         from: &Domain,
         response: &MigrationResponse,
-    ) -> Result<SigningKey, DsError> {
+    ) -> Result<AnswerKey, DsError> {
         let request = &response.migration_request;
         if request.source_domain_name != *from {
             return Err(not_authorized("the group is said to be hosted by another provider"));
@@ -156,9 +156,10 @@ impl Node {
         let scheme = scheme_of_suite(request.ciphersuite);
         let scheme = scheme.ok_or_else(|| malformed("the ciphersuite is not known"))?;
         let signed_by = check_response(scheme, response).map_err(malformed)?;
-        let hub = self.hub();
-        hub.key_of_public(scheme, signed_by.as_slice())
-            .ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
+        let key = self.hub().keys.answer_key(scheme, signed_by.as_slice(), self.clock.now());
+        key.ok_or_else(|| {
+            not_authorized("the response is not signed by a key that this provider answers with")
+        })
     }
 
     /// Takes a group, or says for good that it does not. Repeated, it says the same.
@@ -179,7 +180,7 @@ impl Node {
         let hash = hash_of_content(&content);
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         let now = self.clock.now();
-        let settled = judge_content(&known, response.expires_at, now, true);
+        let settled = judge_content(&known, response.expires_at, now, key.takes());
         let good = match settled {
             Verdict::Take => self.judge(from, content).await?,
             Verdict::Taken { .. } | Verdict::Refuse => Err("it may not come in".to_owned()),
@@ -194,11 +195,11 @@ impl Node {
             }
         };
         match (judge_content(&known, response.expires_at, now, fits), good) {
-            (Verdict::Taken { hash }, _) => complete(&key, hash, false).map_err(internal),
+            (Verdict::Taken { hash }, _) => key.complete(hash, false).map_err(internal),
             (Verdict::Take, Some(good)) => {
                 self.settle_in(from, &response, hash, good).await?;
                 step("target.durable").await;
-                complete(&key, hash, false).map_err(internal)
+                key.complete(hash, false).map_err(internal)
             }
             (Verdict::Take | Verdict::Refuse, _) => self.refuse(&key, &response, known).await,
         }
@@ -219,14 +220,14 @@ impl Node {
         let _turn = turn.lock().await;
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         match judge_abort(&known) {
-            Verdict::Taken { hash } => complete(&key, hash, false).map_err(internal),
+            Verdict::Taken { hash } => key.complete(hash, false).map_err(internal),
             Verdict::Take | Verdict::Refuse => self.refuse(&key, &response, known).await,
         }
     }
 
     async fn refuse(
         &self,
-        key: &SigningKey,
+        key: &AnswerKey,
         response: &MigrationResponse,
         known: Known,
     ) -> Result<TargetMigrationComplete, DsError> {
@@ -239,7 +240,7 @@ impl Node {
             step("target.refused").await;
             self.metrics.migrations.with_label_values(&["target", "refused"]).inc();
         }
-        complete(key, hash_of_response(response), true).map_err(internal)
+        key.complete(hash_of_response(response), true).map_err(internal)
     }
 
     /// Judges a content as far as that needs nothing but itself and others' keys: `Ok(Err(why))` is for good.

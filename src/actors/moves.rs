@@ -98,7 +98,7 @@ impl Node {
     }
 
     /// Whether `chain` proves that `group` went from `from` to `to`: its links hang together, and each is signed by a
-    /// key that its source publishes.
+    /// key that its source publishes, be it retired.
     ///
     /// # Errors
     /// unavailable, where keys cannot be had now.
@@ -129,15 +129,25 @@ impl Node {
         let is_by = |key: &VerificationKey| {
             check_confirmation(key.scheme, key.public_key.as_slice(), confirmation).is_ok()
         };
-        self.has_sender_key(&confirmation.source_domain, is_by).await
+        self.lists_sender_key(&confirmation.source_domain, is_by).await
     }
 
-    /// Whether one of the external-sender keys that a provider publishes is such a one. Where none is that is known, its
-    /// list is fetched anew: it may have new ones.
+    /// Whether one of the external-sender keys that a provider signs with is such a one. Keys that have ended say nothing new.
     ///
     /// # Errors
     /// unavailable, where keys cannot be had now.
     pub(super) async fn has_sender_key(
+        &self,
+        domain: &Domain,
+        is_it: impl Fn(&VerificationKey) -> bool,
+    ) -> Result<bool, DsError> {
+        let now = self.clock.now();
+        self.lists_sender_key(domain, |key| now <= key.not_after && is_it(key)).await
+    }
+
+    /// Whether one of the external-sender keys that a provider publishes, or has retired, is such a one. Where none is that
+    /// is known, its list is fetched anew: it may have new ones.
+    async fn lists_sender_key(
         &self,
         domain: &Domain,
         is_it: impl Fn(&VerificationKey) -> bool,
