@@ -1122,3 +1122,54 @@ async fn chain_whose_source_retired_its_key_long_ago_is_followed_until_that_key_
     d.end();
     two.end();
 }
+
+#[actix::test]
+async fn source_has_so_many_nonces_refused_and_no_refusal_is_forgotten_for_another() {
+    let two = Two::with(|limits, _| limits.moves.refused_per_source_max = 2).await;
+    let c = provider("c.example", &two.net, &two.clock);
+    let carol = c.client("carol", "phone").await;
+    let of_carol = carol.create(&c).await;
+    let of_c = promise(&c, &carol, &of_carol, &two.b.domain).await.unwrap();
+    let mut promised = Vec::new();
+    for _ in 0..3 {
+        promised.push(two.promise(&two.b).await);
+    }
+    let abort = async |from: &World, to: &World, response: &MigrationResponse| {
+        send(from, to, EventType::MigrationAbort, encode(response)).await
+    };
+    let mut said = Vec::new();
+    for response in &promised[..2] {
+        said.push(abort(&two.a, &two.b, response).await.unwrap());
+        assert!(is_refused(&decode(&said[said.len() - 1]).unwrap(), response));
+    }
+    let full = async |two: &Two| {
+        let answer = abort(&two.a, &two.b, &promised[2]).await;
+        assert_eq!(error_of(answer), "rate_limited");
+        assert_eq!(two.b.store.refused_nonce(&promised[2].nonce).await, Ok(None));
+        // who asks before anything is sent keeps its group
+        let asks = promise(&two.a, &two.alice, &two.group, &two.b.domain).await;
+        assert_eq!(asks.unwrap_err().name(), "not_authorized");
+        for (response, said) in promised.iter().zip(&said) {
+            assert_eq!(&abort(&two.a, &two.b, response).await.unwrap(), said);
+        }
+    };
+    full(&two).await;
+    // nobody else's
+    assert!(is_refused(&decode(&abort(&c, &two.b, &of_c).await.unwrap()).unwrap(), &of_c));
+    let Two { net, clock, a, b, group, alice, bob } = two;
+    let b = b.crash();
+    b.node.sweep_moves().await.unwrap();
+    let two = Two { net, clock, a, b, group, alice, bob };
+    full(&two).await;
+    // there is room when their time is over; an expired nonce needs none
+    two.clock.advance_ms(2 * DAY_MS);
+    let late = abort(&two.a, &two.b, &promised[2]).await.unwrap();
+    assert!(is_refused(&decode(&late).unwrap(), &promised[2]));
+    assert_eq!(two.b.store.refused_nonce(&promised[2].nonce).await, Ok(None));
+    two.b.node.sweep_moves().await.unwrap();
+    assert_eq!(two.b.store.refused_nonces(None, 9).await, Ok(vec![]));
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    c.end();
+    two.end();
+}
