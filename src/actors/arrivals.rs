@@ -3,19 +3,23 @@
 //!
 //! Agreeing writes nothing: the response is this provider's own signature, and comes back with the content. A content is judged
 //! whole, then one batch makes this provider the hub: the group's state, the feed that its own clients go on with, where each
-//! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has expired.
+//! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has long expired:
+//! then that refuses it. A source has so many of them; beyond, nothing is said before there is room.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use super::{
     copies::Grown,
-    errors::{detail, internal, malformed, not_authorized, of_reject, of_store, too_large},
+    errors::{
+        detail, internal, malformed, not_authorized, of_reject, of_store, rate_limited, too_large,
+    },
+    hints::locked,
     moves::{chain_of, step},
     node::Node,
     tokens::{BindError, TokenUse},
@@ -29,7 +33,7 @@ use crate::{
     },
     migration::{
         proof::{
-            ProofError, check_content, check_response, complete, follow_chain, hash_of_content,
+            AnswerKey, ProofError, check_content, check_response, follow_chain, hash_of_content,
             hash_of_response, respond,
         },
         target::{Known, Verdict, judge_abort, judge_content},
@@ -39,7 +43,7 @@ use crate::{
         Batch, Condition, StoreError, Write,
         records::{
             Arrival, FeedEntry, FollowedMember, GoneReason, GroupHead, GroupNotice, GroupStatus,
-            InboxItem, InboxKey, LogRecord, Moves, Replica, ReplicaMode,
+            InboxItem, InboxKey, LogRecord, Moves, RefusedNonce, Replica, ReplicaMode,
         },
     },
     wire::{
@@ -55,16 +59,49 @@ use crate::{
     },
 };
 
-/// Groups that came from elsewhere and are here.
+/// Groups that came from elsewhere and are here, and how many nonces are refused to each source.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     here: AtomicUsize,
+    refused: Mutex<RefusedCounts>,
 }
+
+pub(super) type RefusedCounts = HashMap<Domain, usize>;
 
 impl Arrivals {
     /// As many as the store has.
     pub(super) fn count(&self, here: usize) {
         self.here.store(here, Ordering::Relaxed);
+    }
+
+    pub(super) fn refused(&self) -> RefusedCounts {
+        locked(&self.refused).clone()
+    }
+
+    /// As many as the store had, `before` being what was counted when it was looked at. What was refused meanwhile it may
+    /// have held or not: it counts besides, until the next time.
+    pub(super) fn count_refused(&self, before: &RefusedCounts, found: RefusedCounts) {
+        let mut refused = locked(&self.refused);
+        let meanwhile = std::mem::replace(&mut *refused, found);
+        for (source, count) in meanwhile {
+            let more = count.saturating_sub(before.get(&source).copied().unwrap_or_default());
+            if more > 0 {
+                *refused.entry(source).or_default() += more;
+            }
+        }
+    }
+
+    fn has_room_to_refuse(&self, source: &Domain, max: usize) -> bool {
+        locked(&self.refused).get(source).is_none_or(|count| *count < max)
+    }
+
+    /// Takes the place of one more, if there is one.
+    fn refuses_one(&self, source: &Domain, max: usize) -> bool {
+        let mut refused = locked(&self.refused);
+        let count = refused.entry(source.clone()).or_default();
+        let has_room = *count < max;
+        *count += usize::from(has_room);
+        has_room
     }
 }
 
@@ -95,6 +132,10 @@ impl Node {
         self.takes_from(source)?;
         if self.arrivals.here.load(Ordering::Relaxed) >= limits.groups_max {
             return Err(not_authorized("this provider takes no more groups from elsewhere now"));
+        }
+        if !self.arrivals.has_room_to_refuse(source, limits.refused_per_source_max) {
+            let why = format!("too many moves from {source} were refused here lately");
+            return Err(not_authorized(why));
         }
         let known = self.known_of(group, &[0; 32]).await.map_err(of_store)?;
         if known.taken {
@@ -145,7 +186,7 @@ impl Node {
         &self,
         from: &Domain,
         response: &MigrationResponse,
-    ) -> Result<SigningKey, DsError> {
+    ) -> Result<AnswerKey, DsError> {
         let request = &response.migration_request;
         if request.source_domain_name != *from {
             return Err(not_authorized("the group is said to be hosted by another provider"));
@@ -156,9 +197,10 @@ impl Node {
         let scheme = scheme_of_suite(request.ciphersuite);
         let scheme = scheme.ok_or_else(|| malformed("the ciphersuite is not known"))?;
         let signed_by = check_response(scheme, response).map_err(malformed)?;
-        let hub = self.hub();
-        hub.key_of_public(scheme, signed_by.as_slice())
-            .ok_or_else(|| not_authorized("the response is not signed by this provider's key"))
+        let key = self.hub().keys.answer_key(scheme, signed_by.as_slice(), self.clock.now());
+        key.ok_or_else(|| {
+            not_authorized("the response is not signed by a key that this provider answers with")
+        })
     }
 
     /// Takes a group, or says for good that it does not. Repeated, it says the same.
@@ -179,7 +221,7 @@ impl Node {
         let hash = hash_of_content(&content);
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         let now = self.clock.now();
-        let settled = judge_content(&known, response.expires_at, now, true);
+        let settled = judge_content(&known, response.expires_at, now, key.takes());
         let good = match settled {
             Verdict::Take => self.judge(from, content).await?,
             Verdict::Taken { .. } | Verdict::Refuse => Err("it may not come in".to_owned()),
@@ -194,11 +236,11 @@ impl Node {
             }
         };
         match (judge_content(&known, response.expires_at, now, fits), good) {
-            (Verdict::Taken { hash }, _) => complete(&key, hash, false).map_err(internal),
+            (Verdict::Taken { hash }, _) => key.complete(hash, false).map_err(internal),
             (Verdict::Take, Some(good)) => {
                 self.settle_in(from, &response, hash, good).await?;
                 step("target.durable").await;
-                complete(&key, hash, false).map_err(internal)
+                key.complete(hash, false).map_err(internal)
             }
             (Verdict::Take | Verdict::Refuse, _) => self.refuse(&key, &response, known).await,
         }
@@ -219,27 +261,35 @@ impl Node {
         let _turn = turn.lock().await;
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         match judge_abort(&known) {
-            Verdict::Taken { hash } => complete(&key, hash, false).map_err(internal),
+            Verdict::Taken { hash } => key.complete(hash, false).map_err(internal),
             Verdict::Take | Verdict::Refuse => self.refuse(&key, &response, known).await,
         }
     }
 
     async fn refuse(
         &self,
-        key: &SigningKey,
+        key: &AnswerKey,
         response: &MigrationResponse,
         known: Known,
     ) -> Result<TargetMigrationComplete, DsError> {
-        if !known.refused {
-            let (nonce, now) = (response.nonce, self.clock.now());
-            let until = response.expires_at.max(now).plus_ms(REFUSED_FOR_MS);
-            let refused = Batch::new().and(Write::RefusedNonce { nonce, until });
+        let (nonce, until) = (response.nonce, response.expires_at.plus_ms(REFUSED_FOR_MS));
+        // by itself an expired one is never taken
+        if !known.refused && self.clock.now() < until {
+            let source = &response.migration_request.source_domain_name;
+            if !self.arrivals.refuses_one(source, self.limits.moves.refused_per_source_max) {
+                // nothing is said that would be forgotten: the room comes with time, or this nonce's time is over
+                let why =
+                    "too many of your moves were refused here lately; this one has no answer yet";
+                return Err(rate_limited(why, REFUSED_FULL_RETRY_MS));
+            }
+            let refused = RefusedNonce { until, source: Some(source.clone()) };
+            let refused = Batch::new().and(Write::RefusedNonce { nonce, refused });
             step("target.before-refusal").await;
             self.store.write(refused).await.map_err(of_store)?;
             step("target.refused").await;
             self.metrics.migrations.with_label_values(&["target", "refused"]).inc();
         }
-        complete(key, hash_of_response(response), true).map_err(internal)
+        key.complete(hash_of_response(response), true).map_err(internal)
     }
 
     /// Judges a content as far as that needs nothing but itself and others' keys: `Ok(Err(why))` is for good.
@@ -608,6 +658,7 @@ impl Place<'_> {
 
 /// A refused nonce is remembered so much longer than it could be used: a clock may be set back.
 const REFUSED_FOR_MS: u64 = 24 * 60 * 60 * 1000;
+const REFUSED_FULL_RETRY_MS: u64 = 60 * 1000;
 /// Rows of a move stand behind those of the feed's items.
 const ROWS: u32 = 0b11 << 30;
 /// Sequences that may be missing of a copy's feed.

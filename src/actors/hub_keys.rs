@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::node::{Node, ProviderKey};
 use crate::{
     federation::{message::PURPOSE_EXTERNAL_SENDER, own_keys::published},
-    group::HubKey,
+    group::{HubKey, RetiredKey},
     store::{
         StoreError,
         records::{GroupStatus, KeyPrint, Left},
@@ -35,7 +35,16 @@ impl Node {
         }
     }
 
-    /// What this provider publishes of the hub's keys, the newest first.
+    /// From now on these keys are retired: to be told before [`Node::replace_external_senders`] is, so that none is missing
+    /// in between.
+    pub fn replace_retired_senders(&self, keys: Vec<RetiredKey>) {
+        self.hub().keys.replace_retired(keys.clone());
+        if let Some(federation) = &self.federation {
+            federation.replace_retired_senders(keys);
+        }
+    }
+
+    /// What new groups may have of the hub's keys, the newest first.
     #[must_use]
     pub fn external_senders(&self) -> VerificationKeyResponse {
         let mut keys: Vec<ProviderKey> = self

@@ -2,13 +2,17 @@
 //! group that is not here any more. PROTOCOL.md §6.
 
 use super::{
+    arrivals::RefusedCounts,
     errors::{detail, unavailable},
     node::Node,
 };
 use crate::{
     federation::{DomainPattern, schedule::Backoff},
     migration::proof::{check_confirmation, follow_chain},
-    store::{StoreError, records::Moves},
+    store::{
+        StoreError,
+        records::{Moves, RefusedNonce},
+    },
     wire::{
         client::{VerificationKey, VerificationKeyResponse},
         codec::decode,
@@ -27,6 +31,9 @@ pub struct MoveLimits {
     pub sources: Option<Vec<DomainPattern>>,
     /// Groups that came from elsewhere and are here; beyond: not_authorized.
     pub groups_max: usize,
+    /// Nonces that are remembered as refused to one source; beyond: not_authorized to new moves, rate_limited to those that
+    /// are under way.
+    pub refused_per_source_max: usize,
     /// How long a target's word is good.
     pub response_ms: u64,
     /// A group that nothing was sent of goes on here after this.
@@ -47,6 +54,7 @@ impl Default for MoveLimits {
             accept: true,
             sources: None,
             groups_max: 10_000,
+            refused_per_source_max: 1_000,
             response_ms: 10 * MINUTE_MS,
             freeze_ms: MINUTE_MS,
             forward_ms: 30 * 24 * 60 * MINUTE_MS,
@@ -98,7 +106,7 @@ impl Node {
     }
 
     /// Whether `chain` proves that `group` went from `from` to `to`: its links hang together, and each is signed by a
-    /// key that its source publishes.
+    /// key that its source publishes, be it retired.
     ///
     /// # Errors
     /// unavailable, where keys cannot be had now.
@@ -129,15 +137,25 @@ impl Node {
         let is_by = |key: &VerificationKey| {
             check_confirmation(key.scheme, key.public_key.as_slice(), confirmation).is_ok()
         };
-        self.has_sender_key(&confirmation.source_domain, is_by).await
+        self.lists_sender_key(&confirmation.source_domain, is_by).await
     }
 
-    /// Whether one of the external-sender keys that a provider publishes is such a one. Where none is that is known, its
-    /// list is fetched anew: it may have new ones.
+    /// Whether one of the external-sender keys that a provider signs with is such a one. Keys that have ended say nothing new.
     ///
     /// # Errors
     /// unavailable, where keys cannot be had now.
     pub(super) async fn has_sender_key(
+        &self,
+        domain: &Domain,
+        is_it: impl Fn(&VerificationKey) -> bool,
+    ) -> Result<bool, DsError> {
+        let now = self.clock.now();
+        self.lists_sender_key(domain, |key| now <= key.not_after && is_it(key)).await
+    }
+
+    /// Whether one of the external-sender keys that a provider publishes, or has retired, is such a one. Where none is that
+    /// is known, its list is fetched anew: it may have new ones.
+    async fn lists_sender_key(
         &self,
         domain: &Domain,
         is_it: impl Fn(&VerificationKey) -> bool,
@@ -211,20 +229,24 @@ impl Node {
         }
         self.arrivals.count(here);
         let mut after: Option<[u8; 32]> = None;
+        let (before, mut refused) = (self.arrivals.refused(), RefusedCounts::new());
         loop {
             let page = self.store.refused_nonces(after.as_ref(), PAGE).await?;
             let Some((last, _)) = page.last() else { break };
             after = Some(*last);
             let mut batch = Batch::new();
-            for (nonce, until) in page {
+            for (nonce, RefusedNonce { until, source }) in page {
                 if until < now {
                     batch.push(Write::DropRefusedNonce(nonce));
+                } else if let Some(source) = source {
+                    *refused.entry(source).or_default() += 1;
                 }
             }
             if !batch.writes.is_empty() {
                 self.store.write(batch).await?;
             }
         }
+        self.arrivals.count_refused(&before, refused);
         Ok(here)
     }
 }

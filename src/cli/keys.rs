@@ -18,6 +18,7 @@ use crate::{
         s2s_keys::{self, Urgency},
         sender_keys,
     },
+    store::records::KeyPrint,
     wire::{extensions::SignatureScheme, ids::Timestamp},
 };
 
@@ -34,6 +35,17 @@ enum Command {
     /// Make the next key. One for other providers signs in a bit more than an hour, when all of them know it; one for
     /// groups stands in new groups at once, and in each older one when a member has committed it
     Rotate(Rotate),
+    /// Let go of a retired key of groups for good, by its fingerprint: for one that somebody else may have, or to make room.
+    /// Groups that left while it signed can then be followed only by who follows them already
+    Forget(Forget),
+}
+
+#[derive(Debug, clap::Args)]
+struct Forget {
+    /// As `mimid keys list` shows it
+    fingerprint: String,
+    #[command(flatten)]
+    folder: Folder,
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +86,7 @@ pub fn run(args: &Args) -> ExitCode {
     let folder = match &args.command {
         Command::List(folder) => folder,
         Command::Rotate(rotate) => &rotate.folder,
+        Command::Forget(forget) => &forget.folder,
     };
     let data_dir = match folder.path() {
         Ok(data_dir) => data_dir,
@@ -100,6 +113,7 @@ pub fn run(args: &Args) -> ExitCode {
     let told = match &args.command {
         Command::List(_) => list(&data_dir, now),
         Command::Rotate(rotate) => turn(rotate, &data_dir, now),
+        Command::Forget(which) => forget(&which.fingerprint, &data_dir),
     };
     match told {
         Ok(told) => {
@@ -147,14 +161,25 @@ fn list(data_dir: &Path, now: Timestamp) -> Result<String, KeysError> {
         lines.push(line("s2s", &scheme(key), &fingerprint(key), &when));
     }
     let senders = sender_keys::list(data_dir)?;
-    for key in &senders {
+    for key in &senders.held {
         let since = utc(key.not_before);
-        let when = if sender_keys::is_newest(&senders, key) {
+        let when = if sender_keys::is_newest(&senders.held, key) {
             format!("in new groups since {since}")
         } else {
             format!("replaced, of {since}; in groups that have not committed a newer one yet")
         };
         lines.push(line("external-sender", &scheme(key), &fingerprint(key), &when));
+    }
+    for key in &senders.retired {
+        let answers = match key.answers() {
+            Some((_, until)) if !key.is_over(now) => {
+                format!("; answers for its promises until {}", utc(until))
+            }
+            Some(_) | None => String::new(),
+        };
+        let when = format!("retired {}; proves moves{answers}", utc(key.retired_at()));
+        let print = hex::encode(key.print().0);
+        lines.push(line("external-sender", &scheme_name(key.scheme()), &print, &when));
     }
     Ok(lines.join("\n"))
 }
@@ -188,12 +213,25 @@ fn turn(rotate: &Rotate, data_dir: &Path, now: Timestamp) -> Result<String, Keys
     Ok(told)
 }
 
+fn forget(fingerprint: &str, data_dir: &Path) -> Result<String, KeysError> {
+    let bytes = hex::decode(fingerprint).ok().and_then(|bytes| bytes.try_into().ok());
+    let unknown = || KeysError::NotRetired { print: fingerprint.to_owned() };
+    sender_keys::forget(data_dir, KeyPrint(bytes.ok_or_else(unknown)?))?;
+    Ok("The key proves and answers nothing any more. A provider that runs lets go of it within a minute (or at SIGHUP); others \
+        may believe it for as long as they keep their copy of the list: an hour."
+        .to_owned())
+}
+
 fn line(purpose: &str, scheme: &str, fingerprint: &str, when: &str) -> String {
     format!("{purpose:<16} {scheme:<8} {fingerprint:<33} {when}")
 }
 
 fn scheme(key: &ProviderKey) -> String {
-    match key.key.scheme() {
+    scheme_name(key.key.scheme())
+}
+
+fn scheme_name(scheme: SignatureScheme) -> String {
+    match scheme {
         SignatureScheme::ED25519 => "ed25519".to_owned(),
         SignatureScheme::ECDSA_SECP256R1_SHA256 => "p256".to_owned(),
         other => format!("0x{:04x}", other.0),
@@ -287,5 +325,34 @@ mod tests {
             of(&after, "replaced, of 2023-11-14 22:13:20 UTC"),
             of(&before, "in new groups")
         );
+    }
+
+    #[test]
+    fn a_retired_key_is_listed_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let NodeKeys { mut sender_file, external_senders, .. } =
+            NodeKeys::open(folder.path(), NOW).unwrap();
+        let held = external_senders.held;
+        sender_keys::rotate(folder.path(), NOW.plus_ms(1000)).unwrap();
+        let prints: Vec<KeyPrint> = held
+            .iter()
+            .map(|key| crate::wire::extensions::PublicKey::as_slice(key.key.public()))
+            .map(|public| KeyPrint(sha256(public)[..16].try_into().unwrap()))
+            .collect();
+        let (at, until) = (NOW.plus_ms(1000), NOW.plus_ms(2000));
+        sender_file.retire(&prints, at, until).unwrap();
+        let told = list(folder.path(), NOW).unwrap();
+        let answers = "retired 2023-11-14 22:13:21 UTC; proves moves; answers for its promises until 2023-11-14 22:13:22 UTC";
+        assert_eq!(told.matches(answers).count(), 2, "{told}");
+        let later = list(folder.path(), until).unwrap();
+        assert_eq!(later.lines().filter(|line| line.ends_with("proves moves")).count(), 2);
+        let print = fingerprint(&held[0]);
+        assert!(told.contains(&print), "{told}");
+        forget(&print, folder.path()).unwrap();
+        assert!(!list(folder.path(), NOW).unwrap().contains(&print));
+        for unknown in [print.as_str(), "no hex", ""] {
+            let error = forget(unknown, folder.path()).unwrap_err();
+            assert!(matches!(error, KeysError::NotRetired { .. }), "{error}");
+        }
     }
 }

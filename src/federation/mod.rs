@@ -38,6 +38,7 @@ use tokio::sync::Notify;
 
 use crate::{
     crypto,
+    group::RetiredKey,
     wire::{
         client::VerificationKeyResponse,
         decode,
@@ -113,6 +114,7 @@ pub struct Federation {
 struct OwnKeys {
     signing: Vec<ProviderKey>,
     external_senders: Vec<ProviderKey>,
+    retired_senders: Vec<RetiredKey>,
 }
 
 impl Federation {
@@ -124,7 +126,7 @@ impl Federation {
         let (clock, metrics) = (parts.clock, parts.metrics);
         let keys = KeyCache::new(Arc::clone(&transport), Arc::clone(&clock), keys, metrics.clone());
         let replays = Arc::new(Mutex::new(Replays::new(replays, clock())));
-        let own = RwLock::new(OwnKeys { signing, external_senders });
+        let own = RwLock::new(OwnKeys { signing, external_senders, retired_senders: Vec::new() });
         Self {
             domain,
             own,
@@ -377,7 +379,9 @@ impl Federation {
     pub fn signature_keys(&self) -> VerificationKeyResponse {
         let own = self.own.read().unwrap_or_else(PoisonError::into_inner);
         let senders = &own.external_senders;
-        own_keys::published(&self.domain, senders, PURPOSE_EXTERNAL_SENDER, (self.clock)())
+        let (now, purpose) = ((self.clock)(), PURPOSE_EXTERNAL_SENDER);
+        let response = own_keys::published(&self.domain, senders, purpose, now);
+        own_keys::with_retired(response, &own.retired_senders, purpose)
     }
 
     /// Puts other s2s keys into the place of those that sign and are published.
@@ -388,6 +392,11 @@ impl Federation {
     /// Puts other keys into the place of those that are published for `external_senders`.
     pub fn replace_external_senders(&self, keys: Vec<ProviderKey>) {
         self.own.write().unwrap_or_else(PoisonError::into_inner).external_senders = keys;
+    }
+
+    /// Puts other keys into the place of those that are published for what they signed before.
+    pub fn replace_retired_senders(&self, keys: Vec<RetiredKey>) {
+        self.own.write().unwrap_or_else(PoisonError::into_inner).retired_senders = keys;
     }
 
     /// The answer that a repeat gets; none for what is to be executed.

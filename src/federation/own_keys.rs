@@ -6,6 +6,7 @@
 
 use crate::{
     crypto::SigningKey,
+    group::RetiredKey,
     wire::{
         client::{VerificationKey, VerificationKeyResponse},
         codec::{List, Opaque},
@@ -59,10 +60,35 @@ pub fn published(
     }
 }
 
+/// `response` with `retired` behind the keys in it. They have ended: nothing new is verified with them.
+#[must_use]
+pub fn with_retired(
+    response: VerificationKeyResponse,
+    retired: &[RetiredKey],
+    purpose: &[u8],
+) -> VerificationKeyResponse {
+    let retired = retired.iter().filter_map(|key| {
+        Some(VerificationKey {
+            scheme: key.scheme(),
+            public_key: Opaque::new(key.public().as_slice()).ok()?,
+            not_before: key.since(),
+            not_after: key.retired_at(),
+            purpose: Opaque::new(purpose).ok()?,
+        })
+    });
+    let keys = response.keys.clone().into_vec().into_iter().chain(retired).collect();
+    // some 64 of each scheme, of a hundred bytes
+    let keys = List::new(keys).unwrap_or_else(|_| response.keys.clone());
+    VerificationKeyResponse { keys, ..response }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{federation::message::PURPOSE_S2S, wire::extensions::SignatureScheme};
+    use crate::{
+        federation::message::{PURPOSE_EXTERNAL_SENDER, PURPOSE_S2S, is_in_force},
+        wire::extensions::SignatureScheme,
+    };
 
     fn key(not_before: u64, not_after: u64) -> ProviderKey {
         ProviderKey {
@@ -83,5 +109,21 @@ mod tests {
         assert_eq!((signs(150), told(150)), (Some(100), 2));
         assert_eq!((signs(151), told(151)), (Some(100), 1));
         assert_eq!(signing_at(&keys[..1], Timestamp(151)).map(|key| key.not_before), None);
+    }
+
+    #[test]
+    fn a_retired_key_stays_listed_behind_the_others_and_is_not_in_force() {
+        let domain = Domain::new("a.example").unwrap();
+        let (old, purpose) = (key(0, u64::MAX).key, PURPOSE_EXTERNAL_SENDER);
+        let retired =
+            RetiredKey::erased(old.scheme(), old.public().clone(), Timestamp(3), Timestamp(100));
+        let now = published(&domain, &[key(50, u64::MAX)], purpose, Timestamp(101));
+        let told = with_retired(now.clone(), &[retired], purpose);
+        assert_eq!((told.keys.len(), &told.keys[0]), (2, &now.keys[0]));
+        let last = &told.keys[1];
+        assert_eq!(last.public_key.as_slice(), old.public().as_slice());
+        assert_eq!((last.not_before, last.not_after), (Timestamp(3), Timestamp(100)));
+        assert!(is_in_force(&told.keys[0], purpose, Timestamp(101)));
+        assert!(!is_in_force(last, purpose, Timestamp(101)));
     }
 }

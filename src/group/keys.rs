@@ -4,7 +4,7 @@
 //! A group's context names the one key that its hub signs with there. When the hub has a newer one of the same scheme, it
 //! proposes, signed by the one in the group, a GroupContextExtensions that holds the newer one in its place and changes
 //! nothing else. The old one is needed until the last group has let go of it: which groups still have it is in their heads
-//! ([`KeyStand`]). Deliberately absent: files (`server::sender_keys`).
+//! ([`KeyStand`]). Then it is retired. Deliberately absent: files (`server::sender_keys`).
 
 use std::{
     collections::BTreeSet,
@@ -15,9 +15,13 @@ use openmls::prelude::{ProcessedMessageContent, Proposal, ProtocolMessage};
 
 use crate::{
     crypto::{SigningKey, sha256},
+    migration::proof::AnswerKey,
     policy::change::{Act, Author, What, sender_key},
     store::records::{KeyPrint, KeyStand},
-    wire::{extensions::SignatureScheme, ids::Timestamp},
+    wire::{
+        extensions::{PublicKey, SignatureScheme},
+        ids::Timestamp,
+    },
 };
 
 use super::{GroupState, Step, mls::propose_hub_key, record::Pending};
@@ -37,24 +41,131 @@ impl HubKey {
     }
 }
 
+/// One that was, and is in no group any more. PROTOCOL.md §6, "Keys that are retired": its public part verifies where groups
+/// went while it signed, and as long as it is told to, it answers for what it has promised.
+#[derive(Debug, Clone)]
+pub struct RetiredKey {
+    scheme: SignatureScheme,
+    public: PublicKey,
+    since: Timestamp,
+    retired_at: Timestamp,
+    /// The private part, until when it is kept.
+    answers: Option<(SigningKey, Timestamp)>,
+}
+
+impl RetiredKey {
+    #[must_use]
+    pub fn new(key: HubKey, retired_at: Timestamp, answers_until: Timestamp) -> Self {
+        let HubKey { key, since } = key;
+        let (scheme, public) = (key.scheme(), key.public().clone());
+        Self { scheme, public, since, retired_at, answers: Some((key, answers_until)) }
+    }
+
+    /// One that answers nothing any more.
+    #[must_use]
+    pub fn erased(
+        scheme: SignatureScheme,
+        public: PublicKey,
+        since: Timestamp,
+        retired_at: Timestamp,
+    ) -> Self {
+        Self { scheme, public, since, retired_at, answers: None }
+    }
+
+    #[must_use]
+    pub fn scheme(&self) -> SignatureScheme {
+        self.scheme
+    }
+
+    #[must_use]
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    #[must_use]
+    pub fn print(&self) -> KeyPrint {
+        print_of(self.public.as_slice())
+    }
+
+    #[must_use]
+    pub fn since(&self) -> Timestamp {
+        self.since
+    }
+
+    /// Nothing that others are to take anew is signed by it from then on.
+    #[must_use]
+    pub fn retired_at(&self) -> Timestamp {
+        self.retired_at
+    }
+
+    /// The private part and until when it is kept: to be written down, and for nothing else.
+    #[must_use]
+    pub fn answers(&self) -> Option<(&SigningKey, Timestamp)> {
+        self.answers.as_ref().map(|(key, until)| (key, *until))
+    }
+
+    /// Whether the private part is there although its time is over.
+    #[must_use]
+    pub fn is_over(&self, now: Timestamp) -> bool {
+        self.answers.as_ref().is_some_and(|(_, until)| *until <= now)
+    }
+
+    pub fn erase(&mut self) {
+        self.answers = None;
+    }
+}
+
 /// All of the hub's keys, which may be others at any time.
 #[derive(Debug)]
-pub struct HubKeys(RwLock<Arc<[HubKey]>>);
+pub struct HubKeys {
+    held: RwLock<Arc<[HubKey]>>,
+    retired: RwLock<Arc<[RetiredKey]>>,
+}
 
 impl HubKeys {
     #[must_use]
     pub fn new(keys: impl Into<Arc<[HubKey]>>) -> Self {
-        Self(RwLock::new(keys.into()))
+        Self { held: RwLock::new(keys.into()), retired: RwLock::default() }
     }
 
+    /// Those that sign in groups.
     #[must_use]
     pub fn all(&self) -> Arc<[HubKey]> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.held.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// From now on it is these.
     pub fn replace(&self, keys: impl Into<Arc<[HubKey]>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
+    }
+
+    #[must_use]
+    pub fn retired(&self) -> Arc<[RetiredKey]> {
+        Arc::clone(&self.retired.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on these are retired.
+    pub fn replace_retired(&self, keys: impl Into<Arc<[RetiredKey]>>) {
+        *self.retired.write().unwrap_or_else(PoisonError::into_inner) = keys.into();
+    }
+
+    /// What answers for a promise by the key of `scheme` with this public part, if that is (still) to be had: the key
+    /// itself, or what is left of it behind its retirement.
+    #[must_use]
+    pub fn answer_key(
+        &self,
+        scheme: SignatureScheme,
+        public: &[u8],
+        now: Timestamp,
+    ) -> Option<AnswerKey> {
+        let is_it = |key: &SigningKey| key.scheme() == scheme && key.public().as_slice() == public;
+        if let Some(held) = self.all().iter().find(|held| is_it(&held.key)) {
+            return Some(AnswerKey::new(held.key.clone(), true));
+        }
+        let retired = self.retired();
+        let mut answering = retired.iter().filter(|key| !key.is_over(now));
+        let (key, _) = answering.find_map(|it| it.answers().filter(|(key, _)| is_it(key)))?;
+        Some(AnswerKey::new(key.clone(), false))
     }
 
     /// The keys that new groups have, one of each scheme.

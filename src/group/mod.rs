@@ -53,7 +53,7 @@ use crate::{
 pub use guests::Outbound;
 use guests::{Before, Guests, guests_of};
 pub use hub::Creation;
-pub use keys::{HubKey, HubKeys};
+pub use keys::{HubKey, HubKeys, RetiredKey};
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
 use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
@@ -139,14 +139,6 @@ impl Hub {
     pub fn key_of_print(&self, print: KeyPrint) -> Option<SigningKey> {
         let all = self.keys.all();
         all.iter().find(|key| key.print() == print).map(|key| key.key.clone())
-    }
-
-    /// The key of `scheme` with this public part, if it is (still) one of the hub's.
-    #[must_use]
-    pub fn key_of_public(&self, scheme: SignatureScheme, public: &[u8]) -> Option<SigningKey> {
-        let all = self.keys.all();
-        let mut keys = all.iter().map(|key| &key.key);
-        keys.find(|key| key.scheme() == scheme && key.public().as_slice() == public).cloned()
     }
 }
 

@@ -176,6 +176,38 @@ pub fn complete(
     Ok(complete)
 }
 
+/// The key of a promise, which signs the answers to it and nothing else.
+#[derive(Debug, Clone)]
+pub struct AnswerKey {
+    key: SigningKey,
+    takes: bool,
+}
+
+impl AnswerKey {
+    /// `takes`: whether it still signs in groups. One that is retired says what became of a group, and takes none.
+    #[must_use]
+    pub fn new(key: SigningKey, takes: bool) -> Self {
+        Self { key, takes }
+    }
+
+    #[must_use]
+    pub fn takes(&self) -> bool {
+        self.takes
+    }
+
+    /// See [`complete`].
+    ///
+    /// # Errors
+    /// [`CryptoError`]
+    pub fn complete(
+        &self,
+        hash: [u8; 32],
+        refused: bool,
+    ) -> Result<TargetMigrationComplete, CryptoError> {
+        complete(&self.key, hash, refused)
+    }
+}
+
 /// # Errors
 /// [`ProofError::Signature`]
 pub fn check_complete(

@@ -22,10 +22,9 @@ use rustls::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroize;
 
-use super::sender_keys::SenderKeyFile;
+use super::sender_keys::{SenderKeyFile, Senders};
 use crate::{
     crypto::{BoxKey, CryptoError},
-    federation::ProviderKey,
     queue::token::TokenKeys,
     wire::{
         extensions::SignatureScheme,
@@ -63,6 +62,13 @@ pub enum KeysError {
     )]
     TooMany { count: usize },
     #[error(
+        "there are {count} retired keys of one scheme that others verify with where groups went: `mimid keys list` shows \
+         them, `mimid keys forget FINGERPRINT` lets go of one for good"
+    )]
+    TooManyRetired { count: usize },
+    #[error("there is no retired key with the fingerprint {print}: see `mimid keys list`")]
+    NotRetired { print: String },
+    #[error(
         "a rotation is under way: the next key signs from {signs_from} (milliseconds since 1970)"
     )]
     Rotating { signs_from: Timestamp },
@@ -72,8 +78,8 @@ pub enum KeysError {
 #[derive(Debug)]
 pub struct NodeKeys {
     pub token_keys: TokenKeys,
-    /// The hub's keys, the newest of a scheme before the others: one or more for each scheme of [`SCHEMES`].
-    pub external_senders: Vec<ProviderKey>,
+    /// The hub's keys: one or more in groups for each scheme of [`SCHEMES`].
+    pub external_senders: Senders,
     /// Where those are from.
     pub sender_file: SenderKeyFile,
 }
@@ -320,6 +326,7 @@ mod tests {
         let again = NodeKeys::open(folder.path(), NOW.plus_ms(1)).unwrap();
         let publics = |keys: &NodeKeys| {
             keys.external_senders
+                .held
                 .iter()
                 .map(|key| (key.key.scheme(), key.key.public().clone(), key.not_before))
                 .collect::<Vec<_>>()

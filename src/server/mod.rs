@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod endpoints;
+mod key_file;
 pub mod keys;
 mod outside;
 mod run;

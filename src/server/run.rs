@@ -20,7 +20,7 @@ use super::{
     endpoints::Endpoints,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
-    sender_keys::SenderKeyFile,
+    sender_keys::{SenderKeyFile, Senders},
     store_metrics::StoreMetrics,
 };
 use crate::{
@@ -227,7 +227,7 @@ impl Composed {
         let registry = metrics.registry.clone();
         let outside = match config.federation.listen {
             Some(listen) => {
-                let senders = keys.external_senders.clone();
+                let senders = keys.external_senders.held.clone();
                 let outside = Outside::new(&config, &data_dir, senders, &clock, &registry)?;
                 let files = federation_files(&config, &data_dir)?;
                 Some((listen, outside, certificates("federation", &files)?))
@@ -244,11 +244,12 @@ impl Composed {
             groups: config.group_options(),
             registration: registration(&config.registration),
             token_keys: keys.token_keys,
-            external_senders: keys.external_senders,
+            external_senders: keys.external_senders.held,
             metrics,
             arbiters,
             federation: outside.as_ref().map(|(_, outside, _)| Arc::clone(&outside.federation)),
         });
+        node.replace_retired_senders(keys.external_senders.retired);
         let (drain, draining) = DrainSwitch::new();
         let ds_domain = DsDomain::new(config.federation.domain_name_cached);
         let federation = match &outside {
@@ -412,13 +413,13 @@ impl Again {
         }
     }
 
-    /// Takes what `mimid keys rotate` has made, has groups propose it, and lets go of what no group has any more.
+    /// Takes what `mimid keys` has made, has groups propose it, and retires what no group has any more.
     async fn hub_keys(&mut self) {
         match self.senders.changed() {
             Ok(None) => {}
             Ok(Some(keys)) => {
-                tracing::info!(keys = keys.len(), "the hub's keys were read again");
-                self.node.replace_external_senders(keys);
+                tracing::info!(keys = keys.held.len(), "the hub's keys were read again");
+                self.take_senders(keys);
                 self.look_at = Timestamp(0);
             }
             Err(error) => {
@@ -427,6 +428,12 @@ impl Again {
             }
         }
         let (hub, now) = (self.node.hub(), self.clock.now());
+        if hub.keys.retired().iter().any(|key| key.is_over(now)) {
+            match self.senders.erase(now) {
+                Ok(keys) => self.take_senders(keys),
+                Err(error) => tracing::error!(%error, "retired keys cannot be erased"),
+            }
+        }
         if !hub.keys.has_old() || now < self.look_at {
             return;
         }
@@ -449,19 +456,24 @@ impl Again {
         if old.is_empty() {
             return;
         }
-        match self.senders.retire(&old) {
-            Ok(kept) => {
+        let answer_ms = u64::try_from(self.config.migration.answer_for.as_millis());
+        let answers_until = now.plus_ms(answer_ms.unwrap_or(u64::MAX));
+        match self.senders.retire(&old, now, answers_until) {
+            Ok(keys) => {
                 tracing::info!(
                     retired = old.len(),
-                    kept = kept.len(),
+                    kept = keys.held.len(),
                     "no group has these keys of the hub any more"
                 );
-                self.node.replace_external_senders(kept);
+                self.take_senders(keys);
             }
-            Err(error) => {
-                tracing::error!(%error, "the hub's old keys cannot be taken out of the file")
-            }
+            Err(error) => tracing::error!(%error, "the hub's old keys cannot be retired"),
         }
+    }
+
+    fn take_senders(&self, keys: Senders) {
+        self.node.replace_retired_senders(keys.retired);
+        self.node.replace_external_senders(keys.held);
     }
 
     fn certificates(&self) {

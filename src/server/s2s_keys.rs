@@ -2,16 +2,17 @@
 //!
 //! The file holds the present key, the next one until it begins, and the last one until nothing that it signed can be fresh
 //! any longer. A rotation only writes the file; a node that runs reads it again when it has changed
-//! ([`S2sKeyFile::refresh`]). Since a next key begins later than any peer's copy of the list lasts, no message is lost to one.
+//! (`S2sKeyFile::refresh`). Since a next key begins later than any peer's copy of the list lasts, no message is lost to one.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, path::PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroize;
 
-use super::keys::{KeysError, damaged, keys_folder, read_or_make, write_secret};
+use super::{
+    key_file::{self, KeyFile, KeyRecord, KeySet, read},
+    keys::{KeysError, damaged, keys_folder, write_secret},
+};
 use crate::{
-    crypto::SigningKey,
     federation::{
         Federation, ProviderKey,
         message::FRESH_MS,
@@ -20,48 +21,9 @@ use crate::{
     wire::{extensions::SignatureScheme, ids::Timestamp},
 };
 
-/// The file, and which state of it was read last.
-#[derive(Debug)]
-pub struct S2sKeyFile {
-    path: PathBuf,
-    read: Option<Stamp>,
-}
-
-/// Differs between two states of a file that is only ever replaced.
-pub(super) type Stamp = (u64, i64, i64, u64);
+pub type S2sKeyFile = KeyFile<S2sKeys>;
 
 impl S2sKeyFile {
-    /// Reads the keys of `data_dir`; makes one at the first start.
-    ///
-    /// # Errors
-    /// [`KeysError`]
-    pub fn open(data_dir: &Path, now: Timestamp) -> Result<(Self, Vec<ProviderKey>), KeysError> {
-        let path = keys_folder(data_dir)?.join(FILE);
-        // before it is read, so that no change is missed
-        let there = stamp(&path);
-        // a clock that is set right after the first start must not put the key into the future
-        let file: File = read_or_make(&path, || {
-            Ok(File { keys: vec![Record::generate(Timestamp(now.0.saturating_sub(DAY_MS)))?] })
-        })?;
-        let keys = file.into_keys(&path)?;
-        let read = there.or_else(|| stamp(&path));
-        Ok((Self { path, read }, keys))
-    }
-
-    /// The keys, if the file has changed since it was read last.
-    ///
-    /// # Errors
-    /// [`KeysError`]: the keys that were read before go on.
-    pub fn changed(&mut self) -> Result<Option<Vec<ProviderKey>>, KeysError> {
-        let now_there = stamp(&self.path);
-        if now_there.is_none() || now_there == self.read {
-            return Ok(None);
-        }
-        let keys = read(&self.path)?;
-        self.read = now_there;
-        Ok(Some(keys))
-    }
-
     /// Has `federation` sign with what the file holds now. To be called every minute and when the operator asks for it;
     /// what goes wrong is in the log, and the keys stay as they are.
     pub fn refresh(&mut self, federation: &Federation) {
@@ -81,8 +43,7 @@ impl S2sKeyFile {
 /// # Errors
 /// [`KeysError`]
 pub fn list(data_dir: &Path) -> Result<Vec<ProviderKey>, KeysError> {
-    let path = data_dir.join("keys").join(FILE);
-    if path.exists() { read(&path) } else { Ok(Vec::new()) }
+    key_file::list::<S2sKeys>(data_dir)
 }
 
 /// What a rotation did.
@@ -108,8 +69,8 @@ pub enum Urgency {
 /// # Errors
 /// [`KeysError`]; [`KeysError::Rotating`] where a next key is there already and there is no hurry.
 pub fn rotate(data_dir: &Path, urgency: Urgency, now: Timestamp) -> Result<Rotated, KeysError> {
-    let path = keys_folder(data_dir)?.join(FILE);
-    let mut keys = read(&path)?;
+    let path = keys_folder(data_dir)?.join(S2sKeys::FILE);
+    let mut keys = read::<S2sKeys>(&path)?;
     let (signs_from, last_until) = match urgency {
         Urgency::Orderly => {
             if let Some(next) = keys.iter().find(|key| key.not_before > now) {
@@ -129,9 +90,9 @@ pub fn rotate(data_dir: &Path, urgency: Urgency, now: Timestamp) -> Result<Rotat
         }
         Urgency::AtOnce => keys.clear(),
     }
-    let mut records: Vec<Record> = keys.iter().map(Record::of).collect();
-    records.push(Record::generate(signs_from)?);
-    write_secret(&path, &File { keys: records })?;
+    let mut records: Vec<KeyRecord> = keys.iter().map(KeyRecord::of).collect();
+    records.push(KeyRecord::generate(SCHEME, signs_from)?);
+    write_secret(&path, &S2sKeys { keys: records })?;
     Ok(Rotated { signs_from, last_until })
 }
 
@@ -141,84 +102,39 @@ pub fn is_signing(keys: &[ProviderKey], key: &ProviderKey, now: Timestamp) -> bo
     signing_at(keys, now).is_some_and(|signing| signing.key.public() == key.key.public())
 }
 
+/// What the file holds.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
-    keys: Vec<Record>,
+pub struct S2sKeys {
+    keys: Vec<KeyRecord>,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Record {
-    /// The TLS registry's number.
-    scheme: u16,
-    private: String,
-    not_before: u64,
-    /// Absent while nothing is to follow it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    not_after: Option<u64>,
-}
+impl KeySet for S2sKeys {
+    const FILE: &str = "s2s.json";
+    type Keys = Vec<ProviderKey>;
 
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.private.zeroize();
-    }
-}
-
-impl Record {
-    fn generate(not_before: Timestamp) -> Result<Self, KeysError> {
-        let key = SigningKey::generate(SignatureScheme::ED25519)?;
-        Ok(Self::of(&ProviderKey { key, not_before, not_after: Timestamp(u64::MAX) }))
+    fn make(now: Timestamp) -> Result<Self, KeysError> {
+        // a clock that is set right after the first start must not put the key into the future
+        let since = Timestamp(now.0.saturating_sub(DAY_MS));
+        Ok(Self { keys: vec![KeyRecord::generate(SCHEME, since)?] })
     }
 
-    fn of(key: &ProviderKey) -> Self {
-        Self {
-            scheme: key.key.scheme().0,
-            private: hex::encode(&**key.key.to_bytes()),
-            not_before: key.not_before.0,
-            not_after: (key.not_after.0 != u64::MAX).then_some(key.not_after.0),
-        }
-    }
-}
-
-impl File {
     fn into_keys(self, path: &Path) -> Result<Vec<ProviderKey>, KeysError> {
         if self.keys.is_empty() {
             return Err(damaged(path, "no key"));
         }
-        let key = |record: &Record| {
-            let mut bytes =
-                hex::decode(&record.private).map_err(|_| damaged(path, "a key is not hex"))?;
-            let key = SigningKey::from_bytes(SignatureScheme(record.scheme), &bytes);
-            bytes.zeroize();
-            Ok(ProviderKey {
-                key: key.map_err(|_| damaged(path, "a key is not one of its scheme"))?,
-                not_before: Timestamp(record.not_before),
-                not_after: Timestamp(record.not_after.unwrap_or(u64::MAX)),
-            })
-        };
-        self.keys.iter().map(key).collect()
+        self.keys.iter().map(|record| record.to_key(path)).collect()
     }
 }
 
-fn read(path: &Path) -> Result<Vec<ProviderKey>, KeysError> {
-    let missing = || Err(KeysError::NeverMade { path: path.to_owned() });
-    read_or_make::<File>(path, missing)?.into_keys(path)
-}
-
-pub(super) fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec(), metadata.len()))
-}
-
-const FILE: &str = "s2s.json";
+const SCHEME: SignatureScheme = SignatureScheme::ED25519;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// How long a node that runs may take to publish a next key.
 const PICK_UP_MS: u64 = 10 * 60 * 1000;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
 
@@ -239,7 +155,7 @@ mod tests {
         assert_eq!(publics(&first), publics(&again));
         assert_eq!(publics(&first), publics(&list(folder.path()).unwrap()));
         assert!(is_signing(&first, &first[0], NOW) && first[0].not_after.0 == u64::MAX);
-        let path = folder.path().join("keys").join(FILE);
+        let path = folder.path().join("keys").join(S2sKeys::FILE);
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
@@ -289,7 +205,7 @@ mod tests {
     fn a_damaged_file_is_refused_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let (mut file, _) = S2sKeyFile::open(folder.path(), NOW).unwrap();
-        let path = folder.path().join("keys").join(FILE);
+        let path = folder.path().join("keys").join(S2sKeys::FILE);
         for damage in
             ["", "{}", r#"{"keys":[]}"#, r#"{"keys":[{"scheme":7,"private":"00","not_before":0}]}"#]
         {

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     StoreError,
     records::{
-        ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, Replica, ReplicaMode,
-        SetAside, TokenId,
+        ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, RefusedNonce, Replica,
+        ReplicaMode, SetAside, TokenId,
     },
 };
 use crate::wire::ids::{
@@ -38,6 +38,9 @@ pub(super) const VERSION: u8 = 1;
 pub(super) const LOG_VERSION: u8 = 2;
 /// Of replicas.
 const REPLICA_VERSION: u8 = 2;
+
+/// Of refused nonces. 2: the provider that it was refused to is in it.
+const REFUSED_NONCE_VERSION: u8 = 2;
 
 /// Of group heads. 2: a head says which key its hub signs with in the group.
 pub(super) const GROUP_HEAD_VERSION: u8 = 2;
@@ -516,6 +519,23 @@ pub(super) fn any_group_head(record: &[u8]) -> Result<GroupHead, StoreError> {
 pub(super) fn encode_group_head(head: &GroupHead) -> Result<Vec<u8>, StoreError> {
     postcard::to_extend(head, vec![GROUP_HEAD_VERSION])
         .map_err(|error| corrupt(format!("a record that cannot be encoded: {error}")))
+}
+
+pub(super) fn encode_refused(
+    nonce: &[u8; 32],
+    refused: &RefusedNonce,
+) -> Result<Vec<u8>, StoreError> {
+    postcard::to_extend(&(nonce, refused), vec![REFUSED_NONCE_VERSION])
+        .map_err(|error| corrupt(format!("a refused nonce that cannot be encoded: {error}")))
+}
+
+pub(super) fn decode_refused(record: &[u8]) -> Result<([u8; 32], RefusedNonce), StoreError> {
+    const WHAT: &str = "refused nonce";
+    if let Some((&REFUSED_NONCE_VERSION, body)) = record.split_first() {
+        return plain(WHAT, body);
+    }
+    let (nonce, until) = decode(WHAT, record)?;
+    Ok((nonce, RefusedNonce { until, source: None }))
 }
 
 /// What a replica's record holds of it behind its owner, in encoding 1: nothing is known of a copy then.

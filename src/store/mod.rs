@@ -39,12 +39,12 @@ mod conformance;
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
 
 use crate::wire::ids::{
-    ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, Timestamp, UserUri,
+    ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
 };
 use records::{
     Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
     GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
-    QueueHead, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+    QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
 };
 
 /// A handle on the node's store, shared by all actors.
@@ -201,7 +201,7 @@ pub enum Write {
     /// A nonce of this provider's that no group comes in by, for as long as it might.
     RefusedNonce {
         nonce: [u8; 32],
-        until: Timestamp,
+        refused: RefusedNonce,
     },
     DropRefusedNonce([u8; 32]),
 
@@ -401,14 +401,14 @@ pub trait Store: Send + Sync + 'static {
         after: Option<&GroupId>,
         items_max: usize,
     ) -> Answer<'_, Vec<(GroupId, Moves)>>;
-    /// Until when a nonce that was refused is remembered.
-    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<Timestamp>>;
+    /// A nonce that was refused, for as long as that is remembered.
+    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<RefusedNonce>>;
     /// Nonces that are refused, in order behind `after`.
     fn refused_nonces(
         &self,
         after: Option<&[u8; 32]>,
         items_max: usize,
-    ) -> Answer<'_, Vec<([u8; 32], Timestamp)>>;
+    ) -> Answer<'_, Vec<([u8; 32], RefusedNonce)>>;
 
     /// Peers that something is left for, in key order behind `after`.
     fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>>;

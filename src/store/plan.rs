@@ -220,8 +220,8 @@ impl Step {
                 keys::encode::<(&str, &Moves)>(&(group.as_str(), &moves))?,
             ),
             Write::DropMoves(group) => Self::Remove { key: keys::moves(&group) },
-            Write::RefusedNonce { nonce, until } => {
-                put(keys::refused_nonce(&nonce), keys::encode(&(nonce, until))?)
+            Write::RefusedNonce { nonce, refused } => {
+                put(keys::refused_nonce(&nonce), keys::encode_refused(&nonce, &refused)?)
             }
             Write::DropRefusedNonce(nonce) => Self::Remove { key: keys::refused_nonce(&nonce) },
             Write::Outbound { peer, group, until } => put_owned(

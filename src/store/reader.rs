@@ -18,14 +18,12 @@ use super::{
     records::{
         Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
         GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
-        QueueHead, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+        QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
     },
     stage::{self, Source},
     writer::{self, Shared},
 };
-use crate::wire::ids::{
-    ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence, Timestamp, UserUri,
-};
+use crate::wire::ids::{ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence, UserUri};
 
 /// A store on one engine. When it is dropped it writes what is queued before it lets the engine go.
 pub(super) struct NodeStore {
@@ -396,18 +394,15 @@ impl Store for NodeStore {
         self.many(range, items(items_max), |record| keys::decode("moves", &record))
     }
 
-    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<Timestamp>> {
-        self.one(keys::refused_nonce(nonce), |record| {
-            let (_, until): ([u8; 32], Timestamp) = keys::decode("refused nonce", record)?;
-            Ok(until)
-        })
+    fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<RefusedNonce>> {
+        self.one(keys::refused_nonce(nonce), |record| Ok(keys::decode_refused(record)?.1))
     }
 
     fn refused_nonces(
         &self,
         after: Option<&[u8; 32]>,
         items_max: usize,
-    ) -> Answer<'_, Vec<([u8; 32], Timestamp)>> {
+    ) -> Answer<'_, Vec<([u8; 32], RefusedNonce)>> {
         if items_max == 0 {
             return none();
         }
@@ -416,7 +411,7 @@ impl Store for NodeStore {
             range.from = keys::refused_nonce(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::decode("refused nonce", &record))
+        self.many(range, items(items_max), |record| keys::decode_refused(&record))
     }
 
     fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {

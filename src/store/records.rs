@@ -110,6 +110,15 @@ pub struct Arrival {
     pub confirmed: bool,
 }
 
+/// A nonce of this provider's that no group comes in by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedNonce {
+    /// Remembered so long.
+    pub until: Timestamp,
+    /// The provider that it was refused to; none in records of encoding 1.
+    pub source: Option<Domain>,
+}
+
 /// A group left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {

@@ -81,7 +81,7 @@ fn groups_take_the_new_key_a_few_at_a_time_across_crashes_and_then_the_old_one_c
         assert_eq!(turned, KeysInUse { keys, behind: 0, woken: 0 });
 
         // what the hub does now it does with the new one alone
-        world.retire_hub_keys();
+        world.retire_hub_keys(world.now());
         world = world.crash();
         alice.receive(&world).await;
         bob.receive(&world).await;

@@ -48,6 +48,8 @@ struct Two {
     bob: TestClient,
 }
 
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
 /// Every letter between providers so far.
 type Letters = Arc<Mutex<Vec<Letter>>>;
 
@@ -983,4 +985,191 @@ async fn what_was_not_delivered_invited_or_answered_before_the_move_is_behind_it
     assert!(all.windows(2).all(|two| two[0].authenticator == two[1].authenticator));
     a.end();
     b.end();
+}
+
+/// Begins a move whose content and whose wish to end it are lost: alice's request, and the content.
+async fn sent(two: &Two, response: &MigrationResponse) -> (RequestId, Vec<u8>) {
+    let letters = two.carry(|letter, _| match letter.event {
+        EventType::MigrationContent | EventType::MigrationAbort => Fate::Lost,
+        _ => Fate::Arrives,
+    });
+    let request = two.alice.member.begin(&two.group, migrate(response)).unwrap();
+    let message = two.alice.member.outbound(request, two.a.now()).unwrap().message;
+    let is_sent = comes_true("it is sent", async || !contents(&letters).is_empty());
+    tokio::select! {
+        answer = two.a.node.group_operation(&two.alice.uri, message) => panic!("{answer:?}"),
+        () = is_sent => {}
+    }
+    let content = contents(&letters)[0].body.clone();
+    (request, content)
+}
+
+/// By the key that promised.
+fn is_refused(said: &TargetMigrationComplete, response: &MigrationResponse) -> bool {
+    let (key, _) = proof::hub_of_sender(&response.target_sender).unwrap();
+    proof::check_complete(SignatureScheme::ED25519, key.as_slice(), said).unwrap();
+    let hash = proof::hash_of_response(response);
+    said.refused == 1 && said.migration_content_hash.as_slice() == hash
+}
+
+#[actix::test]
+async fn source_that_was_away_gets_its_word_by_a_key_that_was_retired_meanwhile() {
+    let two = Two::new().await;
+    let response = two.promise(&two.b).await;
+    let (request, _) = sent(&two, &response).await;
+    let Two { net, clock, a, mut b, group, alice, bob } = two;
+    let a = a.crash();
+    clock.advance_ms(40 * DAY_MS);
+    b.rotate_hub_key();
+    b.retire_hub_keys(b.now().plus_ms(DAY_MS));
+    let b = b.crash();
+    net.carry(|_| Fate::Arrives);
+    assert_eq!(a.head(&group).await.status, GroupStatus::Migrating);
+    a.node.resume_departures().await.unwrap();
+    until_none_departs(&a.node).await;
+    assert!(alice.drive(&a, request).await.is_err());
+    let two = Two { net, clock, a, b, group, alice, bob };
+    two.goes_on_at(&two.a).await;
+    // and the new key takes it
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    two.end();
+}
+
+#[actix::test]
+async fn retired_key_says_what_became_of_its_promises_and_takes_no_group_however_fresh_they_are() {
+    let mut two = Two::new().await;
+    let other = two.promise(&two.b).await;
+    let response = two.promise(&two.b).await;
+    let (request, content) = sent(&two, &response).await;
+    two.b.rotate_hub_key();
+    two.b.retire_hub_keys(two.b.now().plus_ms(DAY_MS));
+    assert!(is_refused(&complete(&two.a, &two.b, content.clone()).await, &response));
+    assert_eq!(two.b.head(&two.group).await.status, GroupStatus::Followed);
+    two.net.carry(|_| Fate::Arrives);
+    until_none_departs(&two.a.node).await;
+    assert!(two.alice.drive(&two.a, request).await.is_err());
+    two.goes_on_at(&two.a).await;
+
+    // what was taken stays taken, when members have replaced the key in the group; keys are asked for once a minute
+    two.clock.advance_ms(60_000);
+    let response = two.promise(&two.b).await;
+    let letters = two.carry(|_, _| Fate::Arrives);
+    two.alice.act(&two.a, &two.group, migrate(&response)).await.unwrap();
+    until_none_departs(&two.a.node).await;
+    let content = contents(&letters)[0].body.clone();
+    let first = complete(&two.a, &two.b, content.clone()).await;
+    assert_eq!(first.refused, 0);
+    two.b.rotate_hub_key();
+    two.goes_on_at(&two.b).await;
+    assert_eq!(two.b.head(&two.group).await.hub_key.unwrap().key, two.b.hub_keys()[0]);
+    two.b.retire_hub_keys(two.b.now().plus_ms(DAY_MS));
+    assert_eq!(complete(&two.a, &two.b, content).await, first);
+
+    // behind its time it says nothing, and nothing is written down
+    two.clock.advance_ms(DAY_MS);
+    let answer = send(&two.a, &two.b, EventType::MigrationAbort, encode(&other)).await;
+    assert_eq!(error_of(answer), "not_authorized");
+    assert_eq!(two.b.store.refused_nonce(&other.nonce).await, Ok(None));
+    two.end();
+}
+
+#[actix::test]
+async fn content_signed_by_a_key_that_its_source_has_retired_is_refused() {
+    for retires in [false, true] {
+        let mut two = Two::with(|limits, _| limits.moves.response_ms = DAY_MS).await;
+        let response = two.promise(&two.b).await;
+        let (_, content) = sent(&two, &response).await;
+        two.a.rotate_hub_key();
+        if retires {
+            // as it never does while a group has the key
+            two.a.retire_hub_keys(two.a.now().plus_ms(DAY_MS));
+        }
+        // nobody keeps the keys of before so long
+        two.clock.advance_ms(2 * 3600 * 1000);
+        let said = complete(&two.a, &two.b, content).await;
+        assert_eq!(is_refused(&said, &response), retires);
+        two.end();
+    }
+}
+
+#[actix::test]
+async fn chain_whose_source_retired_its_key_long_ago_is_followed_until_that_key_is_forgotten() {
+    let mut two = Two::new().await;
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    until_none_departs(&two.a.node).await;
+    two.a.rotate_hub_key();
+    // its private part is gone at once
+    two.a.retire_hub_keys(two.a.now());
+    two.clock.advance_ms(40 * DAY_MS);
+    let c = provider("c.example", &two.net, &two.clock);
+    let moves_to = async |two: &Two, world: &World| {
+        let response = promise(&two.a, &two.alice, &two.group, &world.domain).await.unwrap();
+        two.alice.act(&two.a, &two.group, migrate(&response)).await
+    };
+    moves_to(&two, &c).await.unwrap();
+    assert_eq!(c.head(&two.group).await.status, GroupStatus::Active);
+    until(&two.bob, &two.b, |it| view(it, &two.group).hub == c.domain).await;
+    until_none_departs(&two.b.node).await;
+
+    two.a.forget_hub_keys();
+    let d = provider("d.example", &two.net, &two.clock);
+    assert!(moves_to(&two, &d).await.is_err());
+    assert!(!d.knows(&two.group).await);
+    assert_eq!(c.head(&two.group).await.status, GroupStatus::Active);
+    c.end();
+    d.end();
+    two.end();
+}
+
+#[actix::test]
+async fn source_has_so_many_nonces_refused_and_no_refusal_is_forgotten_for_another() {
+    let two = Two::with(|limits, _| limits.moves.refused_per_source_max = 2).await;
+    let c = provider("c.example", &two.net, &two.clock);
+    let carol = c.client("carol", "phone").await;
+    let of_carol = carol.create(&c).await;
+    let of_c = promise(&c, &carol, &of_carol, &two.b.domain).await.unwrap();
+    let mut promised = Vec::new();
+    for _ in 0..3 {
+        promised.push(two.promise(&two.b).await);
+    }
+    let abort = async |from: &World, to: &World, response: &MigrationResponse| {
+        send(from, to, EventType::MigrationAbort, encode(response)).await
+    };
+    let mut said = Vec::new();
+    for response in &promised[..2] {
+        said.push(abort(&two.a, &two.b, response).await.unwrap());
+        assert!(is_refused(&decode(&said[said.len() - 1]).unwrap(), response));
+    }
+    let full = async |two: &Two| {
+        let answer = abort(&two.a, &two.b, &promised[2]).await;
+        assert_eq!(error_of(answer), "rate_limited");
+        assert_eq!(two.b.store.refused_nonce(&promised[2].nonce).await, Ok(None));
+        // who asks before anything is sent keeps its group
+        let asks = promise(&two.a, &two.alice, &two.group, &two.b.domain).await;
+        assert_eq!(asks.unwrap_err().name(), "not_authorized");
+        for (response, said) in promised.iter().zip(&said) {
+            assert_eq!(&abort(&two.a, &two.b, response).await.unwrap(), said);
+        }
+    };
+    full(&two).await;
+    // nobody else's
+    assert!(is_refused(&decode(&abort(&c, &two.b, &of_c).await.unwrap()).unwrap(), &of_c));
+    let Two { net, clock, a, b, group, alice, bob } = two;
+    let b = b.crash();
+    b.node.sweep_moves().await.unwrap();
+    let two = Two { net, clock, a, b, group, alice, bob };
+    full(&two).await;
+    // there is room when their time is over; an expired nonce needs none
+    two.clock.advance_ms(2 * DAY_MS);
+    let late = abort(&two.a, &two.b, &promised[2]).await.unwrap();
+    assert!(is_refused(&decode(&late).unwrap(), &promised[2]));
+    assert_eq!(two.b.store.refused_nonce(&promised[2].nonce).await, Ok(None));
+    two.b.node.sweep_moves().await.unwrap();
+    assert_eq!(two.b.store.refused_nonces(None, 9).await, Ok(vec![]));
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    c.end();
+    two.end();
 }

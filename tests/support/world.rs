@@ -16,7 +16,7 @@ use mimid::{
     },
     crypto::{BoxKey, SigningKey, random},
     federation::{DomainPattern, Federation, FederationLimits, FederationMetrics, FederationParts},
-    group::HubKey,
+    group::{HubKey, RetiredKey},
     queue::token::TokenKeys,
     store::{
         SharedStore,
@@ -59,6 +59,7 @@ struct Kept {
     token_key: [u8; 32],
     /// The newest first.
     senders: Vec<ProviderKey>,
+    retired: Vec<RetiredKey>,
     s2s: SigningKey,
     options: GroupOptions,
     limits: Limits,
@@ -84,7 +85,8 @@ impl Kept {
         let (not_before, not_after) = (Timestamp(0), Timestamp(u64::MAX));
         let senders = vec![ProviderKey { key: key(), not_before, not_after }];
         let (token_key, s2s, limits, deny) = (random(), key(), Limits::default(), Vec::new());
-        Self { token_key, senders, s2s, options, limits, net, deny, delivers: false }
+        let retired = Vec::new();
+        Self { token_key, senders, retired, s2s, options, limits, net, deny, delivers: false }
     }
 }
 
@@ -181,6 +183,7 @@ impl World {
             arbiters,
             federation: federation.clone(),
         });
+        node.replace_retired_senders(kept.retired.clone());
         if let (Some(net), Some(federation)) = (&kept.net, &federation) {
             net.enter(&domain, &node, federation);
         }
@@ -217,10 +220,21 @@ impl World {
         self.node.replace_external_senders(self.kept.senders.clone());
     }
 
-    /// The hub has its newest key alone.
-    pub fn retire_hub_keys(&mut self) {
-        self.kept.senders.truncate(1);
+    /// The hub has its newest key alone; the others are retired, and answer for their promises until then.
+    pub fn retire_hub_keys(&mut self, answer_until: Timestamp) {
+        let now = self.now();
+        let old = self.kept.senders.split_off(1);
+        self.kept.retired.extend(old.into_iter().map(|ProviderKey { key, not_before, .. }| {
+            RetiredKey::new(HubKey { key, since: not_before }, now, answer_until)
+        }));
+        self.node.replace_retired_senders(self.kept.retired.clone());
         self.node.replace_external_senders(self.kept.senders.clone());
+    }
+
+    /// As `mimid keys forget` does, with all that are retired.
+    pub fn forget_hub_keys(&mut self) {
+        self.kept.retired.clear();
+        self.node.replace_retired_senders(Vec::new());
     }
 
     /// The hub's keys, the newest first.

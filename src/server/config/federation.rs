@@ -67,6 +67,8 @@ pub struct Migration {
     pub freeze_timeout: Duration,
     /// For how long it is told where a group has gone.
     pub forward_for: Duration,
+    /// For how long a retired key answers for what it has promised.
+    pub answer_for: Duration,
 }
 
 impl Default for Migration {
@@ -79,6 +81,7 @@ impl Default for Migration {
             response_lifetime: Duration::from_millis(moves.response_ms),
             freeze_timeout: Duration::from_millis(moves.freeze_ms),
             forward_for: Duration::from_millis(moves.forward_ms),
+            answer_for: Duration::from_secs(365 * 24 * 3600),
         }
     }
 }

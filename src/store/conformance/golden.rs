@@ -63,10 +63,7 @@ fn records() -> Vec<(&'static str, Write)> {
         ("replica2", Write::Replica { peer: b(), group: g(), replica: replica(300) }),
         ("departure", Write::Departure(departure("golden", Phase::Sent { hash: [7; 32] }))),
         ("moves", Write::Moves { group: g(), moves: moves() }),
-        (
-            "refused_nonce",
-            Write::RefusedNonce { nonce: [5; 32], until: Timestamp(1_700_000_000_000) },
-        ),
+        ("refused_nonce2", Write::RefusedNonce { nonce: [5; 32], refused: refused_nonce() }),
         ("inbox_open", inbox(inbox_key("golden", 2, 1), open)),
         ("inbox_filter", inbox(inbox_key("golden", 3, 0), filter)),
         ("inbox_close", inbox(InboxKey::Item([7; 16]), close)),
@@ -81,6 +78,10 @@ fn records() -> Vec<(&'static str, Write)> {
         ("consent", Write::Consent { user: user("alice"), token: ConsentHash([6; 32]) }),
         ("node", Write::Node { name: "golden", bytes: vec![1, 2, 3] }),
     ]
+}
+
+fn refused_nonce() -> RefusedNonce {
+    RefusedNonce { until: Timestamp(1_700_000_000_000), source: Some(domain("b")) }
 }
 
 /// What the store holds where `write` was written.
@@ -208,10 +209,10 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
             Write::Moves { group, moves }
         }
         Write::RefusedNonce { nonce, .. } => {
-            let until = store.refused_nonce(&nonce).await.unwrap().unwrap();
-            assert_eq!(store.refused_nonces(None, 9).await, Ok(vec![(nonce, until)]));
+            let refused = store.refused_nonce(&nonce).await.unwrap().unwrap();
+            assert_eq!(store.refused_nonces(None, 9).await, Ok(vec![(nonce, refused.clone())]));
             assert_eq!(store.refused_nonces(Some(&nonce), 9).await, Ok(vec![]));
-            Write::RefusedNonce { nonce, until }
+            Write::RefusedNonce { nonce, refused }
         }
         Write::DropDeparture(_)
         | Write::DropMoves(_)
@@ -352,6 +353,22 @@ async fn replicas_of_encoding_1_still_read_and_are_replaced() {
     let write = Write::Replica { peer: peer.clone(), group: of.clone(), replica: replica(301) };
     store.write(Batch::new().and(write)).await.unwrap();
     assert_eq!(store.replica(&peer, &of).await, Ok(Some(replica(301))));
+}
+
+/// Encoding 1 of refused nonces did not say whom they were refused to; nothing writes it any more.
+#[tokio::test]
+async fn refused_nonces_of_encoding_1_still_read() {
+    let disk = Disk::new();
+    disk.tamper(|map| {
+        for line in fs::read_to_string(file("refused_nonce")).unwrap().lines() {
+            let (key, value) = line.split_once(' ').unwrap();
+            map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+        }
+    });
+    let store = disk.open().unwrap();
+    let (nonce, old) = ([5; 32], RefusedNonce { source: None, ..refused_nonce() });
+    assert_eq!(store.refused_nonce(&nonce).await, Ok(Some(old.clone())));
+    assert_eq!(store.refused_nonces(None, 9).await, Ok(vec![(nonce, old)]));
 }
 
 #[tokio::test]

@@ -404,11 +404,13 @@ fn the_hubs_keys_rotate_on_the_command_line_while_the_node_runs() {
     let clock = Arc::new(ManualClock::at(SystemClock.now()));
     let mut provider = Provider::start_at(clock.clone(), |config| federates(config, "a.example"));
     let data = provider.folder.path().join("data");
-    let shown = |provider: &Provider| {
+    let listed = |provider: &Provider| {
         let request = request("GET", "/signature_key", "", b"");
         let answer = provider.raw_to(provider.federation_address(), &request);
-        let keys: VerificationKeyResponse = decode(&answer.body).unwrap();
-        keys.keys.iter().map(|key| key.public_key.clone()).collect::<Vec<_>>()
+        decode::<VerificationKeyResponse>(&answer.body).unwrap().keys.into_vec()
+    };
+    let shown = |provider: &Provider| {
+        listed(provider).iter().map(|key| key.public_key.clone()).collect::<Vec<_>>()
     };
     let until = |provider: &Provider, count: usize| {
         let patience = Instant::now() + Duration::from_secs(60);
@@ -452,12 +454,47 @@ fn the_hubs_keys_rotate_on_the_command_line_while_the_node_runs() {
     };
     provider = start();
     assert_eq!(shown(&provider), during);
-    // no group has the old ones, and none can come with them any more
-    clock.advance_ms(24 * 3600 * 1000);
+    // no group has the old ones, and none can come with them any more: they are retired
+    let day = 24 * 3600 * 1000;
+    clock.advance_ms(day);
+    let now = clock.now();
     provider.running.as_ref().unwrap().reload();
-    assert_eq!(until(&provider, 2), during[..2]);
+    let retired = |provider: &Provider| {
+        let keys = listed(provider);
+        keys[2..].iter().filter(|key| key.not_after <= now).count()
+    };
+    comes_true(|| retired(&provider) == 2);
+    assert_eq!(shown(&provider), during, "they prove what they signed, for good");
     drop(provider);
-    assert_eq!(shown(&start()), during[..2]);
+    provider = start();
+    assert_eq!((retired(&provider), shown(&provider)), (2, during.clone()));
+    // what they promised is answered for a year
+    let file = || fs::read_to_string(data.join("keys/external-senders.json")).unwrap();
+    assert_eq!(file().matches("answers").count(), 2);
+    clock.advance_ms(365 * day);
+    provider.running.as_ref().unwrap().reload();
+    comes_true(|| !file().contains("answers"));
+    assert_eq!((retired(&provider), shown(&provider)), (2, during.clone()));
+    // until they are forgotten
+    let print = hex::encode(&crypto::sha256(during[2].as_slice())[..16]);
+    let forgets = || {
+        let mut forget = Command::new(env!("CARGO_BIN_EXE_mimid"));
+        forget.args(["keys", "forget", &print, "--data-dir"]).arg(&data).output().unwrap()
+    };
+    assert!(forgets().status.success());
+    provider.running.as_ref().unwrap().reload();
+    assert_eq!(until(&provider, 3), [&during[..2], &during[3..]].concat());
+    let again = forgets();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8(again.stderr).unwrap().contains("no retired key"));
+}
+
+fn comes_true(mut is_so: impl FnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < patience, "it never comes true");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
