@@ -32,11 +32,12 @@ use crate::{
         portability::{Arrived, judge_arrival, scheme_of_suite},
     },
     migration::{
+        memory::{is_refusal_forgotten, refused_until},
         proof::{
-            AnswerKey, ProofError, check_content, check_response, follow_chain, hash_of_content,
+            AnswerKey, ProofError, check_content, check_response, hash_of_content,
             hash_of_response, respond,
         },
-        target::{Known, Verdict, judge_abort, judge_content},
+        target::{Came, Fit, Known, Verdict, judge_abort, judge_confirmation, judge_content},
     },
     queue::followed::{self, GoodTokens, Outcome, Room, Stored},
     store::{
@@ -272,9 +273,9 @@ impl Node {
         response: &MigrationResponse,
         known: Known,
     ) -> Result<TargetMigrationComplete, DsError> {
-        let (nonce, until) = (response.nonce, response.expires_at.plus_ms(REFUSED_FOR_MS));
+        let (nonce, until) = (response.nonce, refused_until(response.expires_at));
         // by itself an expired one is never taken
-        if !known.refused && self.clock.now() < until {
+        if !known.refused && !is_refusal_forgotten(until, self.clock.now()) {
             let source = &response.migration_request.source_domain_name;
             if !self.arrivals.refuses_one(source, self.limits.moves.refused_per_source_max) {
                 // nothing is said that would be forgotten: the room comes with time, or this nonce's time is over
@@ -490,6 +491,8 @@ impl Node {
         let chain = if group.domain() == self.domain { Vec::new() } else { encode(&chain) };
         let moves = Moves { chain, arrived: Some(arrival), left: None };
         batch.push(Write::Moves { group: group.clone(), moves });
+        // a group that comes back: who had it from here could let it go only with the confirmation in hand
+        batch.push(Write::DropDeparture(group.clone()));
         step("target.before-durable").await;
         self.store.write(batch).await.map_err(of_store)?;
         self.arrivals.here.fetch_add(1, Ordering::Relaxed);
@@ -501,6 +504,7 @@ impl Node {
         self.metrics.migrations.with_label_values(&["target", "arrived"]).inc();
         tracing::info!(%group, source = %from, members = state.member_count(), "a group has come from another provider");
         self.groups.let_go(group);
+        self.departure_is_over(group);
         let own = state.members().filter(|(_, member)| member.config.domain == self.domain);
         clients.extend(own.map(|(_, member)| member.client.clone()));
         for client in &clients {
@@ -595,45 +599,41 @@ impl Node {
         let group = &confirmation.group_id;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
-        let moves = self.store.moves(group).await.map_err(of_store)?;
-        let came = |moves: &Moves| {
-            let arrived = moves.arrived.as_ref();
-            arrived.is_some_and(|it| it.nonce == confirmation.nonce && it.source == *from)
+        let moves = self.store.moves(group).await.map_err(of_store)?.unwrap_or_default();
+        let came = moves.arrived.as_ref().map(came_by);
+        let chain = chain_of(&moves).map_err(of_store)?;
+        let chain = match judge_confirmation(&self.domain, came.as_ref(), &chain, &confirmation) {
+            Fit::Take { chain } => chain,
+            Fit::Known => return Ok(()),
+            Fit::Unknown => {
+                let detail = detail("the group did not come here by that move");
+                return Err(DsError::GroupNotFound { detail });
+            }
+            Fit::Misfit => {
+                return Err(not_authorized("the confirmation is of another move than there was"));
+            }
         };
-        let moves = moves.filter(came);
-        let arrived = moves.as_ref().and_then(|moves| moves.arrived.clone());
-        let Some((moves, arrived)) = moves.zip(arrived) else {
-            let detail = detail("the group did not come here by that move");
-            return Err(DsError::GroupNotFound { detail });
-        };
-        if arrived.confirmed {
-            return Ok(());
-        }
         if !self.is_confirmed(&confirmation).await? {
             return Err(not_authorized("the confirmation is not signed by a key of its source"));
         }
-        // with a link that is not so nobody would follow the chain any more, nor the group's next move
-        let is_it = confirmation.epoch == arrived.epoch
-            && confirmation.next_sequence == arrived.next_sequence;
-        let is_home = group.domain() == self.domain;
-        let mut chain = chain_of(&moves).map_err(of_store)?.into_vec();
-        if !is_home {
-            chain.push(confirmation.clone());
-        }
-        let chain: Chain = crate::wire::codec::List::new(chain).map_err(internal)?;
-        let leads_here =
-            is_home || follow_chain(group, &group.domain(), &self.domain, &chain).is_ok();
-        if !is_it || !leads_here {
-            return Err(not_authorized("the confirmation is of another move than there was"));
-        }
-        let chain = if is_home { moves.chain } else { encode(&chain) };
-        let arrived = Some(Arrival { confirmed: true, ..arrived });
+        let chain = if chain.is_empty() { Vec::new() } else { encode(&chain) };
+        let arrived = moves.arrived.map(|arrived| Arrival { confirmed: true, ..arrived });
         let moves = Moves { chain, arrived, left: moves.left };
         let batch = Batch::new().and(Write::Moves { group: group.clone(), moves });
         step("target.before-confirmed").await;
         self.store.write(batch).await.map_err(of_store)?;
         step("target.confirmed").await;
         Ok(())
+    }
+}
+
+fn came_by(arrival: &Arrival) -> Came {
+    Came {
+        nonce: arrival.nonce,
+        source: arrival.source.clone(),
+        epoch: arrival.epoch,
+        next_sequence: arrival.next_sequence,
+        confirmed: arrival.confirmed,
     }
 }
 
@@ -656,8 +656,6 @@ impl Place<'_> {
     }
 }
 
-/// A refused nonce is remembered so much longer than it could be used: a clock may be set back.
-const REFUSED_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 const REFUSED_FULL_RETRY_MS: u64 = 60 * 1000;
 /// Rows of a move stand behind those of the feed's items.
 const ROWS: u32 = 0b11 << 30;

@@ -56,7 +56,9 @@ pub struct Departures {
 /// One group's move while this process runs.
 #[derive(Debug)]
 struct Run {
-    request: RequestKey,
+    /// The last one that it was driven for: a group may come back and leave again before the target of its first move has
+    /// the confirmation.
+    request: Mutex<RequestKey>,
     waiters: Mutex<Vec<oneshot::Sender<Reply>>>,
     /// An operator wants it ended.
     abort: AtomicBool,
@@ -95,10 +97,14 @@ impl Node {
             let mut running = locked(&self.departures.running);
             if let Some(run) = running.get(group) {
                 locked(&run.waiters).extend(waiter);
+                let before = std::mem::replace(&mut *locked(&run.request), request.clone());
+                if before != *request {
+                    run.nudge.notify_one();
+                }
                 return;
             }
             let run = Arc::new(Run {
-                request: request.clone(),
+                request: Mutex::new(request.clone()),
                 waiters: Mutex::new(waiter.into_iter().collect()),
                 abort: AtomicBool::new(false),
                 nudge: Notify::new(),
@@ -140,7 +146,8 @@ impl Node {
         request: &RequestKey,
         otherwise: DsError,
     ) -> Reply {
-        let Some(run) = self.departures.of(group).filter(|run| run.request == *request) else {
+        let Some(run) = self.departures.of(group).filter(|run| *locked(&run.request) == *request)
+        else {
             return self.moving_of(group, request).await?.ok_or(otherwise);
         };
         // whoever waits is told when the group leaves; if that was before it waited, it is written down
@@ -171,6 +178,13 @@ impl Node {
         let chain = chain_of(&moves).map_err(of_store)?;
         let last = chain.iter().next_back().filter(|_| is_it);
         Ok(last.map(|last| DsResponseBody::Moving(Box::new(last.clone()))))
+    }
+
+    /// A group came back: what drove its last move from here has nothing left to do, and shall not sleep on it.
+    pub(super) fn departure_is_over(&self, group: &GroupId) {
+        if let Some(run) = self.departures.of(group) {
+            run.nudge.notify_one();
+        }
     }
 
     /// Moves from here that are not over.
@@ -244,6 +258,7 @@ impl Node {
             expires_at: response.expires_at,
             frozen_at: departure.frozen_at,
             freeze_ms: self.limits.moves.freeze_ms,
+            settled: self.is_settled(group).await?,
         };
         let aborted = run.abort.load(Ordering::Relaxed);
         if aborted && departure.phase.may_thaw() {
@@ -255,14 +270,28 @@ impl Node {
                 let why = "the target could not be reached in time; the group stays here";
                 self.thaw(&departure, not_authorized(why)).await
             }
+            Next::Wait => {
+                tracing::info!(%group, "a group's last hub has not confirmed its move yet");
+                Ok(Went::Wait { at_least_ms: 0 })
+            }
             Next::Prepare => self.prepare(&departure, response).await,
             Next::Send => {
                 // whoever refuses the content as a request is asked for its word in another way
                 let asks = aborted || tries > CONTENT_TRIES && tries.is_multiple_of(2);
                 self.send_group(&departure, &terms, &response, asks).await
             }
-            Next::Confirm => self.confirm(&departure).await,
+            Next::Confirm => {
+                // meant for a move that is done: the next one, should there be one soon, is another
+                run.abort.store(false, Ordering::Relaxed);
+                self.confirm(&departure).await
+            }
         }
+    }
+
+    /// Whether whoever the group came here from has confirmed that it knows.
+    async fn is_settled(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let last = self.store.moves(group).await?.and_then(|moves| moves.arrived);
+        Ok(last.is_none_or(|last| !last.here || last.confirmed))
     }
 
     /// Makes sure that the target's key is the target's, and writes down what will be sent.
@@ -297,12 +326,6 @@ impl Node {
                 tracing::info!(%group, %target, %error, "the target of a group's move is not there");
                 return Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) });
             }
-        }
-        // who may still ask about the group's last move must get its answer from here, whatever becomes of this one
-        let last = self.store.moves(group).await?.and_then(|moves| moves.arrived);
-        if let Some(last) = last.filter(|last| last.here && !last.confirmed) {
-            tracing::info!(%group, source = %last.source, "a group's last hub has not confirmed its move yet");
-            return Ok(Went::Wait { at_least_ms: 0 });
         }
         let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
         let content = match self.make_content(departure, response, &head).await {

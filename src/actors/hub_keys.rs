@@ -9,7 +9,7 @@ use crate::{
     group::{HubKey, RetiredKey},
     store::{
         StoreError,
-        records::{GroupStatus, KeyPrint, Left},
+        records::{GroupStatus, KeyPrint},
     },
     wire::{client::VerificationKeyResponse, ids::Timestamp},
 };
@@ -116,17 +116,16 @@ impl Node {
 }
 
 impl Node {
-    /// Keys that signed where groups have gone, for as long as that is told, and that groups have come, until that is known.
+    /// Keys that signed where groups have gone, for as long as that is remembered (as long as it is told, or its target is still
+    /// to be handed the proof), and that groups have come, until that is known.
     async fn keys_of_moves(&self, keys: &mut BTreeSet<KeyPrint>) -> Result<(), StoreError> {
-        let now = self.clock.now();
         let mut after = None;
         loop {
             let page = self.store.all_moves(after.as_ref(), 256).await?;
             let Some((last, _)) = page.last() else { return Ok(()) };
             after = Some(last.clone());
             for (_, moves) in page {
-                let is_told = |left: &Left| now.ms_since(left.at) < self.limits.moves.forward_ms;
-                keys.extend(moves.left.filter(is_told).map(|left| left.key));
+                keys.extend(moves.left.map(|left| left.key));
                 // its source may still ask for the answer
                 let unknown = moves.arrived.filter(|arrived| !arrived.confirmed);
                 keys.extend(unknown.and_then(|arrived| arrived.key));

@@ -8,10 +8,13 @@ use super::{
 };
 use crate::{
     federation::{DomainPattern, schedule::Backoff},
-    migration::proof::{check_confirmation, follow_chain},
+    migration::{
+        memory::{CameAt, Keep, Memory, is_refusal_forgotten},
+        proof::{check_confirmation, follow_chain},
+    },
     store::{
         StoreError,
-        records::{Moves, RefusedNonce},
+        records::{Arrival, Moves, RefusedNonce},
     },
     wire::{
         client::{VerificationKey, VerificationKeyResponse},
@@ -187,16 +190,27 @@ impl Node {
         }
     }
 
-    /// Whether nothing of these moves needs to be known any more: the group left long ago, and whoever it came from before
-    /// has confirmed that it knows.
-    fn is_forgotten(&self, moves: &Moves, now: Timestamp) -> bool {
-        let old = |at| now.ms_since(at) >= self.limits.moves.forward_ms;
-        let gone = moves.left.as_ref().is_some_and(|left| old(left.at));
-        let settled = moves
-            .arrived
-            .as_ref()
-            .is_none_or(|arrived| arrived.confirmed && !arrived.here && old(arrived.at));
-        gone && settled
+    /// Whether nothing of a group's moves needs to be known any more.
+    async fn is_forgotten(
+        &self,
+        group: &GroupId,
+        moves: &Moves,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let limits = &self.limits.moves;
+        let keep = Keep { forward_ms: limits.forward_ms, response_ms: limits.response_ms };
+        let came = |it: &Arrival| CameAt { at: it.at, here: it.here, confirmed: it.confirmed };
+        let memory = Memory {
+            left_at: moves.left.as_ref().map(|left| left.at),
+            came: moves.arrived.as_ref().map(came),
+            confirms: false,
+        };
+        if !memory.is_forgotten(&keep, now) {
+            return Ok(false);
+        }
+        // asked of few, for it is read for each
+        let confirms = self.store.departure(group).await?.is_some();
+        Ok(Memory { confirms, ..memory }.is_forgotten(&keep, now))
     }
 
     /// Lets go of what need not be known of moves any longer: where groups went that left long ago, nonces that have
@@ -215,14 +229,14 @@ impl Node {
             for (group, moves) in page {
                 let is_here = moves.arrived.as_ref().is_some_and(|arrived| arrived.here);
                 here += usize::from(is_here);
-                if !self.is_forgotten(&moves, now) {
+                if !self.is_forgotten(&group, &moves, now).await? {
                     continue;
                 }
                 // it may come back at this moment
                 let turn = self.copies.turn(&group);
                 let _turn = turn.lock().await;
-                let moves = self.store.moves(&group).await?;
-                if moves.is_some_and(|moves| self.is_forgotten(&moves, now)) {
+                let Some(moves) = self.store.moves(&group).await? else { continue };
+                if self.is_forgotten(&group, &moves, now).await? {
                     self.store.write(Batch::new().and(Write::DropMoves(group.clone()))).await?;
                 }
             }
@@ -236,7 +250,7 @@ impl Node {
             after = Some(*last);
             let mut batch = Batch::new();
             for (nonce, RefusedNonce { until, source }) in page {
-                if until < now {
+                if is_refusal_forgotten(until, now) {
                     batch.push(Write::DropRefusedNonce(nonce));
                 } else if let Some(source) = source {
                     *refused.entry(source).or_default() += 1;

@@ -19,13 +19,13 @@ use crate::{
     wire::{
         codec::{List, decode, encode},
         ds::{Info, StartMigration},
-        ids::{ClientUri, Domain, Epoch, GroupId, LeafIndex, Sequence, Timestamp},
+        ids::{ClientUri, Domain, Epoch, GroupId, LeafIndex, RecipientId, Sequence, Timestamp},
         mls::{ExternalSender, MlsMessage},
         portability::{
             AcceptedState, Chain, JoinerState, MemberState, MigratedState, MigrationInit,
             MigrationResponse,
         },
-        queueing::{DeliveryItem, RosterChange},
+        queueing::{DeliveryItem, QueueEvent, RosterChange},
     },
 };
 
@@ -330,6 +330,8 @@ pub fn judge_arrival(
             return Err(wrong("two members share a leaf or a number, or one is from the future"));
         }
     }
+    let committer = kept.get(&info.signer).map(|member| member.recipient);
+    check_tail(moved, id, request.epoch, committer)?;
     let (mut members, mut binds) = (BTreeMap::new(), Vec::new());
     for (leaf, node) in tree.leaves() {
         let identity = identify(node, &policy.credential_types)
@@ -414,6 +416,67 @@ fn check_commit(
         return Err(wrong("the Commit did not make the epoch that the GroupInfo is of"));
     }
     Ok(())
+}
+
+/// What this provider's own clients are still to get of the feed ends with the Commit that came with the group, or before it,
+/// and holds no other of its epoch: they see none but the one that the group was built from. `committer`: who may be left out.
+fn check_tail(
+    moved: &MigratedState,
+    id: &GroupId,
+    epoch: Epoch,
+    committer: Option<RecipientId>,
+) -> Result<(), Reject> {
+    let wrong = |why: &str| Reject::InvalidCommit(format!("the feed that came with it {why}"));
+    // group_moved is the source's last
+    let commit_at = Sequence(moved.next_sequence.0.saturating_sub(2));
+    for item in moved.tail.iter() {
+        let (sequence, except, event) = match item {
+            DeliveryItem::Feed { group_id, group_sequence, except, event, .. }
+                if group_id == id =>
+            {
+                (*group_sequence, except, event)
+            }
+            DeliveryItem::Snapshot { group_id, next_sequence, .. } if group_id == id => {
+                if *next_sequence > commit_at.next() {
+                    return Err(wrong("goes on behind the Commit"));
+                }
+                continue;
+            }
+            DeliveryItem::Feed { .. }
+            | DeliveryItem::Snapshot { .. }
+            | DeliveryItem::Direct { .. } => return Err(wrong("is not of it")),
+        };
+        if sequence > commit_at {
+            return Err(wrong("goes on behind the Commit"));
+        }
+        if *event == QueueEvent::GroupDeleted {
+            return Err(wrong("says that it has ended"));
+        }
+        let QueueEvent::MlsMessage { message } = event else {
+            if sequence == commit_at {
+                return Err(wrong("has something else in the Commit's place"));
+            }
+            // of earlier moves, where it is not known to the last what its clients have: a copy takes what fits
+            continue;
+        };
+        if sequence == commit_at {
+            if *message != moved.commit || (except.is_some() && *except != committer) {
+                return Err(wrong("has another Commit than the group"));
+            }
+        } else if is_commit_since(message, epoch)? {
+            return Err(wrong("has a further Commit of the same epoch"));
+        }
+    }
+    Ok(())
+}
+
+fn is_commit_since(message: &MlsMessage, epoch: Epoch) -> Result<bool, Reject> {
+    let malformed = |error: String| Reject::Malformed(error);
+    let parsed = message.parse().map_err(|error| malformed(error.to_string()))?;
+    let parsed =
+        parsed.try_into_protocol_message().map_err(|error| malformed(error.to_string()))?;
+    let is_commit = parsed.content_type() == openmls::framing::ContentType::Commit;
+    Ok(is_commit && parsed.epoch().as_u64() >= epoch.0)
 }
 
 fn infos_of(moved: &MigratedState, tree: &Tree) -> Result<Vec<(Epoch, Vec<u8>)>, Reject> {

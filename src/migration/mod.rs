@@ -2,14 +2,18 @@
 //! next. PROTOCOL.md §6; PO.
 //!
 //! `proof` signs and checks the structs, [`source`] and [`target`] are the two sides' durable states and what each input
-//! makes of them. Pure: time, keys and randomness are arguments. The two sides are explored together, with every crash and every
-//! lost, late or doubled message, in `tests`: at no time do both take commits, and from every state one of them will.
+//! makes of them, [`memory`] is what either need not know any more. Pure: time, keys and randomness are arguments. Three providers
+//! that a group moves between, on and back, are explored together in `tests`, with every crash and every lost, late or doubled
+//! message: at no time do two take commits, and from every state one of them will.
 //!
 //! Deliberately absent: what a group is made of (`group` exports and imports it), and doing any of it (`actors`).
 
+pub mod memory;
 pub mod proof;
 pub mod source;
 pub mod target;
 
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

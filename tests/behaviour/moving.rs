@@ -238,17 +238,18 @@ impl Scene {
 async fn either_side_killed_at_any_step_ends_in_one_hub_and_loses_nothing() {
     let mut scene = Scene::start("").await;
     let mut hub = 0;
-    for _ in 0..2 {
+    // what was said before is heard already: each round says something else
+    for round in ["one", "two"] {
         for kill in STEPS {
             let killed = scene.move_through(hub, 1 - hub, &[kill]).await;
             assert_eq!(killed, 1, "it does not come to {}", kill.0);
             hub = 1 - hub;
-            scene.talk(kill.0).await;
+            scene.talk(&format!("{round} {}", kill.0)).await;
         }
         // and each of them in the other direction: a group that comes home is another matter
         scene.move_through(hub, 1 - hub, &[]).await;
         hub = 1 - hub;
-        scene.talk("the other way").await;
+        scene.talk(&format!("{round} the other way")).await;
     }
 }
 

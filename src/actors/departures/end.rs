@@ -14,10 +14,11 @@ use crate::{
         node::Node,
     },
     crypto,
+    federation::CallError,
     group::keys::HubKey,
     migration::{
         proof::{sign_confirmation, unsigned_confirmation},
-        source::Phase,
+        source::{Phase, Told, confirm_pause_ms},
     },
     store::{
         Batch, StoreError, Write,
@@ -204,15 +205,15 @@ impl Node {
         Ok(Went::Over)
     }
 
-    /// Hands the target the confirmation that proves its place to others.
+    /// Hands the target the confirmation that proves its place to others, and without which it cannot let the group move on.
     pub(super) async fn confirm(&self, departure: &Departure) -> Result<Went, StoreError> {
         let (group, target) = (&departure.group, &departure.target);
         let over = Batch::new().and(Write::DropDeparture(group.clone()));
         let moves = self.store.moves(group).await?;
         let chain = moves.as_ref().map(chain_of).transpose()?.unwrap_or_default();
         let is_it = |it: &&MigrationConfirmation| it.domain_name == *target;
-        let late = self.clock.now().ms_since(departure.frozen_at) >= self.limits.moves.forward_ms;
-        let Some(confirmation) = chain.iter().next_back().filter(is_it).filter(|_| !late) else {
+        let left = moves.and_then(|moves| moves.left);
+        let Some((left, confirmation)) = left.zip(chain.iter().next_back().filter(is_it)) else {
             self.store.write(over).await?;
             return Ok(Went::Over);
         };
@@ -223,16 +224,24 @@ impl Node {
         let (id, body) = (RequestId(crypto::random()), encode(confirmation));
         let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
         step("source.before-confirm").await;
-        match federation.request(target, event, id, body, timeout).await {
-            Ok(_) => {
-                step("source.confirmed").await;
-                self.store.write(over).await?;
-                Ok(Went::Over)
+        let answer = federation.request(target, event, id, body, timeout).await;
+        let told = match &answer {
+            Ok(_) => Told::Knows,
+            Err(CallError::Status { error: Some(DsError::GroupNotFound { .. }), .. }) => {
+                Told::Forgot
             }
-            Err(error) => {
-                tracing::info!(%group, %target, %error, "the target does not know yet that its place is confirmed");
-                Ok(Went::Wait { at_least_ms: error.retry_after_ms().unwrap_or(0) })
-            }
+            Err(_) => Told::Nothing,
+        };
+        if told.is_enough() {
+            step("source.confirmed").await;
+            self.store.write(over).await?;
+            return Ok(Went::Over);
         }
+        let asked_ms = answer.err().and_then(|error| {
+            tracing::info!(%group, %target, %error, "the target does not know yet that its place is confirmed");
+            error.retry_after_ms()
+        });
+        let pause_ms = confirm_pause_ms(left.at, self.clock.now());
+        Ok(Went::Wait { at_least_ms: pause_ms.max(asked_ms.unwrap_or(0)) })
     }
 }

@@ -19,13 +19,14 @@ use crate::{
     wire::{
         codec::{List, Opaque, Raw, decode, encode},
         ds::{DsMessage, DsRequest, GroupUpdate, Info, StartMigration},
-        extensions::{GROUP_POLICY, Role, SignatureScheme},
+        extensions::{GROUP_POLICY, QueueToken, Role, SignatureScheme},
         ids::{Domain, Epoch, GroupId, LeafIndex, RecipientId, Sequence, Timestamp},
         mls::{ExternalSender, MlsMessage},
         portability::{
             Chain, JoinerState, MemberState, MigratedState, MigrationCommitAad, MigrationContent,
             MigrationInit, MigrationRequest, MigrationResponse,
         },
+        queueing::{DeliveryItem, QueueEvent},
     },
 };
 
@@ -609,6 +610,92 @@ fn no_part_of_a_migrated_state_can_be_exchanged() {
         // as it would come
         let state: MigratedState = decode(&encode(&state)).unwrap();
         assert!(moved.judge(&state).is_err(), "{what} is taken");
+    }
+}
+
+#[test]
+fn clients_of_the_target_get_the_commit_that_the_group_was_built_from_and_no_other() {
+    let moved = Moved::new();
+    let id = moved.scenario.id.clone();
+    let commit_at = Sequence(moved.state.next_sequence.0 - 2);
+    let at = |sequence: Sequence, event: QueueEvent| DeliveryItem::Feed {
+        group_id: id.clone(),
+        group_sequence: sequence,
+        accepted_at: moved.scenario.now,
+        except: None,
+        event,
+        roster: List::default(),
+    };
+    let says = |message: &MlsMessage| QueueEvent::MlsMessage { message: message.clone() };
+    let begins = |next_sequence: Sequence| DeliveryItem::Snapshot {
+        group_id: id.clone(),
+        next_sequence,
+        chain: Chain::default(),
+        roster: List::default(),
+    };
+    let judge = |tail: Vec<DeliveryItem>| {
+        let tail = List::new(tail).unwrap();
+        moved.judge(&decode(&encode(&moved.with(|it| it.tail = tail))).unwrap())
+    };
+    let before = Sequence(commit_at.0 - 1);
+    let commit = || at(commit_at, says(&moved.state.commit));
+    let except = |recipient: RecipientId| {
+        let mut item = commit();
+        if let DeliveryItem::Feed { except, .. } = &mut item {
+            *except = Some(recipient);
+        }
+        item
+    };
+    let recipient_of = |name: &str| {
+        let leaf = moved.scenario.leaf(name);
+        moved.state.members.iter().find(|it| it.leaf_index == leaf).unwrap().recipient
+    };
+    let committer = recipient_of("mallory/phone");
+    for (what, tail) in [
+        ("nothing", vec![]),
+        ("the commit", vec![commit()]),
+        ("the commit, but for who made it", vec![except(committer)]),
+        ("a roster and the commit", vec![begins(commit_at), commit()]),
+        ("who came in with the commit", vec![begins(commit_at.next())]),
+        ("an earlier commit, too", vec![at(before, says(&moved.earlier)), commit()]),
+        ("a change of queues, too", vec![at(before, QueueEvent::RosterOnly), commit()]),
+        ("a hole, too", vec![at(before, QueueEvent::Gap { next_available: commit_at }), commit()]),
+        ("what ends before the commit", vec![at(before, says(&moved.earlier))]),
+    ] {
+        let judged = judge(tail);
+        assert!(judged.is_ok(), "{what}: {judged:?}");
+    }
+    let other = GroupId::of(&domain(), [7; 16]);
+    let of_another = DeliveryItem::Snapshot {
+        group_id: other,
+        next_sequence: commit_at,
+        chain: Chain::default(),
+        roster: List::default(),
+    };
+    let direct = DeliveryItem::Direct {
+        item_id: [1; 16],
+        client_queue_information: QueueToken::new([1_u8; 16]).unwrap(),
+        event: says(&moved.state.commit),
+    };
+    for (what, tail) in [
+        ("a twin", vec![at(commit_at, says(&moved.twin))]),
+        ("an earlier commit in its place", vec![at(commit_at, says(&moved.earlier))]),
+        ("no message in its place", vec![at(commit_at, QueueEvent::RosterOnly)]),
+        ("a twin in front of it", vec![at(before, says(&moved.twin)), commit()]),
+        ("the commit in front of it", vec![at(before, says(&moved.state.commit)), commit()]),
+        ("a twin alone and too early", vec![at(before, says(&moved.twin))]),
+        ("a twin behind it", vec![commit(), at(commit_at.next(), says(&moved.twin))]),
+        ("a message behind it", vec![at(moved.state.next_sequence, says(&moved.earlier))]),
+        ("a roster from behind it", vec![begins(moved.state.next_sequence)]),
+        ("the commit kept from another", vec![except(recipient_of("b:bob/phone"))]),
+        ("the end of the group", vec![at(before, QueueEvent::GroupDeleted), commit()]),
+        ("an end in its place", vec![at(commit_at, QueueEvent::GroupDeleted)]),
+        ("another group's", vec![of_another]),
+        ("what is for one client", vec![direct]),
+    ] {
+        let judged = judge(tail);
+        let refused = matches!(judged, Err(Reject::InvalidCommit(_)));
+        assert!(refused, "{what}: {judged:?}");
     }
 }
 
