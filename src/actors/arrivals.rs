@@ -5,13 +5,9 @@
 //! whole, then one batch makes this provider the hub: the group's state, the feed that its own clients go on with, where each
 //! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has expired.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+mod here;
+
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     copies::Grown,
@@ -55,24 +51,22 @@ use crate::{
     },
 };
 
-/// Groups that came from elsewhere and are here.
-#[derive(Debug, Default)]
-pub struct Arrivals {
-    here: AtomicUsize,
-}
-
-impl Arrivals {
-    /// As many as the store has.
-    pub(super) fn count(&self, here: usize) {
-        self.here.store(here, Ordering::Relaxed);
-    }
-}
+pub use here::{Arrivals, arrival_here};
 
 /// A content that may come in, as far as can be told without the group's turn.
 struct Good {
     arrived: Arrived,
     tail: Vec<DeliveryItem>,
     chain: Chain,
+}
+
+/// A group that has come and whose last hub has not confirmed that it knows, as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ArrivalState {
+    pub group: String,
+    pub source: String,
+    pub state: &'static str,
+    pub age_ms: u64,
 }
 
 impl Node {
@@ -93,9 +87,9 @@ impl Node {
             return Err(not_authorized("the group is here already"));
         }
         self.takes_from(source)?;
-        if self.arrivals.here.load(Ordering::Relaxed) >= limits.groups_max {
-            return Err(not_authorized("this provider takes no more groups from elsewhere now"));
-        }
+        self.arrivals.load(&self.store).await.map_err(of_store)?;
+        let room = self.arrivals.room(source, limits);
+        room.map_err(|full| not_authorized(full.told(source)))?;
         let known = self.known_of(group, &[0; 32]).await.map_err(of_store)?;
         if known.taken {
             return Err(not_authorized("the group is here already, or was deleted here"));
@@ -180,9 +174,13 @@ impl Node {
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         let now = self.clock.now();
         let settled = judge_content(&known, response.expires_at, now, true);
-        let good = match settled {
-            Verdict::Take => self.judge(from, content).await?,
-            Verdict::Taken { .. } | Verdict::Refuse => Err("it may not come in".to_owned()),
+        self.arrivals.load(&self.store).await.map_err(of_store)?;
+        let (good, place) = match settled {
+            Verdict::Take => match self.arrivals.place(group, from, &self.limits.moves) {
+                Ok(place) => (self.judge(from, content).await?, Some(place)),
+                Err(full) => (Err(full.told(from)), None),
+            },
+            Verdict::Taken { .. } | Verdict::Refuse => (Err("it may not come in".to_owned()), None),
         };
         let (good, fits) = match good {
             Ok(good) => (Some(good), true),
@@ -197,6 +195,9 @@ impl Node {
             (Verdict::Taken { hash }, _) => complete(&key, hash, false).map_err(internal),
             (Verdict::Take, Some(good)) => {
                 self.settle_in(from, &response, hash, good).await?;
+                if let Some(place) = place {
+                    place.keep();
+                }
                 step("target.durable").await;
                 complete(&key, hash, false).map_err(internal)
             }
@@ -251,9 +252,6 @@ impl Node {
         if let Err(error) = self.takes_from(from) {
             return Ok(Err(error.to_string()));
         }
-        if self.arrivals.here.load(Ordering::Relaxed) >= self.limits.moves.groups_max {
-            return Ok(Err("too many groups came from elsewhere".to_owned()));
-        }
         let response = content.migration_response.clone();
         let request = &response.migration_request;
         let scheme = scheme_of_suite(request.ciphersuite);
@@ -267,11 +265,8 @@ impl Node {
         }
         let (hub, now) = (self.hub(), self.clock.now());
         let judged = {
-            let turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
             let response = response.clone();
-            actix_rt::task::spawn_blocking(move || {
-                // for as long as it computes, and no longer: not while keys of others are waited for
-                let _turn = turn;
+            self.groups.compute(move || {
                 let moved: MigratedState =
                     decode(content.group_state.as_slice()).map_err(|error| error.to_string())?;
                 let arrived = judge_arrival(&hub, &response, &moved, now);
@@ -280,7 +275,7 @@ impl Node {
                 Ok::<_, String>(Good { arrived, tail: tail.into_vec(), chain })
             })
         };
-        let good = match judged.await.map_err(internal)? {
+        let good = match judged.await? {
             Ok(good) => good,
             Err(why) => return Ok(Err(why)),
         };
@@ -442,7 +437,6 @@ impl Node {
         batch.push(Write::Moves { group: group.clone(), moves });
         step("target.before-durable").await;
         self.store.write(batch).await.map_err(of_store)?;
-        self.arrivals.here.fetch_add(1, Ordering::Relaxed);
         if was_copy {
             let bytes = 0_i64.saturating_sub_unsigned(copied_bytes);
             let members = 0_i64.saturating_sub_unsigned(known_count);
@@ -512,6 +506,33 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Groups that came here and whose move is not over: their last hub is still to confirm that it knows.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn unsettled_arrivals(&self) -> Result<Vec<ArrivalState>, StoreError> {
+        let now = self.clock.now();
+        let (mut states, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.all_moves(after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(states) };
+            after = Some(last.clone());
+            for (group, moves) in page {
+                if moves.arrived.as_ref().is_none_or(|arrived| arrived.confirmed) {
+                    continue;
+                }
+                states.extend(arrival_here(&self.store, &group, moves).await?.map(|arrived| {
+                    ArrivalState {
+                        group: group.to_string(),
+                        source: arrived.source.to_string(),
+                        state: "unconfirmed",
+                        age_ms: now.ms_since(arrived.at),
+                    }
+                }));
+            }
+        }
     }
 
     async fn tokens_of_tail(
@@ -606,6 +627,7 @@ impl Place<'_> {
     }
 }
 
+const PAGE: usize = 256;
 /// A refused nonce is remembered so much longer than it could be used: a clock may be set back.
 const REFUSED_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 /// Rows of a move stand behind those of the feed's items.

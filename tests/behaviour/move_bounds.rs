@@ -1,0 +1,241 @@
+//! How many groups come and go: what is worked on at once, what may be here, and what operators are told. PROTOCOL.md §6.
+
+use std::sync::Arc;
+
+use mimid::{
+    actors::{Limits, Node},
+    client::core::Operation,
+    wire::{ds::DsError, federation::EventType, ids::GroupId},
+};
+
+use super::{
+    net::{Door, Fate, Net},
+    portability::{
+        Two, comes_true, migrate, promise, provider_with, until, until_none_departs, view,
+    },
+    world::{TestClient, World, clock_of_now},
+};
+
+/// a.example, with bounds of its own, and two targets; alice of a.example has groups there.
+struct Three {
+    net: Arc<Net>,
+    a: World,
+    b: World,
+    c: World,
+    alice: TestClient,
+}
+
+impl Three {
+    async fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        let (net, clock) = (Arc::new(Net::default()), clock_of_now());
+        let a = provider_with("a.example", &net, &clock, |limits, _| change(limits));
+        let b = provider_with("b.example", &net, &clock, |_, _| ());
+        let c = provider_with("c.example", &net, &clock, |_, _| ());
+        let alice = a.client("alice", "phone").await;
+        Self { net, a, b, c, alice }
+    }
+
+    /// What is sent of groups to c.example waits for the door.
+    fn close_c(&self) -> Door {
+        let (door, c) = (Door::default(), self.c.domain.clone());
+        let behind = door.clone();
+        self.net.carry(move |letter| match letter.event {
+            EventType::MigrationContent if letter.to == c => Fate::Behind(behind.clone()),
+            _ => Fate::Arrives,
+        });
+        door
+    }
+
+    /// A new group of alice's that is on its way to `to`.
+    async fn leaves_for(&self, to: &World) -> GroupId {
+        let group = self.alice.create(&self.a).await;
+        let response = promise(&self.a, &self.alice, &group, &to.domain).await.unwrap();
+        let request = self.alice.member.begin(&group, migrate(&response)).unwrap();
+        let message = self.alice.member.outbound(request, self.a.now()).unwrap().message;
+        let (node, uri) = (self.a.node.clone(), self.alice.uri.clone());
+        actix_rt::spawn(async move { node.group_operation(&uri, message).await });
+        comes_true("it is on its way", async || is_leaving(&self.a.node, &group, "")).await;
+        group
+    }
+
+    fn end(self) {
+        self.a.end();
+        self.b.end();
+        self.c.end();
+    }
+}
+
+/// Whether the group is on its way, and stands there (`""`: wherever).
+fn is_leaving(node: &Node, group: &GroupId, state: &str) -> bool {
+    let departures = futures_util::FutureExt::now_or_never(node.departures()).unwrap().unwrap();
+    let group = group.to_string();
+    departures.iter().any(|it| it.group == group && (state.is_empty() || it.state == state))
+}
+
+async fn hosts(world: &World, group: &GroupId) -> bool {
+    use mimid::store::records::GroupStatus;
+    let head = world.store.group_head(group).await.unwrap();
+    head.is_some_and(|head| head.status == GroupStatus::Active)
+}
+
+fn gauge(node: &Node, name: &str, state: &str) -> i64 {
+    let families = node.metrics().registry.gather();
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    let is_it = |metric: &&prometheus::proto::Metric| {
+        metric.get_label().iter().all(|label| label.value() == state)
+    };
+    let metric = family.get_metric().iter().find(is_it).unwrap();
+    metric.get_gauge().get_value() as i64
+}
+
+fn not_authorized(refused: Result<impl std::fmt::Debug, DsError>) -> String {
+    match refused.unwrap_err() {
+        DsError::NotAuthorized { detail } => detail.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[actix::test]
+async fn group_that_waits_for_its_turn_to_leave_is_not_given_up_for_that() {
+    let three = Three::with(|limits| limits.moves.departures_max = 1).await;
+    let (door, node) = (three.close_c(), &three.a.node);
+    let first = three.leaves_for(&three.c).await;
+    comes_true("the first is sent", async || is_leaving(node, &first, "sent")).await;
+    let second = three.leaves_for(&three.b).await;
+    let of_them = |state| gauge(node, "mimid_migrations_leaving", state);
+    assert_eq!((of_them("sent"), of_them("frozen"), of_them("confirming")), (1, 1, 0));
+    // longer than a target may be out of reach
+    let wait_ms = 2 * Limits::default().moves.freeze_ms;
+    three.a.clock.advance_ms(wait_ms);
+    let oldest_s = gauge(node, "mimid_migrations_leaving_oldest_seconds", "frozen");
+    assert_eq!(oldest_s, i64::try_from(wait_ms / 1000).unwrap());
+    assert!(is_leaving(node, &second, "frozen"));
+    door.open();
+    until_none_departs(node).await;
+    assert_eq!((hosts(&three.c, &first).await, hosts(&three.a, &first).await), (true, false));
+    assert_eq!((hosts(&three.b, &second).await, hosts(&three.a, &second).await), (true, false));
+    assert_eq!(gauge(node, "mimid_migrations_leaving_oldest_seconds", "frozen"), 0);
+    three.end();
+}
+
+#[actix::test]
+async fn operator_ends_the_move_of_a_group_that_waits_for_its_turn() {
+    let three = Three::with(|limits| limits.moves.departures_max = 1).await;
+    let (door, node) = (three.close_c(), &three.a.node);
+    let first = three.leaves_for(&three.c).await;
+    comes_true("the first is sent", async || is_leaving(node, &first, "sent")).await;
+    let second = three.leaves_for(&three.b).await;
+    assert!(node.abort_departure(&second));
+    comes_true("it stays", async || hosts(&three.a, &second).await).await;
+    assert!(is_leaving(node, &first, "sent"));
+    door.open();
+    until_none_departs(node).await;
+    assert!(!hosts(&three.b, &second).await);
+    three.end();
+}
+
+#[actix::test]
+async fn target_that_does_not_answer_leaves_turns_for_groups_that_go_elsewhere() {
+    let three = Three::with(|limits| limits.moves.departures_max = 4).await;
+    let (door, node) = (three.close_c(), &three.a.node);
+    let mut to_c = Vec::new();
+    for _ in 0..5 {
+        to_c.push(three.leaves_for(&three.c).await);
+    }
+    let sent = async || to_c.iter().filter(|group| is_leaving(node, group, "sent")).count();
+    comes_true("one of them is sent", async || sent().await == 1).await;
+    let to_b = three.leaves_for(&three.b).await;
+    comes_true("it is there", async || hosts(&three.b, &to_b).await).await;
+    assert_eq!(sent().await, 1);
+    door.open();
+    until_none_departs(node).await;
+    for group in &to_c {
+        assert!(hosts(&three.c, group).await);
+    }
+    three.end();
+}
+
+#[actix::test]
+async fn groups_that_have_left_or_were_deleted_make_room_for_others_before_any_sweep() {
+    let Two { net, clock, a, mut b, group, alice, bob } =
+        Two::with(|limits, _| limits.moves.groups_max = 1).await;
+    let second = alice.create(&a).await;
+    let third = alice.create(&a).await;
+    let response = promise(&a, &alice, &group, &b.domain).await.unwrap();
+    alice.act(&a, &group, migrate(&response)).await.unwrap();
+    until_none_departs(&a.node).await;
+    let is_full = "this provider takes no more groups from elsewhere now";
+    assert_eq!(not_authorized(promise(&a, &alice, &second, &b.domain).await), is_full);
+    // whatever process it is
+    b = b.crash();
+    assert_eq!(not_authorized(promise(&a, &alice, &second, &b.domain).await), is_full);
+    // one leaves
+    until(&alice, &a, |alice| view(alice, &group).hub == b.domain).await;
+    let home = promise(&a, &alice, &group, &a.domain).await.unwrap();
+    alice.act(&a, &group, migrate(&home)).await.unwrap();
+    until_none_departs(&b.node).await;
+    let response = promise(&a, &alice, &second, &b.domain).await.unwrap();
+    alice.act(&a, &second, migrate(&response)).await.unwrap();
+    until_none_departs(&a.node).await;
+    assert_eq!(not_authorized(promise(&a, &alice, &third, &b.domain).await), is_full);
+    // one is deleted
+    until(&alice, &a, |alice| view(alice, &second).hub == b.domain).await;
+    alice.act(&a, &second, Operation::DeleteGroup).await.unwrap();
+    promise(&a, &alice, &third, &b.domain).await.unwrap();
+    b = b.crash();
+    let response = promise(&a, &alice, &third, &b.domain).await.unwrap();
+    alice.act(&a, &third, migrate(&response)).await.unwrap();
+    until_none_departs(&a.node).await;
+    // a sweep finds the same, deleted groups and those that went home not among them
+    assert_eq!(b.node.sweep_moves().await.unwrap(), 1);
+    assert_eq!(a.node.sweep_moves().await.unwrap(), 1);
+    Two { net, clock, a, b, group, alice, bob }.end();
+}
+
+#[actix::test]
+async fn one_source_brings_no_more_groups_than_its_share() {
+    let two = Two::with(|limits, _| limits.moves.groups_per_source_max = 1).await;
+    let second = two.alice.create(&two.a).await;
+    // agreed to while there was room
+    let early = promise(&two.a, &two.alice, &second, &two.b.domain).await.unwrap();
+    two.migrate(&two.b).await.unwrap();
+    until_none_departs(&two.a.node).await;
+    let refused = promise(&two.a, &two.alice, &second, &two.b.domain).await;
+    let told = "this provider has as many groups from a.example as it takes";
+    assert_eq!(not_authorized(refused), told);
+    let answer = two.alice.act(&two.a, &second, migrate(&early)).await.unwrap_err();
+    assert!(answer.contains(told), "{answer}");
+    assert!(hosts(&two.a, &second).await);
+    // another has its own
+    let c = provider_with("c.example", &two.net, &two.clock, |_, _| ());
+    let carol = c.client("carol", "phone").await;
+    let theirs = carol.create(&c).await;
+    let response = promise(&c, &carol, &theirs, &two.b.domain).await.unwrap();
+    carol.act(&c, &theirs, migrate(&response)).await.unwrap();
+    assert!(hosts(&two.b, &theirs).await);
+    c.end();
+    two.end();
+}
+
+#[actix::test]
+async fn operator_sees_a_group_that_has_come_until_its_last_hub_has_confirmed() {
+    let two = Two::new().await;
+    let door = Door::default();
+    let behind = door.clone();
+    two.net.carry(move |letter| match letter.event {
+        EventType::MigrationConfirmation => Fate::Behind(behind.clone()),
+        _ => Fate::Arrives,
+    });
+    assert_eq!(two.b.node.unsettled_arrivals().await.unwrap(), []);
+    two.migrate(&two.b).await.unwrap();
+    two.clock.advance_ms(5_000);
+    let come = two.b.node.unsettled_arrivals().await.unwrap();
+    let [arrival] = come.as_slice() else { panic!("{come:?}") };
+    assert_eq!((&arrival.group, arrival.source.as_str()), (&two.group.to_string(), "a.example"));
+    assert_eq!(arrival.state, "unconfirmed");
+    assert!(arrival.age_ms >= 5_000, "{}", arrival.age_ms);
+    door.open();
+    until_none_departs(&two.a.node).await;
+    assert_eq!(two.b.node.unsettled_arrivals().await.unwrap(), []);
+    two.end();
+}
