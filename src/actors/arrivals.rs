@@ -544,7 +544,7 @@ impl Node {
         (GoodTokens, std::collections::HashMap<crate::wire::extensions::QueueToken, TokenUse>),
         DsError,
     > {
-        let bound = self.bind_roster(from, group, items).await.map_err(of_store)?;
+        let bound = self.bind_roster(from, group, None, items).await.map_err(of_store)?;
         let tokens = bound.iter().map(|(token, (client, _))| (token.clone(), client.clone()));
         let tokens: GoodTokens = tokens.collect();
         let used = bound.into_iter().map(|(token, (_, used))| (token, used)).collect();

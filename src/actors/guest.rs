@@ -9,12 +9,9 @@
 //! tries again; the next sweep cuts its copies to what leaves room. Heads of copies that nobody here is in go when they
 //! are old: a hub that comes back to one opens it anew.
 
-use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+mod inbox;
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 
@@ -33,7 +30,7 @@ use crate::{
         token::{self, TokenProblem},
     },
     store::{
-        Batch, Condition, Page, StoreError, Write,
+        Batch, Condition, StoreError, Write,
         records::{FollowedMember, GroupHead, GroupNotice, GroupStatus},
     },
     wire::{
@@ -185,7 +182,7 @@ impl Node {
                 let roster = self.roster_of_copy(group, head.as_ref()).await?;
                 (roster.gone, roster.readers)
             };
-            let mut bound = self.bind_roster(from, group, items).await?;
+            let mut bound = self.bind_roster(from, group, head.as_ref(), items).await?;
             let tokens: GoodTokens =
                 bound.iter().map(|(token, (client, _))| (token.clone(), client.clone())).collect();
             let now = self.clock.now();
@@ -194,7 +191,7 @@ impl Node {
                 (head.is_none(), head.as_ref().map_or(0, |head| head.log_bytes));
             let place = if is_new { self.copies.place(from, bounds) } else { None };
             let room = Room { opens: place.is_some(), bytes: self.copies.bytes_left(from, bounds) };
-            let full = self.full_of(&members, items).await?;
+            let full = self.full_of(from, &members, head.as_ref(), items).await?;
             let stored = Stored { head, members, other_readers, hub: hub.clone(), full };
             let outcome =
                 followed::follow(from, group, stored, items, &tokens, (&limits, room), now);
@@ -321,15 +318,18 @@ impl Node {
         }
     }
 
-    /// Finds whose queues the items' tokens open. A token that is not good is not in it.
+    /// Finds whose queues the tokens of those items open that can change something where the group stands at `head`. A
+    /// token that is not good is not in it.
     pub(super) async fn bind_roster(
         &self,
         hub: &Domain,
         group: &GroupId,
+        head: Option<&GroupHead>,
         items: &[(u32, DeliveryItem)],
     ) -> Result<Bound, StoreError> {
         let mut bound = Bound::new();
-        for token in items.iter().flat_map(|(_, item)| followed::tokens_of(item)) {
+        let items = items.iter().filter(|(_, item)| !followed::is_past(item, head));
+        for token in items.flat_map(|(_, item)| followed::tokens_of(item)) {
             if bound.contains_key(token) {
                 continue;
             }
@@ -356,46 +356,13 @@ impl Node {
         let record = opened.record.as_ref();
         let groups_max = self.limits.last_resort_bindings_max;
         let bound = token::bind(&opened.token, record, &opened.client, hub, group, groups_max)?;
-        if !self.has_room_for(&opened.client).await? {
+        if !self.has_room_for(&opened.client, hub).await? {
             return Err(BindError::Token(TokenProblem::Backlog));
         }
         let (id, revision) = (opened.token.id, token::revision(record));
         let write = bound.map(|record| Write::Token { token: id, record });
         let conditions = vec![Condition::TokenAt { token: id, revision }, opened.while_there];
         Ok((opened.client, TokenUse { conditions, writes: write.into_iter().collect() }))
-    }
-
-    /// Whether a hub may leave something for `client`: one that is away long must not be left more than it can ever read.
-    async fn has_room_for(&self, client: &ClientUri) -> Result<bool, StoreError> {
-        let most = Page {
-            items_max: self.limits.own_welcomes_max,
-            bytes_max: self.limits.inbox_bytes_max,
-        };
-        let has_room = self.store.inbox_has_room(client, most).await?;
-        if !has_room {
-            self.metrics.queue_overflows.with_label_values(&["inbox"]).inc();
-        }
-        Ok(has_room)
-    }
-
-    /// Those of `members` whom a snapshot among `items` may leave nothing more.
-    async fn full_of(
-        &self,
-        members: &[FollowedMember],
-        items: &[(u32, DeliveryItem)],
-    ) -> Result<HashSet<ClientUri>, StoreError> {
-        let mut full = HashSet::new();
-        if !items.iter().any(|(_, item)| matches!(item, DeliveryItem::Snapshot { .. })) {
-            return Ok(full);
-        }
-        for client in
-            members.iter().filter(|it| followed::is_reader(it)).filter_map(|it| it.client.as_ref())
-        {
-            if !self.has_room_for(client).await? {
-                full.insert(client.clone());
-            }
-        }
-        Ok(full)
     }
 
     /// What comes for one client alone.

@@ -19,7 +19,7 @@ pub struct Metrics {
     pub queue_acks: IntCounter,
     pub queue_acks_refused: IntCounter,
     pub queue_gaps: IntCounter,
-    /// `kind`: welcome, notice, request.
+    /// `kind`: welcome, notice, request; inbox, inbox_hub.
     pub queue_overflows: IntCounterVec,
     pub queue_hints: IntCounter,
     /// `class`: group, connection; `kind`: single, last_resort, none.
