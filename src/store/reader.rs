@@ -215,7 +215,7 @@ impl Reader<'_> {
     fn look_through(
         &self,
         range: &Range,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
     ) -> Result<bool, StoreError> {
         if range.from >= range.until {
             return Ok(true);
@@ -536,7 +536,7 @@ impl Store for NodeStore {
         Box::pin(self.read(move |reader| {
             let (mut uses, mut owner) = (Vec::<InboxUse>::new(), Vec::new());
             let (mut items, mut bytes) = (0_usize, 0_usize);
-            let whole = reader.look_through(&range, &mut |key, value| {
+            let whole = reader.look_through(&range, |key, value| {
                 let (len, first) = keys::split_head(value)?;
                 (items, bytes) = (items + 1, bytes.saturating_add(len));
                 if items >= most.items_max || bytes > most.bytes_max {
