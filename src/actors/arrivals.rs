@@ -6,6 +6,7 @@
 //! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has expired.
 
 mod here;
+mod owed;
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -386,13 +387,28 @@ impl Node {
                 }
             }
         }
+        let owed = self.owed_of_before(group, state.guests(), copied_to.min(next)).await;
+        let owed = owed.map_err(of_store)?;
+        for sequence in owed.holes {
+            let feed = FeedEntry {
+                sequence,
+                accepted_at: now,
+                except: None,
+                origin: None,
+                handshake: false,
+                event: Vec::new(),
+            };
+            log_bytes += followed::entry_bytes(&feed);
+            let record = LogRecord { feed, change: Vec::new() };
+            batch.push(Write::Log { group: group.clone(), record });
+        }
         let snapshot = state.snapshot().map_err(of_reject)?;
         batch.push(Write::Snapshot { group: group.clone(), at: moved_at, bytes: snapshot });
         let joiner_infos = infos.iter().map(|(epoch, _)| *epoch).collect();
         for (epoch, bytes) in infos {
             batch.push(Write::JoinerInfo { group: group.clone(), epoch, bytes });
         }
-        for guest in state.guests() {
+        for guest in state.guests().filter(|guest| !owed.guests.contains(*guest)) {
             let replica = Replica {
                 acknowledged: moved_at,
                 acknowledged_at: now,

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use mimid::{
     actors::{Limits, Node},
-    client::core::Operation,
+    client::core::{Event, Operation},
     wire::{ds::DsError, federation::EventType, ids::GroupId},
 };
 
 use super::{
     net::{Door, Fate, Net},
     portability::{
-        Two, comes_true, migrate, promise, provider_with, until, until_none_departs, view,
+        Two, comes_true, is_in, migrate, promise, provider_with, until, until_none_departs, view,
     },
     world::{TestClient, World, clock_of_now},
 };
@@ -238,4 +238,60 @@ async fn operator_sees_a_group_that_has_come_until_its_last_hub_has_confirmed() 
     until_none_departs(&two.a.node).await;
     assert_eq!(two.b.node.unsettled_arrivals().await.unwrap(), []);
     two.end();
+}
+
+/// Between c.example and what is left for it of the group's time at a.example lies the group's time at b.example.
+#[actix::test]
+async fn guest_that_was_away_while_the_group_went_and_came_home_gets_all_of_it_once() {
+    let Three { net, mut a, mut b, mut c, alice } = Three::with(|_| ()).await;
+    let bob = b.client("bob", "phone").await;
+    let carol = c.client("carol", "phone").await;
+    let dave = c.client("dave", "phone").await;
+    let group = alice.create(&a).await;
+    for (client, world) in [(&bob, &b), (&carol, &c)] {
+        let key_packages = client.key_packages_through(world, &a, &alice).await;
+        alice.act(&a, &group, Operation::AddUsers { key_packages }).await.unwrap();
+        until(client, world, |client| is_in(client, &group)).await;
+    }
+    alice.say(&a, &group, "before").await;
+    until(&carol, &c, |carol| carol.texts().contains(&"before".to_owned())).await;
+    let of_dave = dave.key_packages_through(&c, &a, &alice).await;
+    net.cut(&c.domain);
+    alice.say(&a, &group, "at home").await;
+    alice.act(&a, &group, Operation::AddUsers { key_packages: of_dave }).await.unwrap();
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let response = promise(&a, &alice, &group, &to.domain).await.unwrap();
+        alice.act(&a, &group, migrate(&response)).await.unwrap();
+        until_none_departs(&from.node).await;
+        until(&alice, &a, |alice| view(alice, &group).hub == to.domain).await;
+        if to.domain == b.domain {
+            alice.say(&a, &group, "away").await;
+            until(&bob, &b, |bob| bob.texts().contains(&"away".to_owned())).await;
+        }
+    }
+    // what is written down says what is owed, though nobody says anything more
+    (a, b, c) = (a.crash(), b.crash(), c.crash());
+    net.mend(&c.domain);
+    a.node.sweep_peers().await.unwrap();
+    b.node.sweep_peers().await.unwrap();
+    until(&carol, &c, |carol| view(carol, &group).epoch == view(&alice, &group).epoch).await;
+    until(&dave, &c, |dave| is_in(dave, &group)).await;
+    alice.say(&a, &group, "home again").await;
+    for (client, expected) in [
+        (&carol, &["before", "at home", "away", "home again"][..]),
+        (&dave, &["away", "home again"]),
+    ] {
+        let last = expected.last().unwrap().to_string();
+        until(client, &c, |client| client.texts().contains(&last)).await;
+        assert_eq!(client.texts(), expected, "{}", client.uri);
+        let events = client.member.events(0, 10_000).unwrap();
+        let bad = |event: &Event| {
+            matches!(
+                event,
+                Event::Lost { .. } | Event::Misbehaviour { .. } | Event::Unreadable { .. }
+            )
+        };
+        assert!(!events.iter().any(|(_, event)| bad(event)), "{}: {events:?}", client.uri);
+    }
+    Three { net, a, b, c, alice }.end();
 }
