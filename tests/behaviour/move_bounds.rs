@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mimid::{
     actors::{Limits, Node},
-    client::core::{Event, Operation},
+    client::core::{Event, GroupState, NewProposal, Operation},
     wire::{ds::DsError, federation::EventType, ids::GroupId},
 };
 
@@ -294,4 +294,47 @@ async fn guest_that_was_away_while_the_group_went_and_came_home_gets_all_of_it_o
         assert!(!events.iter().any(|(_, event)| bad(event)), "{}: {events:?}", client.uri);
     }
     Three { net, a, b, c, alice }.end();
+}
+
+/// Where it is told no longer where a group has gone.
+#[actix::test]
+async fn client_that_asks_where_the_group_is_forgotten_keeps_what_it_has() {
+    let three = Three::with(|limits| limits.moves.forward_ms = 1_000).await;
+    let (a, b, alice) = (&three.a, &three.b, &three.alice);
+    let bob = b.client("bob", "phone").await;
+    let mut groups = Vec::new();
+    for _ in 0..2 {
+        let group = alice.create(a).await;
+        let key_packages = bob.key_packages_through(b, a, alice).await;
+        alice.act(a, &group, Operation::AddUsers { key_packages }).await.unwrap();
+        until(&bob, b, |bob| is_in(bob, &group)).await;
+        groups.push(group);
+    }
+    for group in &groups {
+        let response = promise(a, alice, group, &three.c.domain).await.unwrap();
+        alice.act(a, group, migrate(&response)).await.unwrap();
+        until_none_departs(&a.node).await;
+    }
+    a.clock.advance_ms(1_001);
+    let (kept, left) = (&groups[1], &groups[0]);
+    // bob has not read of it
+    let content = mimid::client::core::Content::text("where is it?").encode();
+    let refused = bob.act(b, kept, Operation::Send { content }).await.unwrap_err();
+    assert!(refused.contains("there is no group"), "{refused}");
+    let leave = Operation::Propose { proposals: vec![NewProposal::Leave] };
+    bob.act(b, left, leave).await.unwrap_err();
+    let events = bob.member.events(0, 10_000).unwrap();
+    let told = |event: Event| events.iter().any(|(_, it)| *it == event);
+    assert!(told(Event::NotKnown { group: kept.clone(), hub: a.domain.clone() }), "{events:?}");
+    assert!(told(Event::Removed { group: left.clone() }), "{events:?}");
+    assert!(!events.iter().any(|(_, event)| matches!(event, Event::Deleted { .. })), "{events:?}");
+    assert_eq!(
+        (view(&bob, kept).state, view(&bob, left).state),
+        (GroupState::Active, GroupState::Left)
+    );
+    // his queue says where it is
+    until(&bob, b, |bob| view(bob, kept).hub == three.c.domain).await;
+    bob.say(b, kept, "there it is").await;
+    until(alice, a, |alice| alice.texts().contains(&"there it is".to_owned())).await;
+    three.end();
 }
