@@ -6,20 +6,17 @@
 //! guest goes on, and the answer by which a repeat is known. A refusal is written down, too, unless its nonce has long expired:
 //! then that refuses it. A source has so many of them; beyond, nothing is said before there is room.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+mod here;
+mod owed;
+mod refusals;
+
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     copies::Grown,
     errors::{
         detail, internal, malformed, not_authorized, of_reject, of_store, rate_limited, too_large,
     },
-    hints::locked,
     moves::{chain_of, step},
     node::Node,
     tokens::{BindError, TokenUse},
@@ -60,57 +57,23 @@ use crate::{
     },
 };
 
-/// Groups that came from elsewhere and are here, and how many nonces are refused to each source.
-#[derive(Debug, Default)]
-pub struct Arrivals {
-    here: AtomicUsize,
-    refused: Mutex<RefusedCounts>,
-}
-
-pub(super) type RefusedCounts = HashMap<Domain, usize>;
-
-impl Arrivals {
-    /// As many as the store has.
-    pub(super) fn count(&self, here: usize) {
-        self.here.store(here, Ordering::Relaxed);
-    }
-
-    pub(super) fn refused(&self) -> RefusedCounts {
-        locked(&self.refused).clone()
-    }
-
-    /// As many as the store had, `before` being what was counted when it was looked at. What was refused meanwhile it may
-    /// have held or not: it counts besides, until the next time.
-    pub(super) fn count_refused(&self, before: &RefusedCounts, found: RefusedCounts) {
-        let mut refused = locked(&self.refused);
-        let meanwhile = std::mem::replace(&mut *refused, found);
-        for (source, count) in meanwhile {
-            let more = count.saturating_sub(before.get(&source).copied().unwrap_or_default());
-            if more > 0 {
-                *refused.entry(source).or_default() += more;
-            }
-        }
-    }
-
-    fn has_room_to_refuse(&self, source: &Domain, max: usize) -> bool {
-        locked(&self.refused).get(source).is_none_or(|count| *count < max)
-    }
-
-    /// Takes the place of one more, if there is one.
-    fn refuses_one(&self, source: &Domain, max: usize) -> bool {
-        let mut refused = locked(&self.refused);
-        let count = refused.entry(source.clone()).or_default();
-        let has_room = *count < max;
-        *count += usize::from(has_room);
-        has_room
-    }
-}
+pub use here::{Arrivals, arrival_here};
+pub(super) use refusals::RefusedCounts;
 
 /// A content that may come in, as far as can be told without the group's turn.
 struct Good {
     arrived: Arrived,
     tail: Vec<DeliveryItem>,
     chain: Chain,
+}
+
+/// A group that has come and whose last hub has not confirmed that it knows, as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ArrivalState {
+    pub group: String,
+    pub source: String,
+    pub state: &'static str,
+    pub age_ms: u64,
 }
 
 impl Node {
@@ -131,10 +94,10 @@ impl Node {
             return Err(not_authorized("the group is here already"));
         }
         self.takes_from(source)?;
-        if self.arrivals.here.load(Ordering::Relaxed) >= limits.groups_max {
-            return Err(not_authorized("this provider takes no more groups from elsewhere now"));
-        }
-        if !self.arrivals.has_room_to_refuse(source, limits.refused_per_source_max) {
+        self.arrivals.load(&self.store).await.map_err(of_store)?;
+        let room = self.arrivals.room(source, limits);
+        room.map_err(|full| not_authorized(full.told(source)))?;
+        if !self.arrivals.refusals.has_room(source, limits.refused_per_source_max) {
             let why = format!("too many moves from {source} were refused here lately");
             return Err(not_authorized(why));
         }
@@ -223,9 +186,13 @@ impl Node {
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         let now = self.clock.now();
         let settled = judge_content(&known, response.expires_at, now, key.takes());
-        let good = match settled {
-            Verdict::Take => self.judge(from, content).await?,
-            Verdict::Taken { .. } | Verdict::Refuse => Err("it may not come in".to_owned()),
+        self.arrivals.load(&self.store).await.map_err(of_store)?;
+        let (good, place) = match settled {
+            Verdict::Take => match self.arrivals.place(group, from, &self.limits.moves) {
+                Ok(place) => (self.judge(from, content).await?, Some(place)),
+                Err(full) => (Err(full.told(from)), None),
+            },
+            Verdict::Taken { .. } | Verdict::Refuse => (Err("it may not come in".to_owned()), None),
         };
         let (good, fits) = match good {
             Ok(good) => (Some(good), true),
@@ -240,6 +207,9 @@ impl Node {
             (Verdict::Taken { hash }, _) => key.complete(hash, false).map_err(internal),
             (Verdict::Take, Some(good)) => {
                 self.settle_in(from, &response, hash, good).await?;
+                if let Some(place) = place {
+                    place.keep();
+                }
                 step("target.durable").await;
                 key.complete(hash, false).map_err(internal)
             }
@@ -277,7 +247,7 @@ impl Node {
         // by itself an expired one is never taken
         if !known.refused && !is_refusal_forgotten(until, self.clock.now()) {
             let source = &response.migration_request.source_domain_name;
-            if !self.arrivals.refuses_one(source, self.limits.moves.refused_per_source_max) {
+            if !self.arrivals.refusals.take(source, self.limits.moves.refused_per_source_max) {
                 // nothing is said that would be forgotten: the room comes with time, or this nonce's time is over
                 let why =
                     "too many of your moves were refused here lately; this one has no answer yet";
@@ -302,9 +272,6 @@ impl Node {
         if let Err(error) = self.takes_from(from) {
             return Ok(Err(error.to_string()));
         }
-        if self.arrivals.here.load(Ordering::Relaxed) >= self.limits.moves.groups_max {
-            return Ok(Err("too many groups came from elsewhere".to_owned()));
-        }
         let response = content.migration_response.clone();
         let request = &response.migration_request;
         let scheme = scheme_of_suite(request.ciphersuite);
@@ -318,11 +285,8 @@ impl Node {
         }
         let (hub, now) = (self.hub(), self.clock.now());
         let judged = {
-            let turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
             let response = response.clone();
-            actix_rt::task::spawn_blocking(move || {
-                // for as long as it computes, and no longer: not while keys of others are waited for
-                let _turn = turn;
+            self.groups.compute(move || {
                 let moved: MigratedState =
                     decode(content.group_state.as_slice()).map_err(|error| error.to_string())?;
                 let arrived = judge_arrival(&hub, &response, &moved, now);
@@ -331,7 +295,7 @@ impl Node {
                 Ok::<_, String>(Good { arrived, tail: tail.into_vec(), chain })
             })
         };
-        let good = match judged.await.map_err(internal)? {
+        let good = match judged.await? {
             Ok(good) => good,
             Err(why) => return Ok(Err(why)),
         };
@@ -442,13 +406,28 @@ impl Node {
                 }
             }
         }
+        let owed = self.owed_of_before(group, state.guests(), copied_to.min(next)).await;
+        let owed = owed.map_err(of_store)?;
+        for sequence in owed.holes {
+            let feed = FeedEntry {
+                sequence,
+                accepted_at: now,
+                except: None,
+                origin: None,
+                handshake: false,
+                event: Vec::new(),
+            };
+            log_bytes += followed::entry_bytes(&feed);
+            let record = LogRecord { feed, change: Vec::new() };
+            batch.push(Write::Log { group: group.clone(), record });
+        }
         let snapshot = state.snapshot().map_err(of_reject)?;
         batch.push(Write::Snapshot { group: group.clone(), at: moved_at, bytes: snapshot });
         let joiner_infos = infos.iter().map(|(epoch, _)| *epoch).collect();
         for (epoch, bytes) in infos {
             batch.push(Write::JoinerInfo { group: group.clone(), epoch, bytes });
         }
-        for guest in state.guests() {
+        for guest in state.guests().filter(|guest| !owed.guests.contains(*guest)) {
             let replica = Replica {
                 acknowledged: moved_at,
                 acknowledged_at: now,
@@ -495,7 +474,6 @@ impl Node {
         batch.push(Write::DropDeparture(group.clone()));
         step("target.before-durable").await;
         self.store.write(batch).await.map_err(of_store)?;
-        self.arrivals.here.fetch_add(1, Ordering::Relaxed);
         if was_copy {
             let bytes = 0_i64.saturating_sub_unsigned(copied_bytes);
             let members = 0_i64.saturating_sub_unsigned(known_count);
@@ -568,6 +546,33 @@ impl Node {
         Ok(())
     }
 
+    /// Groups that came here and whose move is not over: their last hub is still to confirm that it knows.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn unsettled_arrivals(&self) -> Result<Vec<ArrivalState>, StoreError> {
+        let now = self.clock.now();
+        let (mut states, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.all_moves(after.as_ref(), PAGE).await?;
+            let Some((last, _)) = page.last() else { return Ok(states) };
+            after = Some(last.clone());
+            for (group, moves) in page {
+                if moves.arrived.as_ref().is_none_or(|arrived| arrived.confirmed) {
+                    continue;
+                }
+                states.extend(arrival_here(&self.store, &group, moves).await?.map(|arrived| {
+                    ArrivalState {
+                        group: group.to_string(),
+                        source: arrived.source.to_string(),
+                        state: "unconfirmed",
+                        age_ms: now.ms_since(arrived.at),
+                    }
+                }));
+            }
+        }
+    }
+
     async fn tokens_of_tail(
         &self,
         from: &Domain,
@@ -577,7 +582,7 @@ impl Node {
         (GoodTokens, std::collections::HashMap<crate::wire::extensions::QueueToken, TokenUse>),
         DsError,
     > {
-        let bound = self.bind_roster(from, group, items).await.map_err(of_store)?;
+        let bound = self.bind_roster(from, group, None, items).await.map_err(of_store)?;
         let tokens = bound.iter().map(|(token, (client, _))| (token.clone(), client.clone()));
         let tokens: GoodTokens = tokens.collect();
         let used = bound.into_iter().map(|(token, (_, used))| (token, used)).collect();
@@ -657,6 +662,7 @@ impl Place<'_> {
 }
 
 const REFUSED_FULL_RETRY_MS: u64 = 60 * 1000;
+const PAGE: usize = 256;
 /// Rows of a move stand behind those of the feed's items.
 const ROWS: u32 = 0b11 << 30;
 /// Sequences that may be missing of a copy's feed.

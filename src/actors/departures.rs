@@ -6,12 +6,14 @@
 
 mod content;
 mod end;
+mod gauges;
+mod turns;
 
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,10 +21,11 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
+    clock::Clock,
     errors::{not_authorized, of_store},
     group::Reply,
     hints::locked,
-    moves::{chain_of, migrating, step},
+    moves::{MoveLimits, chain_of, migrating, step},
     node::Node,
 };
 use crate::{
@@ -47,11 +50,17 @@ use crate::{
     },
 };
 
+use gauges::{DepartureCollector, name_of};
+use turns::{Turn, Turns};
+
 /// Groups of this node that are on their way elsewhere.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Departures {
-    running: Mutex<HashMap<GroupId, Arc<Run>>>,
+    running: Running,
+    turns: Turns,
 }
+
+type Running = Arc<Mutex<HashMap<GroupId, Arc<Run>>>>;
 
 /// One group's move while this process runs.
 #[derive(Debug)]
@@ -63,6 +72,10 @@ struct Run {
     /// An operator wants it ended.
     abort: AtomicBool,
     nudge: Notify,
+    /// How long it has waited for its turn: that is nothing that its target could do something about.
+    waited_ms: AtomicU64,
+    /// Where it stood when it was looked at last, and since when it is frozen.
+    stands: Mutex<Option<(&'static str, Timestamp)>>,
 }
 
 /// A move as operators see it.
@@ -75,6 +88,22 @@ pub struct DepartureState {
 }
 
 impl Departures {
+    #[must_use]
+    pub fn new(limits: &MoveLimits) -> Self {
+        Self { running: Running::default(), turns: Turns::new(limits.departures_max) }
+    }
+
+    /// What is collected of them.
+    ///
+    /// # Errors
+    /// Where a name is not one of Prometheus'.
+    pub(super) fn collector(
+        &self,
+        clock: Arc<dyn Clock>,
+    ) -> Result<DepartureCollector, prometheus::Error> {
+        DepartureCollector::new(Arc::clone(&self.running), clock)
+    }
+
     fn of(&self, group: &GroupId) -> Option<Arc<Run>> {
         locked(&self.running).get(group).cloned()
     }
@@ -108,6 +137,8 @@ impl Node {
                 waiters: Mutex::new(waiter.into_iter().collect()),
                 abort: AtomicBool::new(false),
                 nudge: Notify::new(),
+                waited_ms: AtomicU64::new(0),
+                stands: Mutex::new(None),
             });
             running.insert(group.clone(), Arc::clone(&run));
             run
@@ -199,11 +230,7 @@ impl Node {
             let Some(last) = page.last() else { return Ok(states) };
             after = Some(last.group.clone());
             states.extend(page.into_iter().map(|departure| DepartureState {
-                state: match departure.phase {
-                    Phase::Frozen => "frozen",
-                    Phase::Sent { .. } => "sent",
-                    Phase::Gone => "confirming",
-                },
+                state: name_of(&departure.phase),
                 group: departure.group.to_string(),
                 target: departure.target.to_string(),
                 age_ms: now.ms_since(departure.frozen_at),
@@ -223,9 +250,16 @@ impl Node {
     async fn depart(&self, group: &GroupId, run: &Run) {
         step("source.frozen").await;
         let mut tries = 0_u32;
+        let mut turn = None;
         loop {
-            match self.depart_on(group, run, tries).await {
+            let went = self.depart_on(group, run, tries, &mut turn).await;
+            if !matches!(went, Ok(Went::On | Went::Turned)) {
+                // others need not wait for as long as this one does
+                turn = None;
+            }
+            match went {
                 Ok(Went::On) => tries = 0,
+                Ok(Went::Turned) => {}
                 Ok(Went::Over) => return,
                 Ok(Went::Wait { at_least_ms }) => {
                     tries = tries.saturating_add(1);
@@ -249,14 +283,21 @@ impl Node {
     }
 
     /// One step of a move, by what is written down.
-    async fn depart_on(&self, group: &GroupId, run: &Run, tries: u32) -> Result<Went, StoreError> {
+    async fn depart_on(
+        &self,
+        group: &GroupId,
+        run: &Run,
+        tries: u32,
+        turn: &mut Option<Turn>,
+    ) -> Result<Went, StoreError> {
         let Some(departure) = self.store.departure(group).await? else { return Ok(Went::Over) };
+        *locked(&run.stands) = Some((name_of(&departure.phase), departure.frozen_at));
         let response: MigrationResponse = decode(&departure.response)
             .map_err(|error| StoreError::Corrupt { what: format!("departure: {error}") })?;
         let terms = Terms {
             response: hash_of_response(&response),
             expires_at: response.expires_at,
-            frozen_at: departure.frozen_at,
+            frozen_at: departure.frozen_at.plus_ms(run.waited_ms.load(Ordering::Relaxed)),
             freeze_ms: self.limits.moves.freeze_ms,
             settled: self.is_settled(group).await?,
         };
@@ -264,7 +305,16 @@ impl Node {
         if aborted && departure.phase.may_thaw() {
             return self.thaw(&departure, not_authorized("an operator ended the move")).await;
         }
-        match departure.phase.next(&terms, self.clock.now()) {
+        let next = departure.phase.next(&terms, self.clock.now());
+        // whoever refuses the content as a request is asked for its word in another way
+        let asks = aborted || tries > CONTENT_TRIES && tries.is_multiple_of(2);
+        let holds_content = next == Next::Prepare || next == Next::Send && !asks;
+        if holds_content && turn.is_none() {
+            let until = departure.phase.may_thaw().then_some(response.expires_at);
+            *turn = self.in_turn(&departure.target, run, until).await;
+            return Ok(Went::Turned);
+        }
+        match next {
             Next::Thaw => {
                 // no reason to try again at once: each try stops the group for as long
                 let why = "the target could not be reached in time; the group stays here";
@@ -275,14 +325,12 @@ impl Node {
                 Ok(Went::Wait { at_least_ms: 0 })
             }
             Next::Prepare => self.prepare(&departure, response).await,
-            Next::Send => {
-                // whoever refuses the content as a request is asked for its word in another way
-                let asks = aborted || tries > CONTENT_TRIES && tries.is_multiple_of(2);
-                self.send_group(&departure, &terms, &response, asks).await
-            }
+            Next::Send => self.send_group(&departure, &terms, &response, asks).await,
             Next::Confirm => {
-                // meant for a move that is done: the next one, should there be one soon, is another
+                *turn = None;
+                // both were of a move that is done: the next one, should there be one soon, is another
                 run.abort.store(false, Ordering::Relaxed);
+                run.waited_ms.store(0, Ordering::Relaxed);
                 self.confirm(&departure).await
             }
         }
@@ -292,6 +340,26 @@ impl Node {
     async fn is_settled(&self, group: &GroupId) -> Result<bool, StoreError> {
         let last = self.store.moves(group).await?.and_then(|moves| moves.arrived);
         Ok(last.is_none_or(|last| !last.here || last.confirmed))
+    }
+
+    /// Waits for the group's turn, or until something else is to be done about it.
+    async fn in_turn(&self, target: &Domain, run: &Run, until: Option<Timestamp>) -> Option<Turn> {
+        let since = self.clock.now();
+        let too_late = async {
+            match until {
+                Some(until) => {
+                    tokio::time::sleep(Duration::from_millis(until.ms_since(since))).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let turn = tokio::select! {
+            turn = self.departures.turns.take(target) => Some(turn),
+            () = run.nudge.notified() => None,
+            () = too_late => None,
+        };
+        run.waited_ms.fetch_add(self.clock.now().ms_since(since), Ordering::Relaxed);
+        turn
     }
 
     /// Makes sure that the target's key is the target's, and writes down what will be sent.
@@ -428,6 +496,8 @@ impl Node {
 enum Went {
     /// What is written down has changed: on with it.
     On,
+    /// It has its turn, or something else is to be done before it: what is written down decides.
+    Turned,
     Over,
     Wait {
         at_least_ms: u64,

@@ -412,6 +412,7 @@ impl GroupActor {
             effects.inbox.iter().map(|(client, _, _)| client.clone()).collect();
         let count = effects.records.len() as u64;
         let committed = effects.committed;
+        let ended = self.loaded.as_ref().is_some_and(|loaded| loaded.state.is_deleted());
         let mut peers: BTreeMap<Domain, Sequence> = BTreeMap::new();
         for owed in &effects.outbound {
             peers.insert(owed.peer.clone(), owed.sequence);
@@ -420,6 +421,9 @@ impl GroupActor {
             node.metrics.group_accepted.inc_by(count);
             if committed {
                 node.metrics.group_commits.inc();
+            }
+            if ended {
+                node.arrivals.gone(&id);
             }
             for client in &clients {
                 node.hints.inbox(client);

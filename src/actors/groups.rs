@@ -14,7 +14,7 @@ use tracing::Span;
 use super::{
     accounts::deletions,
     copies::is_copy,
-    errors::{of_reject, of_store},
+    errors::{internal, of_reject, of_store},
     group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     node::Node,
 };
@@ -49,7 +49,7 @@ pub struct GroupOptions {
     pub requests_per_group_max: usize,
     /// Groups up to this size are staged on their actor's own thread, larger ones in the pool.
     pub inline_members_max: usize,
-    /// Stagings of large groups at a time.
+    /// What is computed at a time: stagings of large groups, packing and judging of groups that move.
     pub pool_threads: usize,
 }
 
@@ -126,6 +126,23 @@ impl Groups {
             turning: Turning::default(),
             options,
         }
+    }
+
+    /// Computes in the pool, in turn with all else there.
+    ///
+    /// # Errors
+    /// internal, where `work` panicked.
+    pub(super) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DsError> {
+        let turn = Arc::clone(&self.cpu).acquire_owned().await.map_err(internal)?;
+        let computed = actix_rt::task::spawn_blocking(move || {
+            // for as long as it computes, also where nobody waits for it any more
+            let _turn = turn;
+            work()
+        });
+        computed.await.map_err(internal)
     }
 
     /// Lets go of `actor`, if it is still the group's.

@@ -758,12 +758,17 @@ async fn chain_that_cannot_be_checked_now_stops_no_other_group() {
 
 /// c.example is the hub of a group that b.example made.
 async fn to_c(world: &World, group: &GroupId) -> Domain {
-    use crate::store::{Batch, Write, records::Followed};
     let c = Domain::new("c.example").unwrap();
-    let followed = Followed { hub: c.clone(), members: 1 };
+    of_hub(world, group, &c).await;
+    c
+}
+
+/// It is known here that `hub` hosts the group.
+async fn of_hub(world: &World, group: &GroupId, hub: &Domain) {
+    use crate::store::{Batch, Write, records::Followed};
+    let followed = Followed { hub: hub.clone(), members: 1 };
     let write = Write::Followed { group: group.clone(), followed };
     world.node.store.write(Batch::new().and(write)).await.unwrap();
-    c
 }
 
 #[actix::test]
@@ -800,4 +805,78 @@ async fn single_message_of_a_group_that_has_moved_comes_from_where_it_is() {
     let invalid = QueueingServiceResponse::InvalidClientQueueInformation;
     assert_eq!(send(&hub()).await, invalid);
     assert_eq!(send(&c).await, QueueingServiceResponse::Ok);
+}
+
+/// The hub of `group` leaves alice Welcomes by `token`, each with the end of what it begins, until one is refused or there were
+/// so many. How many were taken.
+async fn invited(world: &World, alice: &Person, hub: &Domain, group: &GroupId, most: u64) -> u64 {
+    let token = token(world, alice).await;
+    // somebody who cannot be reached makes it a group of this provider's
+    let forged = QueueToken::new(vec![7; 77]).unwrap();
+    deliver(world, hub, vec![snapshot(group, 1, vec![add(1, &forged)])]).await;
+    for round in 0..most {
+        let recipient = 10 + round;
+        let remove = RosterChange::Remove { recipient: RecipientId(recipient) };
+        let items = vec![
+            roster_only(world, group, 1 + 2 * round, vec![invitation(recipient, &token)]),
+            roster_only(world, group, 2 + 2 * round, vec![remove]),
+        ];
+        let rows = async || world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+        let before = rows().await;
+        deliver(world, hub, items).await;
+        if rows().await == before {
+            return round;
+        }
+    }
+    most
+}
+
+fn inbox_overflows(world: &World, kind: &str) -> u64 {
+    world.node.metrics.queue_overflows.with_label_values(&[kind]).get()
+}
+
+#[actix::test]
+async fn hub_that_fills_its_share_of_an_inbox_leaves_the_rest_to_others() {
+    let limits =
+        Limits { inbox_bytes_max: 200_000, inbox_bytes_per_hub_max: 50_000, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let greedy = invited(&world, &alice, &hub(), &remote(1), 50).await;
+    assert_eq!(greedy, 4, "until there are more than 50 KB");
+    assert_eq!(inbox_overflows(&world, "inbox_hub"), 1);
+    // nor by another of its groups, or by one that has come to it
+    assert_eq!(invited(&world, &alice, &hub(), &remote(2), 50).await, 0);
+    let moved = GroupId::of(&Domain::new("d.example").unwrap(), [4; 16]);
+    of_hub(&world, &moved, &hub()).await;
+    assert_eq!(invited(&world, &alice, &hub(), &moved, 50).await, 0);
+    // others are as well off as before, each
+    for name in ["c.example", "d.example"] {
+        let other = Domain::new(name).unwrap();
+        let group = GroupId::of(&other, [5; 16]);
+        assert_eq!(invited(&world, &alice, &other, &group, 2).await, 2, "{name}");
+    }
+    assert_eq!(inbox_overflows(&world, "inbox"), 0);
+    // who reads makes room
+    while !world.node.store.inbox(&alice.client, 1).await.unwrap().is_empty() {
+        world.dequeue(&alice, &[], 0).await;
+    }
+    assert_eq!(invited(&world, &alice, &hub(), &remote(6), 1).await, 1);
+}
+
+#[actix::test]
+async fn item_that_was_taken_before_asks_for_no_room_in_an_inbox() {
+    let limits = Limits { inbox_bytes_per_hub_max: 20_000, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let (group, own) = (remote(1), token(&world, &alice).await);
+    let first = snapshot(&group, 5, vec![add(1, &own)]);
+    deliver(&world, &hub(), vec![first.clone(), said(&world, &group, 5)]).await;
+    invited(&world, &alice, &hub(), &remote(2), 50).await;
+    let asked = inbox_overflows(&world, "inbox_hub");
+    // a repeat whose answer was lost
+    assert_eq!(deliver(&world, &hub(), vec![first]).await, []);
+    assert_eq!(inbox_overflows(&world, "inbox_hub"), asked);
+    // one that would leave something does
+    deliver(&world, &hub(), vec![snapshot(&group, 9, vec![add(1, &own)])]).await;
+    assert!(inbox_overflows(&world, "inbox_hub") > asked);
 }

@@ -51,6 +51,9 @@ pub struct Limits {
     /// Bytes that other providers may leave for one client (Welcomes, changes of its groups) before it reads them; the
     /// items are bounded by [`Self::own_welcomes_max`]. Beyond, their groups are told that the client's queue is gone.
     pub inbox_bytes_max: usize,
+    /// The same of what one other provider may leave for one client, so that none uses up what others are to have.
+    pub inbox_bytes_per_hub_max: usize,
+    pub inbox_items_per_hub_max: usize,
     /// Groups that one client may be in; beyond, the group is told that the client's queue is gone.
     pub subscriptions_max: usize,
     /// Queue actors at a time; beyond: unavailable.
@@ -108,6 +111,8 @@ impl Default for Limits {
             own_entries_max: 1_000,
             own_welcomes_max: 5_000,
             inbox_bytes_max: 16 << 20,
+            inbox_bytes_per_hub_max: 4 << 20,
+            inbox_items_per_hub_max: 1_250,
             subscriptions_max: 10_000,
             queue_actors_max: 200_000,
             relay_timeout_ms: 15_000,

@@ -19,7 +19,7 @@ pub struct Metrics {
     pub queue_acks: IntCounter,
     pub queue_acks_refused: IntCounter,
     pub queue_gaps: IntCounter,
-    /// `kind`: welcome, notice, request.
+    /// `kind`: welcome, notice, request; inbox, inbox_hub.
     pub queue_overflows: IntCounterVec,
     pub queue_hints: IntCounter,
     /// `class`: group, connection; `kind`: single, last_resort, none.
@@ -36,6 +36,9 @@ pub struct Metrics {
     /// `role`: source, target; `outcome`: moved, aborted, arrived, refused.
     pub migrations: IntCounterVec,
     pub departures_under_way: IntGauge,
+    /// As the last sweep found them.
+    pub groups_from_elsewhere: IntGauge,
+    pub arrivals_unconfirmed: IntGauge,
     pub group_frozen_seconds: Histogram,
     pub groups_behind_hub_key: IntGauge,
     /// Of what hubs delivered. `outcome`: accepted or the problem's name.
@@ -151,6 +154,14 @@ impl Metrics {
             departures_under_way: gauge(
                 "mimid_migrations_under_way",
                 "Groups that are on their way to another provider.",
+            )?,
+            groups_from_elsewhere: gauge(
+                "mimid_groups_from_elsewhere",
+                "Groups hosted here that came from another provider, as the last sweep found them.",
+            )?,
+            arrivals_unconfirmed: gauge(
+                "mimid_migrations_unconfirmed",
+                "Groups that came here and whose last host has not confirmed that it knows, as the last sweep found them.",
             )?,
             group_frozen_seconds: {
                 let options = HistogramOpts::new(

@@ -31,6 +31,7 @@ pub mod queue;
 mod relay;
 pub mod tokens;
 
+pub use arrivals::ArrivalState;
 pub use clock::Clock;
 pub use departures::DepartureState;
 pub use groups::GroupOptions;

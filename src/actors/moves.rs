@@ -2,7 +2,7 @@
 //! group that is not here any more. PROTOCOL.md §6.
 
 use super::{
-    arrivals::RefusedCounts,
+    arrivals::{RefusedCounts, arrival_here},
     errors::{detail, unavailable},
     node::Node,
 };
@@ -37,6 +37,11 @@ pub struct MoveLimits {
     /// Nonces that are remembered as refused to one source; beyond: not_authorized to new moves, rate_limited to those that
     /// are under way.
     pub refused_per_source_max: usize,
+    /// The same, of those that came from one provider.
+    pub groups_per_source_max: usize,
+    /// Groups on their way elsewhere that are worked on at once, a quarter of them for one target: so many contents are in
+    /// memory. Others wait their turn, frozen, which does not count against [`Self::freeze_ms`].
+    pub departures_max: usize,
     /// How long a target's word is good.
     pub response_ms: u64,
     /// A group that nothing was sent of goes on here after this.
@@ -58,6 +63,8 @@ impl Default for MoveLimits {
             sources: None,
             groups_max: 10_000,
             refused_per_source_max: 1_000,
+            groups_per_source_max: 2_000,
+            departures_max: 8,
             response_ms: 10 * MINUTE_MS,
             freeze_ms: MINUTE_MS,
             forward_ms: 30 * 24 * 60 * MINUTE_MS,
@@ -213,22 +220,45 @@ impl Node {
         Ok(Memory { confirms, ..memory }.is_forgotten(&keep, now))
     }
 
+    /// Reads which groups came from elsewhere and are here, before requests are answered by that.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn load_arrivals(&self) -> Result<(), StoreError> {
+        self.arrivals.load(&self.store).await
+    }
+
+    /// Counts a group as it is stored: it may have come or gone since it was looked at, and a write whose outcome was not
+    /// known may have been done.
+    async fn count_arrival(&self, group: &GroupId) -> Result<(), StoreError> {
+        let turn = self.copies.turn(group);
+        let _turn = turn.lock().await;
+        let moves = self.store.moves(group).await?.unwrap_or_default();
+        let arrived = arrival_here(&self.store, group, moves).await?;
+        self.arrivals.put(group, arrived.as_ref().map(|arrived| &arrived.source));
+        Ok(())
+    }
+
     /// Lets go of what need not be known of moves any longer: where groups went that left long ago, nonces that have
-    /// expired. Gives the number of groups that came from elsewhere and are here.
+    /// expired. Counts the groups that came from elsewhere and are here, and gives their number.
     ///
     /// # Errors
     /// [`StoreError`]
     pub async fn sweep_moves(&self) -> Result<usize, StoreError> {
         use crate::store::{Batch, Write};
         let now = self.clock.now();
-        let (mut here, mut after) = (0, None);
+        let (mut unconfirmed, mut after) = (0, None);
+        self.arrivals.load(&self.store).await?;
         loop {
             let page = self.store.all_moves(after.as_ref(), PAGE).await?;
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
             for (group, moves) in page {
-                let is_here = moves.arrived.as_ref().is_some_and(|arrived| arrived.here);
-                here += usize::from(is_here);
+                let arrived = moves.arrived.as_ref();
+                unconfirmed += i64::from(arrived.is_some_and(|it| it.here && !it.confirmed));
+                if arrived.is_some_and(|arrived| arrived.here) != self.arrivals.has(&group) {
+                    self.count_arrival(&group).await?;
+                }
                 if !self.is_forgotten(&group, &moves, now).await? {
                     continue;
                 }
@@ -241,9 +271,11 @@ impl Node {
                 }
             }
         }
-        self.arrivals.count(here);
+        let here = self.arrivals.count();
+        self.metrics.groups_from_elsewhere.set(i64::try_from(here).unwrap_or(i64::MAX));
+        self.metrics.arrivals_unconfirmed.set(unconfirmed);
         let mut after: Option<[u8; 32]> = None;
-        let (before, mut refused) = (self.arrivals.refused(), RefusedCounts::new());
+        let (before, mut refused) = (self.arrivals.refusals.counts(), RefusedCounts::new());
         loop {
             let page = self.store.refused_nonces(after.as_ref(), PAGE).await?;
             let Some((last, _)) = page.last() else { break };
@@ -260,7 +292,7 @@ impl Node {
                 self.store.write(batch).await?;
             }
         }
-        self.arrivals.count_refused(&before, refused);
+        self.arrivals.refusals.recount(&before, refused);
         Ok(here)
     }
 }

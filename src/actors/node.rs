@@ -95,7 +95,7 @@ impl Node {
             relays: Relays::default(),
             info_relays: Relays::default(),
             peers: Peers::new(parts.limits.peers.clone()),
-            departures: Departures::default(),
+            departures: Departures::new(&parts.limits.moves),
             arrivals: Arrivals::default(),
             hints,
             domain: parts.domain,
@@ -123,6 +123,11 @@ impl Node {
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of peers");
+        }
+        let collector = node.departures.collector(Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of groups that leave");
         }
         node
     }

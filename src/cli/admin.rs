@@ -20,9 +20,10 @@ enum Command {
     /// The file is a GroupImport (PROTOCOL.md): the group's GroupInfo and tree, and the queue of each member, all of
     /// them clients of this provider. Everything is checked but the lifetimes of leaves.
     ImportGroup(ImportGroup),
-    /// Show groups that are on their way to another provider, or end such a move
+    /// Show groups that are on their way to or from another provider, or end a move from here
     ///
     /// frozen: nothing was sent yet. sent: only the target's signed word ends it. confirming: the group has moved.
+    /// unconfirmed: the group has come, and its last host has not confirmed yet that it knows.
     Migrations(Migrations),
 }
 
@@ -75,18 +76,42 @@ fn migrations(asked: &Migrations) -> Result<String, String> {
     }
     let told: http::migrations::Migrations =
         serde_json::from_str(&told).map_err(|error| format!("the node's answer: {error}"))?;
-    if told.departures.is_empty() {
-        return Ok("no group is on its way to another provider".to_owned());
+    Ok(show_migrations(&told))
+}
+
+/// A line for each move: the group, to or from whom, where it stands, for how long.
+fn show_migrations(told: &http::migrations::Migrations) -> String {
+    if told.departures.is_empty() && told.arrivals.is_empty() {
+        return "no group is on its way to or from another provider".to_owned();
     }
-    let lines = told.departures.iter().map(|it| {
-        let age_s = it.age_ms / 1000;
-        format!("{}  to {}  {}  since {age_s} s", it.group, it.target, it.state)
-    });
-    Ok(lines.collect::<Vec<_>>().join("\n"))
+    let line = |group: &str, way: &str, peer: &str, state: &str, age_ms: u64| {
+        format!("{group}  {way} {peer}  {state}  since {} s", age_ms / 1000)
+    };
+    let leave =
+        told.departures.iter().map(|it| line(&it.group, "to", &it.target, &it.state, it.age_ms));
+    let come =
+        told.arrivals.iter().map(|it| line(&it.group, "from", &it.source, &it.state, it.age_ms));
+    leave.chain(come).collect::<Vec<_>>().join("\n")
 }
 
 fn import_group(import: &ImportGroup) -> Result<String, String> {
     let file = &import.file;
     let body = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
     import.node.post("/v1/import_group", "application/octet-stream", body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moves_are_shown_with_their_way_their_peer_their_state_and_their_age() {
+        let told = r#"{"departures":[{"group":"g@a","target":"b","state":"sent","age_ms":5999}],
+            "arrivals":[{"group":"h@c","source":"c","state":"unconfirmed","age_ms":60000}]}"#;
+        let shown = show_migrations(&serde_json::from_str(told).unwrap());
+        assert_eq!(shown, "g@a  to b  sent  since 5 s\nh@c  from c  unconfirmed  since 60 s");
+        let none =
+            show_migrations(&serde_json::from_str(r#"{"departures":[],"arrivals":[]}"#).unwrap());
+        assert_eq!(none, "no group is on its way to or from another provider");
+    }
 }

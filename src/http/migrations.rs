@@ -9,10 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{actors::Node, wire::ids::GroupId};
 
-/// Groups of this provider that are on their way to another.
+/// Moves of groups from and to this provider that are not over.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Migrations {
+    /// Groups that are on their way to another provider.
     pub departures: Vec<Departure>,
+    /// Groups that have come, and are hosted here.
+    pub arrivals: Vec<Arrival>,
 }
 
 /// One of them.
@@ -27,10 +30,23 @@ pub struct Departure {
     pub age_ms: u64,
 }
 
+/// One that has come.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Arrival {
+    pub group: String,
+    pub source: String,
+    /// unconfirmed: the group works here; its last host has not yet confirmed that it knows, and until then it moves no further.
+    pub state: String,
+    /// Since it came.
+    pub age_ms: u64,
+}
+
 pub(super) async fn show(node: &Node) -> HttpResponse {
-    let departures = match node.departures().await {
-        Ok(departures) => departures,
-        Err(error) => return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+    let (departures, arrivals) = match (node.departures().await, node.unsettled_arrivals().await) {
+        (Ok(departures), Ok(arrivals)) => (departures, arrivals),
+        (Err(error), _) | (_, Err(error)) => {
+            return text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"));
+        }
     };
     let departures = departures.into_iter().map(|it| Departure {
         group: it.group,
@@ -38,7 +54,14 @@ pub(super) async fn show(node: &Node) -> HttpResponse {
         state: it.state.to_owned(),
         age_ms: it.age_ms,
     });
-    match serde_json::to_string(&Migrations { departures: departures.collect() }) {
+    let arrivals = arrivals.into_iter().map(|it| Arrival {
+        group: it.group,
+        source: it.source,
+        state: it.state.to_owned(),
+        age_ms: it.age_ms,
+    });
+    let told = Migrations { departures: departures.collect(), arrivals: arrivals.collect() };
+    match serde_json::to_string(&told) {
         Ok(json) => {
             HttpResponse::Ok().insert_header((header::CONTENT_TYPE, "application/json")).body(json)
         }

@@ -128,6 +128,18 @@ pub fn needs_members(item: &DeliveryItem) -> bool {
     }
 }
 
+/// Whether nothing can come of `item` where the group stands at `head`: it lies behind that, or the group has ended.
+#[must_use]
+pub fn is_past(item: &DeliveryItem, head: Option<&GroupHead>) -> bool {
+    let Some(head) = head else { return false };
+    let ended = head.status == GroupStatus::Deleted;
+    match item {
+        DeliveryItem::Feed { group_sequence: at, .. }
+        | DeliveryItem::Snapshot { next_sequence: at, .. } => ended || *at < head.next_sequence,
+        DeliveryItem::Direct { .. } => false,
+    }
+}
+
 /// The tokens that `item` brings.
 pub fn tokens_of(item: &DeliveryItem) -> impl Iterator<Item = &QueueToken> {
     let roster: &[RosterChange] = match item {

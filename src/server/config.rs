@@ -274,7 +274,10 @@ settings! {
         batch_items_max, batch_bytes_max, batches_in_flight, backoff_min, backoff_max, unreachable_after,
         copies_per_hub_max, copy_bytes_per_hub_max,
     ]
-    migration: [accept, sources, groups_max, response_lifetime, freeze_timeout, forward_for, answer_for]
+    migration: [
+        accept, sources, groups_max, groups_per_source_max, departures_max, response_lifetime, freeze_timeout, forward_for,
+        answer_for,
+    ]
     store: [engine, cache]
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [

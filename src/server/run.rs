@@ -326,6 +326,9 @@ impl Composed {
         wanted: bool,
     ) -> Result<(), StopError> {
         let Self { data_dir, endpoints, node, store, threads, client, ops, .. } = self;
+        if let Err(error) = node.load_arrivals().await {
+            tracing::warn!(%error, "groups that came from elsewhere cannot be counted yet");
+        }
         tracing::info!(
             domain = %endpoints.domain,
             client = endpoints.client,

@@ -658,6 +658,36 @@ for_every_engine! {
         assert_eq!(store.inbox(&alice, 2).await.unwrap(), inbox[..2]);
     }
 
+    async fn inbox_is_counted_by_who_left_what_and_no_further_than_to_a_bound(place: Place) {
+        let store = place.open();
+        let alice = client("alice");
+        let most = |items_max, bytes_max| Page { items_max, bytes_max };
+        assert_eq!(store.inbox_use(&alice, most(1, 0)).await, Ok(Some(vec![])));
+        // one is larger than what stands under one key
+        let large = InboxItem::Event { group: Some(group("g")), event: vec![7; 100_000] };
+        for (key, item) in [
+            (inbox_key("g", 1, 0), inbox_item(1)), (inbox_key("g", 2, 0), large),
+            (inbox_key("h", 1, 0), inbox_item(1)), (InboxKey::Item([1; 16]), inbox_item(1)),
+            (InboxKey::Item([2; 16]), inbox_item(1)),
+        ] {
+            store.write(Batch::new().and(Write::Inbox { client: alice.clone(), key, item }))
+                .await.unwrap();
+        }
+        // another's
+        let key = inbox_key("g", 1, 0);
+        store.write(Batch::new().and(Write::Inbox { client: client("bob"), key, item: inbox_item(1) }))
+            .await.unwrap();
+        let uses = store.inbox_use(&alice, most(6, 1 << 20)).await.unwrap().unwrap();
+        let of = |group: Option<GroupId>| uses.iter().find(|it| it.group == group).unwrap();
+        let (g, h, else_) = (of(Some(group("g"))), of(Some(group("h"))), of(None));
+        assert_eq!((uses.len(), g.items, h.items, else_.items), (3, 2, 1, 2));
+        assert!(g.bytes > 100_000 + h.bytes - 100 && h.bytes < 200, "{uses:?}");
+        let bytes: usize = uses.iter().map(|it| it.bytes).sum();
+        assert_eq!(store.inbox_use(&alice, most(6, bytes)).await, Ok(Some(uses.clone())));
+        assert_eq!(store.inbox_use(&alice, most(6, bytes - 1)).await, Ok(None));
+        assert_eq!(store.inbox_use(&alice, most(5, bytes)).await, Ok(None));
+    }
+
     async fn key_packages_come_oldest_first_and_once(place: Place) {
         let store = place.open();
         let alice = client("alice");

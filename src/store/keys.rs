@@ -294,6 +294,24 @@ pub(super) fn inbox(client: &ClientUri) -> Range {
     Range::of(key(tag::INBOX, &[&client_hash(client)]))
 }
 
+/// What the keys of all that a group has left in one inbox begin with; of what something else has left there, another.
+pub(super) fn inbox_owner(key: &[u8]) -> &[u8] {
+    const KIND: usize = 1 + 16;
+    let end = if key.get(KIND) == Some(&0) { KIND + 1 + 16 } else { KIND + 1 };
+    key.get(..end).unwrap_or(key)
+}
+
+/// The group that has left an inbox item there, none where something else has, by the first part of its record.
+pub(super) fn inbox_group(first: &[u8]) -> Result<Option<GroupId>, StoreError> {
+    let what = "inbox item";
+    // the key stands in front, and is shorter than the first part
+    match postcard::take_from_bytes::<InboxKey>(versioned(what, first)?) {
+        Ok((InboxKey::Group { group, .. }, _)) => Ok(Some(group)),
+        Ok((InboxKey::Item(_), _)) => Ok(None),
+        Err(error) => Err(corrupt(format!("{what}: {error}"))),
+    }
+}
+
 pub(super) fn queue_head(client: &ClientUri) -> Key {
     key(tag::QUEUE_HEAD, &[&client_hash(client)])
 }

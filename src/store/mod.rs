@@ -81,6 +81,15 @@ pub struct Page {
     pub bytes_max: usize,
 }
 
+/// What of an inbox one group has left there, or (`None`) whatever else may leave something there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InboxUse {
+    pub group: Option<GroupId>,
+    pub items: usize,
+    /// Of the items as they are stored.
+    pub bytes: usize,
+}
+
 /// What must hold for a batch to be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
@@ -436,8 +445,9 @@ pub trait Store: Send + Sync + 'static {
 
     fn inbox(&self, client: &ClientUri, items_max: usize)
     -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
-    /// Whether fewer than `items_max` items wait there, of no more than `bytes_max` bytes together.
-    fn inbox_has_room(&self, client: &ClientUri, most: Page) -> Answer<'_, bool>;
+    /// How much waits there, by who left it; none where that is `items_max` items or more, or more than `bytes_max` bytes.
+    /// It looks no further than to there, and at sizes alone.
+    fn inbox_use(&self, client: &ClientUri, most: Page) -> Answer<'_, Option<Vec<InboxUse>>>;
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;

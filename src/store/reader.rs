@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Answer, Batch, OpenError, Page, Store, StoreError, StoreStats,
+    Answer, Batch, InboxUse, OpenError, Page, Store, StoreError, StoreStats,
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
@@ -205,6 +205,35 @@ impl Reader<'_> {
             Some(error) => Err(error),
             None => Ok(heads),
         }
+    }
+}
+
+impl Reader<'_> {
+    /// Shows `visit` the records in `range`, as their keys hold them, until it breaks. Whether it saw all.
+    fn look_through(
+        &self,
+        range: &Range,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<bool, StoreError> {
+        if range.from >= range.until {
+            return Ok(true);
+        }
+        let mut until = Bound::Excluded(range.until.clone());
+        let mut ended = Ok(true);
+        self.engine.scan(&range.from, &range.until, &mut |key, value| {
+            match visit(key, value) {
+                Ok(ControlFlow::Continue(())) => return ControlFlow::Continue(()),
+                Ok(ControlFlow::Break(())) => ended = Ok(false),
+                Err(error) => ended = Err(error),
+            }
+            until = Bound::Included(key.to_vec());
+            ControlFlow::Break(())
+        })?;
+        let seen = (Bound::Included(range.from.clone()), until);
+        if self.pending.range(seen).next().is_some() {
+            self.touched.set(true);
+        }
+        ended
     }
 }
 
@@ -497,16 +526,27 @@ impl Store for NodeStore {
         })
     }
 
-    fn inbox_has_room(&self, client: &ClientUri, most: Page) -> Answer<'_, bool> {
+    fn inbox_use(&self, client: &ClientUri, most: Page) -> Answer<'_, Option<Vec<InboxUse>>> {
         let range = keys::inbox(client);
         Box::pin(self.read(move |reader| {
-            let bytes = std::cell::Cell::new(0_usize);
-            let rows = reader.heads(&range, most, |value| {
-                let (len, _) = keys::split_head(value)?;
-                bytes.set(bytes.get().saturating_add(len));
-                Ok(len)
+            let (mut uses, mut owner) = (Vec::<InboxUse>::new(), Vec::new());
+            let (mut items, mut bytes) = (0_usize, 0_usize);
+            let whole = reader.look_through(&range, |key, value| {
+                let (len, first) = keys::split_head(value)?;
+                (items, bytes) = (items + 1, bytes.saturating_add(len));
+                if items >= most.items_max || bytes > most.bytes_max {
+                    return Ok(ControlFlow::Break(()));
+                }
+                if keys::inbox_owner(key) != owner.as_slice() {
+                    owner = keys::inbox_owner(key).to_vec();
+                    uses.push(InboxUse { group: keys::inbox_group(first)?, items: 0, bytes: 0 });
+                }
+                if let Some(used) = uses.last_mut() {
+                    (used.items, used.bytes) = (used.items + 1, used.bytes.saturating_add(len));
+                }
+                Ok(ControlFlow::Continue(()))
             })?;
-            Ok(rows.len() < most.items_max && bytes.get() <= most.bytes_max)
+            Ok(whole.then_some(uses))
         }))
     }
 

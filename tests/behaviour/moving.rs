@@ -322,4 +322,4 @@ async fn until(so: impl Fn() -> bool) {
     }
 }
 
-const NOTHING: &str = "{\"departures\":[]}";
+const NOTHING: &str = "{\"departures\":[],\"arrivals\":[]}";

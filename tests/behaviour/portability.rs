@@ -40,24 +40,24 @@ use super::{
 };
 
 /// alice of a.example and bob of b.example in a group at a.example, who have all that there is.
-struct Two {
-    net: Arc<Net>,
-    clock: Arc<ManualClock>,
-    a: World,
-    b: World,
-    group: GroupId,
-    alice: TestClient,
-    bob: TestClient,
+pub struct Two {
+    pub net: Arc<Net>,
+    pub clock: Arc<ManualClock>,
+    pub a: World,
+    pub b: World,
+    pub group: GroupId,
+    pub alice: TestClient,
+    pub bob: TestClient,
 }
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Every letter between providers so far.
-type Letters = Arc<Mutex<Vec<Letter>>>;
+pub type Letters = Arc<Mutex<Vec<Letter>>>;
 
 /// What opens when the test says so.
 #[derive(Clone, Default)]
-struct Gate(Arc<AtomicBool>);
+pub struct Gate(Arc<AtomicBool>);
 
 impl Gate {
     fn open(&self) {
@@ -74,7 +74,7 @@ fn provider(domain: &str, net: &Arc<Net>, clock: &Arc<ManualClock>) -> World {
     provider_with(domain, net, clock, |_, _| ())
 }
 
-fn provider_with(
+pub fn provider_with(
     domain: &str,
     net: &Arc<Net>,
     clock: &Arc<ManualClock>,
@@ -91,12 +91,12 @@ fn impatient(limits: &mut Limits) {
 }
 
 impl Two {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::with(|_, _| ()).await
     }
 
     /// `change` sets what is other than by default at b.example.
-    async fn with(change: impl FnOnce(&mut Limits, &mut GroupOptions)) -> Self {
+    pub async fn with(change: impl FnOnce(&mut Limits, &mut GroupOptions)) -> Self {
         let (net, clock) = (Arc::new(Net::default()), clock_of_now());
         let a = provider("a.example", &net, &clock);
         let b = provider_with("b.example", &net, &clock, change);
@@ -110,7 +110,7 @@ impl Two {
     }
 
     /// Writes down every letter of a move, whose fate is decided by how many of its kind there were before.
-    fn carry(&self, fate: impl Fn(&Letter, usize) -> Fate + Send + Sync + 'static) -> Letters {
+    pub fn carry(&self, fate: impl Fn(&Letter, usize) -> Fate + Send + Sync + 'static) -> Letters {
         let letters = Letters::default();
         let kept = Arc::clone(&letters);
         self.net.carry(move |letter| {
@@ -125,12 +125,12 @@ impl Two {
         letters
     }
 
-    async fn promise(&self, to: &World) -> MigrationResponse {
+    pub async fn promise(&self, to: &World) -> MigrationResponse {
         promise(&self.a, &self.alice, &self.group, &to.domain).await.unwrap()
     }
 
     /// alice moves the group.
-    async fn migrate(&self, to: &World) -> Result<Option<Accepted>, String> {
+    pub async fn migrate(&self, to: &World) -> Result<Option<Accepted>, String> {
         let response = self.promise(to).await;
         self.alice.act(&self.a, &self.group, migrate(&response)).await
     }
@@ -149,7 +149,7 @@ impl Two {
     }
 
     /// Both commit and talk, and agree on all of it.
-    async fn goes_on_at(&self, hub: &World) {
+    pub async fn goes_on_at(&self, hub: &World) {
         let group = &self.group;
         let update = || Operation::UpdateClient { rotate_key: true };
         until(&self.alice, &self.a, |it| view(it, group).hub == hub.domain).await;
@@ -182,7 +182,7 @@ impl Two {
         }
     }
 
-    fn end(self) {
+    pub fn end(self) {
         self.a.end();
         self.b.end();
     }
@@ -198,16 +198,16 @@ fn is_of_a_move(letter: &Letter) -> bool {
     )
 }
 
-fn contents(letters: &Letters) -> Vec<Letter> {
+pub fn contents(letters: &Letters) -> Vec<Letter> {
     let letters = letters.lock().unwrap();
     letters.iter().filter(|it| it.event == EventType::MigrationContent).cloned().collect()
 }
 
-fn migrate(response: &MigrationResponse) -> Operation {
+pub fn migrate(response: &MigrationResponse) -> Operation {
     Operation::Migrate { response: encode(response) }
 }
 
-async fn promise(
+pub async fn promise(
     world: &World,
     by: &TestClient,
     group: &GroupId,
@@ -217,22 +217,22 @@ async fn promise(
     world.node.request_migration(request).await
 }
 
-fn view(client: &TestClient, group: &GroupId) -> GroupView {
+pub fn view(client: &TestClient, group: &GroupId) -> GroupView {
     client.member.group(group).unwrap()
 }
 
-fn is_in(client: &TestClient, group: &GroupId) -> bool {
+pub fn is_in(client: &TestClient, group: &GroupId) -> bool {
     client.member.group(group).is_ok_and(|view| view.state == GroupState::Active)
 }
 
-async fn until(client: &TestClient, world: &World, what: impl Fn(&TestClient) -> bool) {
+pub async fn until(client: &TestClient, world: &World, what: impl Fn(&TestClient) -> bool) {
     while !what(client) {
         client.wait(world).await;
     }
 }
 
 /// Looks until it is so; a test that hangs says where.
-async fn comes_true(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub async fn comes_true(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_so().await {
         assert!(Instant::now() < deadline, "it never comes to: {what}");
@@ -240,12 +240,12 @@ async fn comes_true(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn until_departure(node: &Node, state: &str) {
+pub async fn until_departure(node: &Node, state: &str) {
     let is_there = async || node.departures().await.unwrap().iter().any(|it| it.state == state);
     comes_true(state, is_there).await;
 }
 
-async fn until_none_departs(node: &Node) {
+pub async fn until_none_departs(node: &Node) {
     comes_true("no departure", async || node.departures().await.unwrap().is_empty()).await;
 }
 

@@ -51,7 +51,37 @@ pub enum Fate {
     AnswerLost,
     /// It never comes, and this is the answer.
     Answered(Vec<u8>),
+    /// It comes when the door is opened.
+    Behind(Door),
 }
+
+/// Closed until it is opened.
+#[derive(Debug, Clone)]
+pub struct Door(Arc<tokio::sync::watch::Sender<bool>>);
+
+impl Default for Door {
+    fn default() -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(false)))
+    }
+}
+
+impl Door {
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn opened(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.unwrap();
+    }
+}
+
+impl PartialEq for Door {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Door {}
 
 type Carrier = Arc<dyn Fn(&Letter) -> Fate + Send + Sync>;
 
@@ -156,11 +186,13 @@ impl Transport for Road {
                 true => self.net.fate_of(peer, &body),
                 false => Fate::Arrives,
             };
-            match fate {
+            match &fate {
                 Fate::Lost => return Err(CallError::Unreachable("it was lost".to_owned())),
                 Fate::Answered(body) => {
+                    let body = body.clone();
                     return Ok(HttpAnswer { status: 200, retry_after_ms: None, body });
                 }
+                Fate::Behind(door) => door.opened().await,
                 Fate::Arrives | Fate::AnswerLost => {}
             }
             let endpoint = ENDPOINTS.into_iter().find(|endpoint| endpoint.path() == path).unwrap();

@@ -1,5 +1,7 @@
 //! What is sent of a group: made once, from what was frozen, and what its target has not got of the feed.
 
+use std::sync::Arc;
+
 use tls_codec::Size;
 
 use crate::{
@@ -10,7 +12,7 @@ use crate::{
         peer,
     },
     crypto::SigningKey,
-    group::{Hub, portability::Parcel},
+    group::{GroupState, Hub, Reject, portability::Parcel},
     migration::proof::{hash_of_content, sign_content},
     store::{
         StoreError,
@@ -36,15 +38,18 @@ impl Node {
     ) -> Result<(Vec<u8>, [u8; 32]), DsError> {
         let group = &departure.group;
         let hub = self.hub();
-        let parcel = self.parcel_of(group).await?;
-        let state = parcel.state(&hub, group).map_err(of_reject)?;
+        let (parcel, state) = self.parcel_of(group).await?;
         let mut infos = Vec::new();
-        for epoch in state.joiner_epochs() {
-            if epoch < state.epoch() {
-                infos.push(history::joiner_info(self, &hub, head, epoch).await?);
+        let tail = {
+            // both may load the group as it was
+            let _turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
+            for epoch in state.joiner_epochs() {
+                if epoch < state.epoch() {
+                    infos.push(history::joiner_info(self, &hub, head, epoch).await?);
+                }
             }
-        }
-        let tail = self.tail_for(&departure.target, &parcel, head).await?;
+            self.tail_for(&departure.target, &parcel, head).await?
+        };
         let chain = self.chain_to_here(group).await.map_err(of_store)?;
         // this move's own link must fit in behind those before it
         if chain.tls_serialized_len() + LINK_BYTES_MAX > CHAIN_BYTES_MAX {
@@ -53,19 +58,26 @@ impl Node {
         }
         let key = key_in_group(&hub, head, state.scheme());
         let key = key.ok_or_else(|| internal("there is no key of the group's scheme"))?;
-        let made = actix_rt::task::spawn_blocking(move || {
+        let made = self.groups.compute(move || {
             let moved = state.export(&parcel, infos, tail, chain).map_err(of_reject)?;
             let content = sign_content(&key, response, encode(&moved)).map_err(internal)?;
             let hash = hash_of_content(&content);
             Ok((encode(&content), hash))
         });
-        made.await.map_err(internal)?
+        made.await?
     }
 
-    pub(super) async fn parcel_of(&self, group: &GroupId) -> Result<Parcel, DsError> {
+    /// What was frozen, and the group behind the Commit.
+    pub(super) async fn parcel_of(&self, group: &GroupId) -> Result<(Parcel, GroupState), DsError> {
         let bytes = self.store.snapshot(group, Departure::PARCEL).await.map_err(of_store)?;
         let bytes = bytes.ok_or_else(|| internal("what was frozen is gone"))?;
-        Parcel::from_bytes(&bytes).map_err(of_reject)
+        let (hub, group) = (self.hub(), group.clone());
+        let loaded = self.groups.compute(move || {
+            let parcel = Parcel::from_bytes(&bytes)?;
+            let state = parcel.state(&hub, &group)?;
+            Ok::<_, Reject>((parcel, state))
+        });
+        loaded.await?.map_err(of_reject)
     }
 
     /// The head of a group that is still frozen here.

@@ -50,8 +50,7 @@ impl Node {
         let broken = |error: &dyn std::fmt::Display| StoreError::Corrupt {
             what: format!("the move of {group}: {error}"),
         };
-        let parcel = self.parcel_of(group).await.map_err(|error| broken(&error))?;
-        let state = parcel.state(&hub, group).map_err(|error| broken(&error))?;
+        let (parcel, state) = self.parcel_of(group).await.map_err(|error| broken(&error))?;
         let effects = parcel.effects().map_err(|error| broken(&error))?;
         let moved_at = state.next_sequence();
         let key = key_in_group(&hub, &head, state.scheme());
@@ -139,6 +138,7 @@ impl Node {
         self.store.write(batch).await?;
         step("source.gone-durable").await;
         tracing::info!(%group, %target, "a group has moved to another provider");
+        self.arrivals.gone(group);
         self.end_departure(departure, "moved");
         if let Some(place) = self.copies.place(target, self.hub_bounds()) {
             place.keep();

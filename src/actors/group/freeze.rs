@@ -1,8 +1,6 @@
 //! A group stops here because it is to move: one write, and its actor is gone. What follows is driven by
 //! `actors::departures`.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
@@ -32,31 +30,49 @@ impl GroupActor {
         now: Timestamp,
         ctx: &mut Context<Self>,
     ) {
-        let DsRequest::StartMigration(start) = &request.message.request else {
+        let key = GroupState::key_of(&request.message);
+        let DsRequest::StartMigration(start) = request.message.request else {
             let _ = reply.send(Err(internal("a move that nobody asked for")));
             return;
         };
         let Some(loaded) = self.loaded.take() else { return };
-        let key = GroupState::key_of(&request.message);
-        let packed = catch_unwind(AssertUnwindSafe(|| {
-            let parcel = loaded.state.pack(staged, start, key.clone())?;
-            parcel.to_bytes()
-        }));
-        let bytes = match packed {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(reject)) => {
-                let _ = reply.send(Err(of_reject(reject)));
-                self.loaded = Some(loaded);
-                return;
-            }
-            Err(_) => {
-                let _ = reply.send(Err(internal("a rule panicked")));
-                return self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
-            }
+        let (node, request) = (self.node.clone(), key.clone());
+        // O(members): it is done in the pool while this actor waits, and takes nothing else
+        let pack = async move {
+            let packed = node.groups.compute(move || {
+                let parcel = loaded.state.pack(staged, &start, request);
+                let bytes = parcel.and_then(|parcel| parcel.to_bytes());
+                (loaded, bytes, start.init.migration_response)
+            });
+            packed.await
         };
-        let head = loaded.head;
-        let response = &start.init.migration_response;
-        let departure = departure_of(&self.id, key.clone(), response, now);
+        let packed = pack.into_actor(self).map(move |packed, actor: &mut Self, ctx| match packed {
+            Ok((loaded, Ok(bytes), response)) => {
+                let departure = departure_of(&actor.id, key, &response, now);
+                actor.write_frozen(loaded.head, bytes, departure, reply, permits, ctx);
+            }
+            Ok((loaded, Err(reject), _)) => {
+                let _ = reply.send(Err(of_reject(reject)));
+                actor.loaded = Some(loaded);
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                actor.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
+            }
+        });
+        ctx.wait(packed);
+    }
+
+    fn write_frozen(
+        &mut self,
+        head: GroupHead,
+        bytes: Vec<u8>,
+        departure: Departure,
+        reply: oneshot::Sender<Reply>,
+        permits: [OwnedSemaphorePermit; 2],
+        ctx: &mut Context<Self>,
+    ) {
+        let key = departure.request.clone();
         // behind what is written of the group already: the condition holds only then
         let mut batch = Batch::low_priority().when(Condition::GroupAt {
             group: self.id.clone(),

@@ -55,6 +55,7 @@ pub(super) fn event_group(event: &Event) -> Option<&GroupId> {
         | Event::Moved { group, .. }
         | Event::Removed { group }
         | Event::Deleted { group }
+        | Event::NotKnown { group, .. }
         | Event::Lost { group, .. }
         | Event::Unreadable { group, .. } => Some(group),
         Event::ConnectionRequested { .. }
@@ -124,6 +125,10 @@ pub(super) fn describe(
         Event::Moved { to, .. } => format!("{name}moved to {to}"),
         Event::Removed { .. } => format!("{name}you are not a member any more"),
         Event::Deleted { .. } => format!("{name}the group is deleted"),
+        Event::NotKnown { hub, .. } => format!(
+            "{name}not known at {hub} any more; if it has moved, what is still to come says where to: \
+             else resync, or leave"
+        ),
         Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
         Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
         Event::ConnectionRequested { from } => {

@@ -723,7 +723,7 @@ impl Member {
     }
 
     /// This client is not a member any more.
-    fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
+    pub(super) fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
         record.state = GroupState::Left;
         let kept = record.welcome.take();
         self.put_record(id, &record)?;

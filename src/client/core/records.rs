@@ -345,6 +345,11 @@ pub enum Event {
     Deleted {
         group: GroupId,
     },
+    /// The provider that was asked does not know the group, or not any more. What this client has of it stays.
+    NotKnown {
+        group: GroupId,
+        hub: Domain,
+    },
     /// The state cannot follow the group; a resync has been begun.
     Lost {
         group: GroupId,

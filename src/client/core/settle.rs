@@ -13,7 +13,7 @@ use super::{
     identity::StoredKey,
     moving::HubAt,
     receive::{Followed, protocol_message},
-    records::{Built, Effect, GroupRecord, Operation, Pending},
+    records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
 };
 use crate::wire::{
     codec::{Raw, decode, encode},
@@ -255,17 +255,24 @@ impl Member {
             self.hold_only(&pending.group, missed)?;
             return self.rebuild(key, pending, missed);
         }
-        if let DsError::GroupNotFound { .. } = &error {
-            let mut record = self.record(&pending.group)?;
-            if matches!(record.state, GroupState::Active | GroupState::Lost) {
-                record.state = GroupState::Deleted;
-                self.put_record(&pending.group, &record)?;
-                self.push(&Event::Deleted { group: pending.group.clone() })?;
-            }
-        }
         let group = pending.group.clone();
         let was_resync = pending.operation == Operation::Resync;
+        let leaves = matches!(&pending.operation, Operation::Propose { proposals }
+            if proposals.contains(&NewProposal::Leave));
+        let asked = pending.hub(&self.record(&group)?).clone();
         self.abandon(key, pending)?;
+        if let DsError::GroupNotFound { .. } = &error {
+            let record = self.record(&group)?;
+            match record.state {
+                GroupState::Active | GroupState::Lost if leaves => self.leave(&group, record)?,
+                // it may have moved so long ago that nobody is sent on any more: what is still in the queue, or a
+                // resync, says more. A group that was deleted says so by its feed
+                GroupState::Active | GroupState::Lost => {
+                    self.push(&Event::NotKnown { group: group.clone(), hub: asked })?;
+                }
+                GroupState::Joining | GroupState::Left | GroupState::Deleted => {}
+            }
+        }
         if was_resync
             && matches!(error, DsError::NotAuthorized { .. } | DsError::Unauthenticated { .. })
         {

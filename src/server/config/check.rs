@@ -134,6 +134,8 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("federation.copies_per_hub_max", federation.copies_per_hub_max, 1, 100_000_000);
     count("federation.batches_in_flight", federation.batches_in_flight, 1, 64);
     count("migration.groups_max", migration.groups_max, 0, 10_000_000);
+    count("migration.groups_per_source_max", migration.groups_per_source_max, 0, 10_000_000);
+    count("migration.departures_max", migration.departures_max, 1, 1024);
     count("limits.backlog", limits.backlog as usize, 1, 65_535);
     let mut size = |key, value: Bytes, min: u64, max: u64| {
         if !(min..=max).contains(&value.0) {

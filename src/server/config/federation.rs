@@ -61,6 +61,10 @@ pub struct Migration {
     pub sources: Vec<DomainPattern>,
     /// Groups from elsewhere that may be here.
     pub groups_max: usize,
+    /// Of these, from one provider.
+    pub groups_per_source_max: usize,
+    /// Groups on their way elsewhere that are worked on at once.
+    pub departures_max: usize,
     /// For how long this provider's word is good that it takes a group.
     pub response_lifetime: Duration,
     /// A group whose next provider cannot be reached goes on here after this.
@@ -78,6 +82,8 @@ impl Default for Migration {
             accept: moves.accept,
             sources: Vec::new(),
             groups_max: moves.groups_max,
+            groups_per_source_max: moves.groups_per_source_max,
+            departures_max: moves.departures_max,
             response_lifetime: Duration::from_millis(moves.response_ms),
             freeze_timeout: Duration::from_millis(moves.freeze_ms),
             forward_for: Duration::from_millis(moves.forward_ms),

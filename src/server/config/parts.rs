@@ -36,6 +36,8 @@ impl Config {
             accept: migration.accept,
             sources: (!migration.sources.is_empty()).then(|| migration.sources.clone()),
             groups_max: migration.groups_max,
+            groups_per_source_max: migration.groups_per_source_max,
+            departures_max: migration.departures_max,
             response_ms: ms(migration.response_lifetime),
             freeze_ms: ms(migration.freeze_timeout),
             forward_ms: ms(migration.forward_for),

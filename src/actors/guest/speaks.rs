@@ -1,0 +1,86 @@
+//! Who may say what happens in a group that is not hosted here.
+
+use std::borrow::Cow;
+
+use crate::{
+    actors::node::Node,
+    queue::followed,
+    store::{StoreError, records::GroupStatus},
+    wire::{
+        codec::List,
+        ids::{Domain, GroupId},
+        queueing::DeliveryItem,
+    },
+};
+
+/// What a peer is to a group that it speaks for.
+pub(super) enum Speaker<'a> {
+    Hub(Cow<'a, [(u32, DeliveryItem)]>),
+    /// The group came here from it.
+    LastHub,
+    /// Its proof cannot be checked now.
+    Unproven,
+    Other,
+}
+
+impl Node {
+    /// Whether `from` may say what happens in `group`: its hub, as far as it is known here, or one that the chain of a
+    /// snapshot leads to. What is proven is taken out of the items.
+    pub(super) async fn who_speaks<'a>(
+        &self,
+        from: &Domain,
+        group: &GroupId,
+        hub: Option<&Domain>,
+        items: &'a [(u32, DeliveryItem)],
+    ) -> Result<Speaker<'a>, StoreError> {
+        let chain_in = |item: &DeliveryItem| match item {
+            DeliveryItem::Snapshot { chain, .. } if !chain.is_empty() => Some(chain.clone()),
+            DeliveryItem::Snapshot { .. }
+            | DeliveryItem::Feed { .. }
+            | DeliveryItem::Direct { .. } => None,
+        };
+        let chain = items.iter().find_map(|(_, item)| chain_in(item));
+        let unchained = || {
+            let without = items.iter().map(|(index, item)| match item {
+                DeliveryItem::Snapshot { group_id, next_sequence, roster, .. } => {
+                    let (group_id, roster) = (group_id.clone(), roster.clone());
+                    let (next_sequence, chain) = (*next_sequence, List::default());
+                    (*index, DeliveryItem::Snapshot { group_id, next_sequence, chain, roster })
+                }
+                DeliveryItem::Feed { .. } | DeliveryItem::Direct { .. } => (*index, item.clone()),
+            });
+            Speaker::Hub(Cow::Owned(without.collect()))
+        };
+        if followed::is_hub(from, group, hub, &self.domain) {
+            return Ok(if chain.is_some() {
+                unchained()
+            } else {
+                Speaker::Hub(Cow::Borrowed(items))
+            });
+        }
+        let head = self.store.group_head(group).await?;
+        if head.is_some_and(|head| head.status != GroupStatus::Followed) {
+            let moves = self.store.moves(group).await?;
+            let last = moves.and_then(|moves| moves.arrived);
+            let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
+            return Ok(if is_last { Speaker::LastHub } else { Speaker::Other });
+        }
+        let Some(chain) = chain.filter(|_| *from != self.domain) else { return Ok(Speaker::Other) };
+        // from the hub that is known here, or from the provider that created the group
+        let begin = hub.cloned().unwrap_or_else(|| group.domain());
+        let links = chain.into_vec().into_iter().skip_while(|link| link.source_domain != begin);
+        let Ok(links) = List::new(links.collect()) else { return Ok(Speaker::Other) };
+        match self.proves(group, &begin, from, &links).await {
+            Ok(true) => {
+                tracing::info!(%group, hub = %from, "a group's moves prove that it is hosted there now");
+                Ok(unchained())
+            }
+            Ok(false) => Ok(Speaker::Other),
+            // of this group alone: others of the same batch wait for nothing
+            Err(error) => {
+                tracing::info!(%group, peer = %from, %error, "a group's moves cannot be proven now; its hub is told to wait");
+                Ok(Speaker::Unproven)
+            }
+        }
+    }
+}
