@@ -140,7 +140,7 @@ impl Provider {
         }
     }
 
-    /// Has the process stand still at a step of a group's move, when it comes there.
+    /// Has the process stand still at a step of a group's move, when it comes there; `step 2`: the second time that it does.
     pub fn stop_at(&self, step: &str) {
         std::fs::write(self.folder.join(STOP_AT), step).unwrap();
     }
@@ -171,6 +171,11 @@ impl Provider {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = client.post(url).body(body).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Where its store is.
+    pub fn store(&self) -> PathBuf {
+        self.folder.join("data/store")
     }
 
     fn log(&self) -> PathBuf {
@@ -327,8 +332,11 @@ impl Player {
             if so(&self.client) {
                 return;
             }
-            let last = self.events().split_off(self.events().len().saturating_sub(8));
-            assert!(Instant::now() < deadline, "{}: {what}; last events: {last:#?}", self.uri);
+            if Instant::now() >= deadline {
+                let events = self.events();
+                let last = &events[events.len().saturating_sub(8)..];
+                panic!("{}: {what}; last events: {last:#?}", self.uri);
+            }
             let _ = self.client.receive(500).await;
         }
     }

@@ -227,6 +227,7 @@ impl Node {
             Ok(_) => {
                 step("source.confirmed").await;
                 self.store.write(over).await?;
+                step("source.over").await;
                 Ok(Went::Over)
             }
             Err(error) => {
