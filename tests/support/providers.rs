@@ -164,12 +164,13 @@ impl Provider {
         client.get(url).send().await.unwrap().text().await.unwrap()
     }
 
-    pub async fn ops_post(&self, path: &str, body: String) -> (u16, String) {
+    pub async fn ops_post(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, String) {
         let url = format!("http://{}{path}", self.ops);
         // an error says that the process has one
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = client.post(url).body(body).send().await.unwrap();
+        let answer = client.post(url).header("content-type", "application/octet-stream");
+        let answer = answer.body(body).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
@@ -394,11 +395,9 @@ impl Player {
 
 fn said(client: &Client, wanted: &GroupId) -> Vec<(ClientUri, String)> {
     let events = client.member().events(0, usize::MAX).unwrap();
-    let message = |(_, event)| match event {
-        Event::Message { group, sender, text, .. } if group == *wanted => {
-            Some((sender, text.unwrap_or_default()))
-        }
-        _ => None,
+    let message = |(_, event)| {
+        let Event::Message { group, sender, text, .. } = event else { return None };
+        (group == *wanted).then(|| (sender, text.unwrap_or_default()))
     };
     events.into_iter().filter_map(message).collect()
 }
