@@ -6,6 +6,10 @@ mod group;
 #[path = "../tests/support/linked.rs"]
 mod linked;
 mod moving;
+#[path = "../tests/support/providers.rs"]
+mod providers;
+#[path = "../tests/support/proxy.rs"]
+mod proxy;
 mod replication;
 mod store;
 #[path = "../tests/support/mod.rs"]

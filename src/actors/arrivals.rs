@@ -179,7 +179,7 @@ impl Node {
         let response = content.migration_response.clone();
         let key = self.own_response(from, &response)?;
         let group = &response.migration_request.group_id;
-        step("target.received").await;
+        step("target.content-received").await;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
         let hash = hash_of_content(&content);
@@ -228,6 +228,7 @@ impl Node {
     ) -> Result<TargetMigrationComplete, DsError> {
         let key = self.own_response(from, &response)?;
         let group = &response.migration_request.group_id;
+        step("target.abort-received").await;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
@@ -602,6 +603,7 @@ impl Node {
             return Err(not_authorized("a source confirms its own moves, to their target"));
         }
         let group = &confirmation.group_id;
+        step("target.confirmation-received").await;
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
         let moves = self.store.moves(group).await.map_err(of_store)?.unwrap_or_default();

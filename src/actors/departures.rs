@@ -427,7 +427,9 @@ impl Node {
         };
         let (event, body) = (EventType::MigrationRequest, encode(&response.migration_request));
         let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        step("source.before-asked").await;
         federation.request(target, event, RequestId(crypto::random()), body, timeout).await?;
+        step("source.asked").await;
         Ok(())
     }
 
@@ -452,9 +454,15 @@ impl Node {
         };
         let (id, timeout) = (RequestId(crypto::random()), self.limits.moves.content_timeout_ms);
         let timeout = Duration::from_millis(timeout);
-        step("source.before-send").await;
+        let [before, answered] = match asks_to_refuse {
+            true => ["source.before-abort", "source.abort-answered"],
+            false => ["source.before-send", "source.answered"],
+        };
+        step(before).await;
         let answer = federation.request(target, event, id, body, timeout).await;
-        step("source.answered").await;
+        if answer.is_ok() {
+            step(answered).await;
+        }
         let answer = answer.and_then(|bytes| {
             decode::<TargetMigrationComplete>(&bytes)
                 .map_err(|error| CallError::BadAnswer(error.to_string()))

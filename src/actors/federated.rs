@@ -10,6 +10,7 @@ use tls_codec::DeserializeBytes;
 use super::{
     deliver::Sender,
     errors::{internal, malformed, not_authorized, of_store},
+    moves::step,
     node::Node,
     peer::recipient_of,
 };
@@ -67,23 +68,31 @@ impl Node {
             EventType::Complaint => Err(not_authorized("this provider takes no complaints yet")),
             EventType::MigrationRequest => {
                 let request: MigrationRequest = body_of(&opened)?;
-                Ok(encode(&self.migration_response(request).await?))
+                step("target.request-received").await;
+                let response = self.migration_response(request).await?;
+                step("target.request-answering").await;
+                Ok(encode(&response))
             }
             EventType::MigrationContent => {
                 let content: MigrationContent = body_of(&opened)?;
                 let node = self.clone();
                 let taken = whole(async move { node.take_content(&opened.sender, content).await });
-                Ok(encode(&taken.await?))
+                let complete = taken.await?;
+                step("target.content-answering").await;
+                Ok(encode(&complete))
             }
             EventType::MigrationAbort => {
                 let response: MigrationResponse = body_of(&opened)?;
                 let node = self.clone();
                 let ended = whole(async move { node.take_abort(&opened.sender, response).await });
-                Ok(encode(&ended.await?))
+                let complete = ended.await?;
+                step("target.abort-answering").await;
+                Ok(encode(&complete))
             }
             EventType::MigrationConfirmation => {
                 let confirmation: MigrationConfirmation = body_of(&opened)?;
                 self.take_confirmation(&opened.sender, confirmation).await?;
+                step("target.confirmation-answering").await;
                 Ok(Vec::new())
             }
         }

@@ -16,6 +16,7 @@ use super::{
     copies::is_copy,
     errors::{internal, of_reject, of_store},
     group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
+    moves::step,
     node::Node,
 };
 use crate::{
@@ -207,7 +208,15 @@ impl Node {
     /// Answers a [`DsMessage`] to a group hosted here that came through `relay`: this provider for its own clients, or
     /// the authenticated peer.
     pub async fn hosted_operation(&self, relay: Domain, message: DsMessage) -> DsResponse {
+        let moves = matches!(message.request, DsRequest::StartMigration(_));
+        if moves {
+            // also for right before the freeze: until that is written nothing has changed
+            step("source.start-received").await;
+        }
         let outcome = Outcome::from(self.operate(Request { message, relay }).await);
+        if moves {
+            step("source.start-answering").await;
+        }
         DsResponse { version: ProtocolVersion::MIMI10, outcome }
     }
 

@@ -298,15 +298,20 @@ impl Node {
 }
 
 /// A place in the code where a test may end the process, to see that what is written down is enough: the file that
-/// `TEST_STOP_AT_FILE` names says where (`step`), and gets `stopped` behind it; the process then waits to be killed. Built
-/// without debug assertions it is nothing.
+/// `TEST_STOP_AT_FILE` names says where (`step`, or `step 2` for the second time that it is come to), and gets `stopped` behind
+/// it; the process then waits to be killed. Built without debug assertions it is nothing.
 pub(super) async fn step(name: &'static str) {
     #[cfg(debug_assertions)]
     {
         use std::io::Write as _;
         let Some(path) = std::env::var_os("TEST_STOP_AT_FILE") else { return };
         let wanted = std::fs::read_to_string(&path).unwrap_or_default();
-        if wanted.trim() != name {
+        let (wanted, times) = wanted.trim().split_once(' ').unwrap_or((wanted.trim(), "1"));
+        if wanted != name || times.contains("stopped") {
+            return;
+        }
+        if let Some(left) = times.parse::<u32>().ok().filter(|times| *times > 1) {
+            let _ = std::fs::write(&path, format!("{name} {}", left - 1));
             return;
         }
         tracing::warn!(name, "stopping here, as asked");

@@ -13,6 +13,7 @@ use std::{
 use super::{
     errors::{detail, internal, malformed, not_authorized, of_store, unauthenticated},
     hints::locked,
+    moves::step,
     node::Node,
     queue::BindError,
     tokens::user_key_hash,
@@ -264,7 +265,9 @@ impl Node {
         if target == self.domain {
             return self.migration_response(request).await;
         }
+        step("initiator.before-request").await;
         let answer = self.ask(&target, EventType::MigrationRequest, encode(&request)).await?;
+        step("initiator.promised").await;
         decode(&answer).map_err(|error| bad_answer(&target, error))
     }
 

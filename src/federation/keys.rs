@@ -3,7 +3,8 @@
 //!
 //! A flood of forged senders costs little: a list of a domain is fetched at most once a minute, concurrent fetches of one
 //! are one, and only so many are under way at once; strangers and providers that are known, or
-//! that this one has dealings with, do not take each other's share. Beyond the bounds the domain that is longest unused is
+//! that this one has dealings with, do not take each other's share. Where nobody is there to answer the next fetch comes
+//! sooner, and each time less so, up to the minute: who is being started is found at once, who stays away costs no more. Beyond the bounds the domain that is longest unused is
 //! forgotten, those without keys first.
 
 use std::{
@@ -55,6 +56,8 @@ pub struct KeyLimits {
     pub lifetime_max_ms: u64,
     /// Between two fetches of one list.
     pub fetch_every_ms: u64,
+    /// The same after the first that found nobody there; it doubles with each that does so, up to `fetch_every_ms`.
+    pub unreached_first_ms: u64,
     /// Under way at once: of strangers, and as many of providers with known keys and acquaintances.
     pub fetches_max: usize,
     pub fetch_timeout: Duration,
@@ -68,6 +71,7 @@ impl Default for KeyLimits {
             lifetime_min_ms: 60 * 1000,
             lifetime_max_ms: 24 * 3600 * 1000,
             fetch_every_ms: 60 * 1000,
+            unreached_first_ms: 1000,
             fetches_max: 64,
             fetch_timeout: Duration::from_secs(10),
         }
@@ -96,7 +100,7 @@ impl KnownKeys {
 pub enum Newer {
     Keys(Arc<KnownKeys>),
     Failed(CallError),
-    /// They were fetched less than a minute ago.
+    /// They were fetched a moment ago.
     Later {
         retry_after_ms: u64,
     },
@@ -145,6 +149,8 @@ struct Entry {
     attempted_at: Timestamp,
     used_at: Timestamp,
     failure: Option<CallError>,
+    /// Fetches in a row that found nobody there.
+    unreached: u32,
 }
 
 impl KeyCache {
@@ -183,7 +189,7 @@ impl KeyCache {
     /// beside, so that a peer that is down for a while does no harm.
     ///
     /// # Errors
-    /// Of the fetch; within a minute after one that failed, its error again.
+    /// Of the fetch; for as long as [`KeyCache::retry_after_ms`] says after one that failed, its error again.
     pub async fn get(&self, domain: &Domain, list: KeyList) -> Result<Arc<KnownKeys>, CallError> {
         let flight = {
             let now = (self.0.clock)();
@@ -218,6 +224,13 @@ impl KeyCache {
         let (now, known) = ((self.0.clock)(), self.known());
         let entry = known.lists.get(&(domain.clone(), list));
         entry.and_then(|entry| entry.keys.as_ref()).is_some_and(|keys| now <= keys.good_until)
+    }
+
+    /// How long until a list may be fetched again; none where no fetch of it was tried.
+    #[must_use]
+    pub fn retry_after_ms(&self, domain: &Domain, list: KeyList) -> Option<u64> {
+        let (now, known) = ((self.0.clock)(), self.known());
+        known.lists.get(&(domain.clone(), list)).map(|entry| self.wait_ms(entry, now))
     }
 
     /// The keys of `domain` as they are now, where `than` did not help.
@@ -282,7 +295,15 @@ impl KeyCache {
             // the clock was set back
             return 0;
         }
-        self.0.limits.fetch_every_ms.saturating_sub(now.ms_since(entry.attempted_at))
+        let KeyLimits { fetch_every_ms, unreached_first_ms, .. } = self.0.limits;
+        let every_ms = match entry.unreached {
+            0 => fetch_every_ms,
+            times => {
+                let doublings = times.saturating_sub(1).min(MAX_DOUBLINGS);
+                unreached_first_ms.saturating_mul(1 << doublings).min(fetch_every_ms)
+            }
+        };
+        every_ms.saturating_sub(now.ms_since(entry.attempted_at))
     }
 
     /// Takes note of the attempt, then starts it.
@@ -308,7 +329,13 @@ impl KeyCache {
             Some(entry) => entry.attempted_at = now,
             None => {
                 known.make_room(self.0.limits.lists_max);
-                let entry = Entry { keys: None, attempted_at: now, used_at: now, failure: None };
+                let entry = Entry {
+                    keys: None,
+                    attempted_at: now,
+                    used_at: now,
+                    failure: None,
+                    unreached: 0,
+                };
                 known.lists.insert(key.clone(), entry);
             }
         }
@@ -340,6 +367,11 @@ impl KeyCache {
             Err(error) => {
                 tracing::debug!(peer = %domain, path, %error, "keys cannot be fetched");
                 if let Some(entry) = known.lists.get_mut(&key) {
+                    // who answers, late or badly, is there, and is not to be asked more often
+                    let is_there = !matches!(error, CallError::Unreachable(_));
+                    entry.unreached = if is_there { 0 } else { entry.unreached.saturating_add(1) };
+                    // from when that was found: finding it may take longer than the wait
+                    entry.attempted_at = entry.attempted_at.max(now);
                     entry.failure = Some(error.clone());
                 }
                 Err(error)
@@ -354,7 +386,7 @@ impl Known {
         let Some(entry) = self.lists.get_mut(&key) else { return };
         self.bytes += keys.bytes;
         let before = entry.keys.replace(keys);
-        entry.failure = None;
+        (entry.failure, entry.unreached) = (None, 0);
         self.bytes -= before.map_or(0, |keys| keys.bytes);
         while self.bytes > bytes_max {
             let others =
@@ -428,3 +460,5 @@ fn broken_off<T>() -> Result<T, CallError> {
 /// What a list may take: VerificationKeyResponse's own bound and what is around it.
 const LIST_BYTES_MAX: usize = 256 * 1024 + 512;
 const S2S_KEYS_MAX: usize = 16;
+/// Past any wait that is configured.
+const MAX_DOUBLINGS: u32 = 16;

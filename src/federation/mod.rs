@@ -291,7 +291,10 @@ impl Federation {
         let no_keys = |error: &CallError| MessageError::NoKeys {
             domain: sender.clone(),
             why: error.kind().to_owned(),
-            retry_after_ms: RETRY_KEYS_MS,
+            retry_after_ms: self
+                .keys
+                .retry_after_ms(sender, KeyList::Verification)
+                .map_or(RETRY_KEYS_MS, |ms| ms.max(1)),
         };
         let keys = self.keys.get(sender, KeyList::Verification).await;
         let keys = keys.map_err(|error| no_keys(&error))?;
@@ -554,5 +557,5 @@ fn answer_bytes_max(endpoint: S2SEndpoint) -> usize {
     }
 }
 
-/// When a sender whose keys cannot be had may come again.
+/// When a sender may come again whose keys are not even asked for now.
 const RETRY_KEYS_MS: u64 = 60_000;

@@ -532,6 +532,8 @@ impl Outbox {
                     DeliveryProblem::UnknownFeed => {
                         Bad::Aside("a snapshot was answered with unknown_feed")
                     }
+                    // it follows who this group has gone to, and has all that there is here
+                    DeliveryProblem::WrongHub if next > until => Bad::Has,
                     // a snapshot proves who the hub is, or nothing does
                     DeliveryProblem::WrongHub if item.is_snapshot => Bad::Aside("wrong_hub"),
                     // it has not heard yet that the group has moved here
@@ -550,6 +552,10 @@ impl Outbox {
                     Bad::Stall(problem) => {
                         self.stall(&group, problem, now, random);
                         Turned::Stalled
+                    }
+                    Bad::Has => {
+                        self.has_all(&group, until, now);
+                        Turned::On
                     }
                     Bad::Wait => self.wait_for_room(&group, now, random),
                     Bad::Aside(problem) => {
@@ -800,6 +806,15 @@ impl Outbox {
         }
     }
 
+    /// The peer has everything up to `until`, by whatever way.
+    fn has_all(&mut self, group: &GroupId, until: Sequence, now: Timestamp) {
+        self.acknowledge(group, until, now);
+        if let Some(lane) = self.groups.get_mut(group) {
+            lane.opened = true;
+        }
+        self.go_on(group);
+    }
+
     fn resume(
         &mut self,
         group: &GroupId,
@@ -891,6 +906,8 @@ enum Bad {
     Stall(&'static str),
     Repair,
     Resume(Sequence),
+    /// Nothing is left to be sent.
+    Has,
     /// The same again, later.
     Wait,
     Aside(&'static str),

@@ -265,6 +265,25 @@ fn a_peer_that_has_not_heard_that_the_group_moved_here_hears_it_in_time_or_is_sh
 }
 
 #[test]
+fn who_follows_a_later_hub_and_is_past_all_that_is_here_has_it() {
+    // what it took was not written down when this hub fell; nothing is known, or where it stood
+    for needs_snapshot in [true, false] {
+        let mut outbox = Outbox::new(LIMITS);
+        outbox.load(group(1), Standing { needs_snapshot, ..standing(5, 8) }, at(0));
+        let (batch, _) = next_batch(&mut outbox, at(1)).unwrap();
+        let wrong = answer(vec![failure(0, DeliveryProblem::WrongHub, 9)]);
+        assert_eq!(turns(&outbox.answered(batch, &wrong, at(1), 0)), [Turned::On]);
+        assert_eq!(outbox.plan(usize::MAX, at(1_000_000)), None);
+        let progress = outbox.unpersisted(9);
+        assert!(progress[0].is_done() && progress[0].opened, "{progress:?}");
+        // the group comes back: what is new goes out as ever
+        assert!(outbox.grow(&group(1), Sequence(12), at(2)));
+        let (_, items) = next_batch(&mut outbox, at(2)).unwrap();
+        assert_eq!(places(&items)[0], (group(1), 9));
+    }
+}
+
+#[test]
 fn a_gap_before_what_was_acknowledged_needs_a_snapshot() {
     let mut outbox = Outbox::new(LIMITS);
     outbox.load(group(1), standing(5, 8), at(0));

@@ -281,6 +281,57 @@ async fn a_flood_of_forged_senders_costs_one_fetch_a_minute() {
     }
 }
 
+/// Fetches of a.example's keys by b.example while forged messages come ten times a second.
+async fn fetches_in(net: &Net, b: &Federation, ms: u64) -> usize {
+    let before = net.fetches();
+    for _ in 0..ms / 100 {
+        let message = forged("a.example", "b.example", 1, net.now());
+        assert_eq!(opened(b, &message).await, "unavailable");
+        net.advance(100);
+    }
+    net.fetches() - before
+}
+
+#[tokio::test]
+async fn keys_of_who_is_not_there_are_asked_for_soon_and_then_ever_less_often() {
+    let net = net();
+    let b = net.join("b.example");
+    for wait_s in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+        assert_eq!(fetches_in(&net, &b, wait_s * 1000).await, 1, "{wait_s} s");
+    }
+}
+
+#[tokio::test]
+async fn who_is_started_again_is_believed_when_it_was_told_to_come_again() {
+    let net = net();
+    let (a, b) = (net.join("a.example"), net.join("b.example"));
+    net.nodes.lock().unwrap().remove(&domain("a.example"));
+    assert_eq!(fetches_in(&net, &b, 6_000).await, 3);
+    net.nodes.lock().unwrap().insert(domain("a.example"), Arc::clone(&a));
+    let told = refusal(ask(&a, "b.example", FREE, 1).await);
+    let DsError::Unavailable { retry_after_ms: hint, .. } = told else { panic!("{told:?}") };
+    assert_eq!(hint, 1_000, "at 3 s the third fetch failed, the next is at 7 s");
+    net.advance(hint);
+    ask(&a, "b.example", FREE, 2).await.unwrap();
+    // whoever was there falls: it begins anew
+    net.nodes.lock().unwrap().remove(&domain("a.example"));
+    net.advance(own_keys::PUBLISHED_FOR_MS + 1);
+    for wait_s in [1, 2, 4] {
+        assert_eq!(fetches_in(&net, &b, wait_s * 1000).await, 1, "{wait_s} s");
+    }
+}
+
+#[tokio::test]
+async fn who_answers_with_what_cannot_be_used_is_asked_once_a_minute() {
+    let net = net();
+    let b = net.join("b.example");
+    assert_eq!(fetches_in(&net, &b, 3_000).await, 2, "nobody is there");
+    net.lists.lock().unwrap().insert(domain("a.example"), b"<html>".to_vec());
+    for _ in 0..3 {
+        assert_eq!(fetches_in(&net, &b, MINUTE).await, 1);
+    }
+}
+
 #[tokio::test]
 async fn concurrent_messages_of_an_unknown_sender_wait_for_one_fetch() {
     let net = net();

@@ -14,14 +14,14 @@ use mimid::{
 
 use crate::providers::{Player, Providers, accepted, agree, connect};
 
-const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
+pub const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
 
-fn named(domain: &str) -> Domain {
+pub fn named(domain: &str) -> Domain {
     Domain::new(domain).unwrap()
 }
 
 /// alice, bob and carol, each of a provider of their own, in a group that a.example hosts.
-async fn team(providers: &Providers) -> (Player, Player, Player, GroupId) {
+pub async fn team(providers: &Providers) -> (Player, Player, Player, GroupId) {
     let alice = providers.client("alice@a.example/phone").await;
     let bob = providers.client("bob@b.example/phone").await;
     let carol = providers.client("carol@c.example/phone").await;

@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -28,7 +27,7 @@ use mimid::{
         ProviderKey, Transport,
     },
     queue::token::TokenKeys,
-    store::{self, SharedStore, StoreConfig, memory::Disk},
+    store::{SharedStore, memory::Disk},
     wire::{
         client::{ClientMessage, ClientMessageTbs, ClientResponse, Flag, QueueTokens, Register},
         codec::{List, Opaque, Raw, Text, encode},
@@ -81,26 +80,11 @@ struct Ways {
 impl Linked {
     /// a.example and b.example, each with a store in memory.
     pub fn start() -> Self {
-        Self::with_stores([Disk::new().open().unwrap(), Disk::new().open().unwrap()])
-    }
-
-    /// The same, with stores on disk.
-    pub fn start_in(folder: &Path) -> Self {
-        Self::with_stores(["a", "b"].map(|name| {
-            let (engine, folder) = ("sled".to_owned(), folder.join(name));
-            let config = StoreConfig { engine, folder, cache_bytes: 64 * 1024 * 1024 };
-            store::open(&config).unwrap()
-        }))
-    }
-
-    fn with_stores(stores: [SharedStore; 2]) -> Self {
         let domains = ["a.example", "b.example"].map(|domain| Domain::new(domain).unwrap());
         let sides = domains.iter().map(|domain| (domain.clone(), OnceLock::new())).collect();
         let (is_open, _) = watch::channel(true);
         let ways = Arc::new(Ways { sides, is_open, bytes: AtomicU64::new(0) });
-        let ([a, b], [store_a, store_b]) = (domains, stores);
-        let a = Side::start(a, store_a, &ways);
-        let b = Side::start(b, store_b, &ways);
+        let [a, b] = domains.map(|domain| Side::start(domain, Disk::new().open().unwrap(), &ways));
         Self { a, b, ways }
     }
 

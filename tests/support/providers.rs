@@ -140,7 +140,7 @@ impl Provider {
         }
     }
 
-    /// Has the process stand still at a step of a group's move, when it comes there.
+    /// Has the process stand still at a step of a group's move, when it comes there; `step 2`: the second time that it does.
     pub fn stop_at(&self, step: &str) {
         std::fs::write(self.folder.join(STOP_AT), step).unwrap();
     }
@@ -164,13 +164,19 @@ impl Provider {
         client.get(url).send().await.unwrap().text().await.unwrap()
     }
 
-    pub async fn ops_post(&self, path: &str, body: String) -> (u16, String) {
+    pub async fn ops_post(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, String) {
         let url = format!("http://{}{path}", self.ops);
         // an error says that the process has one
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = client.post(url).body(body).send().await.unwrap();
+        let answer = client.post(url).header("content-type", "application/octet-stream");
+        let answer = answer.body(body).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Where its store is.
+    pub fn store(&self) -> PathBuf {
+        self.folder.join("data/store")
     }
 
     fn log(&self) -> PathBuf {
@@ -327,8 +333,11 @@ impl Player {
             if so(&self.client) {
                 return;
             }
-            let last = self.events().split_off(self.events().len().saturating_sub(8));
-            assert!(Instant::now() < deadline, "{}: {what}; last events: {last:#?}", self.uri);
+            if Instant::now() >= deadline {
+                let events = self.events();
+                let last = &events[events.len().saturating_sub(8)..];
+                panic!("{}: {what}; last events: {last:#?}", self.uri);
+            }
             let _ = self.client.receive(500).await;
         }
     }
@@ -386,11 +395,9 @@ impl Player {
 
 fn said(client: &Client, wanted: &GroupId) -> Vec<(ClientUri, String)> {
     let events = client.member().events(0, usize::MAX).unwrap();
-    let message = |(_, event)| match event {
-        Event::Message { group, sender, text, .. } if group == *wanted => {
-            Some((sender, text.unwrap_or_default()))
-        }
-        _ => None,
+    let message = |(_, event)| {
+        let Event::Message { group, sender, text, .. } = event else { return None };
+        (group == *wanted).then(|| (sender, text.unwrap_or_default()))
     };
     events.into_iter().filter_map(message).collect()
 }

@@ -235,6 +235,7 @@ impl Node {
         if told.is_enough() {
             step("source.confirmed").await;
             self.store.write(over).await?;
+            step("source.over").await;
             return Ok(Went::Over);
         }
         let asked_ms = answer.err().and_then(|error| {
