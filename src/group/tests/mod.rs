@@ -3,6 +3,7 @@
 //! step the group that is loaded from its log equals the live one: the fixture checks both.
 
 mod authentication;
+mod creation;
 mod guests;
 mod hub_keys;
 mod hub_removals;
