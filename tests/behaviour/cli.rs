@@ -147,6 +147,31 @@ fn errors_say_what_to_do() {
     provider.client("a", &["create", "team"]);
     assert!(says("a", &["add", "team", "bob"]).contains("connect"));
     assert!(says("a", &["connect", "nobody"]).contains("no such user"));
+    assert!(says("a", &["remove", "team", "alice/cli"]).contains("`leave`"));
+    assert!(says("a", &["remove", "team", "cli"]).contains("`leave`"));
+    let gone = says("b", &["register", "bob", "--endpoints", "gone/endpoints.json"]);
+    assert!(gone.contains("is it running?"), "{gone}");
+}
+
+#[test]
+fn client_is_told_where_its_provider_is_now_and_believes_no_other() {
+    let mut provider = Provider::start();
+    provider.client("a", &["register", "alice"]);
+    provider.client("a", &["create", "team"]);
+    provider.process.kill_and_move();
+    let failed = provider.run("a", &["send", "team", "kept"]);
+    assert!(String::from_utf8_lossy(&failed.stdout).contains("`register` again"));
+
+    let other = Provider::start();
+    let elsewhere = other.folder.path().join("mimid-data/endpoints.json");
+    let elsewhere = elsewhere.to_str().unwrap();
+    let refused = provider.run("a", &["register", "alice", "--endpoints", elsewhere]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(!refused.status.success() && said.contains("nothing has changed"), "{said}");
+
+    provider.client("a", &["register", "alice"]);
+    assert_eq!(provider.client("a", &["resume"]).last().unwrap()["unanswered"], 0);
+    provider.client("a", &["send", "team", "and on"]);
 }
 
 #[test]
