@@ -10,6 +10,7 @@ mod hub_removals;
 mod leaves;
 mod memberships;
 mod operations;
+mod outsiders;
 mod pending;
 mod portability;
 mod properties;
