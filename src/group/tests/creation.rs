@@ -183,7 +183,8 @@ fn new_group_is_asked_for_by_its_one_leaf_in_epoch_0() {
 
 #[test]
 fn new_group_has_the_context_that_its_hub_needs() {
-    let cases: Vec<(&str, fn(&mut Founding))> = vec![
+    type Change = fn(&mut Founding);
+    let cases: Vec<(&str, Change)> = vec![
         ("must be an admin", |it| it.policy.roles = List::default()),
         ("no right can be given to the banned", |it| it.policy.may_send = Role::Banned),
         ("members_max must be", |it| it.policy.members_max = 0),
