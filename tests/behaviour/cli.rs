@@ -175,6 +175,36 @@ fn client_is_told_where_its_provider_is_now_and_believes_no_other() {
 }
 
 #[test]
+fn demo_that_is_told_to_stop_leaves_no_provider_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut demo = Command::new(MIMID)
+        .arg("demo")
+        .env("TMPDIR", temporary.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // held to the end: who prints into a closed pipe ends by that
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(demo.stdout.take().unwrap()));
+    let mut addresses = Vec::new();
+    for line in lines.by_ref() {
+        let line = line.unwrap();
+        let Some((_, after)) = line.split_once("clients at https://") else { continue };
+        addresses.push(after.split(',').next().unwrap().to_owned());
+        if addresses.len() == 2 {
+            break;
+        }
+    }
+    let pid = demo.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    for address in addresses {
+        assert!(std::net::TcpStream::connect(&address).is_err(), "{address} is served");
+    }
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn demo_plays_to_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let kept: PathBuf = folder.path().join("demo");
