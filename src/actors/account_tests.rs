@@ -75,6 +75,27 @@ async fn message_outside_the_window_or_from_before_the_start_is_stale() {
 }
 
 #[actix::test]
+async fn registration_is_a_message_like_others() {
+    let world = World::new();
+    let person = Person::new("alice", "phone", None);
+    let register = async |message| {
+        let registered = world.node.register(&message, person.registration()).await;
+        registered.map(|_| ()).map_err(|error| error.name())
+    };
+    let good = || world.sign(&person, "/v1/register", &person.registration());
+    let elsewhere = world.sign(&person, ENDPOINT, &person.registration());
+    assert_eq!(register(elsewhere).await, Err("malformed"));
+    let mut version = good();
+    version.version = ProtocolVersion(2);
+    assert_eq!(register(version).await, Err("unsupported_version"));
+    let late = good();
+    world.clock.advance_ms(world.limits.clock_skew_ms + 1);
+    assert_eq!(register(late).await, Err("stale_request"));
+    assert!(world.node.store.account(&person.user).await.unwrap().is_none());
+    assert_eq!(register(good()).await, Ok(()));
+}
+
+#[actix::test]
 async fn nonces_are_bounded_and_forgotten_with_their_window() {
     let limits = Limits { nonces_per_client_max: 2, ..Limits::default() };
     let world = World::with(limits, Registration::Open);

@@ -308,6 +308,33 @@ async fn fetches_are_limited_per_hour_alike_for_unknown_users() {
 }
 
 #[actix::test]
+async fn fetches_for_groups_and_of_one_user_are_limited_per_hour() {
+    let limits = Limits {
+        key_package_targets_per_hour: 2,
+        key_package_fetches_per_hour: 4,
+        ..Limits::default()
+    };
+    let (world, alice, _) = pair(limits).await;
+    let fetch = async |name: &str| {
+        let request = GroupKeyPackageRequest {
+            target_user: UserUri::of(&domain(), name).unwrap(),
+            consent_token: Opaque::new(CONSENT).unwrap(),
+            ciphersuites: List::new(vec![SUITE]).unwrap(),
+            required: None,
+        };
+        let fetched = world.node.group_key_packages(&alice.client, request).await;
+        fetched.map(|_| ()).map_err(|error| error.name())
+    };
+    assert_eq!((fetch("bob").await, fetch("bob").await), (Ok(()), Ok(())));
+    assert_eq!(fetch("bob").await, Err("rate_limited"), "of one target");
+    // the refused one counted for alice, too
+    assert_eq!(fetch("nobody").await, Ok(()));
+    assert_eq!(fetch("somebody").await, Err("rate_limited"), "of all targets together");
+    world.clock.advance_ms(3_600_000);
+    assert_eq!(fetch("somebody").await, Ok(()));
+}
+
+#[actix::test]
 async fn expired_key_packages_are_dropped_at_the_next_publishing() {
     let (world, alice, bob) = pair(Limits::default()).await;
     let key_packages = world.key_packages(&bob, TokenClass::Group, 2).await;

@@ -9,8 +9,7 @@ mod show;
 
 use std::{
     fmt::Display,
-    io::IsTerminal as _,
-    io::Write,
+    io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
@@ -60,7 +59,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make this home a client of a provider
+    /// Make this home a client of a provider, or tell it where its provider is now
     Register(Register),
     /// This client, its user and its provider
     Whoami,
@@ -173,7 +172,7 @@ enum Command {
     Code {
         group: String,
         /// How long it is good
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u64).range(1..=3650))]
         days: u64,
     },
     /// Propose a change for others to commit
@@ -630,6 +629,13 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
             (Server { url: url.clone(), certificate }, None)
         }
         (None, Some(file), _) if args.endpoints.is_some() || authorization.is_none() => {
+            if !file.exists() {
+                return Err(invalid(format!(
+                    "{}: there is no such file; a provider writes it when it serves and removes it when it stops: \
+                     is it running?",
+                    file.display()
+                )));
+            }
             let endpoints: Endpoints = serde_json::from_str(&read_text(&file)?)
                 .map_err(|error| invalid(format!("{}: {error}", file.display())))?;
             let certificate = endpoints.certificate.as_deref().map(read_text).transpose()?;
@@ -662,6 +668,7 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
     make_private(home)?;
     let database = home.join(DATABASE);
     let was_there = database.exists();
+    let was_registered = was_there && open(home).is_ok();
     let registered = Client::register(Home::open(&database)?, registration, system_clock()).await;
     let registered = match registered {
         Ok(registered) => registered,
@@ -685,7 +692,9 @@ async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), Cl
         }
     };
     let groups = registered.member().groups()?.len();
-    let line = if groups > 0 {
+    let line = if was_registered {
+        format!("{client} goes to its provider's new address from now on")
+    } else if groups > 0 {
         format!("registered {client}; it joined {groups} groups of its user")
     } else {
         format!("registered {client}")
@@ -809,15 +818,26 @@ async fn remove(
 ) -> Result<(), ClientError> {
     let view = client.find_group(group)?;
     let me = client.member().client().user();
+    let here = client.member().client().clone();
+    let is_another = |device: &ClientUri| {
+        if *device != here {
+            return Ok(());
+        }
+        Err(invalid(
+            "a device does not remove itself: `leave` the group, or remove it from another device",
+        ))
+    };
     let (mut users, mut devices, mut others) = (Vec::new(), Vec::new(), Vec::new());
     for name in whom {
         if let Some(device) = client_named(client, name)? {
+            is_another(&device)?;
             let which = if device.user() == me { &mut devices } else { &mut others };
             which.push(device);
             continue;
         }
         let own = own_device(client, name)?;
         if view.members.iter().any(|it| it.client == own) {
+            is_another(&own)?;
             devices.push(own);
         } else {
             users.push(user_named(client, name)?);

@@ -9,7 +9,9 @@ mod cast;
 mod play;
 mod stage;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Instant};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Instant};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
     play::Play,
@@ -58,7 +60,7 @@ pub fn run(args: &Args) -> ExitCode {
         Err(error) => return failed(&error.to_string()),
     };
     let mut tally = Tally::default();
-    let played = runtime.block_on(async {
+    let play = async {
         let [a, b] = DOMAINS.map(|domain| Provider::prepare(&folder.path, domain));
         let mut providers = [a?, b?];
         providers[0].introduce(&providers[1])?;
@@ -73,7 +75,18 @@ pub fn run(args: &Args) -> ExitCode {
             );
         }
         Play::new(args, &folder.path, &mut tally, providers).all().await
+    };
+    // the providers end with what plays: they are processes of their own, and would outlive this one
+    let played = runtime.block_on(async {
+        tokio::select! {
+            played = play => Some(played),
+            () = told_to_stop() => None,
+        }
     });
+    let Some(played) = played else {
+        folder.end(true);
+        return failed("it was told to stop");
+    };
     tally.print();
     match played {
         Ok(()) => {
@@ -87,6 +100,18 @@ pub fn run(args: &Args) -> ExitCode {
             let [a, b] = logs.map(|log| log.display().to_string());
             failed(&format!("{error}\nThe providers' logs are {a} and {b}"))
         }
+    }
+}
+
+/// Ends with SIGTERM or SIGINT; never where they cannot be caught.
+async fn told_to_stop() {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
 }
 

@@ -82,7 +82,7 @@ impl std::fmt::Debug for Authorization {
 
 impl Client {
     /// Registers a new client and puts its KeyPackages up. A home in which this was begun and not finished goes on
-    /// with the keys that it made then.
+    /// with the keys that it made then; one that is registered learns its provider's new address, where it has one.
     ///
     /// # Errors
     /// [`ClientError::Refused`] where the provider does not take the client; the home can be thrown away then.
@@ -112,12 +112,16 @@ impl Client {
             )));
         }
         if member.setting(REGISTERED)? == Some(true) {
-            return Err(ClientError::Invalid(format!(
-                "{} is registered already; a further client needs a home of its own (--home)",
-                member.client()
-            )));
+            return Self::found_elsewhere(member, &registration.server, clock).await;
         }
         member.set(SERVER, &registration.server)?;
+        // before anything is asked: one that is cut off goes on with what it was given
+        if let Some(authorization) = &registration.authorization {
+            for (user, contact) in &authorization.contacts {
+                member.set_contact(user, contact)?;
+            }
+            member.set(TO_JOIN, &authorization.groups)?;
+        }
         let client = Self::with_server(member, &registration.server, clock)?;
         let register = {
             let member = client.member();
@@ -136,15 +140,33 @@ impl Client {
             }
         };
         let _: Registered = client.call("/v1/register", encode(&register)).await?;
-        client.member().set(REGISTERED, &true)?;
         client.stock_up().await?;
-        if let Some(authorization) = registration.authorization {
-            for (user, contact) in &authorization.contacts {
-                client.member().set_contact(user, contact)?;
-            }
-            client.member().set(TO_JOIN, &authorization.groups)?;
-            client.join_groups_of_user().await?;
+        client.member().set(REGISTERED, &true)?;
+        client.join_groups_of_user().await?;
+        Ok(client)
+    }
+
+    /// A client that is registered finds its provider at another address from now on, if the one there knows it.
+    async fn found_elsewhere(
+        member: Member,
+        server: &Server,
+        clock: Clock,
+    ) -> Result<Self, ClientError> {
+        let uri = member.client().clone();
+        let known: Server = member.setting(SERVER)?.ok_or(ClientError::NotRegistered)?;
+        if known == *server {
+            return Err(ClientError::Invalid(format!(
+                "{uri} is registered already; a further client needs a home of its own (--home)"
+            )));
         }
+        let client = Self::with_server(member, server, clock)?;
+        if let Err(error) = client.publish(Vec::new()).await {
+            return Err(ClientError::Invalid(format!(
+                "{uri} is registered already, and is not known at {} ({error}); nothing has changed, it still goes to {}",
+                server.url, known.url
+            )));
+        }
+        client.member().set(SERVER, server)?;
         Ok(client)
     }
 

@@ -47,7 +47,10 @@ const WINDOW_BYTES: u32 = 1024 * 1024;
 pub enum HttpError {
     #[error("the certificate to trust is not a PEM certificate: {0}")]
     Certificate(String),
-    #[error("no connection to the provider ({why}); is it running at {url}?")]
+    #[error(
+        "no connection to the provider ({why}); is it running at {url}? Where it has another address now, \
+         `register` again with that"
+    )]
     Unreachable { url: String, why: String },
     #[error(
         "what answers at {url} is not the provider that this client trusts ({why}); `register` takes the \

@@ -70,7 +70,7 @@ pub enum ClientError {
     NoSuchGroup(String),
     #[error("{name:?} could be any of {}: say more of it", listed(matches))]
     Ambiguous { name: String, matches: Vec<GroupId> },
-    #[error("this client is not registered at a provider")]
+    #[error("this client is not registered at a provider yet: `register` goes on with it")]
     NotRegistered,
     #[error("{0}")]
     Invalid(String),

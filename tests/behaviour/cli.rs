@@ -147,6 +147,61 @@ fn errors_say_what_to_do() {
     provider.client("a", &["create", "team"]);
     assert!(says("a", &["add", "team", "bob"]).contains("connect"));
     assert!(says("a", &["connect", "nobody"]).contains("no such user"));
+    assert!(says("a", &["remove", "team", "alice/cli"]).contains("`leave`"));
+    assert!(says("a", &["remove", "team", "cli"]).contains("`leave`"));
+    let gone = says("b", &["register", "bob", "--endpoints", "gone/endpoints.json"]);
+    assert!(gone.contains("is it running?"), "{gone}");
+}
+
+#[test]
+fn client_is_told_where_its_provider_is_now_and_believes_no_other() {
+    let mut provider = Provider::start();
+    provider.client("a", &["register", "alice"]);
+    provider.client("a", &["create", "team"]);
+    provider.process.kill_and_move();
+    let failed = provider.run("a", &["send", "team", "kept"]);
+    assert!(String::from_utf8_lossy(&failed.stdout).contains("`register` again"));
+
+    let other = Provider::start();
+    let elsewhere = other.folder.path().join("mimid-data/endpoints.json");
+    let elsewhere = elsewhere.to_str().unwrap();
+    let refused = provider.run("a", &["register", "alice", "--endpoints", elsewhere]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert!(!refused.status.success() && said.contains("nothing has changed"), "{said}");
+
+    provider.client("a", &["register", "alice"]);
+    assert_eq!(provider.client("a", &["resume"]).last().unwrap()["unanswered"], 0);
+    provider.client("a", &["send", "team", "and on"]);
+}
+
+#[test]
+fn demo_that_is_told_to_stop_leaves_no_provider_behind() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut demo = Command::new(MIMID)
+        .arg("demo")
+        .env("TMPDIR", temporary.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // held to the end: who prints into a closed pipe ends by that
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(demo.stdout.take().unwrap()));
+    let mut addresses = Vec::new();
+    for line in lines.by_ref() {
+        let line = line.unwrap();
+        let Some((_, after)) = line.split_once("clients at https://") else { continue };
+        addresses.push(after.split(',').next().unwrap().to_owned());
+        if addresses.len() == 2 {
+            break;
+        }
+    }
+    let pid = demo.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(demo.wait().unwrap().code(), Some(1));
+    for address in addresses {
+        assert!(std::net::TcpStream::connect(&address).is_err(), "{address} is served");
+    }
+    assert_eq!(std::fs::read_dir(temporary.path()).unwrap().count(), 0);
 }
 
 #[test]

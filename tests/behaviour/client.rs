@@ -140,6 +140,67 @@ async fn request_without_an_answer_goes_on_in_the_next_process_and_is_delivered_
 }
 
 #[tokio::test]
+async fn device_whose_registration_is_cut_off_anywhere_ends_up_in_its_users_groups() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = alice.create_group("group", SUITES[0], None).await.unwrap();
+    let mut whole = false;
+    for calls in 1.. {
+        let device = format!("laptop{calls}");
+        let user = user_uri("alice");
+        let path = provider.home(&user, &device);
+        let registration = |authorization| Registration {
+            client: ClientUri::of(&user, &device).unwrap(),
+            server: provider.server(),
+            token: Vec::new(),
+            authorization,
+        };
+        // each call to the provider looks at the clock: the process ends in this one
+        let cut = Arc::new(tokio::sync::Notify::new());
+        let left = Arc::new(std::sync::atomic::AtomicUsize::new(calls));
+        let (now, ends) = (system_clock(), Arc::clone(&cut));
+        let clock: Clock = Arc::new(move || {
+            if left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+                ends.notify_one();
+            }
+            now()
+        });
+        let home = Home::open(&path).unwrap();
+        let authorization = alice.authorize_device().unwrap();
+        tokio::select! {
+            biased;
+            () = cut.notified() => {}
+            done = Client::register(home, registration(Some(authorization)), clock) => {
+                done.unwrap();
+                whole = true;
+            }
+        }
+        let home = Home::open(&path).unwrap();
+        let laptop = match Client::register(home, registration(None), system_clock()).await {
+            Ok(laptop) => laptop,
+            Err(error) => {
+                assert!(error.to_string().contains("registered already"), "{error}");
+                let member = Member::open(Home::open(&path).unwrap()).unwrap();
+                let laptop = Client::open(member, system_clock()).unwrap();
+                laptop.join_groups_of_user().await.unwrap();
+                laptop.resume().await.unwrap();
+                laptop
+            }
+        };
+        laptop.receive(0).await.unwrap();
+        let view = laptop.member().group(&group).unwrap();
+        assert_eq!(view.state, GroupState::Active, "cut off in call {calls}");
+        assert_eq!(laptop.member().contacts().unwrap().len(), 1, "cut off in call {calls}");
+        assert!(laptop.stock_up().await.unwrap().group_left > 0);
+        if whole {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn client_put_back_from_an_old_copy_enters_its_group_anew_by_itself() {
     let provider = Provider::start();
     let alice = provider.client("alice", "phone", system_clock()).await;

@@ -32,6 +32,16 @@ impl Serve {
         (self.child, self.endpoints) = serve(&self.folder, &address);
     }
 
+    /// kill -9, and a new process in its place at another address.
+    pub fn kill_and_move(&mut self) {
+        // both at once: the new one cannot have the old one's port
+        let taken = self.endpoints.client.trim_start_matches("https://").to_owned();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let _taken = std::net::TcpListener::bind(taken).unwrap();
+        (self.child, self.endpoints) = serve(&self.folder, "127.0.0.1:0");
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.folder.join(DATA)
     }

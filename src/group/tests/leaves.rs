@@ -2,13 +2,13 @@
 
 use openmls::prelude as mls;
 
-use super::rogue::{Rogue, ed25519, vouch};
+use super::rogue::{Rogue, ed25519, sign, vouch};
 use super::scenario::{Scenario, Setup, uri};
 use crate::{
     crypto::SigningKey,
     group::Reject,
     wire::{
-        ds::{Add, DsMessage, DsRequest, GroupUpdate},
+        ds::{Add, DsMessage, DsRequest, DsSenderId, GroupUpdate, ResyncClient},
         extensions::{JoinPolicy, KeyPackageClass, Role},
         ids::Timestamp,
     },
@@ -111,6 +111,35 @@ fn impostor_does_not_join_by_external_commit() {
     thief.leaf = mallory.leaf.clone();
     let request = thief.join(&scenario);
     invalid("another's leaf", &scenario.submit(&request));
+}
+
+#[test]
+fn resync_changes_neither_client_nor_user() {
+    let (mut scenario, mallory, _) = scene();
+    let info = scenario.state.info().unwrap();
+    let leaf = DsSenderId::LeafIndex(mallory.leaf_index());
+    let resync = |scenario: &Scenario, mut rogue: Rogue| {
+        // openmls replaces the leaf that has the same signature key
+        rogue.leaf = mallory.leaf.clone();
+        let request = DsRequest::ResyncClient(ResyncClient {
+            group_id: scenario.id.clone(),
+            sender: mallory.leaf.public().clone(),
+            update: rogue.external_commit(&info, Vec::new()),
+            client_queue_config: rogue.config(),
+        });
+        sign(scenario, leaf.clone(), request, &mallory.leaf)
+    };
+    for (what, rogue) in [
+        ("another client", Rogue::of_user("mallory/laptop", mallory.user.clone())),
+        ("another user key", Rogue::new("mallory/phone")),
+        ("another user", Rogue::new("zoe/phone")),
+    ] {
+        let request = resync(&scenario, rogue);
+        invalid(what, &scenario.submit(&request));
+    }
+    let request = resync(&scenario, Rogue::of_user("mallory/phone", mallory.user.clone()));
+    scenario.submit(&request).unwrap();
+    scenario.agree();
 }
 
 fn propose_update(

@@ -3,12 +3,14 @@
 //! step the group that is loaded from its log equals the live one: the fixture checks both.
 
 mod authentication;
+mod creation;
 mod guests;
 mod hub_keys;
 mod hub_removals;
 mod leaves;
 mod memberships;
 mod operations;
+mod outsiders;
 mod pending;
 mod portability;
 mod properties;

@@ -345,6 +345,25 @@ fn group_context_keeps_what_must_stay() {
 }
 
 #[test]
+fn removal_that_is_covered_is_not_repeated_by_value() {
+    let (mut scenario, mut rogue) = scene();
+    let leave = super::scenario::propose(crate::client::core::NewProposal::Leave);
+    scenario.act("bob/phone", leave).unwrap();
+    rogue.follow(&scenario);
+    let covers = rogue.commit(|b| b.consume_proposal_store(true));
+    let bob = scenario.leaf("bob/phone").0.to_be_bytes();
+    let remove = [&[BY_VALUE], 3_u16.to_be_bytes().as_slice(), &bob].concat();
+    let commit = rogue.with_proposals(&scenario, &covers.commit, &[remove]);
+    let update = GroupUpdate { commit, ..covers.clone() };
+    let message = rogue.request(&scenario, DsRequest::RemoveUsers(update));
+    let refused = scenario.submit(&message);
+    assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{refused:?}");
+    let message = rogue.request(&scenario, DsRequest::UpdateClient(covers));
+    scenario.submit(&message).unwrap();
+    scenario.agree();
+}
+
+#[test]
 fn policy_by_reference_is_committed_by_another() {
     let (mut scenario, mut rogue) = scene();
     let mut policy = scenario.state.policy().clone();
