@@ -730,22 +730,28 @@ impl Outbox {
     }
 
     fn wake(&mut self, now: Timestamp) {
-        while let Some((at, group)) = self.due.first().cloned() {
-            if at > now {
-                return;
-            }
-            if let Some(lane) = self.groups.get_mut(&group)
-                && lane.set_aside.is_some()
-            {
-                // a snapshot leaves out what is still to be had, and it may not have been the item that was refused
-                if lane.is_alone() && !lane.tried_again {
-                    lane.tried_again = true;
-                } else {
-                    lane.need = lane.repair();
-                }
-            }
-            self.make_ready(&group, false);
+        while let Some((_, group)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.wake_up(&group);
         }
+        // nobody is told to wait for longer: the clock was set back
+        let most = now.plus_ms(self.limits.set_aside_retry_ms.max(self.limits.retry.max_ms));
+        while let Some((_, group)) = self.due.last().filter(|(at, _)| *at > most).cloned() {
+            self.wake_up(&group);
+        }
+    }
+
+    fn wake_up(&mut self, group: &GroupId) {
+        if let Some(lane) = self.groups.get_mut(group)
+            && lane.set_aside.is_some()
+        {
+            // a snapshot leaves out what is still to be had, and it may not have been the item that was refused
+            if lane.is_alone() && !lane.tried_again {
+                lane.tried_again = true;
+            } else {
+                lane.need = lane.repair();
+            }
+        }
+        self.make_ready(group, false);
     }
 
     fn make_ready(&mut self, group: &GroupId, first: bool) {

@@ -388,6 +388,25 @@ fn what_a_message_was_refused_for_is_tried_once_more_before_a_snapshot_leaves_it
 }
 
 #[test]
+fn a_clock_that_is_set_back_keeps_no_group_waiting() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), standing(0, 1), at(0));
+    outbox.load(group(2), standing(0, 1), at(0));
+    let ahead = at(86_400_000);
+    let (batch, _) = next_batch(&mut outbox, ahead).unwrap();
+    let problems = vec![
+        failure(0, DeliveryProblem::QueueFull, 0),
+        failure(1, DeliveryProblem::InvalidItem, 0),
+    ];
+    outbox.answered(batch, &answer(problems), ahead, 0);
+    assert!(next_batch(&mut outbox, ahead).is_none());
+    let (_, items) = next_batch(&mut outbox, at(1)).unwrap();
+    assert_eq!(items.len(), 2, "{items:?}");
+    // by a clock that goes on they wait as they should
+    assert!(next_batch(&mut outbox, at(2)).is_none());
+}
+
+#[test]
 fn a_peer_that_takes_small_batches_only_gets_small_batches() {
     let mut outbox = Outbox::new(LIMITS);
     outbox.load(group(1), standing(0, 20), at(0));
