@@ -96,6 +96,21 @@ async fn registration_is_a_message_like_others() {
 }
 
 #[actix::test]
+async fn provider_that_began_with_its_clock_ahead_takes_messages_once_that_is_right() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    let before = world.sign(&alice, ENDPOINT, &1u32);
+    let right = world.clock.now().plus_ms(1000);
+    world.clock.advance_ms(86_400_000);
+    world.restart();
+    world.clock.set(right);
+    let stale = world.node.authenticate(&before, ENDPOINT).await.unwrap_err();
+    assert_eq!(stale.name(), "stale_request", "the process before may have taken it");
+    let anew = world.sign(&alice, ENDPOINT, &1u32);
+    assert!(world.node.authenticate(&anew, ENDPOINT).await.is_ok());
+}
+
+#[actix::test]
 async fn nonces_are_bounded_and_forgotten_with_their_window() {
     let limits = Limits { nonces_per_client_max: 2, ..Limits::default() };
     let world = World::with(limits, Registration::Open);

@@ -316,7 +316,7 @@ impl Node {
         let sent = message.timestamp;
         let skew = now.ms_since(sent).max(sent.ms_since(now));
         // what was sent before this process began may have been taken by the one before
-        if skew > self.limits.clock_skew_ms || sent < self.started_at {
+        if skew > self.limits.clock_skew_ms || sent < self.started.by(now) {
             return Err(DsError::StaleRequest {
                 detail: super::errors::detail("send it anew, with the time of the server"),
                 server_time: now,

@@ -22,6 +22,22 @@ impl Clock for SystemClock {
     }
 }
 
+/// When this process began, by a clock that may have been ahead then: once it is set back, no later than that.
+#[derive(Debug)]
+pub struct Started(AtomicU64);
+
+impl Started {
+    #[must_use]
+    pub fn at(now: Timestamp) -> Self {
+        Self(AtomicU64::new(now.0))
+    }
+
+    #[must_use]
+    pub fn by(&self, now: Timestamp) -> Timestamp {
+        Timestamp(self.0.fetch_min(now.0, Ordering::Relaxed).min(now.0))
+    }
+}
+
 /// A clock that stands still until it is told to go on.
 #[derive(Debug, Default)]
 pub struct ManualClock(AtomicU64);

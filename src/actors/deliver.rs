@@ -42,6 +42,8 @@ pub struct Offers {
 struct Hour {
     began_at: Timestamp,
     left: HashMap<(Sender, Target), u32>,
+    /// How many different ones each user here has left something for.
+    targets: HashMap<UserUri, usize>,
 }
 
 /// Who asks something for a user: a user of this provider, or one of another provider, which says which at most by
@@ -81,12 +83,22 @@ impl Offers {
     fn count(&self, by: Sender, to: Target, now: Timestamp) -> Result<(), DsError> {
         let mut hour = locked(&self.hour);
         if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
-            *hour = Hour { began_at: now, left: HashMap::new() };
+            *hour = Hour { began_at: now, ..Hour::default() };
         }
         let left_ms = HOUR_MS - now.ms_since(hour.began_at);
         let pair = (by, to);
-        if hour.left.len() >= PAIRS_MAX && !hour.left.contains_key(&pair) {
-            return Err(rate_limited("too many connection requests at this provider", left_ms));
+        if !hour.left.contains_key(&pair) {
+            if hour.left.len() >= PAIRS_MAX {
+                return Err(rate_limited("too many connection requests at this provider", left_ms));
+            }
+            // names of providers cost nothing: one user must not take what is counted from all others
+            if let Sender::User(user) = &pair.0 {
+                let targets = hour.targets.entry(user.clone()).or_default();
+                if *targets >= TARGETS_MAX {
+                    return Err(rate_limited("connection requests to too many others", left_ms));
+                }
+                *targets += 1;
+            }
         }
         let count = hour.left.entry(pair).or_default();
         if *count >= self.max {
@@ -307,3 +319,27 @@ fn item_id(bytes: &[u8]) -> [u8; 16] {
 const HOUR_MS: u64 = 3_600_000;
 /// Pairs of users that are counted at a time.
 const PAIRS_MAX: usize = 200_000;
+/// Users and providers that one user here may ask in an hour.
+const TARGETS_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_s_requests_to_ever_new_providers_leave_room_for_others() {
+        let offers = Offers::new(&Limits::default());
+        let user = |name| Sender::User(UserUri::new(format!("mimi://a.example/u/{name}")).unwrap());
+        let provider = |n: usize| Target::Provider(Domain::new(format!("x{n}.example")).unwrap());
+        let now = Timestamp(1_700_000_000_000);
+        for n in 0..TARGETS_MAX {
+            offers.count(user("mallory"), provider(n), now).unwrap();
+        }
+        let refused = offers.count(user("mallory"), provider(TARGETS_MAX), now).unwrap_err();
+        let DsError::RateLimited { retry_after_ms, .. } = refused else { panic!("{refused}") };
+        assert!((1..=HOUR_MS).contains(&retry_after_ms));
+        offers.count(user("mallory"), provider(0), now).unwrap();
+        offers.count(user("bob"), provider(TARGETS_MAX), now).unwrap();
+        offers.count(user("mallory"), provider(TARGETS_MAX), now.plus_ms(HOUR_MS)).unwrap();
+    }
+}

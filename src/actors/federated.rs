@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 
 use tls_codec::DeserializeBytes;
+use tracing::Instrument;
 
 use super::{
     deliver::Sender,
@@ -37,7 +38,7 @@ use crate::{
 async fn whole<T: 'static>(
     work: impl Future<Output = Result<T, DsError>> + 'static,
 ) -> Result<T, DsError> {
-    actix_rt::spawn(work).await.map_err(internal)?
+    actix_rt::spawn(work.in_current_span()).await.map_err(internal)?
 }
 
 impl Node {
@@ -47,6 +48,28 @@ impl Node {
     /// # Errors
     /// The [`DsError`] that the answer says instead.
     pub async fn federated(&self, opened: Opened) -> Result<Vec<u8>, DsError> {
+        self.federated_in(opened, ()).await
+    }
+
+    /// The same, and done to its end where nobody waits for it any more: what is written then is counted, remembered
+    /// and told like anything else. `place` is held until then.
+    ///
+    /// # Errors
+    /// As [`Node::federated`].
+    pub async fn federated_in(
+        &self,
+        opened: Opened,
+        place: impl Sized + 'static,
+    ) -> Result<Vec<u8>, DsError> {
+        let node = self.clone();
+        whole(async move {
+            let _place = place;
+            node.answer_to(opened).await
+        })
+        .await
+    }
+
+    async fn answer_to(&self, opened: Opened) -> Result<Vec<u8>, DsError> {
         match opened.event {
             EventType::DeliveryService(_) => self.relayed(opened).await,
             EventType::DeliverBatch => {

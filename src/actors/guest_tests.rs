@@ -880,3 +880,27 @@ async fn item_that_was_taken_before_asks_for_no_room_in_an_inbox() {
     deliver(&world, &hub(), vec![snapshot(&group, 9, vec![add(1, &own)])]).await;
     assert!(inbox_overflows(&world, "inbox_hub") > asked);
 }
+
+#[actix::test]
+async fn what_a_hub_that_hangs_up_has_delivered_is_told_and_counted_all_the_same() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let (token, group) = (token(&world, &alice).await, remote(1));
+    let (entries, ()) = futures_util::future::join(world.dequeue(&alice, &[], 50_000), async {
+        deliver(&world, &hub(), vec![snapshot(&group, 1, vec![add(1, &token)])]).await;
+        let (faults, queued) = (world.disk.faults(), world.disk.faults().queued());
+        faults.hold();
+        let items = List::new(vec![said(&world, &group, 1)]).unwrap();
+        let batch = DeliverBatchRequest { items };
+        let asked = std::pin::pin!(federated(&world, EventType::DeliverBatch, &batch));
+        let written = std::pin::pin!(faults.until_queued(queued + 1));
+        // it is dropped with its write on the way
+        drop(futures_util::future::select(asked, written).await);
+        faults.release();
+    })
+    .await;
+    assert_eq!(groups_of(&entries), [(group.as_str().to_owned(), 1)], "who waits is told");
+    let head = world.node.store.group_head(&group).await.unwrap().unwrap();
+    let bytes = head.log_bytes + crate::queue::followed::MEMBER_BYTES;
+    assert_eq!(world.node.copies.totals(), (1, bytes));
+}

@@ -6,7 +6,7 @@ use super::{
     accounts::Nonces,
     arbiters::ArbiterPool,
     arrivals::Arrivals,
-    clock::Clock,
+    clock::{Clock, Started},
     copies::Copies,
     deliver::Offers,
     departures::Departures,
@@ -21,11 +21,8 @@ use super::{
     relay::Relays,
 };
 use crate::{
-    account::Registration,
-    federation::Federation,
-    queue::token::TokenKeys,
-    store::SharedStore,
-    wire::ids::{Domain, Timestamp},
+    account::Registration, federation::Federation, queue::token::TokenKeys, store::SharedStore,
+    wire::ids::Domain,
 };
 
 pub use crate::federation::ProviderKey;
@@ -57,7 +54,7 @@ pub struct NodeInner {
     pub(crate) store: SharedStore,
     pub(crate) clock: Arc<dyn Clock>,
     /// What was signed before this is refused: its nonce may have been seen by the process before.
-    pub(crate) started_at: Timestamp,
+    pub(crate) started: Started,
     pub(crate) limits: Limits,
     pub(crate) groups: Groups,
     pub(crate) registration: Registration,
@@ -85,7 +82,7 @@ impl Node {
         let keys = of_providers(&parts.external_senders);
         let node = Self(Arc::new(NodeInner {
             groups: Groups::new(parts.groups, keys),
-            started_at: parts.clock.now(),
+            started: Started::at(parts.clock.now()),
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),

@@ -524,9 +524,11 @@ impl PeerActor {
                 self.circuit.succeeded();
                 self.outbox.too_large(batch, now);
             }
-            Trouble::Refused { for_good } => {
+            Trouble::Refused { .. } => {
                 self.kept.remove(&batch);
-                self.outbox.refused(batch, &error.to_string(), for_good, now, random());
+                // the peer says it of a whole message, and says it of every one where it is another that answers at its
+                // place: no group is set aside for what is over in minutes
+                self.outbox.refused(batch, &error.to_string(), false, now, random());
                 // a peer that refuses everything is not to be asked without a pause
                 self.failed(Failure::Refused, sent_at);
             }

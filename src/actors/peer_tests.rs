@@ -612,6 +612,27 @@ async fn an_item_that_a_peer_does_not_take_stands_in_no_other_group_s_way() {
     }
 }
 
+/// Another answers at the peer's place, or something in front of it: not what is sent is bad, and it is over in minutes.
+#[actix_rt::test]
+async fn a_peer_that_says_of_everything_that_it_is_bad_gets_everything_when_it_is_itself_again() {
+    let world = World::new(|limits| limits.outbox.retry = PeerLimits::default().outbox.retry);
+    world.net.with("b", |peer| peer.mood = Mood::Says(400, None));
+    for _ in 0..3 {
+        world.accept(1, &["b"]).await;
+    }
+    let began = world.clock.now();
+    while world.clock.now() < began.plus_ms(60_000) {
+        world.next_request("b").await;
+    }
+    assert_eq!(world.state("b").unwrap().groups_set_aside, 0);
+    world.net.with("b", |peer| peer.mood = Mood::Takes);
+    while world.state("b").unwrap().items > 0 {
+        world.advance(500).await;
+        tokio::task::yield_now().await;
+    }
+    world.got("b", 1, 3).await;
+}
+
 #[actix_rt::test]
 async fn a_queue_that_a_peer_does_not_know_is_reported_to_its_group_once() {
     let world = World::new(|_| ());

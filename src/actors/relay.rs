@@ -410,7 +410,8 @@ fn of_call(peer: &Domain, error: CallError) -> DsError {
         CallError::Status {
             error:
                 Some(
-                    error @ (DsError::Unauthenticated { .. }
+                    error @ (DsError::Malformed { .. }
+                    | DsError::Unauthenticated { .. }
                     | DsError::StaleRequest { .. }
                     | DsError::UnsupportedVersion { .. }),
                 ),
@@ -478,8 +479,11 @@ mod tests {
         let said = not_authorized("because");
         let status = |error| CallError::Status { http: 403, retry_after_ms: Some(7_000), error };
         assert_eq!(of_call(&peer, status(Some(said.clone()))), said);
+        // of the message between the providers, which no client has made
+        let misled = DsError::Malformed { detail: detail("the message is for c.example") };
         for (error, after) in [
             (status(None), 7_000),
+            (status(Some(misled)), 7_000),
             (CallError::Timeout, RETRY_AFTER_MS),
             (CallError::Discovery("nowhere".into()), RETRY_AFTER_MS),
             (CallError::BadAnswer("garbage".into()), RETRY_AFTER_MS),

@@ -112,6 +112,8 @@ impl Https {
     }
 
     fn with_lookup(options: HttpsOptions, lookup: Lookup) -> Result<Self, HttpsError> {
+        // before there are threads, which nobody may end where async code runs
+        let client = client(&options, lookup)?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("mimid-s2s")
@@ -119,7 +121,7 @@ impl Https {
             .build()
             .map_err(HttpsError::Threads)?;
         let shared = Shared {
-            client: client(&options, lookup)?,
+            client,
             overrides: options.overrides,
             allow_private_addresses: options.allow_private_addresses,
             discovery_timeout: options.discovery_timeout,

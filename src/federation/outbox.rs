@@ -29,7 +29,8 @@ pub struct OutboxLimits {
     pub retry: Backoff,
     /// A group that got nowhere so often in a row is set aside.
     pub stalls_max: u32,
-    /// A group that is set aside is tried again, by a snapshot, after this.
+    /// A group that is set aside is tried again after this, by a snapshot; one whose batch was refused first with the same
+    /// item once more.
     pub set_aside_retry_ms: u64,
 }
 
@@ -193,6 +194,8 @@ struct Lane {
     repairs: u32,
     /// Up to here its items are sent one by one, in batches of their own: one of them made a whole batch fail.
     alone_until: Sequence,
+    /// It was set aside for a batch that was refused, and had its item tried once more.
+    tried_again: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,6 +273,7 @@ impl Outbox {
             stalls: 0,
             repairs: 0,
             alone_until: Sequence(0),
+            tried_again: false,
             set_aside: None,
         };
         self.depth += lane.depth();
@@ -732,17 +736,28 @@ impl Outbox {
     }
 
     fn wake(&mut self, now: Timestamp) {
-        while let Some((at, group)) = self.due.first().cloned() {
-            if at > now {
-                return;
-            }
-            if let Some(lane) = self.groups.get_mut(&group)
-                && lane.set_aside.is_some()
-            {
+        while let Some((_, group)) = self.due.first().filter(|(at, _)| *at <= now).cloned() {
+            self.wake_up(&group);
+        }
+        // nobody is told to wait for longer: the clock was set back
+        let most = now.plus_ms(self.limits.set_aside_retry_ms.max(self.limits.retry.max_ms));
+        while let Some((_, group)) = self.due.last().filter(|(at, _)| *at > most).cloned() {
+            self.wake_up(&group);
+        }
+    }
+
+    fn wake_up(&mut self, group: &GroupId) {
+        if let Some(lane) = self.groups.get_mut(group)
+            && lane.set_aside.is_some()
+        {
+            // a snapshot leaves out what is still to be had, and it may not have been the item that was refused
+            if lane.is_alone() && !lane.tried_again {
+                lane.tried_again = true;
+            } else {
                 lane.need = lane.repair();
             }
-            self.make_ready(&group, false);
         }
+        self.make_ready(group, false);
     }
 
     fn make_ready(&mut self, group: &GroupId, first: bool) {
@@ -790,7 +805,7 @@ impl Outbox {
             self.set_aside -= 1;
         }
         lane.need = Need::Items;
-        lane.stalls = 0;
+        (lane.stalls, lane.tried_again) = (0, false);
         self.dirty.insert(group.clone());
     }
 

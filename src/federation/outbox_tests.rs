@@ -373,6 +373,59 @@ fn a_batch_that_cannot_be_read_is_taken_apart_until_the_item_is_found() {
 }
 
 #[test]
+fn what_a_message_was_refused_for_is_tried_once_more_before_a_snapshot_leaves_it_out() {
+    for recovers in [true, false] {
+        let mut outbox = Outbox::new(LIMITS);
+        outbox.load(group(1), standing(0, 2), at(0));
+        let refuse = |outbox: &mut Outbox, now: Timestamp| {
+            let (batch, items) = next_batch(outbox, now).unwrap();
+            outbox.refused(batch, "malformed", false, now, u64::MAX);
+            items
+        };
+        refuse(&mut outbox, at(0));
+        let mut now = at(0);
+        while outbox.set_aside_count() == 0 {
+            assert_eq!(places(&refuse(&mut outbox, now)), [(group(1), 1)]);
+            now = outbox.due_at().unwrap();
+        }
+        assert!(now >= at(0).plus_ms(LIMITS.set_aside_retry_ms));
+        if recovers {
+            let mut taken = Vec::new();
+            while let Some((batch, items)) = next_batch(&mut outbox, now) {
+                taken.extend(places(&items));
+                outbox.answered(batch, &answer(vec![]), now, 0);
+            }
+            assert_eq!(taken, [(group(1), 1), (group(1), 2)], "nothing is left out");
+            assert_eq!(outbox.set_aside_count(), 0);
+        } else {
+            assert_eq!(places(&refuse(&mut outbox, now)), [(group(1), 1)]);
+            let due = outbox.due_at().unwrap();
+            let (_, items) = next_batch(&mut outbox, due).unwrap();
+            assert!(matches!(items[..], [DeliveryItem::Snapshot { .. }]), "{items:?}");
+        }
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_keeps_no_group_waiting() {
+    let mut outbox = Outbox::new(LIMITS);
+    outbox.load(group(1), standing(0, 1), at(0));
+    outbox.load(group(2), standing(0, 1), at(0));
+    let ahead = at(86_400_000);
+    let (batch, _) = next_batch(&mut outbox, ahead).unwrap();
+    let problems = vec![
+        failure(0, DeliveryProblem::QueueFull, 0),
+        failure(1, DeliveryProblem::InvalidItem, 0),
+    ];
+    outbox.answered(batch, &answer(problems), ahead, 0);
+    assert!(next_batch(&mut outbox, ahead).is_none());
+    let (_, items) = next_batch(&mut outbox, at(1)).unwrap();
+    assert_eq!(items.len(), 2, "{items:?}");
+    // by a clock that goes on they wait as they should
+    assert!(next_batch(&mut outbox, at(2)).is_none());
+}
+
+#[test]
 fn a_peer_that_takes_small_batches_only_gets_small_batches() {
     let mut outbox = Outbox::new(LIMITS);
     outbox.load(group(1), standing(0, 20), at(0));

@@ -179,6 +179,8 @@ impl Replays {
                 }
             };
         }
+        // by a clock that was ahead then and was set back
+        self.started_at = self.started_at.min(now);
         if signed_at < self.started_at {
             return Err(MessageError::BeforeStart { now });
         }
@@ -445,6 +447,17 @@ mod tests {
         let free = replays.judge(request(&a, FREE, 1, before), START);
         assert_eq!(free, Ok(Judged::Free { is_repeat: false }));
         let anew = replays.judge(request(&a, ONCE, 1, START), START);
+        assert_eq!(anew, Ok(Judged::Execute { is_repeat: false }));
+    }
+
+    #[test]
+    fn a_process_that_began_with_its_clock_ahead_refuses_nobody_once_that_is_right() {
+        let a = domain("a.example");
+        let mut replays = Replays::new(limits(), START.plus_ms(86_400_000));
+        let first = replays.judge(request(&a, ONCE, 1, Timestamp(START.0 - 1)), START);
+        assert_eq!(first, Err(MessageError::BeforeStart { now: START }), "once, to be signed anew");
+        let later = START.plus_ms(1);
+        let anew = replays.judge(request(&a, ONCE, 1, START), later);
         assert_eq!(anew, Ok(Judged::Execute { is_repeat: false }));
     }
 }

@@ -123,7 +123,7 @@ impl Circuit {
     pub fn permission(&self, now: Timestamp) -> Permission {
         if self.probing {
             Permission::Probing
-        } else if now < self.not_before {
+        } else if now < self.not_before && !self.was_set_back(now) {
             Permission::NotBefore(self.not_before)
         } else if self.is_open() {
             Permission::Probe
@@ -149,7 +149,10 @@ impl Circuit {
 
     /// A request that was sent at `sent_at` failed. Several that were on their way together count once.
     pub fn failed(&mut self, failure: Failure, sent_at: Timestamp, now: Timestamp, random: u64) {
-        if self.failed_at.is_some_and(|failed_at| sent_at <= failed_at) {
+        if self.was_set_back(now) {
+            // by the clock that it was reckoned with
+            self.not_before = now;
+        } else if self.failed_at.is_some_and(|failed_at| sent_at <= failed_at) {
             // a probe is sent later than what opened the circuit failed: this is none
             return;
         }
@@ -178,6 +181,11 @@ impl Circuit {
     pub fn hasten(&mut self, now: Timestamp) {
         let earliest = self.failed_at.map_or(now, |failed_at| failed_at.plus_ms(1).max(now));
         self.not_before = self.not_before.min(earliest);
+    }
+
+    /// The clock was ahead when the last failure was noted: that the peer waits for it to come there again helps nobody.
+    fn was_set_back(&self, now: Timestamp) -> bool {
+        self.failed_at.is_some_and(|failed_at| now < failed_at)
     }
 
     fn is_open(&self) -> bool {
@@ -253,6 +261,26 @@ mod tests {
             };
             circuit.failed(failure, at(turn * 100), at(turn * 100 + 1), 7);
             assert_eq!(circuit.state(), CircuitState::Closed);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_nobody_waiting_and_a_pause_is_one_by_the_new_time() {
+        for failures in [1, 3] {
+            let mut circuit = Circuit::new(LIMITS);
+            let ahead = at(86_400_000);
+            for n in 0..failures {
+                let failed_at = ahead.plus_ms(100 * n + 1);
+                circuit.failed(Failure::Transport, ahead.plus_ms(100 * n), failed_at, 0);
+            }
+            assert!(matches!(circuit.permission(at(0)), Permission::Free | Permission::Probe));
+            circuit.sent();
+            circuit.failed(Failure::Transport, at(0), at(10), 0);
+            let Permission::NotBefore(next) = circuit.permission(at(10)) else { panic!("a pause") };
+            assert!(next > at(10) && next <= at(10).plus_ms(LIMITS.backoff.max_ms));
+            // what was on its way beside it counts once, as ever
+            circuit.failed(Failure::Transport, at(0), at(11), 0);
+            assert_eq!(circuit.permission(at(11)), Permission::NotBefore(next));
         }
     }
 

@@ -168,9 +168,9 @@ impl FederationApi {
         self.rates
             .check(&opened.sender, self.node.clock.now())
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
-        let _places = (self.places.take(&opened.sender)?, self.front.place()?);
+        let places = (self.places.take(&opened.sender)?, self.front.place_of_its_own()?);
         let event = opened.event;
-        let answer = match self.node.federated(opened).await {
+        let answer = match self.node.federated_in(opened, places).await {
             Ok(bytes) => Answer::ok(bytes),
             Err(error) => Answer::refused(form(endpoint), error.into()),
         };

@@ -16,7 +16,7 @@ use actix_web::{
     middleware::from_fn,
     web,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tracing::{Instrument, Span};
 
 use super::{
@@ -82,7 +82,7 @@ pub(super) struct Front {
     pub limits: Limits,
     pub metrics: HttpMetrics,
     clock: Arc<dyn Clock>,
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     bodies: BodyBudget,
     addresses: Addresses,
 }
@@ -95,7 +95,7 @@ impl Front {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            requests: Semaphore::new(limits.requests_max),
+            requests: Arc::new(Semaphore::new(limits.requests_max)),
             bodies: BodyBudget::new(limits.bodies_bytes_max),
             addresses: Addresses::new(limits.requests_per_address),
             listener,
@@ -128,6 +128,11 @@ impl Front {
     /// A place among the requests that are being worked on.
     pub fn place(&self) -> Result<SemaphorePermit<'_>, DsError> {
         self.requests.try_acquire().map_err(|_| busy())
+    }
+
+    /// The same for what goes on when its request is gone.
+    pub fn place_of_its_own(&self) -> Result<OwnedSemaphorePermit, DsError> {
+        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| busy())
     }
 
     /// Waits for `work` as long as an answer may take, and `longer`.

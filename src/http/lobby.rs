@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -26,23 +26,23 @@ use crate::{
 /// How many requests of each provider are being worked on. Bounded by those in all.
 #[derive(Debug)]
 pub struct Places {
-    taken: Mutex<HashMap<Domain, usize>>,
+    taken: Arc<Mutex<HashMap<Domain, usize>>>,
     per_peer_max: usize,
 }
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub struct Place<'a> {
-    of: &'a Places,
+pub struct Place {
+    of: Arc<Mutex<HashMap<Domain, usize>>>,
     peer: Domain,
 }
 
 impl Places {
     pub fn new(per_peer_max: usize) -> Self {
-        Self { taken: Mutex::default(), per_peer_max }
+        Self { taken: Arc::default(), per_peer_max }
     }
 
-    pub fn take(&self, peer: &Domain) -> Result<Place<'_>, DsError> {
+    pub fn take(&self, peer: &Domain) -> Result<Place, DsError> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(peer.clone()).or_default();
         if *count >= self.per_peer_max {
@@ -52,13 +52,13 @@ impl Places {
             });
         }
         *count += 1;
-        Ok(Place { of: self, peer: peer.clone() })
+        Ok(Place { of: Arc::clone(&self.taken), peer: peer.clone() })
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.of.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = taken.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -86,7 +86,7 @@ struct Room {
 /// A place before the door, until it is dropped.
 #[derive(Debug)]
 pub struct Waits<'a> {
-    _place: Option<Place<'a>>,
+    _place: Option<Place>,
     _permit: Option<SemaphorePermit<'a>>,
 }
 

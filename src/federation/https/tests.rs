@@ -466,8 +466,9 @@ async fn a_transport_may_be_dropped_by_async_code() {
     drop(Arc::try_unwrap(https).ok().expect("nobody else has it"));
 }
 
-#[test]
-fn a_root_that_is_no_certificate_is_refused() {
+/// Also by a provider that runs and reads them again.
+#[tokio::test]
+async fn a_root_that_is_no_certificate_is_refused() {
     for bad in [
         &b""[..],
         b"no certificate",

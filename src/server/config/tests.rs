@@ -3,6 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use super::{load::REGISTRATION_TOKEN, *};
+use crate::rate::Quota;
 
 fn load(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
@@ -212,6 +213,20 @@ fn a_federation_that_cannot_be_is_refused_with_what_is_wrong() {
     for hint in ["in quotes, not an integer", "\"127.0.0.1:7443\""] {
         assert!(wrong.iter().any(|(_, message)| message.contains(hint)), "{wrong:?}");
     }
+}
+
+#[test]
+fn each_rate_is_of_whom_it_says() {
+    let text = "[rates]\naddress_per_second = 1\naddress_burst = 2\npeer_per_second = 3\npeer_burst = 4\n\
+        group_per_second = 5\ngroup_burst = 6\nmember_per_second = 7\nmember_burst = 8\n";
+    let config = load(text, &[]).unwrap();
+    let quota = |per_second, burst| Quota { per_second, burst };
+    let federation = config.federation_limits();
+    assert_eq!(config.client_limits().requests_per_address, quota(1, 2));
+    assert_eq!(federation.shared.requests_per_address, quota(1, 2));
+    assert_eq!(federation.requests_per_peer, quota(3, 4));
+    let rates = config.group_options().rates;
+    assert_eq!((rates.group, rates.member), (quota(5, 6), quota(7, 8)));
 }
 
 #[test]
