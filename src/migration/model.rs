@@ -411,7 +411,10 @@ impl World {
             let answers = said == by && leaving.stage == Stage::Sent;
             let known = self.known(said);
             let answers_taken = answers && known.arrived.is_some();
-            let answers_refused = answers && known.arrived.is_none() && known.refused;
+            // of one that is long expired nothing is written down: its age refuses it
+            let is_old =
+                (rules.is_refusal_forgotten)(refused_until(EXPIRES_AT), self.target_time(said));
+            let answers_refused = answers && known.arrived.is_none() && (known.refused || is_old);
             let heard = [
                 (its.taken, content_of(said), false, answers_taken),
                 (its.refused, response_of(said), true, answers_refused),
