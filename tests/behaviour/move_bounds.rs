@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use mimid::{
     actors::{Limits, Node},
-    client::core::{Event, GroupState, NewProposal, Operation},
-    wire::{ds::DsError, federation::EventType, ids::GroupId},
+    client::core::{Event, GroupState, NewProposal, Operation, PolicyChange},
+    wire::{ds::DsError, extensions::Role, federation::EventType, ids::GroupId},
 };
 
 use super::{
@@ -243,6 +243,16 @@ async fn operator_sees_a_group_that_has_come_until_its_last_hub_has_confirmed() 
 /// Between c.example and what is left for it of the group's time at a.example lies the group's time at b.example.
 #[actix::test]
 async fn guest_that_was_away_while_the_group_went_and_came_home_gets_all_of_it_once() {
+    away_over_there_and_back(true).await;
+}
+
+/// The same, and a.example has not kept what was said elsewhere.
+#[actix::test]
+async fn guest_that_was_away_gets_all_of_it_once_where_nobody_at_home_read_it() {
+    away_over_there_and_back(false).await;
+}
+
+async fn away_over_there_and_back(alice_stays: bool) {
     let Three { net, mut a, mut b, mut c, alice } = Three::with(|_| ()).await;
     let bob = b.client("bob", "phone").await;
     let carol = c.client("carol", "phone").await;
@@ -253,36 +263,41 @@ async fn guest_that_was_away_while_the_group_went_and_came_home_gets_all_of_it_o
         alice.act(&a, &group, Operation::AddUsers { key_packages }).await.unwrap();
         until(client, world, |client| is_in(client, &group)).await;
     }
+    let role = PolicyChange::Role { user: bob.uri.user(), role: Role::Admin };
+    alice.act(&a, &group, Operation::UpdateGroup { changes: vec![role] }).await.unwrap();
     alice.say(&a, &group, "before").await;
     until(&carol, &c, |carol| carol.texts().contains(&"before".to_owned())).await;
     let of_dave = dave.key_packages_through(&c, &a, &alice).await;
     net.cut(&c.domain);
     alice.say(&a, &group, "at home").await;
     alice.act(&a, &group, Operation::AddUsers { key_packages: of_dave }).await.unwrap();
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        let response = promise(&a, &alice, &group, &to.domain).await.unwrap();
-        alice.act(&a, &group, migrate(&response)).await.unwrap();
-        until_none_departs(&from.node).await;
-        until(&alice, &a, |alice| view(alice, &group).hub == to.domain).await;
-        if to.domain == b.domain {
-            alice.say(&a, &group, "away").await;
-            until(&bob, &b, |bob| bob.texts().contains(&"away".to_owned())).await;
-        }
+    let there = promise(&a, &alice, &group, &b.domain).await.unwrap();
+    alice.act(&a, &group, migrate(&there)).await.unwrap();
+    until_none_departs(&a.node).await;
+    until(&bob, &b, |bob| view(bob, &group).hub == b.domain).await;
+    if !alice_stays {
+        bob.act(&b, &group, Operation::RemoveUsers { users: vec![alice.uri.user()] })
+            .await
+            .unwrap();
+        until(&alice, &a, |alice| view(alice, &group).state == GroupState::Left).await;
     }
+    bob.say(&b, &group, "away").await;
+    bob.say(&b, &group, "still away").await;
+    let back = promise(&b, &bob, &group, &a.domain).await.unwrap();
+    bob.act(&b, &group, migrate(&back)).await.unwrap();
+    until_none_departs(&b.node).await;
     // what is written down says what is owed, though nobody says anything more
     (a, b, c) = (a.crash(), b.crash(), c.crash());
     net.mend(&c.domain);
     a.node.sweep_peers().await.unwrap();
     b.node.sweep_peers().await.unwrap();
-    until(&carol, &c, |carol| view(carol, &group).epoch == view(&alice, &group).epoch).await;
+    until(&bob, &b, |bob| view(bob, &group).hub == a.domain).await;
+    until(&carol, &c, |carol| view(carol, &group).epoch == view(&bob, &group).epoch).await;
     until(&dave, &c, |dave| is_in(dave, &group)).await;
-    alice.say(&a, &group, "home again").await;
-    for (client, expected) in [
-        (&carol, &["before", "at home", "away", "home again"][..]),
-        (&dave, &["away", "home again"]),
-    ] {
-        let last = expected.last().unwrap().to_string();
-        until(client, &c, |client| client.texts().contains(&last)).await;
+    bob.say(&b, &group, "home again").await;
+    let all = ["before", "at home", "away", "still away", "home again"];
+    for (client, expected) in [(&carol, &all[..]), (&dave, &all[2..])] {
+        until(client, &c, |client| client.texts().contains(&all[4].to_owned())).await;
         assert_eq!(client.texts(), expected, "{}", client.uri);
         let events = client.member.events(0, 10_000).unwrap();
         let bad = |event: &Event| {
