@@ -407,7 +407,9 @@ impl Node {
                 }
             }
         }
-        let owed = self.owed_of_before(group, state.guests(), copied_to.min(next)).await;
+        // what the tail brings is in this batch, not in the store
+        let kept_to = head.as_ref().map_or(Sequence(0), |head| head.next_sequence);
+        let owed = self.owed_of_before(group, state.guests(), kept_to).await;
         let owed = owed.map_err(of_store)?;
         for sequence in owed.holes {
             let feed = FeedEntry {

@@ -23,7 +23,7 @@ pub(super) struct Owed {
 }
 
 impl Node {
-    /// Who of `guests` is owed something of the group, whose copy here ends before `next`.
+    /// Who of `guests` is owed something of the group, whose copy ends before `next` as it is stored.
     pub(super) async fn owed_of_before(
         &self,
         group: &GroupId,
