@@ -840,7 +840,13 @@ async fn remove(
             is_another(&own)?;
             devices.push(own);
         } else {
-            users.push(user_named(client, name)?);
+            let user = user_named(client, name)?;
+            if user == me {
+                return Err(invalid(
+                    "you do not remove yourself: `leave` the group, with each device",
+                ));
+            }
+            users.push(user);
         }
     }
     if !users.is_empty() {

@@ -33,7 +33,7 @@ use crate::{
     group::keys::done_with,
     http::{self, Certificates, DrainSwitch, DsDomain, HttpMetrics, Listener, TlsError},
     store::{self, OpenError, SharedStore, StoreConfig},
-    wire::ids::Timestamp,
+    wire::ids::{Domain, Timestamp},
 };
 
 /// How often the node looks for groups that have something to do by themselves.
@@ -52,6 +52,12 @@ const HTTPS: u16 = 443;
 pub enum StartError {
     #[error("the data folder {path} cannot be used: {source}", path = path.display())]
     DataDir { path: PathBuf, source: io::Error },
+    #[error(
+        "the data folder {path} is that of {was}, whose users and groups bear its name: domain = {was:?} serves it; \
+         {is} needs a data folder of its own",
+        path = path.display()
+    )]
+    OtherDomain { path: PathBuf, was: String, is: Domain },
     #[error(transparent)]
     Keys(#[from] KeysError),
     #[error("TLS of the {listener} listener: {source}")]
@@ -218,6 +224,9 @@ impl Composed {
             folder: data_dir.join("store"),
             cache_bytes: config.store.cache.0,
         })?;
+        if config.store.engine == Engine::Sled {
+            keep_domain(&data_dir, &config.domain)?;
+        }
         let keys = NodeKeys::open(&data_dir, clock.now())?;
         let tls_files = client_files(&config, &data_dir)?;
         let client_certificates = certificates("client", &tls_files)?;
@@ -545,6 +554,25 @@ fn data_folder(path: &Path) -> Result<PathBuf, StartError> {
     std::fs::create_dir_all(path).map_err(failed)?;
     // absolute, so that what endpoints.json says holds wherever it is read
     path.canonicalize().map_err(failed)
+}
+
+/// The first start says whose the folder is. Under another name its users would be nobody's, and its certificate, which
+/// clients trust, would be made anew.
+fn keep_domain(data_dir: &Path, domain: &Domain) -> Result<(), StartError> {
+    let path = data_dir.join("domain");
+    let failed = |source| StartError::DataDir { path: data_dir.to_owned(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(was) if was.trim() == domain.as_str() => Ok(()),
+        Ok(was) => Err(StartError::OtherDomain {
+            path: data_dir.to_owned(),
+            was: was.trim().to_owned(),
+            is: domain.clone(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            keys::write_atomically(&path, format!("{domain}\n").as_bytes(), 0o644).map_err(failed)
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 fn client_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {

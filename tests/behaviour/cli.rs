@@ -149,6 +149,7 @@ fn errors_say_what_to_do() {
     assert!(says("a", &["connect", "nobody"]).contains("no such user"));
     assert!(says("a", &["remove", "team", "alice/cli"]).contains("`leave`"));
     assert!(says("a", &["remove", "team", "cli"]).contains("`leave`"));
+    assert!(says("a", &["remove", "team", "alice"]).contains("`leave`"));
     let gone = says("b", &["register", "bob", "--endpoints", "gone/endpoints.json"]);
     assert!(gone.contains("is it running?"), "{gone}");
 }

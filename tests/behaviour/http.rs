@@ -511,6 +511,22 @@ fn a_node_starts_again_with_the_keys_that_it_had() {
 }
 
 #[test]
+fn a_data_folder_is_of_one_domain() {
+    let first = Provider::start_with(|config| config.store.engine = Engine::Sled);
+    let certificate = fs::read(first.endpoints().certificate.as_ref().unwrap()).unwrap();
+    let folder = first.stop();
+    let mut config = config_in(folder.path());
+    config.store.engine = Engine::Sled;
+    config.domain = Domain::new("b.example").unwrap();
+    let refused = server::start(config.clone()).unwrap_err();
+    assert!(matches!(refused, StartError::OtherDomain { .. }), "{refused}");
+    assert!(refused.to_string().contains("domain = \"localhost\""), "{refused}");
+    config.domain = Domain::new("localhost").unwrap();
+    let again = Provider { running: Some(server::start(config).unwrap()), folder };
+    assert_eq!(fs::read(again.endpoints().certificate.as_ref().unwrap()).unwrap(), certificate);
+}
+
+#[test]
 fn a_node_that_cannot_start_says_what_to_do() {
     let provider = Provider::start();
     let folder = tempfile::tempdir().unwrap();
