@@ -867,11 +867,12 @@ fn trouble_of(error: &CallError) -> Trouble {
         // its answer is, and not what it was sent
         | CallError::TooLarge
         | CallError::BadAnswer(_) => Trouble::Later(Failure::Transport),
-        CallError::Status { http, .. } => match http {
+        CallError::Status { http, error: said, .. } => match http {
             404 => Trouble::NotFound,
             413 => Trouble::TooLarge,
             429 | 503 => Trouble::Later(Failure::Busy { retry_after_ms: error.retry_after_ms() }),
-            400 | 422 => Trouble::Refused { for_good: true },
+            // without a word of the protocol it is something in front of the peer that says so
+            400 | 422 => Trouble::Refused { for_good: said.is_some() },
             500 => Trouble::Refused { for_good: false },
             408 | 502 | 504..=599 => Trouble::Later(Failure::Transport),
             _ => Trouble::Later(Failure::Refused),

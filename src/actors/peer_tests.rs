@@ -776,7 +776,10 @@ fn failures_are_of_the_peer_of_its_load_or_of_the_request() {
     let error = Some(DsError::Unavailable { detail, retry_after_ms: 7 });
     let said = CallError::Status { http: 503, retry_after_ms: Some(9_000), error };
     assert_eq!(later(&said), Some(Failure::Busy { retry_after_ms: Some(7) }));
-    assert!(matches!(trouble_of(&status(400)), Trouble::Refused { for_good: true }));
+    let error = Some(DsError::Malformed { detail: Detail::truncated("") });
+    let said = CallError::Status { http: 400, retry_after_ms: None, error };
+    assert!(matches!(trouble_of(&said), Trouble::Refused { for_good: true }));
+    assert!(matches!(trouble_of(&status(400)), Trouble::Refused { for_good: false }), "a proxy's");
     assert!(matches!(trouble_of(&status(500)), Trouble::Refused { for_good: false }));
     assert!(matches!(trouble_of(&status(404)), Trouble::NotFound));
     assert!(matches!(trouble_of(&status(413)), Trouble::TooLarge));

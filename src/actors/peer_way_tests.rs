@@ -303,6 +303,29 @@ async fn until_written(world: &World, group: &GroupId, sequence: Sequence) {
 }
 
 #[actix_rt::test]
+async fn a_proxy_that_calls_single_messages_bad_for_a_while_loses_none() {
+    let world = World::new(|limits| {
+        quick(limits);
+        limits.way.probe = Backoff { first_ms: 86_400_000, max_ms: 86_400_000 };
+    });
+    let BySingles { bob, group, clients, .. } = by_singles(&world).await;
+    let asked = world.net.with("c", |peer| {
+        peer.mood = Mood::Says(400, None);
+        peer.singles_asked
+    });
+    bob.say(&world, &group, "two").await;
+    while world.net.with_quietly("c", |peer| peer.singles_asked) == asked {
+        world.advance(500).await;
+        tokio::task::yield_now().await;
+    }
+    world.net.with("c", |peer| peer.mood = Mood::NoFeeds);
+    let last = bob.say(&world, &group, "three").await;
+    until_written(&world, &group, last).await;
+    let said = world.said(&group, clients).await;
+    nothing_is_lost(&said, &world.all_got(&group, &said), "it called them bad");
+}
+
+#[actix_rt::test]
 async fn a_group_that_feeds_are_tried_with_goes_one_way_at_a_time() {
     for is_given_up in [true, false] {
         let world = World::new(|limits| {
