@@ -289,6 +289,14 @@ async fn away_over_there_and_back(alice_stays: bool) {
     // what is written down says what is owed, though nobody says anything more
     (a, b, c) = (a.crash(), b.crash(), c.crash());
     net.mend(&c.domain);
+    // who is told to wait for another's part tries again when its time has come
+    let clock = std::sync::Arc::clone(&a.clock);
+    let time = actix_rt::spawn(async move {
+        loop {
+            clock.advance_ms(100);
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    });
     a.node.sweep_peers().await.unwrap();
     b.node.sweep_peers().await.unwrap();
     until(&bob, &b, |bob| view(bob, &group).hub == a.domain).await;
@@ -308,6 +316,7 @@ async fn away_over_there_and_back(alice_stays: bool) {
         };
         assert!(!events.iter().any(|(_, event)| bad(event)), "{}: {events:?}", client.uri);
     }
+    time.abort();
     Three { net, a, b, c, alice }.end();
 }
 
