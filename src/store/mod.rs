@@ -23,6 +23,7 @@
 
 mod engine;
 pub mod faults;
+mod folder;
 mod keys;
 pub mod memory;
 mod plan;
