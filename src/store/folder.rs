@@ -106,7 +106,7 @@ impl Mark {
 }
 
 /// Makes `folder` and those above it, and makes their names survive.
-pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
+fn make_folder(folder: &Path) -> io::Result<()> {
     let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
     if let Some(above) = above.filter(|above| !above.exists()) {
         make_folder(above)?;
@@ -118,8 +118,40 @@ pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the folder for this process: for as long as the file is held.
-pub(super) fn lock(folder: &Path) -> Result<File, OpenError> {
+/// A store's folder that this process has taken: for as long as this is held.
+pub(super) struct Place {
+    _lock: File,
+}
+
+impl Place {
+    /// Takes `folder` for a database of `engine`; makes the folder where it is missing.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`], [`OpenError::OtherEngine`]: nothing has changed then. [`OpenError::Folder`].
+    pub fn take(folder: &Path, engine: &'static str) -> Result<Self, OpenError> {
+        let failed = |error| OpenError::Folder { what: "make", path: folder.to_owned(), error };
+        make_folder(folder).map_err(failed)?;
+        let place = Self { _lock: lock(folder)? };
+        match engine_in(folder) {
+            Some(found) if found != engine => {
+                let path = folder.to_owned();
+                Err(OpenError::OtherEngine { path, found, wanted: engine })
+            }
+            Some(_) | None => Ok(place),
+        }
+    }
+}
+
+/// The engine that has a database in `folder`.
+pub(super) fn engine_in(folder: &Path) -> Option<&'static str> {
+    FILE_ENGINES.into_iter().find(|engine| folder.join(engine).exists())
+}
+
+/// The engines whose database is a folder by their name.
+const FILE_ENGINES: [&str; 2] = [super::sled::NAME, super::fjall::NAME];
+
+/// Taken for as long as the file is held.
+fn lock(folder: &Path) -> Result<File, OpenError> {
     let path = folder.join("lock");
     let failed = |error| OpenError::Folder { what: "lock", path: path.clone(), error };
     let file = OpenOptions::new()

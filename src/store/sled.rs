@@ -24,7 +24,7 @@ use std::{
 use super::{
     OpenError, StoreError,
     engine::{Changes, Engine, Failure, Visit},
-    folder::{Mark, lock, make_folder, restrict, sync},
+    folder::{Mark, Place, restrict, sync},
     keys,
     reader::NodeStore,
     writer,
@@ -44,7 +44,7 @@ pub(super) struct Sled {
     mark: Mark,
     bytes_on_disk: AtomicU64,
     /// Released last.
-    _lock: File,
+    _place: Place,
 }
 
 impl Sled {
@@ -52,9 +52,8 @@ impl Sled {
     /// [`OpenError`]: in use, cannot be read, or behind what it has answered for.
     pub fn open(folder: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
         let failed = |what| move |error| OpenError::Folder { what, path: folder.to_owned(), error };
-        make_folder(folder).map_err(failed("make the folder"))?;
-        let lock = lock(folder)?;
-        let path = folder.join("sled");
+        let place = Place::take(folder, NAME)?;
+        let path = folder.join(NAME);
         let db = database(&path, cache_bytes)?;
         let file = File::open(path.join("db")).map_err(failed("open the database in"))?;
         let stored = db.get(keys::commit_sequence());
@@ -72,8 +71,8 @@ impl Sled {
             .and_then(|()| sync(folder))
             .map_err(failed("sync"))?;
         let bytes_on_disk = AtomicU64::new(db.size_on_disk().unwrap_or(0));
-        tracing::info!(folder = %folder.display(), sequence = stored, "the store is open");
-        Ok(Self { db, file, mark, bytes_on_disk, _lock: lock })
+        tracing::info!(folder = %folder.display(), engine = NAME, sequence = stored, "the store is open");
+        Ok(Self { db, file, mark, bytes_on_disk, _place: place })
     }
 }
 
@@ -141,6 +140,8 @@ impl Engine for Sled {
         self.bytes_on_disk.load(Ordering::Relaxed)
     }
 }
+
+pub(super) const NAME: &str = "sled";
 
 /// Opens sled's part. It may panic on what it does not understand.
 fn database(path: &Path, cache_bytes: u64) -> Result<::sled::Db, OpenError> {
