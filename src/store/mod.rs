@@ -21,6 +21,7 @@
 //! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
 //! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
+pub mod copy;
 mod engine;
 pub mod faults;
 mod fjall;
