@@ -23,7 +23,7 @@ pub fn start(log: &Log) -> Result<(), String> {
     Ok(())
 }
 
-/// The filter for a level (`info`: mimid's own, libraries warn) or for directives (`info,mimid::http=debug`).
+/// The filter for a level (mimid's own; of libraries only what is wrong) or for directives (`info,mimid::http=debug`).
 ///
 /// # Errors
 /// What is allowed.
@@ -34,8 +34,12 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
     if level.split(',').any(|part| !part.contains('=') && !is_level(part)) {
         return Err(format!("{level:?} is not {allowed}"));
     }
+    let own = match level.trim().to_ascii_lowercase() {
+        word if ["info", "debug", "trace"].contains(&word.as_str()) => format!("warn,mimid={word}"),
+        _ => level.to_owned(),
+    };
     EnvFilter::builder()
-        .parse(level)
+        .parse(own)
         .map_err(|error| format!("{level:?} is not {allowed}: {error}"))
 }
 
@@ -53,5 +57,12 @@ mod tests {
         for bad in ["", "inof", "info,", "mimid=loud", "debug mimid"] {
             assert!(filter(bad).unwrap_err().contains("debug"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_level_is_for_what_mimid_says_and_directives_are_for_all() {
+        assert_eq!(filter("Info").unwrap().to_string(), "mimid=info,warn");
+        assert_eq!(filter("error").unwrap().to_string(), "error");
+        assert_eq!(filter("info,mimid=trace").unwrap().to_string(), "mimid=trace,info");
     }
 }
