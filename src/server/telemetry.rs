@@ -38,9 +38,7 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
         word if ["info", "debug", "trace"].contains(&word.as_str()) => format!("warn,mimid={word}"),
         _ => level.to_owned(),
     };
-    EnvFilter::builder()
-        .parse(own)
-        .map_err(|error| format!("{level:?} is not {allowed}: {error}"))
+    EnvFilter::builder().parse(own).map_err(|error| format!("{level:?} is not {allowed}: {error}"))
 }
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
