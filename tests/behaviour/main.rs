@@ -20,6 +20,7 @@ mod layers;
 mod moves;
 mod moving;
 mod portability;
+mod power;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]
