@@ -1,5 +1,5 @@
 //! What the store takes: an accepted message's batch (one log record and its group's head), durable before it is
-//! answered, by how many groups write at the same time. They share flushes; that is the point.
+//! answered, by how many groups write at the same time. They share flushes; that is the point. Each engine that has files.
 
 use std::time::Instant;
 
@@ -15,16 +15,23 @@ use mimid::{
 /// About what a message of ordinary length takes.
 const EVENT_BYTES: usize = 400;
 
+/// The engines with files, and the sizes of writers; each engine's turn is whole, as a node's is.
 pub fn batches(c: &mut Criterion) {
+    for engine in ["sled", "fjall"] {
+        batches_of(c, engine);
+    }
+}
+
+fn batches_of(c: &mut Criterion, engine: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let store = store::open(&StoreConfig {
-        engine: "sled".to_owned(),
+        engine: engine.to_owned(),
         folder: folder.path().join("store"),
         cache_bytes: 64 * 1024 * 1024,
     })
     .unwrap();
-    let mut group = c.benchmark_group("store batches, sled");
+    let mut group = c.benchmark_group(format!("store batches, {engine}"));
     group.throughput(Throughput::Elements(1));
     for writers in [1u64, 16, 128] {
         group.bench_with_input(BenchmarkId::new("writers", writers), &writers, |b, &writers| {
@@ -49,7 +56,10 @@ pub fn batches(c: &mut Criterion) {
     group.finish();
     let stats = store.stats();
     if stats.flushes > 0 {
-        println!("{:.1} batches a flush over all", stats.batches as f64 / stats.flushes as f64);
+        println!(
+            "{engine}: {:.1} batches a flush over all",
+            stats.batches as f64 / stats.flushes as f64
+        );
     }
     runtime.block_on(store.close()).unwrap();
 }

@@ -10,6 +10,7 @@ pub mod keys;
 mod ops;
 pub mod peers;
 pub mod serve;
+pub mod store;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Admin(admin::Args),
     /// The keys that other providers verify with: show them, or put new ones in their place
     Keys(keys::Args),
+    /// Move a provider's store to another engine
+    Store(store::Args),
 }
 
 /// It did not work.
@@ -61,5 +64,6 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Store(args) => store::run(&args),
     }
 }

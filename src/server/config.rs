@@ -69,6 +69,7 @@ choice! {
     /// What keeps the records.
     Engine {
         Sled = "sled",
+        Fjall = "fjall",
         /// Forgets everything when the process ends.
         Memory = "memory",
     }

@@ -219,6 +219,7 @@ impl Composed {
         let store = store::open(&StoreConfig {
             engine: match config.store.engine {
                 Engine::Sled => "sled".to_owned(),
+                Engine::Fjall => "fjall".to_owned(),
                 Engine::Memory => "memory".to_owned(),
             },
             folder: data_dir.join("store"),

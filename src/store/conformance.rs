@@ -1,13 +1,13 @@
 //! What every engine must do, run for each of them: the contract in [`super`], verb by verb.
 //!
-//! A [`Place`] is where a store can be opened again and again: a [`Disk`] in memory, or a folder with sled. Both are
-//! behind [`Faults`], so that a test can hold writes, let single flushes go, and break them, on sled too.
+//! A [`Place`] is where a store can be opened again and again: a [`Disk`] in memory, or a folder with sled or fjall. All are
+//! behind [`Faults`], so that a test can hold writes, let single flushes go, and break them, on a disk too.
 
 mod golden;
 mod model;
 mod samples;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use proptest::prelude::ProptestConfig;
 
@@ -15,6 +15,7 @@ use super::{
     Answer, Batch, Condition, Page, SharedStore, StoreError, Write,
     engine::Engine,
     faults::{Fault, Faults, Faulty},
+    fjall::Fjall,
     memory::Disk,
     reader::NodeStore,
     records::*,
@@ -27,7 +28,31 @@ use samples::*;
 /// Where stores are opened.
 enum Place {
     Memory(Disk),
-    Sled { folder: tempfile::TempDir, faults: Faults },
+    Folder { engine: FileEngine, folder: tempfile::TempDir, faults: Faults },
+}
+
+/// An engine with files.
+#[derive(Clone, Copy)]
+enum FileEngine {
+    Sled,
+    Fjall,
+}
+
+impl FileEngine {
+    fn open(self, folder: &Path) -> Box<dyn Engine> {
+        match self {
+            Self::Sled => Box::new(Sled::open(folder, 16 << 20).unwrap()),
+            Self::Fjall => Box::new(Fjall::open(folder, 16 << 20).unwrap()),
+        }
+    }
+
+    fn open_faulty(self, folder: &Path, faults: &Faults) -> Box<dyn Engine> {
+        let faults = faults.clone();
+        match self {
+            Self::Sled => Box::new(Faulty::new(Sled::open(folder, 16 << 20).unwrap(), faults)),
+            Self::Fjall => Box::new(Faulty::new(Fjall::open(folder, 16 << 20).unwrap(), faults)),
+        }
+    }
 }
 
 impl Place {
@@ -35,18 +60,17 @@ impl Place {
         Self::Memory(Disk::new())
     }
 
-    fn sled() -> Self {
-        Self::Sled { folder: tempfile::tempdir().unwrap(), faults: Faults::new() }
+    fn on_disk(engine: FileEngine) -> Self {
+        Self::Folder { engine, folder: tempfile::tempdir().unwrap(), faults: Faults::new() }
     }
 
     fn open(&self) -> SharedStore {
         match self {
             Self::Memory(disk) => disk.open().unwrap(),
-            Self::Sled { folder, faults } => {
+            Self::Folder { engine, folder, faults } => {
                 faults.reset();
-                let engine = Sled::open(folder.path(), 16 << 20).unwrap();
-                let engine = Faulty::new(engine, faults.clone());
-                Arc::new(NodeStore::start(Box::new(engine), folder.path().to_owned()).unwrap())
+                let engine = engine.open_faulty(folder.path(), faults);
+                Arc::new(NodeStore::start(engine, folder.path().to_owned()).unwrap())
             }
         }
     }
@@ -54,7 +78,7 @@ impl Place {
     fn faults(&self) -> &Faults {
         match self {
             Self::Memory(disk) => disk.faults(),
-            Self::Sled { faults, .. } => faults,
+            Self::Folder { faults, .. } => faults,
         }
     }
 }
@@ -73,7 +97,13 @@ macro_rules! for_every_engine {
         mod on_sled {
             use super::*;
             $(#[tokio::test(flavor = "multi_thread")] async fn $name() {
-                every_engine::$name(Place::sled()).await;
+                every_engine::$name(Place::on_disk(FileEngine::Sled)).await;
+            })*
+        }
+        mod on_fjall {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")] async fn $name() {
+                every_engine::$name(Place::on_disk(FileEngine::Fjall)).await;
             })*
         }
     };
@@ -836,7 +866,7 @@ for_every_engine! {
                 (_, Fault::Kept) => assert_eq!(found, [3]),
                 (Place::Memory(_), Fault::Lost) => assert_eq!(found, [2]),
                 // sled writes what it holds when it is dropped
-                (Place::Sled { .. }, Fault::Lost) => assert!(found == [2] || found == [3]),
+                (Place::Folder { .. }, Fault::Lost) => assert!(found == [2] || found == [3]),
             }
         }
     }
@@ -1115,8 +1145,8 @@ fn keys_left(place: &Place) -> usize {
                 let _ = counting(key, value);
             }
         }),
-        Place::Sled { folder, .. } => {
-            let engine = Sled::open(folder.path(), 16 << 20).unwrap();
+        Place::Folder { engine, folder, .. } => {
+            let engine = engine.open(folder.path());
             engine.scan(&[], &[0xff], &mut counting).unwrap();
         }
     }

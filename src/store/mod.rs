@@ -1,7 +1,7 @@
 //! What survives: one trait of domain verbs over an atomic, durable, conditional [`Batch`].
 //!
 //! Here: the trait, the batch and its conditions. The records are in [`records`], how they become keys and
-//! values in `keys`, the engines in `sled` and [`memory`]. Deliberately absent: any rule of the protocol.
+//! values in `keys`, the engines in `sled`, `fjall` and [`memory`]. Deliberately absent: any rule of the protocol.
 //!
 //! **Contract of every backend** (the conformance suite checks it):
 //! - A batch is applied whole or not at all, and it is durable (power loss included) before `write` answers `Ok`.
@@ -19,10 +19,13 @@
 //!
 //! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots),
 //! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
-//! to `sled` and [`memory`], [`faults`] breaks an engine on purpose.
+//! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
+pub mod copy;
 mod engine;
 pub mod faults;
+mod fjall;
+mod folder;
 mod keys;
 pub mod memory;
 mod plan;
@@ -504,7 +507,7 @@ pub struct StoreStats {
 /// Where a node's store is.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
-    /// `sled`, or `memory`, which forgets everything when the process ends.
+    /// `sled`, `fjall`, or `memory`, which forgets everything when the process ends.
     pub engine: String,
     /// A folder of the store's own, made (0700) where it is missing. Not used by `memory`.
     pub folder: PathBuf,
@@ -516,7 +519,7 @@ pub struct StoreConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     #[error(
-        "there is no store engine {0:?}: use \"sled\", or \"memory\" for a node that forgets everything"
+        "there is no store engine {0:?}: use \"sled\" or \"fjall\", or \"memory\" for a node that forgets everything"
     )]
     UnknownEngine(String),
     #[error("cannot {what} {}: {error}. Check that the folder exists on a disk with free space and \
@@ -525,6 +528,9 @@ pub enum OpenError {
     #[error("the store in {} is in use by another process: stop it first, or give this one a data \
              folder of its own", path.display())]
     InUse { path: PathBuf },
+    #[error("the store in {} is one of the engine {found}, not {wanted}: set store.engine to \"{found}\", or make a copy \
+             for {wanted} with `mimid store copy`", path.display())]
+    OtherEngine { path: PathBuf, found: &'static str, wanted: &'static str },
     #[error("the database in {} cannot be opened: {reason}. If this stays so, restore the folder from a backup; \
              nothing in it was changed", path.display())]
     Engine { path: PathBuf, reason: String },
@@ -546,7 +552,8 @@ pub enum OpenError {
 /// [`OpenError`], whose text tells an operator what to do.
 pub fn open(config: &StoreConfig) -> Result<SharedStore, OpenError> {
     match config.engine.as_str() {
-        "sled" => Ok(sled::open(&config.folder, config.cache_bytes)?),
+        sled::NAME => Ok(sled::open(&config.folder, config.cache_bytes)?),
+        fjall::NAME => Ok(fjall::open(&config.folder, config.cache_bytes)?),
         "memory" => memory::Disk::new().open(),
         _ => Err(OpenError::UnknownEngine(config.engine.clone())),
     }

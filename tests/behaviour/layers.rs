@@ -107,6 +107,7 @@ const IMPURE: &[&str] = &[
     "reqwest",
     "rusqlite",
     "sled::",
+    "fjall::",
 ];
 
 /// Lines of one file, its tests not counted.

@@ -21,6 +21,7 @@ mod move_bounds;
 mod moves;
 mod moving;
 mod portability;
+mod power;
 #[path = "../support/providers.rs"]
 mod providers;
 #[path = "../support/proxy.rs"]
