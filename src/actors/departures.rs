@@ -108,6 +108,12 @@ impl Departures {
         locked(&self.running).get(group).cloned()
     }
 
+    /// For how long a group has been on its way; 0 where that has not been looked at yet.
+    pub(super) fn frozen_ms(&self, group: &GroupId, now: Timestamp) -> u64 {
+        let stands = self.of(group).and_then(|run| *locked(&run.stands));
+        stands.map_or(0, |(_, since)| now.ms_since(since))
+    }
+
     fn end(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
         let run = locked(&self.running).remove(group);
         run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
@@ -194,7 +200,9 @@ impl Node {
         let patience = Duration::from_millis(self.limits.moves.answer_wait_ms);
         match tokio::time::timeout(patience, told).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) | Err(_) => Err(migrating()),
+            Ok(Err(_)) | Err(_) => {
+                Err(migrating(self.departures.frozen_ms(group, self.clock.now())))
+            }
         }
     }
 

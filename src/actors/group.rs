@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
 use super::errors::{internal, of_reject, of_store};
-use super::{groups::GroupOptions, history, node::Node};
+use super::{groups::GroupOptions, history, moves::migrating, node::Node};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
@@ -211,6 +211,9 @@ impl GroupActor {
                         drop(permits);
                     });
                     return;
+                }
+                (_, DsError::GroupMigrating { .. }) => {
+                    migrating(self.node.departures.frozen_ms(&self.id, self.last_used))
                 }
                 (_, error) => error.clone(),
             };

@@ -52,7 +52,7 @@ pub(super) async fn load(
     let Some(head) = head else { return Ok(None) };
     match head.status {
         GroupStatus::Active | GroupStatus::Deleted => {}
-        GroupStatus::Migrating => return Err(migrating()),
+        GroupStatus::Migrating => return Err(migrating(0)),
         GroupStatus::Followed => {
             return node.moved_away(id).await.map_err(of_store)?.map_or(Ok(None), Err);
         }

@@ -83,11 +83,12 @@ pub(super) fn chain_of(moves: &Moves) -> Result<Chain, StoreError> {
     decode(&moves.chain).map_err(|error| StoreError::Corrupt { what: format!("moves: {error}") })
 }
 
-/// For a group that is on its way.
-pub(super) fn migrating() -> DsError {
+/// For a group that has been on its way for so long. Most are gone in a moment, some have to wait for a target: whoever comes
+/// again after as long as it has taken already waits little too long, and does not come often.
+pub(super) fn migrating(frozen_ms: u64) -> DsError {
     DsError::GroupMigrating {
         detail: detail("the group is moving to another provider; try again in a moment"),
-        retry_after_ms: RETRY_MS,
+        retry_after_ms: frozen_ms.clamp(RETRY_MIN_MS, RETRY_MAX_MS),
     }
 }
 
@@ -323,5 +324,6 @@ pub(super) async fn step(name: &'static str) {
     let _ = name;
 }
 
-const RETRY_MS: u64 = 500;
+const RETRY_MIN_MS: u64 = 50;
+const RETRY_MAX_MS: u64 = 2_000;
 const PAGE: usize = 256;

@@ -275,6 +275,13 @@ fn refused(response: DsResponse) -> DsError {
     response.outcome.into_result().unwrap_err()
 }
 
+fn come_again_ms(response: DsResponse) -> u64 {
+    match refused(response) {
+        DsError::GroupMigrating { retry_after_ms, .. } => retry_after_ms,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn key() -> SigningKey {
     SigningKey::generate(SignatureScheme::ED25519).unwrap()
 }
@@ -333,9 +340,17 @@ async fn target_out_of_reach_gets_no_group_and_costs_it_the_freeze_at_the_most()
     let waits = async {
         until_departure(&two.a.node, "frozen").await;
         let (request, answer) = two.bob_says("meanwhile").await;
-        assert_eq!(refused(answer).name(), "group_migrating");
+        assert_eq!(come_again_ms(answer), 50);
         let freeze_ms = Limits::default().moves.freeze_ms;
-        two.clock.advance_ms(freeze_ms / 2);
+        two.clock.advance_ms(300);
+        // who waits as long again as it has taken is soon there, and asks seldom where it takes long
+        let again = async || {
+            let outbound = two.bob.member.outbound(request, two.b.now()).unwrap();
+            come_again_ms(two.b.node.group_operation(&two.bob.uri, outbound.message).await)
+        };
+        assert_eq!(again().await, 300);
+        two.clock.advance_ms(freeze_ms / 2 - 300);
+        assert_eq!(again().await, 2_000);
         comes_true("three more tries", async || letters.lock().unwrap().len() > 3).await;
         assert_eq!(two.a.node.departures().await.unwrap().len(), 1);
         two.clock.advance_ms(freeze_ms / 2);

@@ -85,7 +85,7 @@ impl GroupActor {
         let (revision, status) = (head.revision + 1, GroupStatus::Migrating);
         batch.push(Write::GroupHead(GroupHead { status, revision, ..head }));
         // what comes from now on is told to come again
-        self.broken = Some(migrating());
+        self.broken = Some(migrating(0));
         let (node, id, address) = (self.node.clone(), self.id.clone(), ctx.address());
         let waiter: Waiter = Box::new(move |outcome| {
             match outcome {
