@@ -194,7 +194,7 @@ async fn nothing_is_lost_doubled_or_reordered_in_bad_weather() {
     let seed = seed("weather");
     let crowd = Crowd::gather(seed).await;
     let mut random = StdRng::seed_from_u64(seed);
-    let mut left = Duration::from_secs(setting("TEST_OUTAGE_S", 40));
+    let mut left = Duration::from_secs(setting("TEST_OUTAGE_S", 120));
     let ends = std::sync::atomic::AtomicBool::new(false);
     let weather = async {
         while !left.is_zero() {
