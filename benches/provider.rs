@@ -23,9 +23,10 @@ criterion_group!(stores, store::batches);
 criterion_group!(providers, replication::messages, moving::pauses);
 criterion_main!(wire, groups, stores, providers);
 
-/// Whether this is `cargo test`: everything runs, once and small. `--test` is criterion's own word for it.
+/// Whether this is `cargo test`: everything runs, once and small. As criterion tells: only `cargo bench` says `--bench`.
 fn is_test() -> bool {
-    std::env::args().any(|argument| argument == "--test")
+    let is_said = |word: &str| std::env::args().any(|argument| argument == word);
+    is_said("--test") || !is_said("--bench")
 }
 
 /// Whether what the command line names, if it names anything, is part of `name`: for what takes its own turns, as criterion

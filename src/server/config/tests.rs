@@ -121,7 +121,7 @@ fn all_problems_are_told_at_once_each_with_what_is_allowed() {
         found.iter().find(|(place, _)| place == line).map(|(_, message)| message.as_str()).unwrap()
     };
     assert!(message("line 1").contains("lower case"));
-    assert!(message("line 3").contains("one of sled, memory; did you mean \"sled\"?"));
+    assert!(message("line 3").contains("one of sled, fjall, memory; did you mean \"sled\"?"));
     assert!(message("line 4").contains("\"64MiB\""));
     assert!(message("line 6").contains("from 1 to 1024"));
     assert!(message("line 7").contains("\"30s\""));
