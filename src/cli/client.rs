@@ -31,7 +31,7 @@ use crate::{
     client::{
         Client, ClientError, Registration, Server,
         core::{
-            Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
+            Answer, Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
             PolicyChange, Right, SUITES,
         },
         http::HttpError,
@@ -435,7 +435,8 @@ async fn resume(client: &Client, drop: Option<&str>, out: &Out) -> Result<(), Cl
         let (Some((request, ..)), None) = (found.next(), found.next()) else {
             return Err(invalid(format!("not one request has an id that begins with {id:?}")));
         };
-        client.member().give_up(*request)?;
+        let dropped = Answer::GivenUp("the request was dropped by `resume --drop`".to_owned());
+        client.member().give_up_for_another(*request, dropped)?;
         let id = hex::encode(request.0);
         out.say(json!({ "dropped": id }), format!("request {id} is given up"));
         return Ok(());

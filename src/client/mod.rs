@@ -47,6 +47,13 @@ pub enum ClientError {
     /// The request is kept and is sent again by [`Client::resume`].
     #[error("no answer yet ({why}); the request is kept: `resume` goes on with it or drops it")]
     Unanswered { request: RequestId, why: String },
+    /// Another task or process of this home went on with the request, and gave it up.
+    #[error("{0}")]
+    GivenUp(String),
+    #[error(
+        "the request was answered in between, and what came of it is not known here any more: look whether it is so"
+    )]
+    AnswerForgotten(RequestId),
     #[error("{0} has not given you consent: `connect` with them first")]
     NotConnected(UserUri),
     #[error("{user} cannot be added: {}", no_key_package(*status))]
@@ -101,6 +108,8 @@ impl ClientError {
             Self::Http(error) => error.passes().is_some(),
             Self::Refused(Refusal(error)) => http::retry_after_ms(error).is_some(),
             Self::Core(_)
+            | Self::GivenUp(_)
+            | Self::AnswerForgotten(_)
             | Self::NotConnected(_)
             | Self::NoKeyPackages { .. }
             | Self::NotOfTwo { .. }

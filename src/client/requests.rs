@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     CLOCK_OFFSET, Client, ClientError,
-    core::{CoreError, Operation, Outbound, Refusal, Settled},
+    core::{Answer, CoreError, Operation, Outbound, Refusal, Settled},
     http::HttpError,
 };
 use crate::wire::{
@@ -35,8 +35,17 @@ const ATTEMPT_MIN: Duration = Duration::from_secs(8);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Accepted(Accepted),
-    /// The group was found as was wanted, or another process saw the answer.
+    /// The group was found as was wanted.
     AlreadySo,
+}
+
+/// Who is to be told what comes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Who asks for it is this call.
+    Own,
+    /// It is gone on with in passing: what comes of it is kept for who asked.
+    Others,
 }
 
 impl Client {
@@ -44,7 +53,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`]: nothing of it took effect. [`ClientError::Unanswered`]: [`Client::resume`] goes on
-    /// with it.
+    /// with it. [`ClientError::GivenUp`], [`ClientError::AnswerForgotten`] where another task or process of this home
+    /// went on with it meanwhile.
     pub async fn operate(
         &self,
         group: &GroupId,
@@ -71,10 +81,10 @@ impl Client {
     /// As [`Self::operate`].
     pub async fn finish(&self, request: RequestId) -> Result<Outcome, ClientError> {
         if let Err(error) = self.receive(0).await {
-            if error.passes() {
-                return Err(ClientError::Unanswered { request, why: error.to_string() });
+            if !error.passes() {
+                return Err(error);
             }
-            return Err(error);
+            return self.unless_answered(request, error.to_string());
         }
         self.drive(request).await
     }
@@ -90,7 +100,7 @@ impl Client {
         let pending = self.member().pending()?;
         for (request, group, operation) in pending {
             let turn = self.turns.of(&group).await;
-            let driven = self.drive_locked(request, until).await;
+            let driven = self.drive_locked(request, Whose::Others, until).await;
             drop(turn);
             match driven {
                 Ok(_) => {}
@@ -121,7 +131,7 @@ impl Client {
                 self.not_in_passing(request);
                 continue;
             };
-            let driven = self.drive_locked(request, until).await;
+            let driven = self.drive_locked(request, Whose::Others, until).await;
             drop(turn);
             match driven {
                 Ok(_) => {}
@@ -151,16 +161,49 @@ impl Client {
     pub(super) async fn drive(&self, request: RequestId) -> Result<Outcome, ClientError> {
         let pending = self.member().pending()?;
         let Some((_, group, _)) = pending.into_iter().find(|(it, ..)| *it == request) else {
-            return Ok(Outcome::AlreadySo);
+            return self.answered(request);
         };
         let _turn = self.turns.of(&group).await;
-        self.drive_locked(request, Instant::now() + self.patience).await
+        let until = Instant::now() + self.patience;
+        match self.drive_locked(request, Whose::Own, until).await {
+            Err(ClientError::Unanswered { why, .. }) => self.unless_answered(request, why),
+            driven => driven,
+        }
+    }
+
+    /// What came of a request that is pending no more, though this call has not seen its answer.
+    fn answered(&self, request: RequestId) -> Result<Outcome, ClientError> {
+        match self.member().take_answer(request)? {
+            Some(Answer::Accepted(accepted)) => Ok(Outcome::Accepted(accepted)),
+            Some(Answer::AlreadySo) => Ok(Outcome::AlreadySo),
+            Some(Answer::Refused(refusal)) => Err(refusal.into()),
+            Some(Answer::GivenUp(why)) => Err(ClientError::GivenUp(why)),
+            None => Err(ClientError::AnswerForgotten(request)),
+        }
+    }
+
+    /// Says that there is no answer, if nobody else in this home was given it meanwhile.
+    fn unless_answered(&self, request: RequestId, why: String) -> Result<Outcome, ClientError> {
+        let pending = self.member().pending()?;
+        if pending.iter().any(|(it, ..)| *it == request) {
+            return Err(ClientError::Unanswered { request, why });
+        }
+        self.answered(request)
+    }
+
+    /// Ends a request without an answer; `why` is told to who asked for it, where that is not this call.
+    fn give_up(&self, request: RequestId, whose: Whose, why: Answer) -> Result<(), CoreError> {
+        match whose {
+            Whose::Own => self.member().give_up(request),
+            Whose::Others => self.member().give_up_for_another(request, why),
+        }
     }
 
     /// Does what it takes until `until`; beyond that it waits for nothing, and tries once.
     async fn drive_locked(
         &self,
         request: RequestId,
+        whose: Whose,
         until: Instant,
     ) -> Result<Outcome, ClientError> {
         for _ in 0..ROUNDS_MAX {
@@ -174,7 +217,7 @@ impl Client {
                 }
                 Err(CoreError::Busy(other)) => {
                     // what was asked for first is answered first, whatever comes of it
-                    match Box::pin(self.drive_locked(other, until)).await {
+                    match Box::pin(self.drive_locked(other, Whose::Others, until)).await {
                         Err(ClientError::Unanswered { why, .. }) => {
                             return Err(ClientError::Unanswered { request, why });
                         }
@@ -185,7 +228,7 @@ impl Client {
                 Err(CoreError::MustCommitFirst(group)) => {
                     let update = Operation::UpdateClient { rotate_key: false };
                     let commit = self.member().begin(&group, update)?;
-                    match Box::pin(self.drive_locked(commit, until)).await {
+                    match Box::pin(self.drive_locked(commit, Whose::Own, until)).await {
                         Ok(_) => {}
                         Err(ClientError::Unanswered { why, .. }) => {
                             return Err(ClientError::Unanswered { request, why });
@@ -193,37 +236,40 @@ impl Client {
                         Err(error @ ClientError::Http(_)) => return Err(error),
                         Err(error) => {
                             // it would meet the same again and again
-                            self.member().give_up(request)?;
+                            self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                             return Err(error);
                         }
                     }
                     continue;
                 }
                 Err(CoreError::NothingToDo(_)) => {
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::AlreadySo)?;
                     return Ok(Outcome::AlreadySo);
                 }
-                Err(CoreError::Answered) => return Ok(Outcome::AlreadySo),
+                Err(CoreError::Answered) => return self.answered_to(request, whose),
                 Err(error @ CoreError::Store(_)) => return Err(error.into()),
                 Err(error) => {
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                     return Err(error.into());
                 }
             };
             let response = self.send(&outbound, until).await?;
-            let settled = self.member().settle(request, &response, now);
+            let settled = match whose {
+                Whose::Own => self.member().settle(request, &response, now),
+                Whose::Others => self.member().settle_for_another(request, &response, now),
+            };
             let settled = match settled {
                 Ok(settled) => settled,
                 Err(error @ CoreError::Chain { .. }) => {
                     // whoever is asked again says the same again
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                     return Err(error.into());
                 }
                 Err(error) => return Err(error.into()),
             };
             match settled {
                 Settled::Done(accepted) => return Ok(Outcome::Accepted(accepted)),
-                Settled::Entered => return Ok(Outcome::AlreadySo),
+                Settled::Entered => return self.answered_to(request, whose),
                 Settled::Refused(refusal) => return Err(refusal.into()),
                 Settled::Again { after_ms: 0 } => {}
                 Settled::Again { after_ms } => {
@@ -242,6 +288,14 @@ impl Client {
             }
         }
         Err(ClientError::Unanswered { request, why: "the group does not come to rest".to_owned() })
+    }
+
+    /// As [`Self::answered`]; what others asked for is left to them.
+    fn answered_to(&self, request: RequestId, whose: Whose) -> Result<Outcome, ClientError> {
+        match whose {
+            Whose::Own => self.answered(request),
+            Whose::Others => Ok(Outcome::AlreadySo),
+        }
     }
 
     async fn send(&self, outbound: &Outbound, until: Instant) -> Result<DsResponse, ClientError> {

@@ -6,12 +6,12 @@ use std::{path::Path, sync::Arc, time::Duration};
 use mimid::{
     client::{
         Client, ClientError, Clock, Outcome, Registration, Server,
-        core::{Content, Event, GroupState, Home, Member, Operation, SUITES},
+        core::{Content, Event, GroupState, Home, Member, Operation, PolicyChange, Right, SUITES},
         system_clock,
     },
     server::{self, Config, Running},
     wire::{
-        extensions::KeyPackageClass,
+        extensions::{KeyPackageClass, Role},
         ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
     },
 };
@@ -293,6 +293,40 @@ async fn message_is_kept_before_anything_is_asked_of_the_provider() {
     alice.resume().await.unwrap();
     bob.receive(0).await.unwrap();
     assert_eq!(texts(&bob), ["kept"]);
+}
+
+#[tokio::test]
+async fn answer_that_another_process_was_given_is_told_to_the_one_that_asked() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    let home = provider.home(&user_uri("bob"), "phone");
+    let other = Member::open(Home::open(&home).unwrap()).unwrap();
+    let other = Client::open(other, system_clock()).unwrap();
+    let begin = |text: &str| {
+        let content = Content::text(text).encode();
+        bob.begin(&group, Operation::Send { content }).unwrap()
+    };
+    let request = begin("may");
+    other.receive(0).await.unwrap();
+    assert_eq!(bob.member().pending().unwrap(), []);
+    let sent = bob.finish(request).await.unwrap();
+    assert!(matches!(sent, Outcome::Accepted(_)), "{sent:?}");
+
+    let only_moderators = PolicyChange::May { what: Right::Send, role: Role::Moderator };
+    alice.change_policy(&group, vec![only_moderators]).await.unwrap();
+    let requests = [begin("may not"), begin("may not either")];
+    other.receive(0).await.unwrap();
+    assert_eq!(bob.member().pending().unwrap(), []);
+    for request in requests {
+        let refused = bob.finish(request).await.unwrap_err();
+        let told = matches!(refused, ClientError::Refused(_) | ClientError::GivenUp(_));
+        assert!(told, "{refused}");
+    }
+    alice.receive(0).await.unwrap();
+    assert_eq!(texts(&alice), ["may"]);
 }
 
 #[tokio::test]
