@@ -3,7 +3,7 @@
 //! A request is kept before it is sent, so neither a lost answer nor the end of the process loses or doubles it.
 //! PROTOCOL.md §2, "Answers".
 
-use std::{sync::PoisonError, time::Duration};
+use std::{hash::BuildHasher as _, sync::PoisonError, time::Duration};
 
 use rand::Rng;
 use tls_codec::DeserializeBytes;
@@ -26,7 +26,9 @@ const BACKOFF_MIN_MS: u64 = 100;
 const BACKOFF_MAX_MS: u64 = 5_000;
 /// How long one request may hold up something else.
 const IN_PASSING: Duration = Duration::from_secs(2);
-/// How long one that stayed unanswered is left alone then.
+/// How long all of them together may.
+const ALL_IN_PASSING: Duration = Duration::from_secs(3);
+/// How long one that stayed unanswered, or that there was no time for, is left alone then.
 const AGAIN_IN_PASSING: Duration = Duration::from_secs(20);
 /// An attempt at a call has at least this long.
 const ATTEMPT_MIN: Duration = Duration::from_secs(8);
@@ -96,7 +98,7 @@ impl Client {
     pub async fn resume(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
         let mut refused = Vec::new();
         let mut unanswered = None;
-        let until = Instant::now() + self.patience;
+        let until = self.until();
         let pending = self.member().pending()?;
         for (request, group, operation) in pending {
             let turn = self.turns.of(&group).await;
@@ -118,14 +120,24 @@ impl Client {
     }
 
     /// Goes on with what has not been answered on the way to something else: shortly, and without an error where
-    /// it stays unanswered. One request that gets no answer holds up neither the others nor who calls this.
+    /// it stays unanswered. However many get no answer, they hold up who calls this for no longer than
+    /// [`ALL_IN_PASSING`] and one attempt; those that there is no time for come later.
     pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
-        let pending = self.member().pending()?;
+        let mut pending = self.member().pending()?;
+        // another group comes first each time, so that those that get no answer are not always in the others' way;
+        // within a group what was asked for first comes first
+        let chance = std::hash::RandomState::new();
+        pending.sort_by_key(|(_, group, _)| chance.hash_one(group));
+        let all_until = Instant::now() + ALL_IN_PASSING;
         for (request, group, _) in pending {
             if self.is_not_yet(request) {
                 continue;
             }
-            let until = Instant::now() + IN_PASSING;
+            if Instant::now() >= all_until {
+                self.not_in_passing(request);
+                continue;
+            }
+            let until = all_until.min(Instant::now() + IN_PASSING);
             // who has the turn for longer gets it answered, or says that it is not
             let Ok(turn) = tokio::time::timeout_at(until, self.turns.of(&group)).await else {
                 self.not_in_passing(request);
@@ -164,7 +176,7 @@ impl Client {
             return self.answered(request);
         };
         let _turn = self.turns.of(&group).await;
-        let until = Instant::now() + self.patience;
+        let until = self.until();
         match self.drive_locked(request, Whose::Own, until).await {
             Err(ClientError::Unanswered { why, .. }) => self.unless_answered(request, why),
             driven => driven,
@@ -212,7 +224,7 @@ impl Client {
             let outbound = match outbound {
                 Ok(outbound) => outbound,
                 Err(CoreError::NoToken { class, last_resort }) => {
-                    self.mint(class, last_resort).await?;
+                    self.mint(class, last_resort, until).await?;
                     continue;
                 }
                 Err(CoreError::Busy(other)) => {
@@ -281,7 +293,7 @@ impl Client {
                             .map_or_else(|| "others came first".to_owned(), |it| it.to_string());
                         return Err(ClientError::Unanswered { request, why });
                     }
-                    if let Err(error) = self.pull(0).await {
+                    if let Err(error) = self.pull_until(0, until).await {
                         tracing::debug!(%error, "the queue could not be read in between");
                     }
                 }
@@ -312,11 +324,7 @@ impl Client {
             let body = body.clone();
             let answer = self.as_caller(async |http, caller| http.ds(caller, endpoint, body).await);
             // what is on its way when the time is over is asked for again later, under the same id
-            let ends = until.max(Instant::now() + ATTEMPT_MIN);
-            tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
-                let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
-                Err(HttpError::Unreachable { url, why })
-            })
+            self.attempt(until, Duration::ZERO, answer).await
         })
         .await
         .map_err(|error| {
@@ -352,6 +360,41 @@ impl Client {
         .await
     }
 
+    /// As [`Self::call`], and no longer than `until`; a provider that is silent neither.
+    pub(super) async fn call_until<T: DeserializeBytes>(
+        &self,
+        until: Instant,
+        endpoint: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        self.patiently_until(until, async || {
+            let body = body.clone();
+            let answer =
+                self.as_caller(async |http, caller| http.call(caller, endpoint, body, 0).await);
+            self.attempt(until, Duration::ZERO, answer).await
+        })
+        .await
+    }
+
+    /// When this client's patience ends for what begins now.
+    pub(super) fn until(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+
+    /// One attempt at a call that asks to wait for `wait`: it has until `until`, and a little in any case.
+    pub(super) async fn attempt<T>(
+        &self,
+        until: Instant,
+        wait: Duration,
+        answer: impl Future<Output = Result<T, HttpError>>,
+    ) -> Result<T, HttpError> {
+        let ends = until.max(Instant::now() + ATTEMPT_MIN) + wait;
+        tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
+            let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
+            Err(HttpError::Unreachable { url, why })
+        })
+    }
+
     /// As [`Self::call`], where there is nothing to answer.
     pub(super) async fn tell(&self, endpoint: &str, body: Vec<u8>) -> Result<(), ClientError> {
         self.patiently(async || {
@@ -366,11 +409,11 @@ impl Client {
         &self,
         call: impl AsyncFn() -> Result<T, HttpError>,
     ) -> Result<T, ClientError> {
-        self.patiently_until(Instant::now() + self.patience, call).await
+        self.patiently_until(self.until(), call).await
     }
 
     /// As [`Self::patiently`]; no attempt begins after `until`, but for the first.
-    async fn patiently_until<T>(
+    pub(super) async fn patiently_until<T>(
         &self,
         until: Instant,
         call: impl AsyncFn() -> Result<T, HttpError>,
