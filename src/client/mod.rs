@@ -75,7 +75,10 @@ pub enum ClientError {
     NoRequest(UserUri),
     #[error("no group is called {0:?}; `groups` lists them")]
     NoSuchGroup(String),
-    #[error("{name:?} could be any of {}: say more of it", listed(matches))]
+    #[error(
+        "{name:?} could be any of these groups; say the first digits of its id instead: {}",
+        listed(matches)
+    )]
     Ambiguous { name: String, matches: Vec<GroupId> },
     #[error("this client is not registered at a provider yet: `register` goes on with it")]
     NotRegistered,
@@ -96,7 +99,12 @@ fn no_key_package(status: KeyPackageStatus) -> &'static str {
 }
 
 fn listed(groups: &[GroupId]) -> String {
-    groups.iter().map(GroupId::as_str).collect::<Vec<_>>().join(", ")
+    // as `groups` shows them
+    let digits = |id: &GroupId| {
+        let tail = id.as_str().rsplit('/').next().unwrap_or_default();
+        format!("{} ({id})", tail.get(..8).unwrap_or(tail))
+    };
+    groups.iter().map(digits).collect::<Vec<_>>().join(", ")
 }
 
 impl ClientError {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     CLOCK_OFFSET, Client, ClientError,
-    core::{Answer, CoreError, Operation, Outbound, Refusal, Settled},
+    core::{Answer, CoreError, Operation, Outbound, Settled},
     http::HttpError,
 };
 use crate::wire::{
@@ -91,11 +91,12 @@ impl Client {
         self.drive(request).await
     }
 
-    /// Goes on with every request that has not been answered; gives those that were refused.
+    /// Goes on with every request that has not been answered; gives those that were refused or had to be given up,
+    /// with the reason.
     ///
     /// # Errors
     /// [`ClientError::Unanswered`], [`ClientError::Http`]: the first that still has no answer. All were tried.
-    pub async fn resume(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
+    pub async fn resume(&self) -> Result<Vec<(Operation, ClientError)>, ClientError> {
         let mut refused = Vec::new();
         let mut unanswered = None;
         let until = self.until();
@@ -106,14 +107,13 @@ impl Client {
             drop(turn);
             match driven {
                 Ok(_) => {}
-                Err(ClientError::Refused(refusal)) => {
-                    tracing::warn!(%refusal, "a request was refused");
-                    refused.push((operation, refusal));
-                }
                 Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
                     unanswered.get_or_insert(error);
                 }
-                Err(error) => tracing::warn!(%error, "a request was given up"),
+                Err(error) => {
+                    tracing::warn!(%error, "a request was refused or given up");
+                    refused.push((operation, error));
+                }
             }
         }
         unanswered.map_or(Ok(refused), Err)
