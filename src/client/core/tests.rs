@@ -622,6 +622,27 @@ fn answer_that_another_was_given_is_kept_until_who_asked_takes_it() {
 }
 
 #[test]
+fn request_of_a_member_that_is_removed_before_it_is_answered_is_told_so() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    add(&mut wire, &group, &alice, &bob);
+    let leave = Operation::Propose { proposals: vec![NewProposal::Leave] };
+    let leave = bob.begin(&group, leave).unwrap();
+    let send = bob.begin(&group, Operation::Send { content: vec![1] }).unwrap();
+    let users = vec![bob.client().user()];
+    operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
+    wire.deliver(&group, &bob);
+    assert_eq!(bob.pending().unwrap(), []);
+    assert_eq!(bob.take_answer(leave).unwrap(), Some(Answer::AlreadySo));
+    let given_up = bob.take_answer(send).unwrap();
+    assert!(
+        matches!(&given_up, Some(Answer::GivenUp(why)) if why.contains("left")),
+        "{given_up:?}"
+    );
+}
+
+#[test]
 fn answers_that_nobody_takes_are_forgotten_the_oldest_first() {
     let alice = member("alice", "phone");
     let group = create(&mut Wire::default(), &alice, SUITES[0]);
