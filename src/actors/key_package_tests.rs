@@ -335,6 +335,32 @@ async fn fetches_for_groups_and_of_one_user_are_limited_per_hour() {
 }
 
 #[actix::test]
+async fn fetches_of_users_elsewhere_are_limited_before_their_providers_are_asked() {
+    let limits = Limits { key_package_fetches_per_hour: 2, ..Limits::default() };
+    let (world, alice, bob) = pair(limits).await;
+    let far = UserUri::new("mimi://b.example/u/zoe").unwrap();
+    let for_groups = async || {
+        let request = GroupKeyPackageRequest {
+            target_user: far.clone(),
+            consent_token: Opaque::new(CONSENT).unwrap(),
+            ciphersuites: List::new(vec![SUITE]).unwrap(),
+            required: None,
+        };
+        world.node.group_key_packages(&alice.client, request).await.unwrap_err().name()
+    };
+    let to_connect = async || {
+        let request =
+            ConnectionKeyPackageRequest { target_user: far.clone(), requester: bob.user.clone() };
+        world.node.connection_key_packages(&bob.client, request).await.unwrap_err().name()
+    };
+    // nobody is reached from here
+    for _ in 0..2 {
+        assert_eq!((for_groups().await, to_connect().await), ("not_authorized", "not_authorized"));
+    }
+    assert_eq!((for_groups().await, to_connect().await), ("rate_limited", "rate_limited"));
+}
+
+#[actix::test]
 async fn expired_key_packages_are_dropped_at_the_next_publishing() {
     let (world, alice, bob) = pair(Limits::default()).await;
     let key_packages = world.key_packages(&bob, TokenClass::Group, 2).await;

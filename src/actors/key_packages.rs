@@ -460,3 +460,18 @@ const CANDIDATES_MAX: usize = 8;
 const LAST_RESORTS_MAX: usize = 32;
 /// Users that are counted in an hour; beyond, newcomers wait for the next one.
 const FETCH_USERS_MAX: usize = 1_000_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_beyond_those_that_are_counted_wait_for_the_next_hour() {
+        let mut counts: HashMap<usize, u32> = (0..FETCH_USERS_MAX).map(|user| (user, 0)).collect();
+        let refused = count_one(&mut counts, &FETCH_USERS_MAX, 9, 1).unwrap_err();
+        assert_eq!(refused.name(), "rate_limited");
+        assert_eq!(counts.len(), FETCH_USERS_MAX);
+        count_one(&mut counts, &0, 9, 1).unwrap();
+        assert_eq!(counts[&0], 1);
+    }
+}

@@ -56,6 +56,18 @@ async fn long_poll_is_answered_by_what_comes() {
 }
 
 #[actix::test]
+async fn client_that_comes_when_as_many_are_online_as_may_be_is_told_to_come_later() {
+    let limits = Limits { queue_actors_max: 1, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    world.dequeue(&alice, &[], 0).await;
+    let refused = world.try_dequeue(&bob, &[], 0).await.unwrap_err();
+    assert_eq!(refused.name(), "unavailable");
+    assert!(refused.detail().contains("too many clients are online"), "{refused}");
+    world.dequeue(&alice, &[], 0).await;
+}
+
+#[actix::test]
 async fn stream_gives_what_is_there_and_what_comes_within_its_window() {
     let limits = Limits { window_bytes_min: 1, ..Limits::default() };
     let world = World::with(limits, Registration::Open);

@@ -24,14 +24,14 @@ use self::{
         write_secret,
     },
     names::{client_named, code_bytes, own_device, pair, role_named, user_named},
-    show::{Out, describe, event_group, operation_words, policy_json},
+    show::{Out, asks, describe, event_group, operation_words, policy_json},
 };
 use super::FAILED;
 use crate::{
     client::{
         Client, ClientError, Registration, Server,
         core::{
-            Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
+            Answer, Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
             PolicyChange, Right, SUITES,
         },
         http::HttpError,
@@ -435,18 +435,21 @@ async fn resume(client: &Client, drop: Option<&str>, out: &Out) -> Result<(), Cl
         let (Some((request, ..)), None) = (found.next(), found.next()) else {
             return Err(invalid(format!("not one request has an id that begins with {id:?}")));
         };
-        client.member().give_up(*request)?;
+        let dropped = Answer::GivenUp("the request was dropped by `resume --drop`".to_owned());
+        client.member().give_up_for_another(*request, dropped)?;
         let id = hex::encode(request.0);
         out.say(json!({ "dropped": id }), format!("request {id} is given up"));
         return Ok(());
     }
     let resumed = client.resume().await;
+    let mut was_refused = false;
     if let Ok(refused) = &resumed {
-        for (operation, refusal) in refused {
+        was_refused = !refused.is_empty();
+        for (operation, why) in refused {
             let what = operation_words(operation);
             out.say(
-                json!({ "refused": what, "why": refusal.to_string() }),
-                format!("{what} was refused: {refusal}"),
+                json!({ "refused": what, "why": why.to_string() }),
+                format!("{what} was refused: {why}"),
             );
         }
     }
@@ -457,11 +460,17 @@ async fn resume(client: &Client, drop: Option<&str>, out: &Out) -> Result<(), Cl
         out.say(json!({ "request": id, "group": group, "what": what }), line);
     }
     let mut line = format!("{} requests have no answer", left.len());
+    if left.is_empty() && resumed.is_ok() {
+        out.say(json!({ "unanswered": 0 }), line);
+        return if was_refused { Err(invalid("not everything was accepted")) } else { Ok(()) };
+    }
+    if out.json {
+        out.say(json!({ "unanswered": left.len() }), "");
+    }
     if let Err(error) = resumed {
         line = format!("{line}: {error}");
     }
-    out.say(json!({ "unanswered": left.len() }), line);
-    Ok(())
+    Err(invalid(line))
 }
 
 async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), ClientError> {
@@ -569,6 +578,11 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
         }
         Command::Revoke { user } => {
             let user = user_named(client, user)?;
+            if client.member().contact(&user)?.our_token.is_none() {
+                return Err(invalid(format!(
+                    "{user} has no consent of yours: nothing was revoked"
+                )));
+            }
             client.revoke(&user).await?;
             out.say(json!({ "revoked": user }), format!("{user} has your consent no more"));
         }
@@ -831,6 +845,9 @@ async fn remove(
     for name in whom {
         if let Some(device) = client_named(client, name)? {
             is_another(&device)?;
+            if !view.members.iter().any(|it| it.client == device) {
+                return Err(CoreError::NotAMember(device.to_string()).into());
+            }
             let which = if device.user() == me { &mut devices } else { &mut others };
             which.push(device);
             continue;
@@ -845,6 +862,9 @@ async fn remove(
                 return Err(invalid(
                     "you do not remove yourself: `leave` the group, with each device",
                 ));
+            }
+            if !view.members.iter().any(|it| it.user == user) {
+                return Err(CoreError::NotAMember(user.to_string()).into());
             }
             users.push(user);
         }
@@ -933,7 +953,13 @@ async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<
     let shown: u64 = client.member().setting(SHOWN)?.unwrap_or_default();
     let show = |number: u64, event: &Event| {
         let group = event_group(event).and_then(|id| client.member().group(id).ok());
-        let line = describe(event, group.as_ref(), &|user| client.short_name(user));
+        let line = if let Event::ConnectionRequested { from } = event
+            && !asks(client, from)
+        {
+            format!("{from} asked to connect")
+        } else {
+            describe(event, group.as_ref(), &|user| client.short_name(user))
+        };
         let mut value = json!(event);
         value["number"] = json!(number);
         if let Value::Object(fields) = &mut value {

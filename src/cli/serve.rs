@@ -8,7 +8,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{FAILED, USAGE};
-use crate::server::{self, Config, ConfigError, Endpoints, telemetry};
+use crate::server::{self, Config, ConfigError, Endpoints, config::Place, telemetry};
 
 /// Options that stand over the file and the variables.
 #[derive(Debug, Clone, clap::Args)]
@@ -37,20 +37,33 @@ impl Args {
     /// All that is wrong with it.
     pub fn load(&self) -> Result<Config, ConfigError> {
         let options = [
-            ("MIMID_DOMAIN", &self.domain),
-            ("MIMID_DATA_DIR", &self.data_dir),
-            ("MIMID_CLIENT__LISTEN", &self.listen),
-            ("MIMID_OPS__LISTEN", &self.ops_listen),
+            ("MIMID_DOMAIN", "--domain", &self.domain),
+            ("MIMID_DATA_DIR", "--data-dir", &self.data_dir),
+            ("MIMID_CLIENT__LISTEN", "--listen", &self.listen),
+            ("MIMID_OPS__LISTEN", "--ops-listen", &self.ops_listen),
         ];
-        let given = |name: &str| options.iter().any(|(key, value)| *key == name && value.is_some());
+        let option = |name: &str| {
+            options.iter().find(|(key, _, value)| *key == name && value.is_some()).map(|it| it.1)
+        };
         // variables that are not UTF-8 are none of ours
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| !given(name))
-            .chain(options.iter().filter_map(|(name, value)| {
+            .filter(|(name, _)| option(name).is_none())
+            .chain(options.iter().filter_map(|(name, _, value)| {
                 value.as_ref().map(|value| ((*name).to_owned(), value.clone()))
             }));
-        Config::load(self.config.as_deref(), variables.collect::<Vec<_>>())
+        let loaded = Config::load(self.config.as_deref(), variables.collect::<Vec<_>>());
+        loaded.map_err(|mut error| {
+            // they went in as variables, and who wrote an option looks for that
+            for problem in &mut error.problems {
+                if let Place::Variable(name) = &problem.place
+                    && let Some(option) = option(name)
+                {
+                    problem.place = Place::Option(option);
+                }
+            }
+            error
+        })
     }
 }
 

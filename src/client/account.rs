@@ -3,6 +3,7 @@
 
 use openmls::prelude::Ciphersuite;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
     Client, ClientError, Clock, REGISTERED, SERVER, Server,
@@ -308,16 +309,17 @@ impl Client {
         count: usize,
     ) -> Result<(), ClientError> {
         while self.member().tokens(class, last_resort)? < count {
-            self.mint(class, last_resort).await?;
+            self.mint(class, last_resort, self.until()).await?;
         }
         Ok(())
     }
 
-    /// Asks the provider for queue tokens.
+    /// Asks the provider for queue tokens, and no longer than `until`.
     pub(super) async fn mint(
         &self,
         class: KeyPackageClass,
         last_resort: bool,
+        until: Instant,
     ) -> Result<(), ClientError> {
         let request = QueueTokens {
             class,
@@ -325,7 +327,8 @@ impl Client {
             count: if last_resort { 3 } else { TOKENS_BATCH },
             revoke: List::default(),
         };
-        let minted: MintedTokens = self.call("/v1/queue_tokens", encode(&request)).await?;
+        let minted: MintedTokens =
+            self.call_until(until, "/v1/queue_tokens", encode(&request)).await?;
         if minted.tokens.is_empty() {
             return Err(ClientError::Invalid("the provider gave no queue token".to_owned()));
         }

@@ -425,7 +425,7 @@ impl Client {
 
     async fn have_group_tokens(&self) -> Result<(), ClientError> {
         if self.member().tokens(KeyPackageClass::Group, false)? < 2 {
-            self.mint(KeyPackageClass::Group, false).await?;
+            self.mint(KeyPackageClass::Group, false, self.until()).await?;
         }
         Ok(())
     }

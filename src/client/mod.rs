@@ -47,6 +47,13 @@ pub enum ClientError {
     /// The request is kept and is sent again by [`Client::resume`].
     #[error("no answer yet ({why}); the request is kept: `resume` goes on with it or drops it")]
     Unanswered { request: RequestId, why: String },
+    /// Another task or process of this home went on with the request, and gave it up.
+    #[error("{0}")]
+    GivenUp(String),
+    #[error(
+        "the request was answered in between, and what came of it is not known here any more: look whether it is so"
+    )]
+    AnswerForgotten(RequestId),
     #[error("{0} has not given you consent: `connect` with them first")]
     NotConnected(UserUri),
     #[error("{user} cannot be added: {}", no_key_package(*status))]
@@ -68,7 +75,10 @@ pub enum ClientError {
     NoRequest(UserUri),
     #[error("no group is called {0:?}; `groups` lists them")]
     NoSuchGroup(String),
-    #[error("{name:?} could be any of {}: say more of it", listed(matches))]
+    #[error(
+        "{name:?} could be any of these groups; say the first digits of its id instead: {}",
+        listed(matches)
+    )]
     Ambiguous { name: String, matches: Vec<GroupId> },
     #[error("this client is not registered at a provider yet: `register` goes on with it")]
     NotRegistered,
@@ -89,7 +99,12 @@ fn no_key_package(status: KeyPackageStatus) -> &'static str {
 }
 
 fn listed(groups: &[GroupId]) -> String {
-    groups.iter().map(GroupId::as_str).collect::<Vec<_>>().join(", ")
+    // as `groups` shows them
+    let digits = |id: &GroupId| {
+        let tail = id.as_str().rsplit('/').next().unwrap_or_default();
+        format!("{} ({id})", tail.get(..8).unwrap_or(tail))
+    };
+    groups.iter().map(digits).collect::<Vec<_>>().join(", ")
 }
 
 impl ClientError {
@@ -101,6 +116,8 @@ impl ClientError {
             Self::Http(error) => error.passes().is_some(),
             Self::Refused(Refusal(error)) => http::retry_after_ms(error).is_some(),
             Self::Core(_)
+            | Self::GivenUp(_)
+            | Self::AnswerForgotten(_)
             | Self::NotConnected(_)
             | Self::NoKeyPackages { .. }
             | Self::NotOfTwo { .. }

@@ -56,6 +56,15 @@ impl Client {
 
     /// Takes in one answer of the long poll and nothing more.
     pub(super) async fn pull(&self, wait_ms: u32) -> Result<Round, ClientError> {
+        self.pull_until(wait_ms, self.until()).await
+    }
+
+    /// As [`Self::pull`]; it tries no longer than `until`.
+    pub(super) async fn pull_until(
+        &self,
+        wait_ms: u32,
+        until: Instant,
+    ) -> Result<Round, ClientError> {
         let acks = self.member().acks()?;
         let request = Dequeue {
             acks: List::new(acks.clone())
@@ -65,12 +74,13 @@ impl Client {
         };
         let body = encode(&request);
         let dequeued: Dequeued = self
-            .patiently(async || {
+            .patiently_until(until, async || {
                 let body = body.clone();
-                self.as_caller(async |http, caller| {
+                let answer = self.as_caller(async |http, caller| {
                     http.call(caller, "/v1/dequeue", body, wait_ms).await
-                })
-                .await
+                });
+                let wait = Duration::from_millis(wait_ms.into());
+                self.attempt(until, wait, answer).await
             })
             .await?;
         self.member().acknowledged(&acks)?;
@@ -86,14 +96,14 @@ impl Client {
         }
         if round.taken + round.again > 0 {
             // nothing is lost where this fails: acknowledging is repeated with the next call
-            if let Err(error) = self.acknowledge().await {
+            if let Err(error) = self.acknowledge(until).await {
                 tracing::debug!(%error, "the queue was not acknowledged");
             }
         }
         Ok(round)
     }
 
-    async fn acknowledge(&self) -> Result<(), ClientError> {
+    async fn acknowledge(&self, until: Instant) -> Result<(), ClientError> {
         let acks = self.member().acks()?;
         let request = Dequeue {
             acks: List::new(acks.clone())
@@ -101,7 +111,7 @@ impl Client {
             max: 0,
             wait_ms: 0,
         };
-        let _: Dequeued = self.call("/v1/dequeue", encode(&request)).await?;
+        let _: Dequeued = self.call_until(until, "/v1/dequeue", encode(&request)).await?;
         Ok(self.member().acknowledged(&acks)?)
     }
 
@@ -165,7 +175,7 @@ impl Client {
             if matches!(&ended, ClientError::Http(HttpError::ClockOff(_))) && !clock_corrected {
                 clock_corrected = true;
                 // the answer to a call says what the time is, which a closed stream does not
-                self.acknowledge().await?;
+                self.acknowledge(self.until()).await?;
                 continue;
             }
             if !ended.passes() {

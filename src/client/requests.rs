@@ -3,7 +3,7 @@
 //! A request is kept before it is sent, so neither a lost answer nor the end of the process loses or doubles it.
 //! PROTOCOL.md §2, "Answers".
 
-use std::{sync::PoisonError, time::Duration};
+use std::{hash::BuildHasher as _, sync::PoisonError, time::Duration};
 
 use rand::Rng;
 use tls_codec::DeserializeBytes;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     CLOCK_OFFSET, Client, ClientError,
-    core::{CoreError, Operation, Outbound, Refusal, Settled},
+    core::{Answer, CoreError, Operation, Outbound, Settled},
     http::HttpError,
 };
 use crate::wire::{
@@ -26,7 +26,9 @@ const BACKOFF_MIN_MS: u64 = 100;
 const BACKOFF_MAX_MS: u64 = 5_000;
 /// How long one request may hold up something else.
 const IN_PASSING: Duration = Duration::from_secs(2);
-/// How long one that stayed unanswered is left alone then.
+/// How long all of them together may.
+const ALL_IN_PASSING: Duration = Duration::from_secs(3);
+/// How long one that stayed unanswered, or that there was no time for, is left alone then.
 const AGAIN_IN_PASSING: Duration = Duration::from_secs(20);
 /// An attempt at a call has at least this long.
 const ATTEMPT_MIN: Duration = Duration::from_secs(8);
@@ -35,8 +37,17 @@ const ATTEMPT_MIN: Duration = Duration::from_secs(8);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Accepted(Accepted),
-    /// The group was found as was wanted, or another process saw the answer.
+    /// The group was found as was wanted.
     AlreadySo,
+}
+
+/// Who is to be told what comes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// Who asks for it is this call.
+    Own,
+    /// It is gone on with in passing: what comes of it is kept for who asked.
+    Others,
 }
 
 impl Client {
@@ -44,7 +55,8 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError::Refused`]: nothing of it took effect. [`ClientError::Unanswered`]: [`Client::resume`] goes on
-    /// with it.
+    /// with it. [`ClientError::GivenUp`], [`ClientError::AnswerForgotten`] where another task or process of this home
+    /// went on with it meanwhile.
     pub async fn operate(
         &self,
         group: &GroupId,
@@ -71,57 +83,67 @@ impl Client {
     /// As [`Self::operate`].
     pub async fn finish(&self, request: RequestId) -> Result<Outcome, ClientError> {
         if let Err(error) = self.receive(0).await {
-            if error.passes() {
-                return Err(ClientError::Unanswered { request, why: error.to_string() });
+            if !error.passes() {
+                return Err(error);
             }
-            return Err(error);
+            return self.unless_answered(request, error.to_string());
         }
         self.drive(request).await
     }
 
-    /// Goes on with every request that has not been answered; gives those that were refused.
+    /// Goes on with every request that has not been answered; gives those that were refused or had to be given up,
+    /// with the reason.
     ///
     /// # Errors
     /// [`ClientError::Unanswered`], [`ClientError::Http`]: the first that still has no answer. All were tried.
-    pub async fn resume(&self) -> Result<Vec<(Operation, Refusal)>, ClientError> {
+    pub async fn resume(&self) -> Result<Vec<(Operation, ClientError)>, ClientError> {
         let mut refused = Vec::new();
         let mut unanswered = None;
-        let until = Instant::now() + self.patience;
+        let until = self.until();
         let pending = self.member().pending()?;
         for (request, group, operation) in pending {
             let turn = self.turns.of(&group).await;
-            let driven = self.drive_locked(request, until).await;
+            let driven = self.drive_locked(request, Whose::Others, until).await;
             drop(turn);
             match driven {
                 Ok(_) => {}
-                Err(ClientError::Refused(refusal)) => {
-                    tracing::warn!(%refusal, "a request was refused");
-                    refused.push((operation, refusal));
-                }
                 Err(error @ (ClientError::Unanswered { .. } | ClientError::Http(_))) => {
                     unanswered.get_or_insert(error);
                 }
-                Err(error) => tracing::warn!(%error, "a request was given up"),
+                Err(error) => {
+                    tracing::warn!(%error, "a request was refused or given up");
+                    refused.push((operation, error));
+                }
             }
         }
         unanswered.map_or(Ok(refused), Err)
     }
 
     /// Goes on with what has not been answered on the way to something else: shortly, and without an error where
-    /// it stays unanswered. One request that gets no answer holds up neither the others nor who calls this.
+    /// it stays unanswered. However many get no answer, they hold up who calls this for no longer than
+    /// [`ALL_IN_PASSING`] and one attempt; those that there is no time for come later.
     pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
-        let pending = self.member().pending()?;
+        let mut pending = self.member().pending()?;
+        // another group comes first each time, so that those that get no answer are not always in the others' way;
+        // within a group what was asked for first comes first
+        let chance = std::hash::RandomState::new();
+        pending.sort_by_key(|(_, group, _)| chance.hash_one(group));
+        let all_until = Instant::now() + ALL_IN_PASSING;
         for (request, group, _) in pending {
             if self.is_not_yet(request) {
                 continue;
             }
-            let until = Instant::now() + IN_PASSING;
+            if Instant::now() >= all_until {
+                self.not_in_passing(request);
+                continue;
+            }
+            let until = all_until.min(Instant::now() + IN_PASSING);
             // who has the turn for longer gets it answered, or says that it is not
             let Ok(turn) = tokio::time::timeout_at(until, self.turns.of(&group)).await else {
                 self.not_in_passing(request);
                 continue;
             };
-            let driven = self.drive_locked(request, until).await;
+            let driven = self.drive_locked(request, Whose::Others, until).await;
             drop(turn);
             match driven {
                 Ok(_) => {}
@@ -151,16 +173,49 @@ impl Client {
     pub(super) async fn drive(&self, request: RequestId) -> Result<Outcome, ClientError> {
         let pending = self.member().pending()?;
         let Some((_, group, _)) = pending.into_iter().find(|(it, ..)| *it == request) else {
-            return Ok(Outcome::AlreadySo);
+            return self.answered(request);
         };
         let _turn = self.turns.of(&group).await;
-        self.drive_locked(request, Instant::now() + self.patience).await
+        let until = self.until();
+        match self.drive_locked(request, Whose::Own, until).await {
+            Err(ClientError::Unanswered { why, .. }) => self.unless_answered(request, why),
+            driven => driven,
+        }
+    }
+
+    /// What came of a request that is pending no more, though this call has not seen its answer.
+    fn answered(&self, request: RequestId) -> Result<Outcome, ClientError> {
+        match self.member().take_answer(request)? {
+            Some(Answer::Accepted(accepted)) => Ok(Outcome::Accepted(accepted)),
+            Some(Answer::AlreadySo) => Ok(Outcome::AlreadySo),
+            Some(Answer::Refused(refusal)) => Err(refusal.into()),
+            Some(Answer::GivenUp(why)) => Err(ClientError::GivenUp(why)),
+            None => Err(ClientError::AnswerForgotten(request)),
+        }
+    }
+
+    /// Says that there is no answer, if nobody else in this home was given it meanwhile.
+    fn unless_answered(&self, request: RequestId, why: String) -> Result<Outcome, ClientError> {
+        let pending = self.member().pending()?;
+        if pending.iter().any(|(it, ..)| *it == request) {
+            return Err(ClientError::Unanswered { request, why });
+        }
+        self.answered(request)
+    }
+
+    /// Ends a request without an answer; `why` is told to who asked for it, where that is not this call.
+    fn give_up(&self, request: RequestId, whose: Whose, why: Answer) -> Result<(), CoreError> {
+        match whose {
+            Whose::Own => self.member().give_up(request),
+            Whose::Others => self.member().give_up_for_another(request, why),
+        }
     }
 
     /// Does what it takes until `until`; beyond that it waits for nothing, and tries once.
     async fn drive_locked(
         &self,
         request: RequestId,
+        whose: Whose,
         until: Instant,
     ) -> Result<Outcome, ClientError> {
         for _ in 0..ROUNDS_MAX {
@@ -169,12 +224,12 @@ impl Client {
             let outbound = match outbound {
                 Ok(outbound) => outbound,
                 Err(CoreError::NoToken { class, last_resort }) => {
-                    self.mint(class, last_resort).await?;
+                    self.mint(class, last_resort, until).await?;
                     continue;
                 }
                 Err(CoreError::Busy(other)) => {
                     // what was asked for first is answered first, whatever comes of it
-                    match Box::pin(self.drive_locked(other, until)).await {
+                    match Box::pin(self.drive_locked(other, Whose::Others, until)).await {
                         Err(ClientError::Unanswered { why, .. }) => {
                             return Err(ClientError::Unanswered { request, why });
                         }
@@ -185,7 +240,7 @@ impl Client {
                 Err(CoreError::MustCommitFirst(group)) => {
                     let update = Operation::UpdateClient { rotate_key: false };
                     let commit = self.member().begin(&group, update)?;
-                    match Box::pin(self.drive_locked(commit, until)).await {
+                    match Box::pin(self.drive_locked(commit, Whose::Own, until)).await {
                         Ok(_) => {}
                         Err(ClientError::Unanswered { why, .. }) => {
                             return Err(ClientError::Unanswered { request, why });
@@ -193,37 +248,40 @@ impl Client {
                         Err(error @ ClientError::Http(_)) => return Err(error),
                         Err(error) => {
                             // it would meet the same again and again
-                            self.member().give_up(request)?;
+                            self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                             return Err(error);
                         }
                     }
                     continue;
                 }
                 Err(CoreError::NothingToDo(_)) => {
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::AlreadySo)?;
                     return Ok(Outcome::AlreadySo);
                 }
-                Err(CoreError::Answered) => return Ok(Outcome::AlreadySo),
+                Err(CoreError::Answered) => return self.answered_to(request, whose),
                 Err(error @ CoreError::Store(_)) => return Err(error.into()),
                 Err(error) => {
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                     return Err(error.into());
                 }
             };
             let response = self.send(&outbound, until).await?;
-            let settled = self.member().settle(request, &response, now);
+            let settled = match whose {
+                Whose::Own => self.member().settle(request, &response, now),
+                Whose::Others => self.member().settle_for_another(request, &response, now),
+            };
             let settled = match settled {
                 Ok(settled) => settled,
                 Err(error @ CoreError::Chain { .. }) => {
                     // whoever is asked again says the same again
-                    self.member().give_up(request)?;
+                    self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                     return Err(error.into());
                 }
                 Err(error) => return Err(error.into()),
             };
             match settled {
                 Settled::Done(accepted) => return Ok(Outcome::Accepted(accepted)),
-                Settled::Entered => return Ok(Outcome::AlreadySo),
+                Settled::Entered => return self.answered_to(request, whose),
                 Settled::Refused(refusal) => return Err(refusal.into()),
                 Settled::Again { after_ms: 0 } => {}
                 Settled::Again { after_ms } => {
@@ -235,13 +293,21 @@ impl Client {
                             .map_or_else(|| "others came first".to_owned(), |it| it.to_string());
                         return Err(ClientError::Unanswered { request, why });
                     }
-                    if let Err(error) = self.pull(0).await {
+                    if let Err(error) = self.pull_until(0, until).await {
                         tracing::debug!(%error, "the queue could not be read in between");
                     }
                 }
             }
         }
         Err(ClientError::Unanswered { request, why: "the group does not come to rest".to_owned() })
+    }
+
+    /// As [`Self::answered`]; what others asked for is left to them.
+    fn answered_to(&self, request: RequestId, whose: Whose) -> Result<Outcome, ClientError> {
+        match whose {
+            Whose::Own => self.answered(request),
+            Whose::Others => Ok(Outcome::AlreadySo),
+        }
     }
 
     async fn send(&self, outbound: &Outbound, until: Instant) -> Result<DsResponse, ClientError> {
@@ -258,11 +324,7 @@ impl Client {
             let body = body.clone();
             let answer = self.as_caller(async |http, caller| http.ds(caller, endpoint, body).await);
             // what is on its way when the time is over is asked for again later, under the same id
-            let ends = until.max(Instant::now() + ATTEMPT_MIN);
-            tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
-                let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
-                Err(HttpError::Unreachable { url, why })
-            })
+            self.attempt(until, Duration::ZERO, answer).await
         })
         .await
         .map_err(|error| {
@@ -298,6 +360,41 @@ impl Client {
         .await
     }
 
+    /// As [`Self::call`], and no longer than `until`; a provider that is silent neither.
+    pub(super) async fn call_until<T: DeserializeBytes>(
+        &self,
+        until: Instant,
+        endpoint: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        self.patiently_until(until, async || {
+            let body = body.clone();
+            let answer =
+                self.as_caller(async |http, caller| http.call(caller, endpoint, body, 0).await);
+            self.attempt(until, Duration::ZERO, answer).await
+        })
+        .await
+    }
+
+    /// When this client's patience ends for what begins now.
+    pub(super) fn until(&self) -> Instant {
+        Instant::now() + self.patience
+    }
+
+    /// One attempt at a call that asks to wait for `wait`: it has until `until`, and a little in any case.
+    pub(super) async fn attempt<T>(
+        &self,
+        until: Instant,
+        wait: Duration,
+        answer: impl Future<Output = Result<T, HttpError>>,
+    ) -> Result<T, HttpError> {
+        let ends = until.max(Instant::now() + ATTEMPT_MIN) + wait;
+        tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
+            let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
+            Err(HttpError::Unreachable { url, why })
+        })
+    }
+
     /// As [`Self::call`], where there is nothing to answer.
     pub(super) async fn tell(&self, endpoint: &str, body: Vec<u8>) -> Result<(), ClientError> {
         self.patiently(async || {
@@ -312,11 +409,11 @@ impl Client {
         &self,
         call: impl AsyncFn() -> Result<T, HttpError>,
     ) -> Result<T, ClientError> {
-        self.patiently_until(Instant::now() + self.patience, call).await
+        self.patiently_until(self.until(), call).await
     }
 
     /// As [`Self::patiently`]; no attempt begins after `until`, but for the first.
-    async fn patiently_until<T>(
+    pub(super) async fn patiently_until<T>(
         &self,
         until: Instant,
         call: impl AsyncFn() -> Result<T, HttpError>,

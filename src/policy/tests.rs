@@ -322,3 +322,31 @@ fn malformed_policy_is_refused_whoever_sets_it() {
     let refused = judged(&good, &[by(0, becomes(x509))]);
     assert!(matches!(refused, Err(Denied::BadPolicy(_))), "{refused:?}");
 }
+
+#[test]
+fn credential_of_another_type_than_basic_names_no_client() {
+    let x509 = openmls::prelude::Credential::new(
+        openmls::prelude::CredentialType::X509,
+        b"mimi://a.example/d/alice/phone".to_vec(),
+    );
+    assert_eq!(leaf::client_of(&x509), Err(leaf::LeafProblem::CredentialType(2)));
+}
+
+#[test]
+fn second_change_of_the_group_s_context_waits_for_the_next_epoch_whoever_makes_it() {
+    use super::{
+        change::{Act, Author, What},
+        pending::{PendingProblem, place},
+    };
+    let policy = || What::Policy(Box::new(default_policy(&hash("alice"))));
+    let by = |leaf, what| Act { author: Author::Leaf(LeafIndex(leaf)), what };
+    let hub = || Act { author: Author::Hub, what: What::HubKey };
+    let stands = by(1, policy());
+    assert_eq!(place(&[], &stands, 3, 10), Ok(vec![]));
+    for new in [by(2, policy()), hub()] {
+        assert_eq!(place(&[&stands], &new, 3, 10), Err(PendingProblem::ContextPending));
+    }
+    assert_eq!(place(&[&hub()], &stands, 3, 10), Err(PendingProblem::ContextPending));
+    let elsewhere = by(2, What::Update(LeafIndex(2)));
+    assert_eq!(place(&[&stands], &elsewhere, 3, 10), Ok(vec![]));
+}

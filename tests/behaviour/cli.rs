@@ -150,6 +150,18 @@ fn errors_say_what_to_do() {
     assert!(says("a", &["remove", "team", "alice/cli"]).contains("`leave`"));
     assert!(says("a", &["remove", "team", "cli"]).contains("`leave`"));
     assert!(says("a", &["remove", "team", "alice"]).contains("`leave`"));
+    assert!(says("a", &["remove", "team", "bbo"]).contains("u/bbo is not in the group"));
+    assert!(says("a", &["remove", "team", "bbo/phone"]).contains("is not in the group"));
+    assert!(says("a", &["revoke", "nosuch"]).contains("nothing was revoked"));
+    provider.client("a", &["create", "team"]);
+    let ambiguous = says("a", &["send", "team", "x"]);
+    assert!(ambiguous.contains("first digits"), "{ambiguous}");
+    for group in provider.client("a", &["groups"]) {
+        let id = group["id"].as_str().unwrap();
+        let digits = &id.rsplit('/').next().unwrap()[..8];
+        assert!(ambiguous.contains(&format!("{digits} ({id})")), "{ambiguous}");
+        provider.client("a", &["send", digits, "to this one"]);
+    }
     let gone = says("b", &["register", "bob", "--endpoints", "gone/endpoints.json"]);
     assert!(gone.contains("is it running?"), "{gone}");
 }
@@ -162,6 +174,11 @@ fn client_is_told_where_its_provider_is_now_and_believes_no_other() {
     provider.process.kill_and_move();
     let failed = provider.run("a", &["send", "team", "kept"]);
     assert!(String::from_utf8_lossy(&failed.stdout).contains("`register` again"));
+    let resumed = provider.run("a", &["resume"]);
+    assert_eq!(resumed.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&resumed.stdout).into_owned();
+    let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert!(said["error"].as_str().unwrap().starts_with("1 requests have no answer"), "{said}");
 
     let other = Provider::start();
     let elsewhere = other.folder.path().join("mimid-data/endpoints.json");
@@ -173,6 +190,76 @@ fn client_is_told_where_its_provider_is_now_and_believes_no_other() {
     provider.client("a", &["register", "alice"]);
     assert_eq!(provider.client("a", &["resume"]).last().unwrap()["unanswered"], 0);
     provider.client("a", &["send", "team", "and on"]);
+}
+
+#[test]
+fn requests_that_are_refused_are_so_for_every_command_that_made_one() {
+    let provider = Provider::start();
+    provider.client("a", &["register", "alice"]);
+    provider.client("b", &["register", "bob"]);
+    provider.client("a", &["connect", "bob"]);
+    provider.client("b", &["accept", "alice"]);
+    provider.client("a", &["create", "team"]);
+    provider.client("a", &["add", "team", "bob"]);
+    let groups = provider.client("b", &["groups"]);
+    let named = |it: &&Value| it["name"] == "";
+    let group = groups.iter().find(named).unwrap()["id"].as_str().unwrap().to_owned();
+    provider.client("a", &["policy", "team", "--may", "send=moderator"]);
+    let send = |n: usize| {
+        Command::new(MIMID)
+            .args(["client", "--json", "--home", "b", "send", &group, &format!("message {n}")])
+            .current_dir(provider.folder.path())
+            .env_remove("MIMID_HOME")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let at_once: Vec<_> = (0..6).map(send).collect();
+    for command in at_once {
+        let output = command.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("\"error\""), "{said}");
+    }
+    assert_eq!(provider.texts("a"), Vec::<String>::new());
+    provider.client("a", &["policy", "team", "--may", "send=member"]);
+    let at_once: Vec<_> = (0..6).map(send).collect();
+    for command in at_once {
+        let output = command.wait_with_output().unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(said["sequence"].is_u64() && said["already"].is_null(), "{said}");
+    }
+    assert_eq!(provider.texts("a").len(), 6);
+}
+
+#[test]
+fn request_to_connect_that_was_accepted_is_not_shown_as_one_that_waits() {
+    let provider = Provider::start();
+    provider.client("a", &["register", "alice"]);
+    provider.client("b", &["register", "bob"]);
+    provider.client("a", &["connect", "bob"]);
+    let lines = |args: &[&str]| {
+        let output = Command::new(MIMID)
+            .args(["client", "--home", "b"])
+            .args(args)
+            .current_dir(provider.folder.path())
+            .env_remove("MIMID_HOME")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    lines(&["accept", "alice"]);
+    let shown = lines(&["receive"]);
+    assert!(shown.contains("alice asked to connect\n"), "{shown}");
+    assert!(!shown.contains("client accept"), "{shown}");
+}
+
+#[test]
+fn option_that_is_wrong_is_named_and_no_variable() {
+    let output = Command::new(MIMID).args(["serve", "--listen", "nonsense"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("option --listen: ") && !said.contains("MIMID_"), "{said}");
 }
 
 #[test]

@@ -1,20 +1,34 @@
 //! The client library against a provider with listeners, a store and TLS: what only both together show. What a
 //! client makes of its state alone is tested beside it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix_web::{HttpRequest, HttpResponse, web::Bytes};
 
 use mimid::{
     client::{
         Client, ClientError, Clock, Outcome, Registration, Server,
-        core::{Content, Event, GroupState, Home, Member, Operation, SUITES},
+        core::{Content, Event, GroupState, Home, Member, Operation, PolicyChange, Right, SUITES},
+        http::HttpError,
         system_clock,
     },
     server::{self, Config, Running},
     wire::{
-        extensions::KeyPackageClass,
-        ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
+        self,
+        client::{ClientMessage, ClientResponse},
+        decode,
+        ds::{Detail, DsError, DsMessage, DsResponse, ProtocolVersion},
+        encode,
+        extensions::{KeyPackageClass, Role},
+        ids::{ClientUri, Domain, GroupId, RequestId, Timestamp, UserUri},
     },
 };
+use rustls::pki_types::pem::PemObject;
 
 struct Provider {
     running: Option<Running>,
@@ -293,6 +307,151 @@ async fn message_is_kept_before_anything_is_asked_of_the_provider() {
     alice.resume().await.unwrap();
     bob.receive(0).await.unwrap();
     assert_eq!(texts(&bob), ["kept"]);
+}
+
+#[tokio::test]
+async fn answer_that_another_process_was_given_is_told_to_the_one_that_asked() {
+    let provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    let bob = provider.client("bob", "phone", system_clock()).await;
+    connected(&alice, &bob).await;
+    let group = group_of(&alice, &bob).await;
+    let home = provider.home(&user_uri("bob"), "phone");
+    let other = Member::open(Home::open(&home).unwrap()).unwrap();
+    let other = Client::open(other, system_clock()).unwrap();
+    let begin = |text: &str| {
+        let content = Content::text(text).encode();
+        bob.begin(&group, Operation::Send { content }).unwrap()
+    };
+    let request = begin("may");
+    other.receive(0).await.unwrap();
+    assert_eq!(bob.member().pending().unwrap(), []);
+    let sent = bob.finish(request).await.unwrap();
+    assert!(matches!(sent, Outcome::Accepted(_)), "{sent:?}");
+
+    let only_moderators = PolicyChange::May { what: Right::Send, role: Role::Moderator };
+    alice.change_policy(&group, vec![only_moderators]).await.unwrap();
+    let requests = [begin("may not"), begin("may not either")];
+    other.receive(0).await.unwrap();
+    assert_eq!(bob.member().pending().unwrap(), []);
+    for request in requests {
+        let refused = bob.finish(request).await.unwrap_err();
+        let told = matches!(refused, ClientError::Refused(_) | ClientError::GivenUp(_));
+        assert!(told, "{refused}");
+    }
+    alice.receive(0).await.unwrap();
+    assert_eq!(texts(&alice), ["may"]);
+}
+
+#[tokio::test]
+async fn requests_that_get_no_answer_hold_up_who_calls_for_a_while_altogether_and_not_each() {
+    let mut provider = Provider::start();
+    let alice = provider.client("alice", "phone", system_clock()).await;
+    const KEPT: usize = 9;
+    for n in 0..KEPT {
+        let group = alice.create_group(&format!("group {n}"), SUITES[0], None).await.unwrap();
+        let content = Content::text("kept").encode();
+        alice.begin(&group, Operation::Send { content }).unwrap();
+    }
+    provider.stop();
+    let full = FullProvider::start();
+    alice.member().set("server", &full.server()).unwrap();
+    let home = provider.home(&user_uri("alice"), "phone");
+    drop(alice);
+    let alice = Client::open(Member::open(Home::open(&home).unwrap()).unwrap(), system_clock());
+    // who asks for a single thing may wait for ever; in passing nobody does
+    let alice = alice.unwrap().with_patience(Duration::from_secs(3_600));
+    let followed = tokio::time::timeout(Duration::from_secs(120), alice.follow(0, |_, _| true));
+    let ended = followed.await.expect("what has no answer is left for later").unwrap_err();
+    assert!(matches!(ended, ClientError::Http(HttpError::Status(404))), "{ended}");
+    let asked = full.asked.lock().unwrap().len();
+    // each is tried until its time is over, and all of them have not so much
+    assert!((1..KEPT).contains(&asked), "{asked} were tried");
+    assert_eq!(alice.member().pending().unwrap().len(), KEPT, "all are kept");
+}
+
+/// A provider that can write nothing: it says so to every call, and has no stream.
+struct FullProvider {
+    url: String,
+    certificate: String,
+    /// The requests that it was sent.
+    asked: Arc<Mutex<BTreeSet<RequestId>>>,
+    server: actix_web::dev::ServerHandle,
+}
+
+impl FullProvider {
+    fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let certificate = made.cert.pem();
+        let key = rustls::pki_types::PrivateKeyDer::from_pem_slice(
+            made.signing_key.serialize_pem().as_bytes(),
+        );
+        let tls = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+        .unwrap();
+        let asked = Arc::new(Mutex::new(BTreeSet::new()));
+        let seen = Arc::clone(&asked);
+        let (says, hears) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            actix_web::rt::System::new().block_on(async move {
+                let server = actix_web::HttpServer::new(move || {
+                    let seen = Arc::clone(&seen);
+                    let says_no = move |request: HttpRequest, body: Bytes| {
+                        let answer = full(&seen, request.path(), &body);
+                        async move { answer }
+                    };
+                    // who asks for another protocol sends no body that ends
+                    let no_stream = || async { HttpResponse::NotFound().finish() };
+                    actix_web::App::new()
+                        .route("/v1/stream", actix_web::web::to(no_stream))
+                        .default_service(actix_web::web::to(says_no))
+                })
+                .workers(1)
+                .disable_signals()
+                .bind_rustls_0_23("127.0.0.1:0", tls)
+                .unwrap();
+                let port = server.addrs()[0].port();
+                let running = server.run();
+                says.send((port, running.handle())).unwrap();
+                running.await.unwrap();
+            });
+        });
+        let (port, server) = hears.recv().unwrap();
+        Self { url: format!("https://localhost:{port}"), certificate, asked, server }
+    }
+
+    fn server(&self) -> Server {
+        Server { url: self.url.clone(), certificate: Some(self.certificate.clone()) }
+    }
+}
+
+impl Drop for FullProvider {
+    fn drop(&mut self) {
+        // the command is sent as this is called; the thread ends by it
+        drop(self.server.stop(false));
+    }
+}
+
+fn full(asked: &Mutex<BTreeSet<RequestId>>, path: &str, body: &[u8]) -> HttpResponse {
+    let error = DsError::Unavailable { detail: Detail::truncated("full"), retry_after_ms: 1 };
+    let answer = match path {
+        "/v1/group_operation" => {
+            let message: ClientMessage = decode(body).unwrap();
+            let message: DsMessage = decode(message.body.as_slice()).unwrap();
+            asked.lock().unwrap().insert(message.context.request_id);
+            encode(&DsResponse {
+                version: ProtocolVersion::MIMI10,
+                outcome: wire::ds::Outcome::Err(error),
+            })
+        }
+        _ => encode(&ClientResponse { outcome: wire::ds::Outcome::Err(error) }),
+    };
+    HttpResponse::Ok().body(answer)
 }
 
 #[tokio::test]

@@ -272,7 +272,7 @@ impl Scene {
             outcome = match outcome {
                 Err(ClientError::Unanswered { .. }) => match client.resume().await {
                     Ok(mut refused) => match refused.pop() {
-                        Some((_, refusal)) => Err(refusal.into()),
+                        Some((_, error)) => Err(error),
                         None => Ok(()),
                     },
                     Err(error) => Err(error),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{
-        Outcome,
+        Client, Outcome,
         core::{Event, GroupView, Operation},
     },
     wire::{
@@ -140,6 +140,11 @@ pub(super) fn describe(
         }
         Event::Misbehaviour { what } => format!("warning: {what}"),
     }
+}
+
+/// Whether a user's request to connect still waits for this user's word.
+pub(super) fn asks(client: &Client, user: &UserUri) -> bool {
+    client.member().requests().is_ok_and(|all| all.iter().any(|request| request.from == *user))
 }
 
 /// What a request is to do, for people.

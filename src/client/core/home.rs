@@ -113,6 +113,7 @@ pub(super) enum Kind {
     Contact = 7,
     Request = 8,
     Setting = 9,
+    Answer = 10,
 }
 
 /// A client's database.

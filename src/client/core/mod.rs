@@ -8,6 +8,7 @@
 //! repeated as long as [`Settled::Again`] says so. What the queue delivers goes into [`Member::handle`]; what
 //! became known is in [`Member::events`].
 
+mod answers;
 mod build;
 mod content;
 mod enter;
@@ -39,6 +40,7 @@ use crate::{
     },
 };
 
+pub use answers::Answer;
 pub use content::{Body, CONSENT_TOKEN, Content, ContentError, Disposition, Expiration, Part};
 pub use home::Home;
 pub use identity::{Identity, SUITES};
@@ -298,7 +300,7 @@ impl Member {
         let group = GroupId::of(&hub.domain, crypto::random());
         let request = self.home.step(|| {
             self.make_group(&group, hub, new, now)?;
-            self.keep(&group, Operation::CreateGroup)
+            self.keep_asked(&group, Operation::CreateGroup)
         })?;
         Ok((group, request))
     }
@@ -334,7 +336,7 @@ impl Member {
             if !fits {
                 return Err(CoreError::NotActive(group.clone(), record.state));
             }
-            self.keep(group, operation)
+            self.keep_asked(group, operation)
         })
     }
 
@@ -355,7 +357,7 @@ impl Member {
         }
         self.home.step(|| {
             self.expect_group(group, hub, name, now)?;
-            self.keep(group, operation)
+            self.keep_asked(group, operation)
         })
     }
 
@@ -563,7 +565,22 @@ impl Member {
         .ok_or_else(|| CoreError::NoSuchGroup(group.clone()))
     }
 
+    /// Keeps a request that nobody waits for.
     fn keep(&self, group: &GroupId, operation: Operation) -> Result<RequestId, CoreError> {
+        self.keep_pending(group, operation, false)
+    }
+
+    /// Keeps a request of somebody who waits for what comes of it.
+    fn keep_asked(&self, group: &GroupId, operation: Operation) -> Result<RequestId, CoreError> {
+        self.keep_pending(group, operation, true)
+    }
+
+    fn keep_pending(
+        &self,
+        group: &GroupId,
+        operation: Operation,
+        asked: bool,
+    ) -> Result<RequestId, CoreError> {
         let request = RequestId(crypto::random());
         let number = self.home.next_number(Kind::Pending)?;
         let pending = Pending {
@@ -574,6 +591,7 @@ impl Member {
             built: None,
             rebuilt: 0,
             redirect: None,
+            asked,
         };
         self.home.put(Kind::Pending, &number.to_be_bytes(), &pending)?;
         Ok(request)

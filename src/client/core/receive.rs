@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
-    Content, CoreError, Event, GroupState, Kind, Member,
+    Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
     build::references,
     enter::join_config,
     epoch_of,
@@ -331,7 +331,11 @@ impl Member {
                 && matches!(operation, Operation::Join { .. } | Operation::AskToJoin)
                 && let Some((key, pending)) = self.find_pending(request)?
             {
+                let asked = pending.asked;
                 self.abandon(&key, pending)?;
+                if asked {
+                    self.keep_answer(request, Answer::AlreadySo)?;
+                }
             }
         }
         self.expect_group(id, hub, "", now)?;
@@ -727,11 +731,22 @@ impl Member {
         record.state = GroupState::Left;
         let kept = record.welcome.take();
         self.put_record(id, &record)?;
-        for (request, group, _) in self.pending()? {
+        for (request, group, operation) in self.pending()? {
             if group == *id
-                && let Some((key, _)) = self.find_pending(request)?
+                && let Some((key, pending)) = self.find_pending(request)?
             {
                 self.home.remove(Kind::Pending, &key)?;
+                if !pending.asked {
+                    continue;
+                }
+                let wanted = matches!(&operation, Operation::Propose { proposals }
+                    if proposals.contains(&NewProposal::Leave));
+                let answer = if wanted {
+                    Answer::AlreadySo
+                } else {
+                    Answer::GivenUp(CoreError::NotActive(group, GroupState::Left).to_string())
+                };
+                self.keep_answer(request, answer)?;
             }
         }
         self.home.lift(id)?;

@@ -224,6 +224,9 @@ pub(super) struct Pending {
     pub rebuilt: u32,
     #[serde(default)]
     pub redirect: Option<Redirect>,
+    /// Somebody who asked for it is told what comes of it.
+    #[serde(default)]
+    pub asked: bool,
 }
 
 impl Pending {
@@ -231,6 +234,23 @@ impl Pending {
     pub fn hub<'a>(&'a self, record: &'a GroupRecord) -> &'a Domain {
         self.redirect.as_ref().map_or(&record.hub, |redirect| &redirect.hub)
     }
+}
+
+/// What came of a request that is not pending any more, for whoever asked for it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct AnswerRecord {
+    pub request: RequestId,
+    pub answer: StoredAnswer,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum StoredAnswer {
+    /// An encoded `Accepted`.
+    Accepted(#[serde(with = "bytes")] Vec<u8>),
+    AlreadySo,
+    /// An encoded `DsError`.
+    Refused(#[serde(with = "bytes")] Vec<u8>),
+    GivenUp(String),
 }
 
 /// A request as it was sent.

@@ -30,7 +30,7 @@ const REBUILDS_MAX: u32 = 20;
 pub enum Settled {
     /// Accepted, and so it is in this client's state.
     Done(Accepted),
-    /// A Welcome was taken up, or the request had been answered before.
+    /// A Welcome was taken up, or the request had been answered before ([`Member::take_answer`]).
     Entered,
     /// Ask [`Member::outbound`] for its message and send that, after as many milliseconds.
     Again { after_ms: u64 },
@@ -50,19 +50,27 @@ impl Member {
         response: &DsResponse,
         now: Timestamp,
     ) -> Result<Settled, CoreError> {
-        self.home.step(|| {
-            let Some((key, pending)) = self.find_pending(request)? else {
-                return Ok(Settled::Entered);
-            };
-            match response.outcome.clone().into_result() {
-                Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted),
-                Ok(DsResponseBody::Info(info)) => self.informed(&key, pending, &info),
-                Ok(DsResponseBody::Moving(confirmation)) => {
-                    self.moving(&key, &pending, &confirmation, now)
-                }
-                Err(error) => self.refused(&key, pending, error, now),
+        self.home.step(|| self.settle_here(request, response, now))
+    }
+
+    /// Inside a step.
+    pub(super) fn settle_here(
+        &self,
+        request: RequestId,
+        response: &DsResponse,
+        now: Timestamp,
+    ) -> Result<Settled, CoreError> {
+        let Some((key, pending)) = self.find_pending(request)? else {
+            return Ok(Settled::Entered);
+        };
+        match response.outcome.clone().into_result() {
+            Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted),
+            Ok(DsResponseBody::Info(info)) => self.informed(&key, pending, &info),
+            Ok(DsResponseBody::Moving(confirmation)) => {
+                self.moving(&key, &pending, &confirmation, now)
             }
-        })
+            Err(error) => self.refused(&key, pending, error, now),
+        }
     }
 
     fn accepted(

@@ -589,6 +589,82 @@ fn request_survives_the_process_and_keeps_its_id() {
 }
 
 #[test]
+fn answer_that_another_was_given_is_kept_until_who_asked_takes_it() {
+    let alice = member("alice", "phone");
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    let send = || alice.begin(&group, Operation::Send { content: vec![1] }).unwrap();
+    let settle = |request, response: &DsResponse| {
+        alice.outbound(request, *NOW).unwrap();
+        alice.settle_for_another(request, response, *NOW).unwrap()
+    };
+    let accepted = send();
+    let outbound = alice.outbound(accepted, *NOW).unwrap();
+    let Settled::Done(answer) = settle(accepted, &wire.accept(&outbound.message, alice.client()))
+    else {
+        panic!("it was accepted");
+    };
+    let refused = send();
+    let error = DsError::NotAuthorized { detail: Detail::truncated("not you") };
+    let refusal = refuse(error.clone());
+    assert!(matches!(settle(refused, &refusal), Settled::Refused(_)));
+    let given_up = send();
+    alice.give_up_for_another(given_up, Answer::GivenUp("no".to_owned())).unwrap();
+    assert_eq!(alice.pending().unwrap(), []);
+    for (request, expected) in [
+        (refused, Answer::Refused(Refusal(error))),
+        (accepted, Answer::Accepted(answer)),
+        (given_up, Answer::GivenUp("no".to_owned())),
+    ] {
+        assert_eq!(alice.take_answer(request).unwrap(), Some(expected));
+        assert_eq!(alice.take_answer(request).unwrap(), None, "it was taken");
+    }
+}
+
+#[test]
+fn request_of_a_member_that_is_removed_before_it_is_answered_is_told_so() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    add(&mut wire, &group, &alice, &bob);
+    let leave = Operation::Propose { proposals: vec![NewProposal::Leave] };
+    let leave = bob.begin(&group, leave).unwrap();
+    let send = bob.begin(&group, Operation::Send { content: vec![1] }).unwrap();
+    let users = vec![bob.client().user()];
+    operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
+    wire.deliver(&group, &bob);
+    assert_eq!(bob.pending().unwrap(), []);
+    assert_eq!(bob.take_answer(leave).unwrap(), Some(Answer::AlreadySo));
+    let given_up = bob.take_answer(send).unwrap();
+    assert!(
+        matches!(&given_up, Some(Answer::GivenUp(why)) if why.contains("left")),
+        "{given_up:?}"
+    );
+}
+
+#[test]
+fn answers_that_nobody_takes_are_forgotten_the_oldest_first() {
+    let alice = member("alice", "phone");
+    let group = create(&mut Wire::default(), &alice, SUITES[0]);
+    let asked: Vec<RequestId> = (0..answers::ANSWERS_MAX + 3)
+        .map(|_| {
+            let request = alice.begin(&group, Operation::Send { content: vec![1] }).unwrap();
+            alice.give_up_for_another(request, Answer::AlreadySo).unwrap();
+            request
+        })
+        .collect();
+    let kept = || alice.home.list::<ciborium::Value>(Kind::Answer, &[], usize::MAX).unwrap().len();
+    assert_eq!(kept(), usize::try_from(answers::ANSWERS_MAX).unwrap());
+    assert_eq!(alice.take_answer(asked[2]).unwrap(), None);
+    assert_eq!(alice.take_answer(asked[3]).unwrap(), Some(Answer::AlreadySo));
+    // what nobody asked for, nobody is told
+    let before = kept();
+    let own = alice.home.step(|| alice.keep(&group, Operation::UpdateQueueInfo)).unwrap();
+    alice.give_up_for_another(own, Answer::AlreadySo).unwrap();
+    assert_eq!(kept(), before);
+}
+
+#[test]
 fn what_the_provider_leaves_out_is_seen() {
     let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
     let mut wire = Wire::default();

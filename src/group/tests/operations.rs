@@ -298,6 +298,20 @@ fn deleted_group_tells_everyone_and_answers_nobody() {
 }
 
 #[test]
+fn last_member_without_the_role_does_not_delete_the_group() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    scenario.hub_acts(&[("alice/phone", crate::store::records::GoneReason::AccountDeleted)]);
+    scenario.deliver_all();
+    scenario.act("bob/phone", update()).unwrap();
+    scenario.deliver_all();
+    assert_eq!(scenario.state.roster.leaves().count(), 1);
+    let refused = scenario.act("bob/phone", Operation::DeleteGroup);
+    let why = "deleting the group takes the role Admin";
+    assert_eq!(refused, Err(Reject::NotAuthorized(why.to_owned())));
+    assert!(!scenario.state.is_deleted());
+}
+
+#[test]
 fn last_member_deletes_its_group() {
     let mut scenario = Scenario::group_of(["alice/phone"]);
     scenario.act("alice/phone", Operation::DeleteGroup).unwrap();

@@ -15,9 +15,14 @@ use crate::server::setting::nearest;
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    Line { file: PathBuf, line: usize },
+    Line {
+        file: PathBuf,
+        line: usize,
+    },
     File(PathBuf),
     Variable(String),
+    /// An option of the command line.
+    Option(&'static str),
     Default,
 }
 
@@ -40,6 +45,7 @@ impl fmt::Display for Place {
             Self::Line { file, line } => write!(f, "{}:{line}", file.display()),
             Self::File(file) => write!(f, "{}", file.display()),
             Self::Variable(name) => write!(f, "variable {name}"),
+            Self::Option(name) => write!(f, "option {name}"),
             Self::Default => f.write_str("configuration"),
         }
     }

@@ -24,7 +24,7 @@ fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<(String, String)> {
             let place = match problem.place {
                 Place::Line { line, .. } => format!("line {line}"),
                 Place::Variable(name) => name,
-                place @ (Place::File(_) | Place::Default) => place.to_string(),
+                place @ (Place::File(_) | Place::Option(_) | Place::Default) => place.to_string(),
             };
             (place, problem.message)
         })

@@ -189,7 +189,7 @@ async fn answered(
 ) -> Result<Outcome, ClientError> {
     match client.operate(group, operation).await {
         Err(ClientError::Unanswered { .. }) => match client.resume().await?.into_iter().next() {
-            Some((_, refusal)) => Err(ClientError::Refused(refusal)),
+            Some((_, error)) => Err(error),
             None => Ok(Outcome::AlreadySo),
         },
         outcome => outcome,
