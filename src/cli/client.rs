@@ -3,45 +3,36 @@
 //!
 //! Here: arguments in, lines out. What a command does is the library's.
 
+mod account;
 mod home;
+mod membership;
 mod names;
 mod show;
+mod talk;
 
 use std::{
     fmt::Display,
     io::{IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Value, json};
+use clap::Subcommand;
+use serde_json::json;
 
 use self::{
-    home::{
-        DATABASE, home_dir, invalid, make_private, open, read_authorization, read_text,
-        write_secret,
-    },
-    names::{client_named, code_bytes, own_device, pair, role_named, user_named},
-    show::{Out, asks, describe, event_group, operation_words, policy_json},
+    account::{Devices, Register, devices, register_here, whoami},
+    home::{home_dir, invalid, open},
+    membership::{Policy, Proposal, change_policy, groups, members, propose, remove},
+    names::{code_bytes, user_named},
+    show::Out,
+    talk::{receive, resume, send},
 };
 use super::FAILED;
 use crate::{
-    client::{
-        Client, ClientError, Registration, Server,
-        core::{
-            Answer, Content, CoreError, Event, GroupState, GroupView, Home, NewProposal, Operation,
-            PolicyChange, Right, SUITES,
-        },
-        http::HttpError,
-        system_clock,
-    },
-    server::Endpoints,
-    wire::{
-        extensions::JoinPolicy,
-        ids::{ClientUri, Domain, GroupId, RequestId, UserUri},
-    },
+    client::{Client, ClientError, core::SUITES},
+    wire::ids::{Domain, GroupId},
 };
 
 /// A client of a provider, on the command line.
@@ -205,82 +196,6 @@ enum Command {
     },
 }
 
-#[derive(Debug, clap::Args)]
-struct Register {
-    /// mimi://<domain>/u/<name>, or only the name where the provider's domain is known
-    user: String,
-    /// What to call this device
-    #[arg(long, default_value = "cli")]
-    device: String,
-    /// The provider's address, e.g. https://127.0.0.1:8443
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
-    /// The certificate to trust (PEM), where the system does not
-    #[arg(long, alias = "certificate", value_name = "FILE")]
-    ca: Option<PathBuf>,
-    /// endpoints.json of a provider on this machine, in place of --server and --ca
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["server", "ca"])]
-    endpoints: Option<PathBuf>,
-    /// What the operator gave you, where the provider asks for it
-    #[arg(long, default_value = "")]
-    token: String,
-    /// A further device of a user: the file that `devices authorize` wrote on another one
-    #[arg(long, value_name = "FILE", conflicts_with = "from_home")]
-    authorization: Option<PathBuf>,
-    /// A further device of the user whose device lives in this home folder
-    #[arg(long, value_name = "DIR")]
-    from_home: Option<PathBuf>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Devices {
-    /// Devices of this user as its groups know them
-    List,
-    /// Write the file that a further device registers with. It is the user's key: move it safely, delete it after use
-    Authorize {
-        #[arg(long, value_name = "FILE")]
-        file: PathBuf,
-    },
-    /// Delete a device at the provider; its groups remove it
-    Delete { device: String },
-}
-
-#[derive(Debug, clap::Args)]
-struct Policy {
-    group: String,
-    /// Who may join without being added
-    #[arg(long)]
-    join: Option<Join>,
-    /// Give a user a role: bob=moderator
-    #[arg(long, value_name = "USER=ROLE")]
-    role: Vec<String>,
-    /// The least role for a right (add, remove, update, delete, migrate, send): send=moderator
-    #[arg(long, value_name = "RIGHT=ROLE")]
-    may: Vec<String>,
-    #[arg(long, value_name = "N")]
-    members_max: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Join {
-    Closed,
-    OwnClients,
-    Code,
-    Open,
-}
-
-#[derive(Debug, Subcommand)]
-enum Proposal {
-    /// New keys for this device
-    Update,
-    /// That this device leaves
-    Leave,
-    /// That a client is removed
-    Remove { client: ClientUri },
-    /// That a user is added
-    Add { user: String },
-}
-
 /// Runs a command and says how it went.
 #[must_use]
 pub fn run(args: &Args) -> ExitCode {
@@ -375,12 +290,7 @@ fn shows_only(command: &Command) -> bool {
         | Command::Requests
         | Command::Contacts
         | Command::Name { .. } => true,
-        Command::Policy(policy) => {
-            policy.join.is_none()
-                && policy.role.is_empty()
-                && policy.may.is_empty()
-                && policy.members_max.is_none()
-        }
+        Command::Policy(policy) => !policy.changes(),
         Command::Register(_)
         | Command::Whoami
         | Command::Devices { .. }
@@ -407,70 +317,6 @@ fn shows_only(command: &Command) -> bool {
         | Command::Resume { .. }
         | Command::DeleteAccount { .. } => false,
     }
-}
-
-/// The message is kept before anything else is done: a provider that is down does not lose it.
-async fn send(client: &Client, group: &str, text: &str, out: &Out) -> Result<(), ClientError> {
-    let content = Content::text(text).encode();
-    let operation = Operation::Send { content };
-    let begun = client.find_group(group).and_then(|view| client.begin(&view.id, operation.clone()));
-    let outcome = match begun {
-        Ok(request) => client.finish(request).await?,
-        Err(_) => {
-            // it may be a group that this client has just been added to
-            catch_up(client).await?;
-            let group = client.find_group(group)?.id;
-            client.operate(&group, operation).await?
-        }
-    };
-    out.done(&outcome, "sent");
-    Ok(())
-}
-
-async fn resume(client: &Client, drop: Option<&str>, out: &Out) -> Result<(), ClientError> {
-    if let Some(id) = drop {
-        let pending = client.member().pending()?;
-        let fits = |request: &RequestId| !id.is_empty() && hex::encode(request.0).starts_with(id);
-        let mut found = pending.iter().filter(|(request, ..)| fits(request));
-        let (Some((request, ..)), None) = (found.next(), found.next()) else {
-            return Err(invalid(format!("not one request has an id that begins with {id:?}")));
-        };
-        let dropped = Answer::GivenUp("the request was dropped by `resume --drop`".to_owned());
-        client.member().give_up_for_another(*request, dropped)?;
-        let id = hex::encode(request.0);
-        out.say(json!({ "dropped": id }), format!("request {id} is given up"));
-        return Ok(());
-    }
-    let resumed = client.resume().await;
-    let mut was_refused = false;
-    if let Ok(refused) = &resumed {
-        was_refused = !refused.is_empty();
-        for (operation, why) in refused {
-            let what = operation_words(operation);
-            out.say(
-                json!({ "refused": what, "why": why.to_string() }),
-                format!("{what} was refused: {why}"),
-            );
-        }
-    }
-    let left = client.member().pending()?;
-    for (request, group, operation) in &left {
-        let (id, what) = (hex::encode(request.0), operation_words(operation));
-        let line = format!("{}  {what} in {group}", id.get(..8).unwrap_or(&id));
-        out.say(json!({ "request": id, "group": group, "what": what }), line);
-    }
-    let mut line = format!("{} requests have no answer", left.len());
-    if left.is_empty() && resumed.is_ok() {
-        out.say(json!({ "unanswered": 0 }), line);
-        return if was_refused { Err(invalid("not everything was accepted")) } else { Ok(()) };
-    }
-    if out.json {
-        out.say(json!({ "unanswered": left.len() }), "");
-    }
-    if let Err(error) = resumed {
-        line = format!("{line}: {error}");
-    }
-    Err(invalid(line))
 }
 
 async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), ClientError> {
@@ -630,370 +476,3 @@ async fn command(client: &Client, command: &Command, out: &Out) -> Result<(), Cl
     }
     Ok(())
 }
-
-async fn register_here(args: &Register, home: &Path, out: &Out) -> Result<(), ClientError> {
-    let authorization = match (&args.authorization, &args.from_home) {
-        (Some(file), _) => Some(read_authorization(file)?),
-        (None, Some(from)) => Some(open(from)?.authorize_device()?),
-        (None, None) => None,
-    };
-    let (server, domain) = match (&args.server, endpoints_file(args), &authorization) {
-        (Some(url), ..) => {
-            let certificate = args.ca.as_deref().map(read_text).transpose()?;
-            (Server { url: url.clone(), certificate }, None)
-        }
-        (None, Some(file), _) if args.endpoints.is_some() || authorization.is_none() => {
-            if !file.exists() {
-                return Err(invalid(format!(
-                    "{}: there is no such file; a provider writes it when it serves and removes it when it stops: \
-                     is it running?",
-                    file.display()
-                )));
-            }
-            let endpoints: Endpoints = serde_json::from_str(&read_text(&file)?)
-                .map_err(|error| invalid(format!("{}: {error}", file.display())))?;
-            let certificate = endpoints.certificate.as_deref().map(read_text).transpose()?;
-            (Server { url: endpoints.client, certificate }, Some(endpoints.domain))
-        }
-        (None, _, Some(authorization)) => (authorization.server.clone(), None),
-        (None, _, None) => {
-            return Err(invalid(
-                "which provider? Say --server URL (and --ca FILE), or --endpoints FILE of one on this machine",
-            ));
-        }
-    };
-    let domain = domain.or_else(|| authorization.as_ref().map(|it| it.user.domain()));
-    let user = if args.user.contains("://") {
-        UserUri::new(&args.user)
-    } else {
-        let domain = domain.ok_or_else(|| {
-            invalid(format!("say the whole of the user: mimi://<domain>/u/{}", args.user))
-        })?;
-        UserUri::of(&domain, &args.user)
-    }
-    .map_err(|error| invalid(error.to_string()))?;
-    let client = ClientUri::of(&user, &args.device).map_err(|error| invalid(error.to_string()))?;
-    let registration = Registration {
-        client: client.clone(),
-        server,
-        token: args.token.as_bytes().to_vec(),
-        authorization,
-    };
-    make_private(home)?;
-    let database = home.join(DATABASE);
-    let was_there = database.exists();
-    let was_registered = was_there && open(home).is_ok();
-    let registered = Client::register(Home::open(&database)?, registration, system_clock()).await;
-    let registered = match registered {
-        Ok(registered) => registered,
-        Err(error) => {
-            let nothing_sent = matches!(error, ClientError::Http(HttpError::Untrusted { .. }));
-            let knows_nothing = matches!(error, ClientError::Refused(_)) || nothing_sent;
-            if knows_nothing && !was_there {
-                // the provider knows nothing of these keys: the next try begins from nothing
-                for suffix in ["", "-wal", "-shm"] {
-                    let _ = std::fs::remove_file(home.join(format!("{DATABASE}{suffix}")));
-                }
-            }
-            if !database.exists() || matches!(error, ClientError::Invalid(_)) {
-                return Err(error);
-            }
-            return Err(invalid(format!(
-                "{error}; {} keeps the keys of this try: register again there, or delete it, or use another \
-                 --home",
-                home.display()
-            )));
-        }
-    };
-    let groups = registered.member().groups()?.len();
-    let line = if was_registered {
-        format!("{client} goes to its provider's new address from now on")
-    } else if groups > 0 {
-        format!("registered {client}; it joined {groups} groups of its user")
-    } else {
-        format!("registered {client}")
-    };
-    out.say(json!({ "client": client, "groups": groups }), line);
-    Ok(())
-}
-
-fn endpoints_file(args: &Register) -> Option<PathBuf> {
-    let default = PathBuf::from("mimid-data/endpoints.json");
-    args.endpoints.clone().or_else(|| default.exists().then_some(default))
-}
-
-fn whoami(client: &Client, out: &Out) {
-    let member = client.member();
-    let uri = member.client();
-    out.say(
-        json!({ "client": uri, "user": uri.user(), "device": uri.device() }),
-        format!("{} on device {}", uri.user(), uri.device()),
-    );
-}
-
-async fn devices(client: &Client, what: &Devices, out: &Out) -> Result<(), ClientError> {
-    match what {
-        Devices::List => {
-            let member = client.member();
-            let user = member.client().user();
-            let mut devices = vec![member.client().clone()];
-            for group in member.groups()? {
-                devices.extend(
-                    group.members.into_iter().filter(|it| it.user == user).map(|it| it.client),
-                );
-            }
-            devices.sort();
-            devices.dedup();
-            for device in devices {
-                let here = if &device == member.client() { "  (this one)" } else { "" };
-                out.say(json!({ "client": device }), format!("{device}{here}"));
-            }
-        }
-        Devices::Authorize { file } => {
-            let authorization = client.authorize_device()?;
-            let text = serde_json::to_string(&authorization)
-                .map_err(|error| invalid(error.to_string()))?;
-            write_secret(file, text.as_bytes())?;
-            out.say(
-                json!({ "file": file }),
-                format!(
-                    "{0} holds your user key. On the new device:\n  mimid client register {1} --device NAME --authorization {0}\nthen delete the file",
-                    file.display(),
-                    authorization.user
-                ),
-            );
-        }
-        Devices::Delete { device } => {
-            let uri = own_device(client, device)?;
-            client.delete_device(&uri).await?;
-            out.say(
-                json!({ "deleted": uri }),
-                format!("{uri} is deleted; its groups remove it with their next change"),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn groups(client: &Client, all: bool, out: &Out) -> Result<(), ClientError> {
-    let own = client.member().client().domain();
-    let groups = client.member().groups()?;
-    let shown: Vec<&GroupView> = groups
-        .iter()
-        .filter(|it| all || !matches!(it.state, GroupState::Left | GroupState::Deleted))
-        .collect();
-    if shown.is_empty() && !out.json {
-        out.say(Value::Null, "no groups yet: create one, or connect with somebody");
-    }
-    for group in shown {
-        let tail = group.id.as_str().rsplit('/').next().unwrap_or_default();
-        let line = format!(
-            "{:<16} {:<10} {:>3} clients  epoch {:<4} {}{}{}",
-            if group.name.is_empty() { "-" } else { &group.name },
-            tail.get(..8).unwrap_or(tail),
-            group.members.len(),
-            group.epoch.map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
-            group.state.word(),
-            if group.muted { ", muted" } else { "" },
-            if group.hub == own { String::new() } else { format!(", at {}", group.hub) },
-        );
-        out.say(json!(group), line);
-    }
-    Ok(())
-}
-
-fn members(group: &GroupView, own: &Domain, out: &Out) {
-    if out.json {
-        let mut value = json!(group);
-        if let Some(policy) = &group.policy {
-            value["policy"] = policy_json(policy);
-        }
-        out.say(value, "");
-        return;
-    }
-    for member in &group.members {
-        let role = format!("{:?}", member.role).to_lowercase();
-        out.say(Value::Null, format!("{:<44} {role}", member.client));
-    }
-    if group.pending > 0 {
-        let line = format!("{} proposals wait for a commit (`update` makes one)", group.pending);
-        out.say(Value::Null, line);
-    }
-    if group.hub != *own {
-        out.say(Value::Null, format!("hosted by {}", group.hub));
-    }
-}
-
-async fn remove(
-    client: &Client,
-    group: &str,
-    whom: &[String],
-    out: &Out,
-) -> Result<(), ClientError> {
-    let view = client.find_group(group)?;
-    let me = client.member().client().user();
-    let here = client.member().client().clone();
-    let is_another = |device: &ClientUri| {
-        if *device != here {
-            return Ok(());
-        }
-        Err(invalid(
-            "a device does not remove itself: `leave` the group, or remove it from another device",
-        ))
-    };
-    let (mut users, mut devices, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for name in whom {
-        if let Some(device) = client_named(client, name)? {
-            is_another(&device)?;
-            if !view.members.iter().any(|it| it.client == device) {
-                return Err(CoreError::NotAMember(device.to_string()).into());
-            }
-            let which = if device.user() == me { &mut devices } else { &mut others };
-            which.push(device);
-            continue;
-        }
-        let own = own_device(client, name)?;
-        if view.members.iter().any(|it| it.client == own) {
-            is_another(&own)?;
-            devices.push(own);
-        } else {
-            let user = user_named(client, name)?;
-            if user == me {
-                return Err(invalid(
-                    "you do not remove yourself: `leave` the group, with each device",
-                ));
-            }
-            if !view.members.iter().any(|it| it.user == user) {
-                return Err(CoreError::NotAMember(user.to_string()).into());
-            }
-            users.push(user);
-        }
-    }
-    if !users.is_empty() {
-        out.done(&client.remove_users(&view.id, users).await?, "removed");
-    }
-    if !devices.is_empty() {
-        out.done(&client.remove_clients(&view.id, devices).await?, "removed");
-    }
-    if !others.is_empty() {
-        out.done(&client.remove_others_clients(&view.id, others).await?, "removed");
-    }
-    Ok(())
-}
-
-async fn change_policy(client: &Client, args: &Policy, out: &Out) -> Result<(), ClientError> {
-    let group = client.find_group(&args.group)?;
-    let mut changes = Vec::new();
-    if let Some(join) = args.join {
-        changes.push(PolicyChange::Join(match join {
-            Join::Closed => JoinPolicy::Closed,
-            Join::OwnClients => JoinPolicy::OwnClients,
-            Join::Code => JoinPolicy::Code,
-            Join::Open => JoinPolicy::Open,
-        }));
-    }
-    for given in &args.role {
-        let (user, role) = pair(given)?;
-        changes
-            .push(PolicyChange::Role { user: user_named(client, user)?, role: role_named(role)? });
-    }
-    for given in &args.may {
-        let (right, role) = pair(given)?;
-        let what = match right {
-            "add" => Right::Add,
-            "remove" => Right::Remove,
-            "update" => Right::Update,
-            "delete" => Right::Delete,
-            "migrate" => Right::Migrate,
-            "send" => Right::Send,
-            other => {
-                return Err(invalid(format!(
-                    "{other:?} is no right; they are add, remove, update, delete, migrate, send"
-                )));
-            }
-        };
-        changes.push(PolicyChange::May { what, role: role_named(role)? });
-    }
-    changes.extend(args.members_max.map(PolicyChange::MembersMax));
-    if !changes.is_empty() {
-        out.done(&client.change_policy(&group.id, changes).await?, "the policy is changed");
-        return Ok(());
-    }
-    let policy = group.policy.ok_or_else(|| CoreError::NotActive(group.id, group.state))?;
-    let value = policy_json(&policy);
-    let line = serde_json::to_string_pretty(&value).unwrap_or_default();
-    out.say(value, line);
-    Ok(())
-}
-
-async fn propose(
-    client: &Client,
-    group: &str,
-    what: &Proposal,
-    out: &Out,
-) -> Result<(), ClientError> {
-    let group = client.find_group(group)?.id;
-    let proposals = match what {
-        Proposal::Update => vec![NewProposal::Update],
-        Proposal::Leave => vec![NewProposal::Leave],
-        Proposal::Remove { client } => vec![NewProposal::Remove(client.clone())],
-        Proposal::Add { user } => client
-            .group_key_packages(&group, &user_named(client, user)?)
-            .await?
-            .into_iter()
-            .map(|(_, key_package)| NewProposal::Add(key_package))
-            .collect(),
-    };
-    let outcome = client.operate(&group, Operation::Propose { proposals }).await?;
-    out.done(&outcome, "proposed: it takes effect with the next commit");
-    Ok(())
-}
-
-async fn receive(client: &Client, follow: bool, wait: u32, out: &Out) -> Result<(), ClientError> {
-    let shown: u64 = client.member().setting(SHOWN)?.unwrap_or_default();
-    let show = |number: u64, event: &Event| {
-        let group = event_group(event).and_then(|id| client.member().group(id).ok());
-        let line = if let Event::ConnectionRequested { from } = event
-            && !asks(client, from)
-        {
-            format!("{from} asked to connect")
-        } else {
-            describe(event, group.as_ref(), &|user| client.short_name(user))
-        };
-        let mut value = json!(event);
-        value["number"] = json!(number);
-        if let Value::Object(fields) = &mut value {
-            // what it shows is in `text`; the rest is for programs that read MIMI content
-            if let Some(content) = fields.remove("content").as_ref().and_then(Value::as_array) {
-                let bytes: Vec<u8> = content
-                    .iter()
-                    .filter_map(|byte| byte.as_u64().and_then(|byte| u8::try_from(byte).ok()))
-                    .collect();
-                fields.insert("content".to_owned(), json!(hex::encode(bytes)));
-            }
-        }
-        out.say(value, line);
-        let _ = client.member().set(SHOWN, &number);
-        true
-    };
-    if follow {
-        return client.follow(shown, show).await;
-    }
-    let received = client.receive(wait.saturating_mul(1000)).await;
-    let events = client.member().events(shown, usize::MAX)?;
-    if events.is_empty() && !out.json {
-        out.say(Value::Null, "nothing new");
-    }
-    for (number, event) in &events {
-        show(*number, event);
-    }
-    if let Some((last, _)) = events.last() {
-        client.member().forget_events(last.saturating_sub(EVENTS_KEPT))?;
-    }
-    received.map(|_| ())
-}
-
-/// Events that are kept after they were shown.
-const EVENTS_KEPT: u64 = 10_000;
-/// The number of the last event that was shown.
-const SHOWN: &str = "shown";
