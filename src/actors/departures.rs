@@ -72,6 +72,8 @@ struct Run {
     /// An operator wants it ended.
     abort: AtomicBool,
     nudge: Notify,
+    /// It was driven once more since it was looked at last: the group may have been frozen anew.
+    again: AtomicBool,
     /// How long it has waited for its turn: that is nothing that its target could do something about.
     waited_ms: AtomicU64,
     /// Where it stood when it was looked at last, and since when it is frozen.
@@ -108,9 +110,19 @@ impl Departures {
         locked(&self.running).get(group).cloned()
     }
 
-    fn end(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
-        let run = locked(&self.running).remove(group);
-        run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
+    fn end(&self, group: &GroupId) {
+        // who waits without an answer asks again
+        locked(&self.running).remove(group);
+    }
+
+    /// Ends `run`, unless somebody wants it driven once more.
+    fn end_if_over(&self, group: &GroupId, run: &Run) -> bool {
+        let mut running = locked(&self.running);
+        let is_over = !run.again.load(Ordering::Relaxed);
+        if is_over {
+            running.remove(group);
+        }
+        is_over
     }
 }
 
@@ -126,6 +138,7 @@ impl Node {
             let mut running = locked(&self.departures.running);
             if let Some(run) = running.get(group) {
                 locked(&run.waiters).extend(waiter);
+                run.again.store(true, Ordering::Relaxed);
                 let before = std::mem::replace(&mut *locked(&run.request), request.clone());
                 if before != *request {
                     run.nudge.notify_one();
@@ -137,6 +150,7 @@ impl Node {
                 waiters: Mutex::new(waiter.into_iter().collect()),
                 abort: AtomicBool::new(false),
                 nudge: Notify::new(),
+                again: AtomicBool::new(false),
                 waited_ms: AtomicU64::new(0),
                 stands: Mutex::new(None),
             });
@@ -148,8 +162,6 @@ impl Node {
             node.metrics.departures_under_way.inc();
             node.depart(&group, &run).await;
             node.metrics.departures_under_way.dec();
-            // who waits without an answer asks again
-            drop(node.departures.end(&group));
         });
     }
 
@@ -252,6 +264,7 @@ impl Node {
         let mut tries = 0_u32;
         let mut turn = None;
         loop {
+            run.again.store(false, Ordering::Relaxed);
             let went = self.depart_on(group, run, tries, &mut turn).await;
             if !matches!(went, Ok(Went::On | Went::Turned)) {
                 // others need not wait for as long as this one does
@@ -260,7 +273,11 @@ impl Node {
             match went {
                 Ok(Went::On) => tries = 0,
                 Ok(Went::Turned) => {}
-                Ok(Went::Over) => return,
+                Ok(Went::Over) => {
+                    if self.departures.end_if_over(group, run) {
+                        return;
+                    }
+                }
                 Ok(Went::Wait { at_least_ms }) => {
                     tries = tries.saturating_add(1);
                     let random = u64::from_be_bytes(crypto::random());
@@ -273,6 +290,7 @@ impl Node {
                     tracing::warn!(%group, %error, "a group's move waits for the store");
                     tries = tries.saturating_add(1);
                     if let StoreError::ReadOnly(_) | StoreError::Unavailable(_) = error {
+                        self.departures.end(group);
                         return;
                     }
                     tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms))

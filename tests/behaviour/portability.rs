@@ -34,7 +34,7 @@ use mimid::{
 };
 
 use super::{
-    net::{Fate, Letter, Net},
+    net::{Door, Fate, Letter, Net},
     support::synth::Synth,
     world::{TestClient, World, clock_of_now},
 };

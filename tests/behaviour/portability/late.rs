@@ -91,3 +91,29 @@ async fn group_that_comes_home_before_its_confirmation_was_answered_can_leave_ag
     two.goes_on_at(&two.b).await;
     two.end();
 }
+
+/// The answer is about the move that was: what the group has begun since goes on.
+#[actix::test]
+async fn late_answer_to_a_confirmation_ends_no_later_move_of_the_group() {
+    let two = Two::new().await;
+    let (door, to) = (Door::default(), two.b.domain.clone());
+    let closed = door.clone();
+    two.carry(move |letter, _| match letter.event {
+        EventType::MigrationConfirmation if letter.to == to => Fate::AnswerBehind(closed.clone()),
+        _ => Fate::Arrives,
+    });
+    two.migrate(&two.b).await.unwrap();
+    two.goes_on_at(&two.b).await;
+    until_departure(&two.a.node, "confirming").await;
+    two.migrate(&two.a).await.unwrap();
+    two.goes_on_at(&two.a).await;
+    let answered = async {
+        until_departure(&two.a.node, "frozen").await;
+        door.open();
+    };
+    let (moved, ()) = tokio::join!(two.migrate(&two.b), answered);
+    moved.unwrap();
+    two.goes_on_at(&two.b).await;
+    until_none_departs(&two.a.node).await;
+    two.end();
+}
