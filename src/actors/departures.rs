@@ -393,8 +393,15 @@ impl Node {
             let key = key.as_ref().map(|key| key.as_slice());
             Some(it.scheme) == scheme && Some(it.public_key.as_slice()) == key
         };
-        let Ok(is_theirs) = self.has_sender_key(target, is_it).await else {
-            return Ok(Went::Wait { at_least_ms: 0 });
+        let is_theirs = match self.has_sender_key(target, is_it).await {
+            Ok(is_theirs) => is_theirs,
+            // the group does not stand still for so long
+            Err(error @ DsError::RateLimited { retry_after_ms, .. }) => {
+                let seconds = retry_after_ms.div_ceil(1000);
+                let why = not_authorized(format!("{error}: try again in {seconds} s"));
+                return self.thaw(departure, why).await;
+            }
+            Err(_) => return Ok(Went::Wait { at_least_ms: 0 }),
         };
         if !is_theirs {
             let why = not_authorized(format!("{target} does not publish the key in its response"));

@@ -712,6 +712,8 @@ async fn provider_that_claims_a_group_by_moves_that_were_not_speaks_for_nobody()
         for to in [&two.a, &two.b, &d] {
             let before = to.store.group_head(&two.group).await.unwrap();
             let next = before.as_ref().map_or(Sequence(9), |head| head.next_sequence);
+            // before, it is told to wait: the keys may be newer than those that were fetched a moment ago
+            two.clock.advance_ms(60_000);
             let failures = c.send(&to.domain, vec![claim(next, chain.clone())]).await;
             let problems: Vec<_> = failures.iter().map(|it| it.problem).collect();
             assert_eq!(problems, [DeliveryProblem::WrongHub], "{what}, to {}", to.domain);
@@ -720,6 +722,7 @@ async fn provider_that_claims_a_group_by_moves_that_were_not_speaks_for_nobody()
     }
     // b's own word stands where b is known; but epochs rise
     let flat = vec![real.clone(), link(two.b.sender(), &two.b, epoch)];
+    two.clock.advance_ms(60_000);
     let failures = c.send(&d.domain, vec![claim(Sequence(9), flat)]).await;
     assert_eq!(failures[0].problem, DeliveryProblem::WrongHub);
     // whereas the chain that is true is believed by who knows nothing but the group's creator
