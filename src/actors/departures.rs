@@ -251,12 +251,19 @@ impl Node {
     }
 
     /// An operator wants a move ended: at once where nothing was sent, else the target is asked to refuse it. `false` where
-    /// the group is not on its way.
-    pub fn abort_departure(&self, group: &GroupId) -> bool {
-        let Some(run) = self.departures.of(group) else { return false };
+    /// the group is not on its way: one that has moved is not any more, although its target is still to be told.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn abort_departure(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let departure = self.store.departure(group).await?;
+        let Some(run) = self.departures.of(group) else { return Ok(false) };
+        if departure.is_none_or(|departure| departure.phase == Phase::Gone) {
+            return Ok(false);
+        }
         run.abort.store(true, Ordering::Relaxed);
         run.nudge.notify_one();
-        true
+        Ok(true)
     }
 
     async fn depart(&self, group: &GroupId, run: &Run) {

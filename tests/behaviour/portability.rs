@@ -404,12 +404,12 @@ async fn content_whose_answer_is_lost_is_sent_again_and_taken_once() {
 #[actix::test]
 async fn operator_ends_a_move_of_which_nothing_was_sent_at_once() {
     let two = Two::new().await;
-    assert!(!two.a.node.abort_departure(&two.group), "it is not on its way");
+    assert!(!two.a.node.abort_departure(&two.group).await.unwrap(), "it is not on its way");
     let response = two.promise(&two.b).await;
     let letters = two.carry(|_, _| Fate::Lost);
     let moves = two.alice.act(&two.a, &two.group, migrate(&response));
     let ends = async {
-        let ends = async || two.a.node.abort_departure(&two.group);
+        let ends = async || two.a.node.abort_departure(&two.group).await.unwrap();
         comes_true("it can be ended", ends).await;
     };
     let (moved, ()) = tokio::join!(moves, ends);
@@ -434,7 +434,7 @@ async fn operator_ends_a_move_that_was_sent_by_the_targets_refusal_alone() {
     let moves = two.alice.act(&two.a, &two.group, migrate(&response));
     let ends = async {
         comes_true("it is sent", async || !contents(&letters).is_empty()).await;
-        assert!(two.a.node.abort_departure(&two.group));
+        assert!(two.a.node.abort_departure(&two.group).await.unwrap());
         let asked = async || {
             let letters = letters.lock().unwrap();
             letters.iter().filter(|it| it.event == EventType::MigrationAbort).count() > 2

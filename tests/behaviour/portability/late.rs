@@ -81,6 +81,7 @@ async fn group_that_comes_home_before_its_confirmation_was_answered_can_leave_ag
     two.migrate(&two.b).await.unwrap();
     two.goes_on_at(&two.b).await;
     until_departure(&two.a.node, "confirming").await;
+    assert!(!two.a.node.abort_departure(&two.group).await.unwrap(), "it has moved");
     // from now on it would be told once in hours
     two.clock.advance_ms(LONG_MS);
     two.migrate(&two.a).await.unwrap();
