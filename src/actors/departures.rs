@@ -72,6 +72,8 @@ struct Run {
     /// An operator wants it ended.
     abort: AtomicBool,
     nudge: Notify,
+    /// It was driven once more since it was looked at last: the group may have been frozen anew.
+    again: AtomicBool,
     /// How long it has waited for its turn: that is nothing that its target could do something about.
     waited_ms: AtomicU64,
     /// Where it stood when it was looked at last, and since when it is frozen.
@@ -114,9 +116,19 @@ impl Departures {
         stands.map_or(0, |(_, since)| now.ms_since(since))
     }
 
-    fn end(&self, group: &GroupId) -> Vec<oneshot::Sender<Reply>> {
-        let run = locked(&self.running).remove(group);
-        run.map(|run| std::mem::take(&mut *locked(&run.waiters))).unwrap_or_default()
+    fn end(&self, group: &GroupId) {
+        // who waits without an answer asks again
+        locked(&self.running).remove(group);
+    }
+
+    /// Ends `run`, unless somebody wants it driven once more.
+    fn end_if_over(&self, group: &GroupId, run: &Run) -> bool {
+        let mut running = locked(&self.running);
+        let is_over = !run.again.load(Ordering::Relaxed);
+        if is_over {
+            running.remove(group);
+        }
+        is_over
     }
 }
 
@@ -132,6 +144,7 @@ impl Node {
             let mut running = locked(&self.departures.running);
             if let Some(run) = running.get(group) {
                 locked(&run.waiters).extend(waiter);
+                run.again.store(true, Ordering::Relaxed);
                 let before = std::mem::replace(&mut *locked(&run.request), request.clone());
                 if before != *request {
                     run.nudge.notify_one();
@@ -143,6 +156,7 @@ impl Node {
                 waiters: Mutex::new(waiter.into_iter().collect()),
                 abort: AtomicBool::new(false),
                 nudge: Notify::new(),
+                again: AtomicBool::new(false),
                 waited_ms: AtomicU64::new(0),
                 stands: Mutex::new(None),
             });
@@ -154,8 +168,6 @@ impl Node {
             node.metrics.departures_under_way.inc();
             node.depart(&group, &run).await;
             node.metrics.departures_under_way.dec();
-            // who waits without an answer asks again
-            drop(node.departures.end(&group));
         });
     }
 
@@ -247,12 +259,19 @@ impl Node {
     }
 
     /// An operator wants a move ended: at once where nothing was sent, else the target is asked to refuse it. `false` where
-    /// the group is not on its way.
-    pub fn abort_departure(&self, group: &GroupId) -> bool {
-        let Some(run) = self.departures.of(group) else { return false };
+    /// the group is not on its way: one that has moved is not any more, although its target is still to be told.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn abort_departure(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let departure = self.store.departure(group).await?;
+        let Some(run) = self.departures.of(group) else { return Ok(false) };
+        if departure.is_none_or(|departure| departure.phase == Phase::Gone) {
+            return Ok(false);
+        }
         run.abort.store(true, Ordering::Relaxed);
         run.nudge.notify_one();
-        true
+        Ok(true)
     }
 
     async fn depart(&self, group: &GroupId, run: &Run) {
@@ -260,6 +279,7 @@ impl Node {
         let mut tries = 0_u32;
         let mut turn = None;
         loop {
+            run.again.store(false, Ordering::Relaxed);
             let went = self.depart_on(group, run, tries, &mut turn).await;
             if !matches!(went, Ok(Went::On | Went::Turned)) {
                 // others need not wait for as long as this one does
@@ -268,7 +288,11 @@ impl Node {
             match went {
                 Ok(Went::On) => tries = 0,
                 Ok(Went::Turned) => {}
-                Ok(Went::Over) => return,
+                Ok(Went::Over) => {
+                    if self.departures.end_if_over(group, run) {
+                        return;
+                    }
+                }
                 Ok(Went::Wait { at_least_ms }) => {
                     tries = tries.saturating_add(1);
                     let random = u64::from_be_bytes(crypto::random());
@@ -281,6 +305,7 @@ impl Node {
                     tracing::warn!(%group, %error, "a group's move waits for the store");
                     tries = tries.saturating_add(1);
                     if let StoreError::ReadOnly(_) | StoreError::Unavailable(_) = error {
+                        self.departures.end(group);
                         return;
                     }
                     tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms))
@@ -383,8 +408,15 @@ impl Node {
             let key = key.as_ref().map(|key| key.as_slice());
             Some(it.scheme) == scheme && Some(it.public_key.as_slice()) == key
         };
-        let Ok(is_theirs) = self.has_sender_key(target, is_it).await else {
-            return Ok(Went::Wait { at_least_ms: 0 });
+        let is_theirs = match self.has_sender_key(target, is_it).await {
+            Ok(is_theirs) => is_theirs,
+            // the group does not stand still for so long
+            Err(error @ DsError::RateLimited { retry_after_ms, .. }) => {
+                let seconds = retry_after_ms.div_ceil(1000);
+                let why = not_authorized(format!("{error}: try again in {seconds} s"));
+                return self.thaw(departure, why).await;
+            }
+            Err(_) => return Ok(Went::Wait { at_least_ms: 0 }),
         };
         if !is_theirs {
             let why = not_authorized(format!("{target} does not publish the key in its response"));

@@ -3,11 +3,11 @@
 
 use super::{
     arrivals::{RefusedCounts, arrival_here},
-    errors::{detail, unavailable},
+    errors::{detail, rate_limited, unavailable},
     node::Node,
 };
 use crate::{
-    federation::{DomainPattern, schedule::Backoff},
+    federation::{Anew, DomainPattern, schedule::Backoff},
     migration::{
         memory::{CameAt, Keep, Memory, is_refusal_forgotten},
         proof::{check_confirmation, follow_chain},
@@ -120,7 +120,7 @@ impl Node {
     /// key that its source publishes, be it retired.
     ///
     /// # Errors
-    /// unavailable, where keys cannot be had now.
+    /// unavailable or rate_limited, where keys cannot be had now.
     pub(super) async fn proves(
         &self,
         group: &GroupId,
@@ -154,7 +154,7 @@ impl Node {
     /// Whether one of the external-sender keys that a provider signs with is such a one. Keys that have ended say nothing new.
     ///
     /// # Errors
-    /// unavailable, where keys cannot be had now.
+    /// unavailable or rate_limited, where keys cannot be had now.
     pub(super) async fn has_sender_key(
         &self,
         domain: &Domain,
@@ -166,18 +166,33 @@ impl Node {
 
     /// Whether one of the external-sender keys that a provider publishes, or has retired, is such a one. Where none is that
     /// is known, its list is fetched anew: it may have new ones.
+    ///
+    /// # Errors
+    /// rate_limited, where it was fetched a moment ago; unavailable. Both say nothing of the key.
     async fn lists_sender_key(
         &self,
         domain: &Domain,
         is_it: impl Fn(&VerificationKey) -> bool,
     ) -> Result<bool, DsError> {
+        let asked_at = self.clock.now();
         let known = self.sender_keys_of(domain).await?;
         if known.keys.iter().any(&is_it) {
             return Ok(true);
         }
         let Some(federation) = &self.federation else { return Ok(false) };
-        let newer = federation.newer_external_senders_of(domain, &known).await;
-        Ok(newer.is_some_and(|newer| newer.domain == *domain && newer.keys.iter().any(is_it)))
+        match federation.newer_external_senders_of(domain, &known, asked_at).await {
+            Anew::Keys(newer) => Ok(newer.domain == *domain && newer.keys.iter().any(is_it)),
+            Anew::Known => Ok(false),
+            Anew::Later { retry_after_ms } => {
+                let why =
+                    format!("{domain} was asked for its keys a moment ago; it may have newer ones");
+                Err(rate_limited(&why, retry_after_ms))
+            }
+            Anew::Failed(error) => {
+                tracing::warn!(peer = %domain, %error, "the keys of a provider in a move cannot be had anew now");
+                Err(unavailable("the keys of the other provider cannot be had now; try again"))
+            }
+        }
     }
 
     /// The external-sender keys that a provider publishes.

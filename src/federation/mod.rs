@@ -117,6 +117,19 @@ struct OwnKeys {
     retired_senders: Vec<RetiredKey>,
 }
 
+/// What there is of a list beyond what is known of it.
+#[derive(Debug)]
+pub enum Anew {
+    Keys(VerificationKeyResponse),
+    /// Nothing: it is what there is.
+    Known,
+    /// It was fetched a moment ago, but there may be more by now.
+    Later {
+        retry_after_ms: u64,
+    },
+    Failed(CallError),
+}
+
 impl Federation {
     #[must_use]
     pub fn new(parts: FederationParts) -> Self {
@@ -340,22 +353,30 @@ impl Federation {
         self.list_of(peer, KeyList::Signature).await
     }
 
-    /// The same, fetched anew where `known` did not help; none where that cannot be or was done a moment ago.
+    /// The same, fetched anew where `known` did not help, unless it is not of before `asked_at`.
     pub async fn newer_external_senders_of(
         &self,
         peer: &Domain,
         known: &VerificationKeyResponse,
-    ) -> Option<VerificationKeyResponse> {
+        asked_at: Timestamp,
+    ) -> Anew {
         if *peer == self.domain || !self.admits(peer) {
-            return None;
+            return Anew::Known;
         }
-        let keys = self.keys.get(peer, KeyList::Signature).await.ok()?;
+        let keys = match self.keys.get(peer, KeyList::Signature).await {
+            Ok(keys) => keys,
+            Err(error) => return Anew::Failed(error),
+        };
         if keys.response != *known {
-            return Some(keys.response.clone());
+            return Anew::Keys(keys.response.clone());
+        }
+        if keys.fetched_at >= asked_at {
+            return Anew::Known;
         }
         match self.keys.newer(peer, KeyList::Signature, &keys).await {
-            Newer::Keys(newer) => Some(newer.response.clone()),
-            Newer::Failed(_) | Newer::Later { .. } => None,
+            Newer::Keys(newer) => Anew::Keys(newer.response.clone()),
+            Newer::Failed(error) => Anew::Failed(error),
+            Newer::Later { retry_after_ms } => Anew::Later { retry_after_ms },
         }
     }
 

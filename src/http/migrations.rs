@@ -72,16 +72,22 @@ pub(super) async fn show(node: &Node) -> HttpResponse {
     }
 }
 
-pub(super) fn abort(node: &Node, body: &[u8]) -> HttpResponse {
+pub(super) async fn abort(node: &Node, body: &[u8]) -> HttpResponse {
     let group = std::str::from_utf8(body).ok().map(str::trim).and_then(|id| GroupId::new(id).ok());
     let Some(group) = group else {
         return text(StatusCode::BAD_REQUEST, "the body is a group id\n".to_owned());
     };
-    if node.abort_departure(&group) {
-        let told = "the group stays if nothing was sent; else its target is asked to refuse it\n";
-        return text(StatusCode::OK, told.to_owned());
+    match node.abort_departure(&group).await {
+        Ok(true) => {
+            let told =
+                "the group stays if nothing was sent; else its target is asked to refuse it\n";
+            text(StatusCode::OK, told.to_owned())
+        }
+        Ok(false) => {
+            text(StatusCode::NOT_FOUND, format!("{group} is not on its way to another provider\n"))
+        }
+        Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
     }
-    text(StatusCode::NOT_FOUND, format!("{group} is not on its way to another provider\n"))
 }
 
 fn text(status: StatusCode, body: String) -> HttpResponse {

@@ -79,7 +79,7 @@ pub fn ops_listener(
             .route(
                 "/v1/migrations/abort",
                 web::post().to(async |ops: web::Data<Ops>, body: web::Bytes| {
-                    migrations::abort(&ops.node, &body)
+                    migrations::abort(&ops.node, &body).await
                 }),
             )
             .default_service(web::to(|| async {

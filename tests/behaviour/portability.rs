@@ -34,7 +34,7 @@ use mimid::{
 };
 
 use super::{
-    net::{Fate, Letter, Net},
+    net::{Door, Fate, Letter, Net},
     support::synth::Synth,
     world::{TestClient, World, clock_of_now},
 };
@@ -419,12 +419,12 @@ async fn content_whose_answer_is_lost_is_sent_again_and_taken_once() {
 #[actix::test]
 async fn operator_ends_a_move_of_which_nothing_was_sent_at_once() {
     let two = Two::new().await;
-    assert!(!two.a.node.abort_departure(&two.group), "it is not on its way");
+    assert!(!two.a.node.abort_departure(&two.group).await.unwrap(), "it is not on its way");
     let response = two.promise(&two.b).await;
     let letters = two.carry(|_, _| Fate::Lost);
     let moves = two.alice.act(&two.a, &two.group, migrate(&response));
     let ends = async {
-        let ends = async || two.a.node.abort_departure(&two.group);
+        let ends = async || two.a.node.abort_departure(&two.group).await.unwrap();
         comes_true("it can be ended", ends).await;
     };
     let (moved, ()) = tokio::join!(moves, ends);
@@ -449,7 +449,7 @@ async fn operator_ends_a_move_that_was_sent_by_the_targets_refusal_alone() {
     let moves = two.alice.act(&two.a, &two.group, migrate(&response));
     let ends = async {
         comes_true("it is sent", async || !contents(&letters).is_empty()).await;
-        assert!(two.a.node.abort_departure(&two.group));
+        assert!(two.a.node.abort_departure(&two.group).await.unwrap());
         let asked = async || {
             let letters = letters.lock().unwrap();
             letters.iter().filter(|it| it.event == EventType::MigrationAbort).count() > 2
@@ -727,6 +727,8 @@ async fn provider_that_claims_a_group_by_moves_that_were_not_speaks_for_nobody()
         for to in [&two.a, &two.b, &d] {
             let before = to.store.group_head(&two.group).await.unwrap();
             let next = before.as_ref().map_or(Sequence(9), |head| head.next_sequence);
+            // before, it is told to wait: the keys may be newer than those that were fetched a moment ago
+            two.clock.advance_ms(60_000);
             let failures = c.send(&to.domain, vec![claim(next, chain.clone())]).await;
             let problems: Vec<_> = failures.iter().map(|it| it.problem).collect();
             assert_eq!(problems, [DeliveryProblem::WrongHub], "{what}, to {}", to.domain);
@@ -735,6 +737,7 @@ async fn provider_that_claims_a_group_by_moves_that_were_not_speaks_for_nobody()
     }
     // b's own word stands where b is known; but epochs rise
     let flat = vec![real.clone(), link(two.b.sender(), &two.b, epoch)];
+    two.clock.advance_ms(60_000);
     let failures = c.send(&d.domain, vec![claim(Sequence(9), flat)]).await;
     assert_eq!(failures[0].problem, DeliveryProblem::WrongHub);
     // whereas the chain that is true is believed by who knows nothing but the group's creator

@@ -53,6 +53,8 @@ pub enum Fate {
     Answered(Vec<u8>),
     /// It comes when the door is opened.
     Behind(Door),
+    /// It comes, and its answer when the door is opened.
+    AnswerBehind(Door),
 }
 
 /// Closed until it is opened.
@@ -193,7 +195,7 @@ impl Transport for Road {
                     return Ok(HttpAnswer { status: 200, retry_after_ms: None, body });
                 }
                 Fate::Behind(door) => door.opened().await,
-                Fate::Arrives | Fate::AnswerLost => {}
+                Fate::Arrives | Fate::AnswerLost | Fate::AnswerBehind(_) => {}
             }
             let endpoint = ENDPOINTS.into_iter().find(|endpoint| endpoint.path() == path).unwrap();
             // what answers is not this task: it goes on where nobody waits for it
@@ -204,8 +206,10 @@ impl Transport for Road {
                 }
             });
             let answer = answered.await.unwrap();
-            if fate == Fate::AnswerLost {
-                return Err(CallError::Timeout);
+            match &fate {
+                Fate::AnswerLost => return Err(CallError::Timeout),
+                Fate::AnswerBehind(door) => door.opened().await,
+                _ => {}
             }
             {
                 let mut lost = self.net.lost.lock().unwrap();

@@ -208,14 +208,12 @@ impl Node {
     /// Hands the target the confirmation that proves its place to others, and without which it cannot let the group move on.
     pub(super) async fn confirm(&self, departure: &Departure) -> Result<Went, StoreError> {
         let (group, target) = (&departure.group, &departure.target);
-        let over = Batch::new().and(Write::DropDeparture(group.clone()));
         let moves = self.store.moves(group).await?;
         let chain = moves.as_ref().map(chain_of).transpose()?.unwrap_or_default();
         let is_it = |it: &&MigrationConfirmation| it.domain_name == *target;
         let left = moves.and_then(|moves| moves.left);
         let Some((left, confirmation)) = left.zip(chain.iter().next_back().filter(is_it)) else {
-            self.store.write(over).await?;
-            return Ok(Went::Over);
+            return self.confirmed(departure).await;
         };
         let Some(federation) = self.federation.clone() else {
             return Ok(Went::Wait { at_least_ms: 0 });
@@ -234,9 +232,7 @@ impl Node {
         };
         if told.is_enough() {
             step("source.confirmed").await;
-            self.store.write(over).await?;
-            step("source.over").await;
-            return Ok(Went::Over);
+            return self.confirmed(departure).await;
         }
         let asked_ms = answer.err().and_then(|error| {
             tracing::info!(%group, %target, %error, "the target does not know yet that its place is confirmed");
@@ -244,5 +240,18 @@ impl Node {
         });
         let pause_ms = confirm_pause_ms(left.at, self.clock.now());
         Ok(Went::Wait { at_least_ms: pause_ms.max(asked_ms.unwrap_or(0)) })
+    }
+
+    /// This move is over. A group that has come back meanwhile, and perhaps is to leave again, is about another one.
+    async fn confirmed(&self, departure: &Departure) -> Result<Went, StoreError> {
+        let group = &departure.group;
+        // who comes back does so in its turn
+        let turn = self.copies.turn(group);
+        let _turn = turn.lock().await;
+        if self.store.departure(group).await?.as_ref() == Some(departure) {
+            self.store.write(Batch::new().and(Write::DropDeparture(group.clone()))).await?;
+            step("source.over").await;
+        }
+        Ok(Went::Over)
     }
 }
