@@ -94,8 +94,8 @@ impl Node {
             return Err(not_authorized("the group is here already"));
         }
         self.takes_from(source)?;
-        self.arrivals.load(&self.store).await.map_err(of_store)?;
-        let room = self.arrivals.room(source, limits);
+        self.arrivals.load(&self.store, &self.domain).await.map_err(of_store)?;
+        let room = self.arrivals.room(group, source, limits);
         room.map_err(|full| not_authorized(full.told(source)))?;
         if !self.arrivals.refusals.has_room(source, limits.refused_per_source_max) {
             let why = format!("too many moves from {source} were refused here lately");
@@ -186,7 +186,7 @@ impl Node {
         let known = self.known_of(group, &response.nonce).await.map_err(of_store)?;
         let now = self.clock.now();
         let settled = judge_content(&known, response.expires_at, now, key.takes());
-        self.arrivals.load(&self.store).await.map_err(of_store)?;
+        self.arrivals.load(&self.store, &self.domain).await.map_err(of_store)?;
         let (good, place) = match settled {
             Verdict::Take => match self.arrivals.place(group, from, &self.limits.moves) {
                 Ok(place) => (self.judge(from, content).await?, Some(place)),

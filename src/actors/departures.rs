@@ -308,8 +308,9 @@ impl Node {
                         self.departures.end(group);
                         return;
                     }
-                    tokio::time::sleep(Duration::from_millis(self.limits.moves.retry.first_ms))
-                        .await;
+                    let random = u64::from_be_bytes(crypto::random());
+                    let ms = self.limits.moves.retry.delay_ms(tries, random);
+                    tokio::time::sleep(Duration::from_millis(ms)).await;
                 }
             }
         }
@@ -350,7 +351,12 @@ impl Node {
         match next {
             Next::Thaw => {
                 // no reason to try again at once: each try stops the group for as long
-                let why = "the target could not be reached in time; the group stays here";
+                let why = if terms.settled {
+                    "the target could not be reached in time; the group stays here"
+                } else {
+                    "the provider that the group came from last has not confirmed yet that it knows; the group stays here, and \
+                     can move on when it has"
+                };
                 self.thaw(&departure, not_authorized(why)).await
             }
             Next::Wait => {

@@ -241,7 +241,7 @@ impl Node {
     /// # Errors
     /// [`StoreError`]
     pub async fn load_arrivals(&self) -> Result<(), StoreError> {
-        self.arrivals.load(&self.store).await
+        self.arrivals.load(&self.store, &self.domain).await
     }
 
     /// Counts a group as it is stored: it may have come or gone since it was looked at, and a write whose outcome was not
@@ -264,7 +264,7 @@ impl Node {
         use crate::store::{Batch, Write};
         let now = self.clock.now();
         let (mut unconfirmed, mut after) = (0, None);
-        self.arrivals.load(&self.store).await?;
+        self.arrivals.load(&self.store, &self.domain).await?;
         loop {
             let page = self.store.all_moves(after.as_ref(), PAGE).await?;
             let Some((last, _)) = page.last() else { break };
@@ -272,7 +272,8 @@ impl Node {
             for (group, moves) in page {
                 let arrived = moves.arrived.as_ref();
                 unconfirmed += i64::from(arrived.is_some_and(|it| it.here && !it.confirmed));
-                if arrived.is_some_and(|arrived| arrived.here) != self.arrivals.has(&group) {
+                let is_counted = arrived.is_some_and(|it| it.here) && group.domain() != self.domain;
+                if is_counted != self.arrivals.has(&group) {
                     self.count_arrival(&group).await?;
                 }
                 if !self.is_forgotten(&group, &moves, now).await? {

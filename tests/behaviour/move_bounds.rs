@@ -159,6 +159,26 @@ async fn target_that_does_not_answer_leaves_turns_for_groups_that_go_elsewhere()
 }
 
 #[actix::test]
+async fn group_that_comes_home_needs_no_place_among_those_from_elsewhere() {
+    let Three { net, a, b, c, alice } = Three::with(|limits| limits.moves.groups_max = 0).await;
+    let group = alice.create(&a).await;
+    let there = promise(&a, &alice, &group, &b.domain).await.unwrap();
+    alice.act(&a, &group, migrate(&there)).await.unwrap();
+    until_none_departs(&a.node).await;
+    until(&alice, &a, |alice| view(alice, &group).hub == b.domain).await;
+    let home = promise(&a, &alice, &group, &a.domain).await.unwrap();
+    alice.act(&a, &group, migrate(&home)).await.unwrap();
+    until_none_departs(&b.node).await;
+    assert!(hosts(&a, &group).await);
+    // another's does
+    let bob = b.client("bob", "phone").await;
+    let other = bob.create(&b).await;
+    let is_full = "this provider takes no more groups from elsewhere now";
+    assert_eq!(not_authorized(promise(&b, &bob, &other, &a.domain).await), is_full);
+    Three { net, a, b, c, alice }.end();
+}
+
+#[actix::test]
 async fn groups_that_have_left_or_were_deleted_make_room_for_others_before_any_sweep() {
     let Two { net, clock, a, mut b, group, alice, bob } =
         Two::with(|limits, _| limits.moves.groups_max = 1).await;
@@ -189,9 +209,9 @@ async fn groups_that_have_left_or_were_deleted_make_room_for_others_before_any_s
     let response = promise(&a, &alice, &third, &b.domain).await.unwrap();
     alice.act(&a, &third, migrate(&response)).await.unwrap();
     until_none_departs(&a.node).await;
-    // a sweep finds the same, deleted groups and those that went home not among them
+    // a sweep finds the same, deleted groups and those that went home not among them, neither here nor there
     assert_eq!(b.node.sweep_moves().await.unwrap(), 1);
-    assert_eq!(a.node.sweep_moves().await.unwrap(), 1);
+    assert_eq!(a.node.sweep_moves().await.unwrap(), 0);
     Two { net, clock, a, b, group, alice, bob }.end();
 }
 

@@ -671,6 +671,14 @@ async fn group_does_not_move_on_before_its_last_hub_knows_that_it_has_come() {
     let contents_to = |to: &World| {
         contents(&letters).into_iter().filter(|it| it.to == to.domain).collect::<Vec<_>>()
     };
+    let too_long = async {
+        until_departure(&two.a.node, "frozen").await;
+        two.clock.advance_ms(Limits::default().moves.freeze_ms);
+    };
+    let (refused, ()) = tokio::join!(two.migrate(&two.b), too_long);
+    let why = format!("{:?}", refused.unwrap_err());
+    assert!(why.contains("has not confirmed yet that it knows"), "{why}");
+    two.goes_on_at(&two.a).await;
     let waits = async {
         until_departure(&two.a.node, "frozen").await;
         tokio::time::sleep(Duration::from_millis(50)).await;

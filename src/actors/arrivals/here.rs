@@ -21,15 +21,17 @@ use crate::{
     wire::ids::{Domain, GroupId},
 };
 
-/// Groups that came from elsewhere and are here, a deleted one not among them.
+/// Groups that came from elsewhere and are here; not among them one that was deleted, or that came home.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     here: OnceCell<Mutex<Here>>,
     pub(in crate::actors) refusals: Refusals,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Here {
+    /// This provider.
+    own: Domain,
     /// And whom each came from.
     groups: HashMap<GroupId, Domain>,
     of_sources: HashMap<Domain, usize>,
@@ -59,13 +61,13 @@ impl Arrivals {
     ///
     /// # Errors
     /// [`StoreError`]: then the next call tries again.
-    pub async fn load(&self, store: &SharedStore) -> Result<(), StoreError> {
-        self.here.get_or_try_init(|| read(store)).await.map(|_| ())
+    pub async fn load(&self, store: &SharedStore, own: &Domain) -> Result<(), StoreError> {
+        self.here.get_or_try_init(|| read(store, own)).await.map(|_| ())
     }
 
-    /// Whether one more could come from `source` now.
-    pub fn room(&self, source: &Domain, limits: &MoveLimits) -> Result<(), Full> {
-        self.here().map_or(Ok(()), |here| here.room(source, limits))
+    /// Whether `group` could come from `source` now.
+    pub fn room(&self, group: &GroupId, source: &Domain, limits: &MoveLimits) -> Result<(), Full> {
+        self.here().map_or(Ok(()), |here| here.room(group, source, limits))
     }
 
     /// A place for `group`; to be asked for when it is loaded.
@@ -76,7 +78,7 @@ impl Arrivals {
         limits: &MoveLimits,
     ) -> Result<Place<'_>, Full> {
         if let Some(mut here) = self.here() {
-            here.room(source, limits)?;
+            here.room(group, source, limits)?;
             here.put(group, Some(source));
         }
         Ok(Place { of: self, group: group.clone(), kept: false })
@@ -109,7 +111,10 @@ impl Arrivals {
 }
 
 impl Here {
-    fn room(&self, source: &Domain, limits: &MoveLimits) -> Result<(), Full> {
+    fn room(&self, group: &GroupId, source: &Domain, limits: &MoveLimits) -> Result<(), Full> {
+        if self.is_home(group) {
+            return Ok(());
+        }
         let of_source = self.of_sources.get(source).copied().unwrap_or_default();
         if self.groups.len() >= limits.groups_max {
             Err(Full::Of)
@@ -120,8 +125,14 @@ impl Here {
         }
     }
 
+    /// Whether it was made here: that one is not from elsewhere, wherever it has been.
+    fn is_home(&self, group: &GroupId) -> bool {
+        group.domain() == self.own
+    }
+
     fn put(&mut self, group: &GroupId, source: Option<&Domain>) {
         let had = match source {
+            Some(_) if self.is_home(group) => None,
             Some(source) => {
                 *self.of_sources.entry(source.clone()).or_default() += 1;
                 self.groups.insert(group.clone(), source.clone())
@@ -179,8 +190,9 @@ pub async fn arrival_here(
     Ok(is_hosted.then_some(arrived))
 }
 
-async fn read(store: &SharedStore) -> Result<Mutex<Here>, StoreError> {
-    let mut here = Here::default();
+async fn read(store: &SharedStore, own: &Domain) -> Result<Mutex<Here>, StoreError> {
+    let (groups, of_sources) = (HashMap::new(), HashMap::new());
+    let mut here = Here { own: own.clone(), groups, of_sources };
     let mut after: Option<GroupId> = None;
     loop {
         let page = store.all_moves(after.as_ref(), PAGE).await?;
