@@ -31,7 +31,7 @@ use mimid::{
 use tokio::runtime::Runtime;
 
 use crate::{
-    providers::{Peer, Provider},
+    providers::{PATIENCE, Peer, Provider},
     support::synth::{Synth, SynthMember, member, system_now},
 };
 
@@ -206,6 +206,7 @@ impl Scene {
 
     /// Waits until nothing of a move is left to do and both clients have all of the group.
     async fn rest(&self) {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let mut views = Vec::new();
             for client in [&self.mover, &self.writer] {
@@ -216,11 +217,12 @@ impl Scene {
             let hub = &self.providers[self.hub].domain;
             let mut settled = views[0] == views[1] && views[0].1 == *hub;
             for provider in &self.providers {
-                settled &= provider.ops("/v1/migrations").await == "{\"departures\":[]}";
+                settled &= provider.moves_nothing().await;
             }
             if settled {
                 return;
             }
+            assert!(Instant::now() < deadline, "{views:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

@@ -91,11 +91,8 @@ impl Scene {
     async fn settled(&self) {
         let deadline = Instant::now() + PATIENCE;
         for provider in &self.providers.all {
-            loop {
+            while !provider.moves_nothing().await {
                 let told = provider.ops("/v1/migrations").await;
-                if told == NOTHING {
-                    break;
-                }
                 assert!(Instant::now() < deadline, "{}: {told}", provider.domain);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -290,7 +287,7 @@ impl Scene {
             return false;
         }
         for provider in &self.providers.all {
-            if provider.ops("/v1/migrations").await != NOTHING {
+            if !provider.moves_nothing().await {
                 return false;
             }
         }
@@ -436,5 +433,3 @@ async fn until(step: &str, so: impl Fn() -> bool) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
-
-const NOTHING: &str = "{\"departures\":[],\"arrivals\":[]}";

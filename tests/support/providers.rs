@@ -155,6 +155,11 @@ impl Provider {
         let _ = std::fs::remove_file(self.folder.join(STOP_AT));
     }
 
+    /// Whether no group is on its way to or from it.
+    pub async fn moves_nothing(&self) -> bool {
+        self.ops("/v1/migrations").await == "{\"departures\":[],\"arrivals\":[]}"
+    }
+
     /// What its ops listener answers.
     pub async fn ops(&self, path: &str) -> String {
         let url = format!("http://{}{path}", self.ops);
