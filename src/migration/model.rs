@@ -40,6 +40,8 @@ pub struct Rules {
     pub is_refusal_forgotten: fn(Timestamp, Timestamp) -> bool,
     /// A refusal is durable before it is said.
     pub refuses_durably: bool,
+    /// The answer to a confirmation ends the move that it is about, however late it comes, and no later one.
+    pub ends_its_own: bool,
 }
 
 impl Rules {
@@ -54,6 +56,7 @@ impl Rules {
         is_forgotten: Memory::is_forgotten,
         is_refusal_forgotten,
         refuses_durably: true,
+        ends_its_own: true,
     };
 }
 
@@ -405,6 +408,11 @@ impl World {
         // an operator, or a target that does not want the group when it is asked once more
         if (rules.may_thaw)(&phase) {
             self.change(out, false, thaw);
+        }
+        // what waited for the answer to an earlier confirmation hears it
+        let earlier = |(said, its): (usize, &Move)| said != by && its.source == at && its.knows;
+        if !rules.ends_its_own && self.moves[..self.begun].iter().enumerate().any(earlier) {
+            self.change(out, false, over);
         }
         // words of targets, of any move
         for (said, its) in self.moves[..self.begun].iter().enumerate() {

@@ -168,6 +168,11 @@ fn a_hub_that_moves_a_group_on_before_its_last_one_has_confirmed_makes_two_hubs(
 }
 
 #[test]
+fn a_late_answer_to_a_confirmation_that_ends_a_later_move_leaves_no_hub() {
+    finds(STUCK, Rules { ends_its_own: false, ..Rules::REAL });
+}
+
+#[test]
 fn a_source_that_gives_up_to_confirm_leaves_a_hub_that_never_moves_on() {
     finds(STUCK, Rules { is_enough: |_| true, ..Rules::REAL });
 }
