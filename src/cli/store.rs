@@ -74,6 +74,11 @@ fn copy(asked: &Copy) -> Result<String, CopyError> {
         return Err(CopyError::Exists(to.clone()));
     }
     let failed = |error| CopyError::Folder { what: "make", path: to.clone(), error };
+    // else the copy would be copied, too, without end
+    let whole = |path: &Path| std::path::absolute(path).map_err(failed);
+    if whole(to)?.starts_with(whole(from)?) {
+        return Err(CopyError::Inside(to.clone()));
+    }
     private_folder(to).map_err(failed)?;
     let shows = io::stderr().is_terminal();
     let told = |records| {
@@ -132,3 +137,17 @@ fn private_folder(path: &Path) -> io::Result<()> {
 
 /// The store's folder in a data folder.
 const STORE: &str = "store";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_inside_of_what_is_copied_is_refused_and_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().to_owned(), folder.path().join("copy"));
+        let refused = copy(&Copy { from, to: to.clone(), engine: None }).unwrap_err();
+        assert!(matches!(refused, CopyError::Inside(_)), "{refused}");
+        assert!(!to.exists());
+    }
+}

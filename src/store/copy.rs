@@ -35,6 +35,8 @@ pub enum CopyError {
     NoStore(PathBuf),
     #[error("{} is there already: give a place where nothing is", .0.display())]
     Exists(PathBuf),
+    #[error("{} is inside of the folder that is to be copied: give a place beside it", .0.display())]
+    Inside(PathBuf),
     #[error("a store is copied to \"sled\" or \"fjall\", not {0:?}")]
     UnknownEngine(String),
     #[error(transparent)]
