@@ -76,7 +76,7 @@ impl Metrics {
             registry.register(Box::new(metric.clone()))?;
             Ok(metric)
         };
-        Ok(Self {
+        let metrics = Self {
             queue_actors: gauge("mimid_queue_actors", "Queues that are active now.")?,
             queue_activations: counter(
                 "mimid_queue_activations_total",
@@ -206,6 +206,38 @@ impl Metrics {
                 &["outcome"],
             )?,
             registry,
-        })
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// Counters are there before the first event: a rate from nothing to one would not be seen.
+    fn begin_at_zero(&self) {
+        let known: [(&IntCounterVec, &[&str]); 6] = [
+            (&self.queue_passivations, &["idle", "drain", "deleted", "failed"]),
+            (&self.queue_overflows, &["welcome", "notice", "request", "inbox", "inbox_hub"]),
+            (&self.group_passivations, &["idle", "failed"]),
+            (&self.guest_items, &["accepted"]),
+            (&self.guest_full, &["copies", "bytes"]),
+            (&self.authentications, &["ok"]),
+        ];
+        for (counters, labels) in known {
+            for label in labels {
+                counters.with_label_values(&[label]);
+            }
+        }
+        for class in ["group", "connection"] {
+            for kind in ["single", "last_resort", "none"] {
+                self.key_packages_claimed.with_label_values(&[class, kind]);
+            }
+        }
+        for role_outcome in [
+            ["source", "moved"],
+            ["source", "aborted"],
+            ["target", "arrived"],
+            ["target", "refused"],
+        ] {
+            self.migrations.with_label_values(&role_outcome);
+        }
     }
 }

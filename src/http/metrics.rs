@@ -57,6 +57,10 @@ impl HttpMetrics {
                 &["reason"],
             )?,
         };
+        // there before the first event: a rate from nothing to one would not be seen
+        for reason in super::stream::REASONS {
+            metrics.stream_closes.with_label_values(&[reason]);
+        }
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;

@@ -66,6 +66,18 @@ pub async fn open(
     }
 }
 
+/// Every reason that [`End::into_close`] gives.
+pub(super) const REASONS: [&str; 8] = [
+    "gone",
+    "draining",
+    "pings_unanswered",
+    "stalled",
+    "not_binary",
+    "frame_too_large",
+    "bad_frame",
+    "refused",
+];
+
 /// Why a stream ends.
 enum End {
     /// The client closed it, or its connection is gone.

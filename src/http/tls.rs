@@ -1,6 +1,9 @@
 //! The TLS of a listener: version 1.3 and nothing older, by aws-lc-rs.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use rustls::{
     ServerConfig,
@@ -9,6 +12,7 @@ use rustls::{
     sign::CertifiedKey,
     version::TLS13,
 };
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// Why a certificate and a key do not make a listener.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +48,15 @@ impl Certificates {
         let is_other = current.cert != new.cert;
         *current = new;
         Ok(is_other)
+    }
+
+    /// When the server's own certificate ends; none where it does not say so in a way that is understood.
+    #[must_use]
+    pub fn not_after(&self) -> Option<SystemTime> {
+        let current = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, certificate) = X509Certificate::from_der(current.cert.first()?).ok()?;
+        let seconds = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+        UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
     }
 }
 
@@ -83,4 +96,28 @@ pub fn replaceable_tls(certificates: Arc<Certificates>) -> Result<ServerConfig, 
         .with_protocol_versions(&[&TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(certificates))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_certificate_is_that_of_the_one_in_use() {
+        let made = |year| {
+            let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 2, 3);
+            let key = KeyPair::generate().unwrap();
+            (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let (chain, key) = made(2031);
+        let certificates = Certificates::new(chain.as_bytes(), key.as_bytes()).unwrap();
+        let end = |at: u64| Some(UNIX_EPOCH + Duration::from_secs(at));
+        assert_eq!(certificates.not_after(), end(1_927_843_200));
+        let (chain, key) = made(2032);
+        assert!(certificates.replace(chain.as_bytes(), key.as_bytes()).unwrap());
+        assert_eq!(certificates.not_after(), end(1_959_379_200));
+    }
 }

@@ -3,6 +3,7 @@
 //! Here: configuration, the node's keys and certificate, telemetry, start and stop. Deliberately absent: anything
 //! that happens per request.
 
+mod certificate_metrics;
 pub mod config;
 pub mod endpoints;
 mod key_file;

@@ -16,6 +16,7 @@ use prometheus::{IntGaugeVec, Opts};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::{
+    certificate_metrics::CertificateMetrics,
     config::{self, Config, Engine, RegistrationMode},
     endpoints::Endpoints,
     keys::{self, KeysError, NodeKeys, TlsFiles},
@@ -244,6 +245,11 @@ impl Composed {
             }
             None => None,
         };
+        let mut listeners = vec![("client", Arc::clone(&client_certificates))];
+        if let Some((_, _, certificates)) = &outside {
+            listeners.push(("federation", Arc::clone(certificates)));
+        }
+        registry.register(Box::new(CertificateMetrics::new(listeners)?))?;
         let (arbiters, threads) =
             ArbiterPool::start(config.limits.actor_threads).map_err(StartError::Thread)?;
         let node = Node::new(NodeParts {

@@ -17,6 +17,7 @@ mod import;
 mod impostors;
 mod large_group;
 mod layers;
+mod monitoring;
 mod move_bounds;
 mod moves;
 mod moving;

@@ -39,7 +39,7 @@ pub struct Provider {
     folder: PathBuf,
     child: Mutex<Option<Child>>,
     client: SocketAddr,
-    ops: SocketAddr,
+    pub ops: SocketAddr,
     pub federation: SocketAddr,
     settings: String,
 }

@@ -1,0 +1,360 @@
+//! What operators watch a provider with: ops/prometheus, ops/grafana, ops/runbook.md. Every metric that they name is in a scrape of
+//! real providers, every alert has its section and its tests, and a real Prometheus answers each panel's query with data.
+//!
+//! promtool and prometheus are Debian's package `prometheus`. Where that is not installed, what needs it says so and is not
+//! run; with TEST_PROMETHEUS set, as in CI, it must be there.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use mimid::{
+    client::core::{Event, PolicyChange, SUITES},
+    wire::{extensions::Role, ids::GroupId},
+};
+use serde_json::Value;
+
+use crate::providers::{PATIENCE, Player, Providers, accepted, agree, connect};
+
+const DASHBOARDS: [&str; 5] = ["overview", "groups", "delivery", "federation", "store"];
+
+fn ops(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("ops").join(file)
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(ops(file)).unwrap_or_else(|error| panic!("ops/{file}: {error}"))
+}
+
+/// Words that are names of metrics of the provider, or of its process.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':')
+        .filter(|word| word.starts_with("mimid_") || word.starts_with("process_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The queries of a dashboard's panels, each with its panel's title, with every variable at "all".
+fn queries(dashboard: &Value) -> Vec<(String, String)> {
+    let panels = dashboard["panels"].as_array().unwrap();
+    let of_panel = |panel: &Value| {
+        let title = panel["title"].as_str().unwrap().to_owned();
+        let targets = panel["targets"].as_array().cloned().unwrap_or_default();
+        targets.into_iter().map(move |target| {
+            let query = target["expr"].as_str().unwrap();
+            let query = query.replace("$job", ".*").replace("$instance", ".*");
+            (title.clone(), query.replace("$__rate_interval", "1m"))
+        })
+    };
+    panels.iter().flat_map(of_panel).collect()
+}
+
+fn dashboard(name: &str) -> Value {
+    let file = format!("grafana/{name}.json");
+    serde_json::from_str(&read(&file)).unwrap_or_else(|error| panic!("ops/{file}: {error}"))
+}
+
+/// alice of a.example and bob of b.example, who keep both providers at work.
+struct Scene {
+    providers: Providers,
+    alice: Player,
+    bob: Player,
+    team: GroupId,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let providers = Providers::start(&["a.example", "b.example"], 1).await;
+        let alice = providers.client("alice@a.example/phone").await;
+        let bob = providers.client("bob@b.example/phone").await;
+        connect(&alice, &bob).await;
+        let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
+        accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
+        bob.until_in(&team).await;
+        Self { providers, alice, bob, team }
+    }
+
+    /// A little of everything: messages both ways, commits, what is refused, a move there and back.
+    async fn work(&self, round: usize) {
+        let Self { providers, alice, bob, team } = self;
+        for (player, other) in [(alice, bob), (bob, alice)] {
+            let text = format!("{round}: {}", player.uri);
+            accepted(player.client.send_text(team, &text).await);
+            other.until_hears(team, &text).await;
+        }
+        // alice may not know of this yet: an epoch conflict, which her client mends by itself
+        accepted(bob.client.update(team, false).await);
+        accepted(alice.client.update(team, false).await);
+        agree(team, &[alice, bob]).await;
+        let admin = PolicyChange::Role { user: bob.user.clone(), role: Role::Moderator };
+        let refused = bob.client.change_policy(team, vec![admin]).await;
+        assert!(refused.is_err(), "bob is no admin");
+        let target = &providers.all[(round + 1) % 2].domain;
+        accepted(alice.client.migrate(team, target).await);
+        agree(team, &[alice, bob]).await;
+        self.listen_for_a_moment(round).await;
+        if round == 0 {
+            self.lose_a_peer().await;
+        }
+        for provider in &providers.all {
+            // no ClientMessage, and nothing that any listener has
+            let url = provider.server().url;
+            let answer = http().post(format!("{url}/v1/dequeue")).body("?").send().await.unwrap();
+            assert!(answer.status().is_client_error());
+        }
+    }
+
+    /// A peer is out of reach until this is noticed.
+    async fn lose_a_peer(&self) {
+        let [a, b] = &self.providers.all[..] else { panic!("two providers") };
+        let hub = if self.alice.view(&self.team).hub == a.domain { a } else { b };
+        let (guest, speaker) =
+            if hub.domain == a.domain { (b, &self.alice) } else { (a, &self.bob) };
+        guest.kill();
+        accepted(speaker.client.send_text(&self.team, "is anybody there?").await);
+        while hub.metric("mimid_peer_failures_total").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        guest.start().await;
+    }
+
+    /// bob's client opens a stream, hears something by it and goes away again.
+    async fn listen_for_a_moment(&self, round: usize) {
+        let text = format!("{round}: for who listens");
+        accepted(self.alice.client.send_text(&self.team, &text).await);
+        let heard = |event: &Event| format!("{event:?}").contains(&text);
+        self.bob.client.follow(0, |_, event| !heard(event)).await.unwrap();
+    }
+
+    async fn scrapes(&self) -> String {
+        let mut all = String::new();
+        for provider in &self.providers.all {
+            all += &provider.ops("/metrics").await;
+        }
+        all
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_that_operators_are_shown_exists_and_every_metric_is_shown() {
+    let scene = Scene::start().await;
+    for round in 0..2 {
+        scene.work(round).await;
+    }
+    let scrape = scene.scrapes().await;
+    let lines = || scrape.lines().filter(|line| !line.starts_with('#'));
+    let exist: BTreeSet<&str> = lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+    let recorded = read("prometheus/recording.yml");
+
+    let mut shown = BTreeSet::new();
+    for name in DASHBOARDS {
+        let queries = queries(&dashboard(name));
+        assert!(queries.len() > 5, "{name} has panels");
+        for (title, query) in queries {
+            for metric in metrics_in(&query) {
+                assert!(exist.contains(&*metric), "{name}, {title:?}: there is no {metric}");
+                shown.insert(metric);
+            }
+        }
+    }
+    for file in ["prometheus/recording.yml", "prometheus/alerts.yml"] {
+        let text = read(file);
+        let rules = text.lines().filter(|line| !line.trim_start().starts_with('#'));
+        for metric in metrics_in(&rules.collect::<Vec<_>>().join("\n")) {
+            let is_recorded = || recorded.contains(&format!("record: {metric}\n"));
+            assert!(exist.contains(&*metric) || is_recorded(), "{file}: there is no {metric}");
+            shown.insert(metric);
+        }
+    }
+    let unseen: Vec<&&str> = exist
+        .iter()
+        .filter(|metric| metric.starts_with("mimid_"))
+        .filter(|metric| {
+            // of a histogram one part suffices
+            let parts = ["_bucket", "_sum", "_count"];
+            let base = parts.iter().find_map(|part| metric.strip_suffix(part));
+            let of_base =
+                |base: &str| parts.iter().any(|part| shown.contains(&format!("{base}{part}")));
+            !shown.contains(**metric) && !base.is_some_and(of_base)
+        })
+        .collect();
+    assert!(unseen.is_empty(), "neither a panel nor a rule shows {unseen:?}");
+    // names by Prometheus' conventions, each with its help
+    for line in scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+        assert!(scrape.contains(&format!("# HELP {name} ")), "{name} says what it is");
+    }
+    // no label tells who somebody is
+    for line in lines().filter(|line| !line.contains("peer=")) {
+        assert!(!line.contains("alice") && !line.contains(".example"), "{line}");
+    }
+}
+
+#[test]
+fn every_alert_has_its_tests_and_its_section_in_the_runbook() {
+    let (alerts, tests, runbook) =
+        (read("prometheus/alerts.yml"), read("prometheus/tests.yml"), read("runbook.md"));
+    let names: Vec<&str> =
+        alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(names.len() > 15);
+    for name in &names {
+        for case in ["fires", "is quiet"] {
+            assert!(tests.contains(&format!("- name: {name} {case}\n")), "{name} {case}: no test");
+        }
+        assert!(runbook.contains(&format!("\n## {name}\n")), "{name} is not in the runbook");
+        let link = format!("runbook: ops/runbook.md#{}\n", name.to_lowercase());
+        assert!(alerts.contains(&link), "{name} says where to read on");
+    }
+    for section in runbook.lines().filter_map(|line| line.strip_prefix("## ")) {
+        assert!(names.contains(&section), "the runbook has {section}, and nothing calls it");
+    }
+}
+
+#[test]
+fn promtool_fires_every_alert() {
+    if !is_installed() {
+        return;
+    }
+    for arguments in [
+        ["check", "config", "prometheus/prometheus.yml"],
+        ["check", "rules", "prometheus/alerts.yml"],
+        ["test", "rules", "prometheus/tests.yml"],
+    ] {
+        let mut promtool = Command::new("promtool");
+        let done = promtool.args(&arguments[..2]).arg(ops(arguments[2])).output().unwrap();
+        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+        assert!(done.status.success(), "{arguments:?}: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_prometheus_answers_every_panel_with_data_and_calls_nobody() {
+    if !is_installed() {
+        return;
+    }
+    let scene = Scene::start().await;
+    let targets: Vec<String> =
+        scene.providers.all.iter().map(|provider| provider.ops.to_string()).collect();
+    let prometheus = Prometheus::start(&targets).await;
+    let mut left: Vec<(String, String, String)> = DASHBOARDS
+        .iter()
+        .flat_map(|name| {
+            let with_name = |(title, query)| ((*name).to_owned(), title, query);
+            queries(&dashboard(name)).into_iter().map(with_name)
+        })
+        .collect();
+    let count = left.len();
+    let deadline = Instant::now() + PATIENCE;
+    for round in 0.. {
+        scene.work(round).await;
+        let mut unanswered = Vec::new();
+        for it in left {
+            if !prometheus.has_data(&it.2).await {
+                unanswered.push(it);
+            }
+        }
+        left = unanswered;
+        if left.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no data for {left:#?}");
+    }
+    println!("{count} queries of {} dashboards answered with data", DASHBOARDS.len());
+    let rules = prometheus.get("/api/v1/rules").await;
+    let groups = rules["data"]["groups"].as_array().unwrap();
+    let rules: Vec<&Value> =
+        groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    assert!(rules.len() > 20);
+    for rule in rules {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        assert_ne!(rule["state"], "firing", "nothing is wrong: {rule}");
+    }
+}
+
+fn http() -> reqwest::Client {
+    // an error says that the process has one
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().danger_accept_invalid_certs(true).build().unwrap()
+}
+
+fn is_installed() -> bool {
+    let tools = ["promtool", "prometheus"];
+    let missing =
+        tools.into_iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
+    let Some(missing) = missing else { return true };
+    assert!(std::env::var_os("TEST_PROMETHEUS").is_none(), "{missing} is not installed");
+    println!("not run, there is no {missing} here: `apt-get install prometheus`");
+    false
+}
+
+/// Prometheus itself with the rules of ops/, scraping every second; it ends with this value.
+struct Prometheus {
+    child: Child,
+    url: String,
+    http: reqwest::Client,
+    _folder: tempfile::TempDir,
+}
+
+impl Prometheus {
+    async fn start(targets: &[String]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["recording.yml", "alerts.yml"] {
+            fs::write(folder.path().join(file), read(&format!("prometheus/{file}"))).unwrap();
+        }
+        let config = read("prometheus/prometheus.yml");
+        let at = format!("[{}]", targets.join(", "));
+        let config = config.replace("[\"127.0.0.1:9443\"]", &at).replace("15s", "1s");
+        assert!(config.contains(&at), "{config}");
+        fs::write(folder.path().join("prometheus.yml"), config).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", folder.path().join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .arg("--log.level=error")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let url = format!("http://{address}");
+        let made = Self { child, url, http: http(), _folder: folder };
+        let deadline = Instant::now() + PATIENCE;
+        while made.http.get(format!("{}/-/ready", made.url)).send().await.is_err() {
+            assert!(Instant::now() < deadline, "prometheus does not start");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        made
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.unwrap();
+        serde_json::from_str(&answer.text().await.unwrap()).unwrap()
+    }
+
+    /// Whether a query has a result that is a number.
+    async fn has_data(&self, query: &str) -> bool {
+        let url = reqwest::Url::parse_with_params(
+            &format!("{}/api/v1/query", self.url),
+            [("query", query)],
+        );
+        let answer = self.http.get(url.unwrap()).send().await.unwrap().text().await.unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["status"], "success", "{query}: {answer}");
+        let results = answer["data"]["result"].as_array().unwrap();
+        results.iter().any(|result| result["value"][1] != "NaN")
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
