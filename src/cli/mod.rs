@@ -11,6 +11,7 @@ mod ops;
 pub mod peers;
 pub mod serve;
 pub mod store;
+mod supervisor;
 
 use std::process::ExitCode;
 

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{FAILED, USAGE};
+use super::{FAILED, USAGE, supervisor::Supervisor};
 use crate::server::{self, Config, ConfigError, Endpoints, config::Place, telemetry};
 
 /// Options that stand over the file and the variables.
@@ -104,14 +104,25 @@ pub fn run(args: &Args) -> ExitCode {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir);
     greet(running.endpoints(), &data_dir, &format!("{store:?}").to_lowercase(), is_default);
     runtime.block_on(async {
+        let mut supervisor = Supervisor::of_environment();
+        supervisor.ready(&format!("serves {}", running.endpoints().domain));
+        let mut beat = running.beat();
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 () = running.ended() => break,
                 _ = hangup.recv() => running.reload(),
+                () = supervisor.is_due() => {
+                    // of a node whose thread hangs nothing is said, and it is started again
+                    let now = running.beat();
+                    if std::mem::replace(&mut beat, now) != now {
+                        supervisor.alive();
+                    }
+                }
             }
         }
+        supervisor.stopping();
     });
     match running.stop() {
         Ok(()) => ExitCode::SUCCESS,

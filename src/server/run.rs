@@ -7,7 +7,11 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -44,6 +48,8 @@ const PEERS_EVERY: Duration = Duration::from_secs(30);
 /// How often it looks whether keys and roots have changed, and how often while a root is not there yet.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_OFTEN: Duration = Duration::from_secs(1);
+/// How often the node's thread shows that it is alive: beyond the shortest watchdog that anybody sets.
+const BEAT_EVERY: Duration = Duration::from_millis(200);
 /// Groups that are woken at a time to propose the hub's new key.
 const TURNED_AT_ONCE: usize = 256;
 const HTTPS: u16 = 443;
@@ -99,6 +105,7 @@ pub struct Running {
     stop: Option<oneshot::Sender<()>>,
     reload: Arc<Notify>,
     ended: watch::Receiver<bool>,
+    beat: Arc<AtomicU64>,
     thread: JoinHandle<Result<(), StopError>>,
 }
 
@@ -114,6 +121,12 @@ impl Running {
         let mut ended = self.ended.clone();
         // an error means that its sender, and so the node, is gone
         let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// A number that grows for as long as the node's thread does its work, several times a second.
+    #[must_use]
+    pub fn beat(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
     }
 
     /// Reads certificates, keys and roots again. What cannot be used is in the log, and what was before goes on.
@@ -152,11 +165,14 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
     let (tell_up, up) = mpsc::channel();
     let reload = Arc::new(Notify::new());
     let reloading = Arc::clone(&reload);
+    let beat = Arc::new(AtomicU64::new(0));
+    let beating = Arc::clone(&beat);
     let thread = thread::Builder::new()
         .name("mimid-node".to_owned())
         .spawn(move || {
             actix_rt::System::new().block_on(async move {
                 let _end = EndGuard(tell_end);
+                actix_rt::spawn(keep_beating(beating));
                 match Composed::new(config, clock) {
                     Ok(node) => {
                         let up = tell_up.send(Ok(node.endpoints.clone()));
@@ -172,7 +188,15 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
         })
         .map_err(StartError::Thread)?;
     let endpoints = up.recv().map_err(|_| StartError::Died)??;
-    Ok(Running { endpoints, stop: Some(stop), reload, ended, thread })
+    Ok(Running { endpoints, stop: Some(stop), reload, ended, beat, thread })
+}
+
+async fn keep_beating(beat: Arc<AtomicU64>) {
+    let mut often = tokio::time::interval(BEAT_EVERY);
+    loop {
+        often.tick().await;
+        beat.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Says that the node is gone, however it went.

@@ -29,6 +29,7 @@ mod providers;
 mod proxy;
 mod samples;
 mod serve;
+mod supervised;
 #[path = "../support/mod.rs"]
 mod support;
 mod vectors;
