@@ -141,7 +141,7 @@ fn greet(endpoints: &Endpoints, data_dir: &Path, store: &str, is_default: bool) 
     if let Some(federation) = &endpoints.federation {
         println!("  providers {federation}");
     }
-    println!("  operator  {}/readyz and /metrics", endpoints.ops);
+    println!("  operator  {} (status page, /readyz, /metrics)", endpoints.ops);
     println!("  data      {} ({store})", data_dir.display());
     if is_default {
         println!("  no file was given: these are the defaults (see `mimid check-config`)");

@@ -19,6 +19,7 @@ mod metrics;
 pub mod migrations;
 mod ops;
 pub mod peers;
+mod status;
 mod stream;
 mod tls;
 mod trace;

@@ -1,4 +1,4 @@
-//! The operator's listener: plain HTTP, on loopback unless told otherwise. `/livez`, `/readyz`, `/metrics`,
+//! The operator's listener: plain HTTP, on loopback unless told otherwise. A status page, `/livez`, `/readyz`, `/metrics`,
 //! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub, and
 //! `POST /v1/import_group`, a whole group (`mimid admin import-group`), and what is in [`super::peers`].
 //!
@@ -23,7 +23,7 @@ use super::{
     drain::Drain,
     endpoint::Form,
     front::Listener,
-    migrations, peers,
+    migrations, peers, status,
 };
 use crate::{
     actors::Node,
@@ -60,6 +60,7 @@ pub fn ops_listener(
     let server = HttpServer::new(move || {
         App::new()
             .app_data(ops.clone())
+            .configure(status::routes)
             .route("/livez", web::get().to(livez))
             .route("/readyz", web::get().to(readyz))
             .route("/metrics", web::get().to(metrics))
@@ -85,7 +86,7 @@ pub fn ops_listener(
             .default_service(web::to(|| async {
                 text(
                     StatusCode::NOT_FOUND,
-                    "there is /livez, /readyz, /metrics, /v1/peers and /v1/migrations\n".to_owned(),
+                    "there is / (a status page), /livez, /readyz, /metrics, /v1/peers and /v1/migrations\n".to_owned(),
                 )
             }))
     })

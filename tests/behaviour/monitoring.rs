@@ -1,8 +1,8 @@
 //! What operators watch a provider with: ops/prometheus, ops/grafana, ops/runbook.md. Every metric that they name is in a scrape of
 //! real providers, every alert has its section and its tests, and a real Prometheus answers each panel's query with data.
 //!
-//! promtool and prometheus are Debian's package `prometheus`. Where that is not installed, what needs it says so and is not
-//! run; with TEST_PROMETHEUS set, as in CI, it must be there.
+//! promtool and prometheus are Debian's package `prometheus`, the browser for the status page its `chromium`. Where one is not
+//! installed, what needs it says so and is not run; with TEST_OPERATOR_TOOLS set, as in CI, both must be there.
 
 use std::{
     collections::BTreeSet,
@@ -218,7 +218,7 @@ fn every_alert_has_its_tests_and_its_section_in_the_runbook() {
 
 #[test]
 fn promtool_fires_every_alert() {
-    if !is_installed() {
+    if !are_installed(&PROMETHEUS) {
         return;
     }
     for arguments in [
@@ -235,7 +235,7 @@ fn promtool_fires_every_alert() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_prometheus_answers_every_panel_with_data_and_calls_nobody() {
-    if !is_installed() {
+    if !are_installed(&PROMETHEUS) {
         return;
     }
     let scene = Scene::start().await;
@@ -283,13 +283,54 @@ fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().danger_accept_invalid_certs(true).build().unwrap()
 }
 
-fn is_installed() -> bool {
-    let tools = ["promtool", "prometheus"];
-    let missing =
-        tools.into_iter().find(|tool| Command::new(tool).arg("--version").output().is_err());
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_shows_the_status_page_and_it_asks_nobody_else() {
+    if !are_installed(&["chromium"]) {
+        return;
+    }
+    let scene = Scene::start().await;
+    scene.work(0).await;
+    let provider = &scene.providers.all[0];
+    let profile = tempfile::tempdir().unwrap();
+    let shown = Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .args(["--virtual-time-budget=10000", "--dump-dom"])
+        .arg(format!("http://{}/", provider.ops))
+        .output()
+        .unwrap();
+    let page = String::from_utf8(shown.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&shown.stderr).into_owned();
+    for shows in [
+        "<p id=\"health\" class=\"health good\" role=\"status\">ready</p>",
+        "<td>/v1/group_operation</td>",
+        "<div class=\"title\">requests a second</div>",
+        "<td>b.example</td>",
+        // what the scene had refused
+        "<td>client /v1/dequeue</td><td>HTTP 4",
+    ] {
+        assert!(page.contains(shows), "no {shows} in\n{page}\n{errors}");
+    }
+    let answer = http().get(format!("http://{}/", provider.ops)).send().await.unwrap();
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("http"), "{policy}");
+    for file in ["", "status.css", "status.js"] {
+        let text = provider.ops(&format!("/{file}")).await;
+        assert!(!text.is_empty());
+        let svg = "http://www.w3.org/2000/svg";
+        assert!(!text.replace(svg, "").contains("://"), "{file} names no other place");
+    }
+}
+
+const PROMETHEUS: [&str; 2] = ["promtool", "prometheus"];
+
+fn are_installed(tools: &[&str]) -> bool {
+    let is_missing = |tool: &&&str| Command::new(tool).arg("--version").output().is_err();
+    let missing = tools.iter().find(is_missing);
     let Some(missing) = missing else { return true };
-    assert!(std::env::var_os("TEST_PROMETHEUS").is_none(), "{missing} is not installed");
-    println!("not run, there is no {missing} here: `apt-get install prometheus`");
+    assert!(std::env::var_os("TEST_OPERATOR_TOOLS").is_none(), "{missing} is not installed");
+    println!("not run, there is no {missing} here: `apt-get install prometheus chromium`");
     false
 }
 

@@ -207,9 +207,7 @@ impl Provider {
 
     /// The same of those that have `label`, as in `outcome="ok"`.
     pub async fn metric_with(&self, name: &str, label: &str) -> f64 {
-        let url = format!("http://{}/metrics", self.ops);
-        let text = reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await;
-        let text = text.unwrap().text().await.unwrap();
+        let text = self.ops("/metrics").await;
         text.lines()
             .filter(|line| line.starts_with(name) && line.contains(label))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
