@@ -574,7 +574,7 @@ async fn event_must_be_what_its_body_is_and_for_this_hub() {
     assert_eq!(say(event, &message).await, Err("group_not_found"));
     assert_eq!(say(event, &ask(&remote(1), &hub())).await, Err("not_authorized"));
     assert_eq!(federated(&world, event, &7_u64).await, Err("malformed"));
-    assert_eq!(federated(&world, EventType::Complaint, &7_u64).await, Err("not_authorized"));
+    assert_eq!(federated(&world, EventType::Complaint, &7_u64).await, Err("malformed"));
     for event in [
         EventType::MigrationRequest,
         EventType::MigrationContent,
