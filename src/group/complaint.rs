@@ -100,7 +100,7 @@ impl GroupState {
             return answer(if is_void { ComplaintOutcome::Void } else { ComplaintOutcome::None });
         };
         let is_last = index + 1 == self.lies.cases.len();
-        match self.lies.back_until(self.epoch()).filter(|until| is_last && now < *until) {
+        match self.back_until(now).filter(|_| is_last) {
             // who could process the commit waits for nothing
             Some(until) if !is_of_info(complaint) => ComplaintResponse {
                 outcome: ComplaintOutcome::Wait,
@@ -110,15 +110,18 @@ impl GroupState {
         }
     }
 
+    /// Until when the group may yet go back behind its last commit; none: it does not.
+    fn back_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let until = self.lies.back_until(self.epoch()).filter(|until| now < *until)?;
+        let last = self.lies.cases.len().wrapping_sub(1);
+        (!self.deleted && !self.lies.is_misled(last)).then_some(until)
+    }
+
     /// Whether a quorum says that the last commit could not be processed while the group may still go back behind it.
     #[must_use]
     pub fn wants_back(&self, now: Timestamp) -> bool {
-        let until = self.lies.back_until(self.epoch());
-        let last = self.lies.cases.len().wrapping_sub(1);
-        !self.deleted
-            && until.is_some_and(|until| now < until)
+        self.back_until(now).is_some()
             && self.lies.cases.back().is_some_and(|it| it.is_lie(Count::OfCommit, &self.roster))
-            && !self.lies.is_misled(last)
     }
 
     /// Whether a quorum says that nobody can come in by the GroupInfo of this epoch: then who does so all the same bricks

@@ -33,6 +33,8 @@ const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) const BACK_MS: u64 = 10 * 60 * 1000;
 /// From the first complaint on complainants wait for others at the most so long: they cannot talk meanwhile.
 pub(super) const WAIT_MS: u64 = 30 * 1000;
+/// Users who must complain, however few there are.
+const QUORUM_MIN: u32 = 2;
 /// Commits that were taken back and are still answered with `void`.
 const VOIDED_MAX: usize = 4;
 /// Users for whom a group has gone back; from there on it goes back for nobody.
@@ -276,6 +278,8 @@ impl Lies {
             && !last.others_went_on
             && !last.removes
             && !last.is_settled
+            // one alone can do nothing but come in again
+            && last.users >= QUORUM_MIN
             && self.went_back.len() < WENT_BACK_MAX
             && !self.went_back.contains(&last.user);
         may.then(|| last.at.plus_ms(BACK_MS).min(first.plus_ms(WAIT_MS)))
@@ -332,7 +336,7 @@ impl Case {
     /// Whether more than half of the users in both epochs, and at least two, complain.
     pub(super) fn is_lie(&self, count: Count, roster: &Roster) -> bool {
         let complaints = self.counted(count, roster).count();
-        complaints >= 2 && 2 * complaints > self.users as usize
+        complaints >= QUORUM_MIN as usize && 2 * complaints > self.users as usize
     }
 
     /// What proves that the commit could not be processed, as it came.
