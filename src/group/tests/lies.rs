@@ -548,6 +548,42 @@ fn quorum_that_could_not_process_a_commit_has_the_group_go_back() {
 }
 
 #[test]
+fn what_a_member_missed_holds_nothing_that_is_void() {
+    for tablet in [false, true] {
+        let mut told = Told::group_of(SIX);
+        told.enter("mallory/tablet", "mallory/phone");
+        let slow = told.rogues.get_mut("carol/phone").unwrap().commit(|builder| builder);
+        let slow =
+            told.rogues["carol/phone"].request(&told.scenario, DsRequest::UpdateClient(slow));
+        told.commits("erin/phone", |builder| builder);
+        told.follow_all_but("erin/phone");
+        let lie = told.lie();
+        if tablet {
+            // a proposal in the void epoch
+            let rogue = told.rogues.get_mut("mallory/tablet").unwrap();
+            rogue.follow(&told.scenario);
+            let parameters = openmls::prelude::LeafNodeParameters::default();
+            let group = rogue.group.as_mut().unwrap();
+            let (message, _) =
+                group.propose_self_update(&rogue.provider, &rogue.leaf, parameters).unwrap();
+            let proposal = told.rogues["mallory/tablet"].propose(&told.scenario, &message);
+            told.scenario.submit(&proposal).unwrap();
+        }
+        for who in ["bob/phone", "carol/phone", "dave/phone"] {
+            told.complain(who, &lie);
+        }
+        let Err(Reject::WrongEpoch { current, missed }) = told.scenario.submit(&slow) else {
+            panic!("it is an epoch late")
+        };
+        assert_eq!(current, lie.epoch);
+        let removal = told.scenario.state.pending_messages().next().unwrap();
+        assert_eq!(missed.len(), 2, "erin's commit and the hub's proposal");
+        assert!(missed.iter().all(|message| sha256(message.as_slice()) != lie.hash));
+        assert_eq!(missed.last(), Some(removal));
+    }
+}
+
+#[test]
 fn accepted_request_of_another_user_ends_the_way_back() {
     let (mut told, lie) = forward();
     for who in ["bob/phone", "carol/phone", "dave/phone"] {

@@ -652,6 +652,11 @@ fn clients_of_the_target_get_the_commit_that_the_group_was_built_from_and_no_oth
         moved.state.members.iter().find(|it| it.leaf_index == leaf).unwrap().recipient
     };
     let committer = recipient_of("mallory/phone");
+    let first = Sequence(before.0 - 1);
+    let void = |group_sequence| {
+        let (epoch, complaints) = (moved.after().epoch(), List::default());
+        at(before, QueueEvent::EpochVoid { epoch, group_sequence, complaints })
+    };
     for (what, tail) in [
         ("nothing", vec![]),
         ("the commit", vec![commit()]),
@@ -662,6 +667,7 @@ fn clients_of_the_target_get_the_commit_that_the_group_was_built_from_and_no_oth
         ("a change of queues, too", vec![at(before, QueueEvent::RosterOnly), commit()]),
         ("a hole, too", vec![at(before, QueueEvent::Gap { next_available: commit_at }), commit()]),
         ("what ends before the commit", vec![at(before, says(&moved.earlier))]),
+        ("a twin that was void", vec![at(first, says(&moved.twin)), void(first), commit()]),
     ] {
         let judged = judge(tail);
         assert!(judged.is_ok(), "{what}: {judged:?}");
@@ -684,6 +690,7 @@ fn clients_of_the_target_get_the_commit_that_the_group_was_built_from_and_no_oth
         ("no message in its place", vec![at(commit_at, QueueEvent::RosterOnly)]),
         ("a twin in front of it", vec![at(before, says(&moved.twin)), commit()]),
         ("the commit in front of it", vec![at(before, says(&moved.state.commit)), commit()]),
+        ("a twin that was not", vec![at(first, says(&moved.twin)), void(before), commit()]),
         ("a twin alone and too early", vec![at(before, says(&moved.twin))]),
         ("a twin behind it", vec![commit(), at(commit_at.next(), says(&moved.twin))]),
         ("a message behind it", vec![at(moved.state.next_sequence, says(&moved.earlier))]),
