@@ -24,7 +24,7 @@ use crate::{
 use super::record::CommitRecord;
 
 /// Commits that are kept although nobody complains of them.
-const CASES_MAX: usize = 16;
+const CASES_MAX: usize = 8;
 /// Leaves that the kept commits changed.
 const LEAVES_MAX: usize = 1024;
 const COMPLAINTS_MAX: usize = 16_384;

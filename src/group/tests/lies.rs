@@ -300,6 +300,11 @@ fn committer_newcomers_and_who_is_removed_do_not_count() {
     let refused = told.complaint("frank/phone", &lie, ComplaintReason::Path);
     let refused = told.submit(&refused, &domain());
     assert!(matches!(refused, Err(Reject::Unauthenticated(_))), "{refused:?}");
+    // nor does erin for what it was, when it comes again
+    let user = told.rogues["erin/phone"].user.clone();
+    told.scenario.unclaimed.retain(|(client, _)| *client != uri("erin/phone"));
+    Rogue::of_user("erin/phone", user).come_in(&mut told.scenario, "alice/phone");
+    assert_eq!(told.complain("erin/phone", &lie), Nothing);
     told.complain("bob/phone", &lie);
     told.complain("carol/phone", &lie);
     assert!(!told.goes("alice/phone"), "half is not more than half");
@@ -527,6 +532,11 @@ fn quorum_that_could_not_process_a_commit_has_the_group_go_back() {
         (&before.tree, &before.partial, before.signer)
     );
     assert_eq!(after.pending[..1], before.pending);
+    // who was waited for and has come since (it committed) is waited for no more; the others are
+    let (leaf, waits) = (told.scenario.leaf("mallory/phone"), before.joiners.iter().cloned());
+    let waits: Vec<_> = waits.filter(|(_, joiner)| joiner.leaf != leaf).collect();
+    assert!(waits.len() < before.joiners.len());
+    assert_eq!(after.joiners, waits);
     assert!(told.goes("mallory/phone"));
     // the feed says it to everybody, with what proves it
     let event = told.scenario.records.iter().find_map(|record| match decode(&record.feed.event) {
@@ -694,6 +704,12 @@ fn who_came_in_by_a_void_commit_is_out_and_its_queue_ends() {
     });
     assert!(told.scenario.has("frank/phone") && told.scenario.has("b:gina/phone"));
     assert!(told.scenario.state.joiner_epochs().contains_key(&lie.epoch.next()));
+    // it had no leaf when the commit was sent
+    let leaf = told.scenario.leaf("frank/phone");
+    let mut complaint = told.complaint("bob/phone", &lie, ComplaintReason::Path);
+    complaint.leaf_index = leaf;
+    sign(&mut complaint, &frank.leaf);
+    assert_eq!(told.submit(&complaint, &domain()).unwrap().outcome, Nothing);
     for who in ["bob/phone", "carol/phone", "dave/phone"] {
         told.complain(who, &lie);
     }
@@ -741,6 +757,8 @@ fn information_of_an_epoch_is_of_the_one_that_stands_and_not_of_one_that_was_voi
 #[test]
 fn hub_that_has_let_go_of_the_key_of_the_epoch_before_goes_forward() {
     let mut told = Told::group_of(SIX);
+    told.scenario.deliver("alice/phone");
+    told.scenario.act("alice/phone", say("before")).unwrap();
     let lie = told.lie();
     told.complain("bob/phone", &lie);
     told.complain("carol/phone", &lie);
@@ -757,6 +775,7 @@ fn hub_that_has_let_go_of_the_key_of_the_epoch_before_goes_forward() {
     let later = told.past(lie.sequence.next());
     assert!(told.scenario.state.stage_void(later, now).unwrap().is_none());
     let earlier = told.past(Sequence(lie.sequence.0 - 1));
+    assert_eq!(earlier.epoch(), lie.epoch, "a message came between");
     assert!(told.scenario.state.stage_void(earlier, now).unwrap().is_none());
     // nor one in which the hub could not speak any more
     let keys = told.scenario.hub.keys.all().to_vec();
