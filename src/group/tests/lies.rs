@@ -231,7 +231,11 @@ fn more_than_half_of_the_users_have_the_liar_removed() {
     assert!(!told.scenario.has("mallory/phone"));
     // and it is not chased when it comes again
     assert_eq!(told.complain("erin/phone", &lie), Resync);
-    assert!(!told.scenario.hub_acts(&[]));
+    let user = told.rogues["mallory/phone"].user.clone();
+    told.scenario.unclaimed.retain(|(client, _)| *client != uri("mallory/phone"));
+    told.scenario.deliver("alice/phone");
+    Rogue::of_user("mallory/phone", user).come_in(&mut told.scenario, "alice/phone");
+    assert!(!told.scenario.hub_acts(&[]) && !told.goes("mallory/phone"));
 }
 
 #[test]
@@ -458,6 +462,8 @@ fn members_who_can_read_complain_of_the_group_info_and_nobody_comes_in_by_it() {
     assert_eq!(told.scenario.state.epoch(), lie.epoch.next(), "it never goes back");
     assert!(told.goes("mallory/phone"));
     assert_eq!(told.scenario.submit(&join).unwrap_err(), Reject::BadInfo);
+    let asks = super::outsiders::asks_info(&told.scenario, &frank, None);
+    assert_eq!(told.scenario.submit(&asks).unwrap_err(), Reject::BadInfo);
     // the next commit brings another
     told.scenario.deliver("alice/phone");
     told.scenario.act("alice/phone", update()).unwrap();
