@@ -137,6 +137,7 @@ pub(crate) fn of_reject(reject: Reject) -> DsError {
         Reject::Stale { now } => DsError::StaleRequest { detail, server_time: now },
         Reject::RateLimited(retry_after_ms) => DsError::RateLimited { detail, retry_after_ms },
         Reject::Blocking => DsError::RateLimited { detail, retry_after_ms: 5_000 },
+        Reject::BadInfo => DsError::Unavailable { detail, retry_after_ms: 5_000 },
         Reject::Broken(why) => internal(why),
     }
 }

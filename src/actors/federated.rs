@@ -22,7 +22,7 @@ use crate::{
     wire::{
         codec::encode,
         decode,
-        ds::{Detail, DsError, Outcome},
+        ds::{CommitComplaint, Detail, DsError, Outcome},
         federation::EventType,
         ids::{Domain, RecipientId},
         key_packages::{ConnectionKeyPackageRequest, ConnectionRequest, GroupKeyPackageRequest},
@@ -88,7 +88,10 @@ impl Node {
             EventType::ConnectionRequest
             | EventType::ConnectionKeyPackages
             | EventType::GroupKeyPackages => self.once(&opened).await,
-            EventType::Complaint => Err(not_authorized("this provider takes no complaints yet")),
+            EventType::Complaint => {
+                let complaint: CommitComplaint = body_of(&opened)?;
+                Ok(encode(&self.hosted_complaint(opened.sender, complaint).await?))
+            }
             EventType::MigrationRequest => {
                 let request: MigrationRequest = body_of(&opened)?;
                 step("target.request-received").await;

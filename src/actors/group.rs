@@ -5,6 +5,7 @@
 //! failed write has an unknown outcome: everyone who waits gets `unavailable`, the actor stops, and the next
 //! request loads the group from the store. A panic in a rule costs this actor and nothing else.
 
+mod complaints;
 mod flights;
 mod found;
 mod freeze;
@@ -36,6 +37,8 @@ use crate::{
         queueing::RosterChange,
     },
 };
+use complaints::Judge;
+pub use complaints::{Asked, Complain};
 use flights::{Flight, Waiter};
 use found::bind_all;
 use upkeep::wake_at;
@@ -186,7 +189,7 @@ impl GroupActor {
         if loaded.state.is_deleted() {
             head.status = GroupStatus::Deleted;
             head.wake_at = Some(at.plus_ms(self.node.groups.options.retention_ms));
-        } else if effects.committed {
+        } else if effects.committed || effects.voided {
             head.wake_at = wake_at(&self.node.groups.options, &loaded.state, head);
         }
         batch.push(Write::GroupHead(head.clone()));
@@ -290,12 +293,12 @@ impl GroupActor {
                 self.answer(Err(of_reject(reject)), reply, permits);
             }
             Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
-            Some(Ok(Decision::History(epoch))) => {
+            Some(Ok(Decision::History(epoch, since))) => {
                 let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
                 // a read of what is durable: it waits for no write, and nobody waits for it
                 let read = async move {
                     let _turn = Arc::clone(&node.groups.cpu).acquire_owned().await;
-                    let answer = history::joiner_info_of(&node, &hub, &id, epoch).await;
+                    let answer = history::joiner_info_of(&node, &hub, &id, (epoch, since)).await;
                     let _ = reply.send(answer.map(|info| DsResponseBody::Info(Box::new(info))));
                     drop(permits);
                 };
@@ -414,7 +417,7 @@ impl GroupActor {
         let clients: Vec<ClientUri> =
             effects.inbox.iter().map(|(client, _, _)| client.clone()).collect();
         let count = effects.records.len() as u64;
-        let committed = effects.committed;
+        let (committed, voided) = (effects.committed, effects.voided);
         let ended = self.loaded.as_ref().is_some_and(|loaded| loaded.state.is_deleted());
         let mut peers: BTreeMap<Domain, Sequence> = BTreeMap::new();
         for owed in &effects.outbound {
@@ -424,6 +427,10 @@ impl GroupActor {
             node.metrics.group_accepted.inc_by(count);
             if committed {
                 node.metrics.group_commits.inc();
+            }
+            if voided {
+                tracing::warn!(group = %id, "members could not process a commit: its epoch is void");
+                node.metrics.epochs_voided.inc();
             }
             if ended {
                 node.arrivals.gone(&id);
@@ -457,8 +464,12 @@ impl Actor for GroupActor {
                     let bytes = change_bytes;
                     let since_snapshot =
                         SinceSnapshot { records, bytes, snapshot_bytes, ..Default::default() };
-                    if state.wants_key() {
+                    let now = actor.node.clock.now();
+                    if state.wants_key() || state.has_liars(now) {
                         ctx.notify(Tick { done: None });
+                    }
+                    if state.back_to(now).is_some() {
+                        ctx.notify(Judge { ask: None });
                     }
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }

@@ -15,7 +15,7 @@ use super::{
     accounts::deletions,
     copies::is_copy,
     errors::{internal, of_reject, of_store},
-    group::{GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
+    group::{Asked, Complain, GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
     moves::step,
     node::Node,
 };
@@ -28,7 +28,10 @@ use crate::{
         records::{GroupHead, GroupStatus},
     },
     wire::{
-        ds::{Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion},
+        ds::{
+            CommitComplaint, ComplaintOutcome, ComplaintResponse, Detail, DsError, DsMessage,
+            DsRequest, DsResponse, Outcome, ProtocolVersion,
+        },
         ids::{ClientUri, Domain, GroupId, Timestamp},
     },
 };
@@ -253,6 +256,71 @@ impl Node {
                 return Err(of_store(StoreError::Unavailable("the group's actor ended".into())));
             }
         }
+    }
+
+    /// Answers a complaint of a client of this provider: here, or through the hub that it names. It may be repeated.
+    ///
+    /// # Errors
+    /// The [`DsError`] why it was not heard, or is not its complainant's.
+    pub async fn complain(
+        &self,
+        from: &ClientUri,
+        complain: crate::wire::client::Complain,
+    ) -> Result<ComplaintResponse, DsError> {
+        if complain.hub_domain == self.domain {
+            self.hosted_complaint(from.domain(), complain.complaint).await
+        } else {
+            self.relay_complaint(&complain.hub_domain, &complain.complaint).await
+        }
+    }
+
+    /// Answers a complaint about a commit in a group hosted here that came through `relay`.
+    ///
+    /// # Errors
+    /// As [`Node::complain`].
+    pub async fn hosted_complaint(
+        &self,
+        relay: Domain,
+        complaint: CommitComplaint,
+    ) -> Result<ComplaintResponse, DsError> {
+        let answer = self.hear(relay, complaint).await;
+        let outcome = match &answer {
+            Ok(answer) => match answer.outcome {
+                ComplaintOutcome::Resync => "resync",
+                ComplaintOutcome::Wait => "wait",
+                ComplaintOutcome::Void => "void",
+                ComplaintOutcome::None => "none",
+            },
+            Err(error) => error.name(),
+        };
+        self.metrics.complaints.with_label_values(&[outcome]).inc();
+        answer
+    }
+
+    async fn hear(
+        &self,
+        relay: Domain,
+        complaint: CommitComplaint,
+    ) -> Result<ComplaintResponse, DsError> {
+        let group = complaint.group_id.clone();
+        if !self.groups.is_active(&group) {
+            // strangers must not start actors for groups that never were here
+            let head = self.store.group_head(&group).await.map_err(of_store)?;
+            head.ok_or_else(|| of_reject(Reject::NotFound))?;
+        }
+        for _ in 0..3 {
+            let active = self.groups.find(self, &group);
+            let permits = self.groups.admit(&active)?;
+            let (reply, answer) = oneshot::channel();
+            let ask = Box::new(Asked { complaint: complaint.clone(), reply, permits });
+            let (relay, span) = (relay.clone(), Span::current());
+            active.actor.do_send(Complain { ask, relay, span });
+            if let Ok(answer) = answer.await {
+                return answer;
+            }
+            self.groups.forget(&group, &active.actor);
+        }
+        Err(of_store(StoreError::Unavailable("the group's actor ended".into())))
     }
 
     /// `peer`'s clients in a group hosted here and where the group stands, once that is durable; none where there is

@@ -4,7 +4,7 @@
 //! The newest snapshot and the one before it are kept, with the log since the older: an epoch can be undone. The log
 //! is also the feed: it goes only behind the slowest cursor, or when it is too old or too large.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     errors::{internal, of_reject, of_store},
@@ -83,13 +83,48 @@ pub(super) async fn load_frozen(
     load_at(node, hub, head, head.snapshot, None).await
 }
 
-/// A snapshot brought up to the first record behind `until` (the whole log where there is none).
+/// The group as it was right before the record at `sequence`; none where that is not kept.
+///
+/// # Errors
+/// unavailable, or internal where a record cannot be read.
+pub(super) async fn load_before(
+    node: &Node,
+    hub: &Arc<Hub>,
+    head: &GroupHead,
+    sequence: Sequence,
+) -> Result<Option<GroupState>, DsError> {
+    let snapshots = [Some(head.snapshot), head.previous_snapshot];
+    let before = snapshots.into_iter().flatten().find(|snapshot| *snapshot < sequence);
+    let Some(snapshot) = before else { return Ok(None) };
+    let state = load_at(node, hub, head, snapshot, Some(Until::Sequence(sequence))).await?.state;
+    Ok((state.next_sequence() == sequence).then_some(state))
+}
+
+/// Where [`load_at`] stops.
+enum Until {
+    /// Right before the record.
+    Sequence(Sequence),
+    /// In the epoch, behind the record that began it.
+    Epoch(Epoch, Sequence),
+}
+
+impl Until {
+    fn is_at(&self, state: &GroupState) -> bool {
+        match self {
+            Self::Sequence(sequence) => state.next_sequence() >= *sequence,
+            // the epoch of this number may have been void before
+            Self::Epoch(epoch, since) => state.epoch() >= *epoch && state.next_sequence() > *since,
+        }
+    }
+}
+
+/// A snapshot brought up to `until` (to the end of the log where there is none).
 async fn load_at(
     node: &Node,
     hub: &Arc<Hub>,
     head: &GroupHead,
     snapshot: Sequence,
-    until: Option<Epoch>,
+    until: Option<Until>,
 ) -> Result<Found, DsError> {
     let stored = node.store.snapshot(&head.group, snapshot).await;
     let bytes = stored.map_err(of_store)?;
@@ -111,7 +146,7 @@ async fn load_at(
             break;
         }
         for record in &page {
-            let there = until.is_some_and(|epoch| state.epoch() >= epoch);
+            let there = until.as_ref().is_some_and(|until| until.is_at(state));
             if there || record.feed.sequence >= head.next_sequence {
                 return Ok(found);
             }
@@ -132,13 +167,13 @@ pub(super) async fn joiner_info_of(
     node: &Node,
     hub: &Arc<Hub>,
     group: &GroupId,
-    epoch: Epoch,
+    (epoch, since): (Epoch, Sequence),
 ) -> Result<Info, DsError> {
     let mut last: Option<(Sequence, DsError)> = None;
     loop {
         let head = node.store.group_head(group).await.map_err(of_store)?;
         let head = head.ok_or_else(|| of_reject(Reject::NotFound))?;
-        match (joiner_info(node, hub, &head, epoch).await, last) {
+        match (joiner_info(node, hub, &head, (epoch, since)).await, last) {
             (Err(_), Some((snapshot, error))) if snapshot == head.snapshot => return Err(error),
             (Err(error), _) => last = Some((head.snapshot, error)),
             (Ok(info), _) => return Ok(info),
@@ -146,7 +181,7 @@ pub(super) async fn joiner_info_of(
     }
 }
 
-/// GroupInfo and tree of `epoch`, in which a pending joiner was added.
+/// GroupInfo and tree of `epoch`, in which a pending joiner was added, by the commit at `since`.
 ///
 /// # Errors
 /// unavailable; unauthenticated where nothing of that epoch is kept any more.
@@ -154,14 +189,15 @@ pub(super) async fn joiner_info(
     node: &Node,
     hub: &Arc<Hub>,
     head: &GroupHead,
-    epoch: Epoch,
+    (epoch, since): (Epoch, Sequence),
 ) -> Result<Info, DsError> {
     let kept = node.store.joiner_info(&head.group, epoch).await;
     if let Some(bytes) = kept.map_err(of_store)? {
         return decode(&bytes).map_err(internal);
     }
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
-        let state = load_at(node, hub, head, snapshot, Some(epoch)).await?.state;
+        let until = Some(Until::Epoch(epoch, since));
+        let state = load_at(node, hub, head, snapshot, until).await?.state;
         if state.epoch() == epoch {
             return state.joiner_info().map_err(of_reject);
         }
@@ -188,7 +224,7 @@ pub(super) async fn plan_rotation(
     hub: &Arc<Hub>,
     head: &GroupHead,
     at: Sequence,
-    joiner_epochs: &[Epoch],
+    joiner_epochs: &BTreeMap<Epoch, Sequence>,
     members: &[(ClientUri, RecipientId, Sequence)],
     guests: &[Domain],
 ) -> Result<Rotation, StoreError> {
@@ -199,12 +235,12 @@ pub(super) async fn plan_rotation(
         let base = node.store.snapshot(&head.group, oldest).await?;
         let base = base.map(|bytes| GroupState::load(Arc::clone(hub), head.group.clone(), &bytes));
         let base_epoch = base.and_then(Result::ok).map(|state| state.epoch());
-        for epoch in joiner_epochs {
+        for (epoch, since) in joiner_epochs {
             let leaves = base_epoch.is_some_and(|base| *epoch < base);
             if !leaves || head.joiner_infos.contains(epoch) {
                 continue;
             }
-            match joiner_info(node, hub, head, *epoch).await {
+            match joiner_info(node, hub, head, (*epoch, *since)).await {
                 Ok(info) => new_infos.push((*epoch, encode(&info))),
                 // one joiner has to resync; the log of everybody else must not stand still for it
                 Err(error) => {
@@ -214,7 +250,7 @@ pub(super) async fn plan_rotation(
         }
     }
     // beyond the bound the oldest go: their joiners resync
-    let kept: Vec<Epoch> = joiner_epochs.iter().rev().copied().take(JOINER_EPOCHS_MAX).collect();
+    let kept: Vec<Epoch> = joiner_epochs.keys().rev().copied().take(JOINER_EPOCHS_MAX).collect();
     new_infos.retain(|(epoch, _)| kept.contains(epoch));
     let gone_infos =
         head.joiner_infos.iter().copied().filter(|epoch| !kept.contains(epoch)).collect();

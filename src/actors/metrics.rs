@@ -33,6 +33,9 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    /// To groups hosted here. `outcome`: resync, wait, void, none, or a status' name.
+    pub complaints: IntCounterVec,
+    pub epochs_voided: IntCounter,
     /// `role`: source, target; `outcome`: moved, aborted, arrived, refused.
     pub migrations: IntCounterVec,
     pub departures_under_way: IntGauge,
@@ -145,6 +148,16 @@ impl Metrics {
             group_epoch_conflicts: counter(
                 "mimid_group_epoch_conflicts_total",
                 "Requests that came for another epoch than the current one.",
+            )?,
+
+            complaints: counters(
+                "mimid_complaints_total",
+                "Complaints of members about commits in groups hosted here, by what they were answered.",
+                &["outcome"],
+            )?,
+            epochs_voided: counter(
+                "mimid_epochs_voided_total",
+                "Epochs that were taken back because most users could not process their commit.",
             )?,
             migrations: counters(
                 "mimid_migrations_total",

@@ -14,6 +14,10 @@ use crate::{
 #[path = "peer_way_tests.rs"]
 mod ways;
 
+#[cfg(test)]
+#[path = "peer_complaint_tests.rs"]
+mod complaints;
+
 struct Client {
     member: Member,
     uri: ClientUri,

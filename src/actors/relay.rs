@@ -31,8 +31,8 @@ use crate::{
         codec::encode,
         decode,
         ds::{
-            DsError, DsMessage, DsRequest, DsResponse, DsSenderId, ExternalCommitInfo, Outcome,
-            ProtocolVersion,
+            CommitComplaint, ComplaintResponse, DsError, DsMessage, DsRequest, DsResponse,
+            DsSenderId, ExternalCommitInfo, Outcome, ProtocolVersion,
         },
         extensions::{ClientQueueConfig, KeyPackageClass},
         federation::EventType,
@@ -251,6 +251,22 @@ impl Node {
         }
         check_all(&target, KeyPackageClass::Group, key_packages).await?;
         Ok(response)
+    }
+
+    /// Brings a complaint of a client of this provider to the hub. Where the answer is lost the client comes again.
+    pub(super) async fn relay_complaint(
+        &self,
+        hub: &Domain,
+        complaint: &CommitComplaint,
+    ) -> Result<ComplaintResponse, DsError> {
+        let federation = self.federation_with(hub)?;
+        let _waiting = self.relays.enter(hub, self.limits.relays_per_peer_max)?;
+        let request_id = RequestId(crypto::random());
+        let timeout = Duration::from_millis(self.limits.relay_timeout_ms);
+        let event = EventType::Complaint;
+        let answer = federation.request(hub, event, request_id, encode(complaint), timeout).await;
+        let answer = answer.map_err(|error| of_call(hub, error))?;
+        decode(&answer).map_err(|error| bad_answer(hub, error))
     }
 
     /// Asks the provider that a group is to move to, for a client of this one.

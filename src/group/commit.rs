@@ -88,6 +88,9 @@ impl GroupState {
         if !by_sender {
             return Err(Reject::Unauthenticated("the commit is not the sender's own"));
         }
+        if external && self.info_is_bad() {
+            return Err(Reject::BadInfo);
+        }
         let parsed = Parsed { public, sender };
         self.judge_commit(request, leaf, operation, update, config, parsed, now)
     }
@@ -300,7 +303,8 @@ impl GroupState {
             Some((GoneReason::Inactive, _)) | None => {}
             Some(_) => {
                 return Err(Reject::NotAuthorized(
-                    "this client was deleted and is being removed from the group".into(),
+                    "this client is being removed from the group: it was deleted, or has lied"
+                        .into(),
                 ));
             }
         }

@@ -107,23 +107,27 @@ impl GroupState {
                 .iter()
                 .filter_map(|leaf| self.members.get(leaf).map(|m| (*leaf, m.clone())))
                 .collect(),
+            Kind::EpochVoid { .. } => self.brought_in(),
             Kind::Created
             | Kind::Message
             | Kind::Queue { .. }
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
+            | Kind::Complaint { .. }
             | Kind::Deleted => Vec::new(),
         };
         // nobody was there before the group began
         let guests = match &change.kind {
             Kind::Created => Guests::new(),
             Kind::Commit(_)
+            | Kind::EpochVoid { .. }
             | Kind::Message
             | Kind::Queue { .. }
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
+            | Kind::Complaint { .. }
             | Kind::Deleted => self.guests.clone(),
         };
         Before { guests, removed }
@@ -193,13 +197,22 @@ impl GroupState {
                     owe(member, if resync { update(member) } else { add(member, None) });
                 }
             }
+            Kind::EpochVoid { .. } => {
+                for (_, member) in &before.removed {
+                    owe(member, RosterChange::Remove { recipient: member.recipient });
+                }
+            }
             Kind::Deleted => {
                 for member in self.members.values().chain(dissolved.iter()) {
                     owe(member, RosterChange::Remove { recipient: member.recipient });
                 }
                 dissolved.clear();
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
+            Kind::Message
+            | Kind::Proposal(_)
+            | Kind::Going { .. }
+            | Kind::Voided { .. }
+            | Kind::Complaint { .. } => {}
         }
         // whom a dissolving commit removed is owed that commit, whoever else is still there
         for member in dissolved.iter().filter(|member| member.config.domain != *hub) {

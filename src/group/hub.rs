@@ -25,6 +25,7 @@ use super::{
     Bind, Effects, GroupState, Hub, Reject, Request, Staged, Step,
     guests::guests_of,
     keys::founding,
+    lies::Lies,
     memory::{RecentHandshakes, RequestMemory},
     mls::{InfoParts, Tree, info_parts, propose_removal},
     record::{Change, Kind, Member, Pending, PendingAdd},
@@ -165,6 +166,7 @@ impl GroupState {
             deleted: false,
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),
+            lies: Lies::default(),
         })
     }
 
@@ -186,6 +188,7 @@ impl GroupState {
                 newly.push((leaf, *reason));
             }
         }
+        newly.extend(self.liars(now).into_iter().map(|leaf| (leaf, GoneReason::Lied)));
         newly.extend(self.inactive(now).into_iter().map(|leaf| (leaf, GoneReason::Inactive)));
         // a resync voids an inactivity removal: who is inactive can still become a deleted one
         newly.retain(|(leaf, reason)| match self.going.get(leaf) {

@@ -112,6 +112,21 @@ impl RecentHandshakes {
         }
     }
 
+    /// Forgets the commit of `epoch` that `is_void` knows, and what was sent behind it.
+    pub(super) fn go_back(&mut self, epoch: Epoch, is_void: impl Fn(&[u8]) -> bool) {
+        self.messages.retain(|(sent, message)| {
+            let stays = *sent < epoch || (*sent == epoch && !is_void(message.as_slice()));
+            if !stays {
+                self.bytes -= message.as_slice().len();
+            }
+            stays
+        });
+        // what was let go of for its size may have been of either
+        if self.complete_from > epoch {
+            self.complete_from = epoch.next();
+        }
+    }
+
     /// What was sent since `epoch`, or nothing where that is not known in full.
     pub(super) fn since(&self, epoch: Epoch) -> Vec<MlsMessage> {
         if epoch < self.complete_from {

@@ -7,10 +7,12 @@
 //! Deliberately absent: federation, the order of a group's move (`migration`; what moves is in [`portability`]), anything secret.
 
 mod commit;
+mod complaint;
 mod guests;
 pub mod hub;
 pub mod import;
 pub mod keys;
+mod lies;
 mod memory;
 pub mod mls;
 pub mod portability;
@@ -20,6 +22,7 @@ pub mod record;
 pub mod reject;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
+mod void;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,10 +53,12 @@ use crate::{
         queueing::QueueEvent,
     },
 };
+pub use complaint::Heard;
 pub use guests::Outbound;
 use guests::{Before, Guests, guests_of};
 pub use hub::Creation;
 pub use keys::{HubKey, HubKeys, RetiredKey};
+use lies::{Earlier, Lies};
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
 use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
@@ -154,8 +159,9 @@ pub struct Request {
 pub enum Decision {
     /// Nothing changes: this is the answer.
     Answer(DsResponseBody),
-    /// The information of an epoch that is gone: whoever has the log makes it (`joiner_info`).
-    History(Epoch),
+    /// The information of an epoch that is gone, and that the commit at this sequence began: whoever has the log makes it
+    /// (`joiner_info`).
+    History(Epoch, Sequence),
     /// To be bound ([`Staged::binds`]), merged, written and then answered.
     Write(Box<Staged>),
     /// The Commit that moves the group. It is not merged here: the group is to be frozen ([`GroupState::pack`]).
@@ -211,6 +217,8 @@ pub struct Effects {
     pub deleted: bool,
     /// A commit went through: the epoch changed.
     pub committed: bool,
+    /// The group went back one epoch.
+    pub voided: bool,
 }
 
 /// One group.
@@ -240,6 +248,7 @@ pub struct GroupState {
     blockers: BTreeMap<LeafIndex, BTreeSet<DsSenderId>>,
     /// Nobody becomes inactive before this.
     inactive_not_before: Timestamp,
+    lies: Lies,
 }
 
 impl std::fmt::Debug for GroupState {
@@ -295,13 +304,12 @@ impl GroupState {
         self.pending.iter().map(|pending| &pending.message)
     }
 
-    /// Epochs that pending joiners may still ask for.
+    /// Epochs that pending joiners may still ask for, each with the sequence of the commit that began it: an epoch of
+    /// the same number may have been void before.
     #[must_use]
-    pub fn joiner_epochs(&self) -> Vec<Epoch> {
-        let mut epochs: Vec<Epoch> = self.joiners.values().map(|joiner| joiner.epoch).collect();
-        epochs.sort_unstable();
-        epochs.dedup();
-        epochs
+    pub fn joiner_epochs(&self) -> BTreeMap<Epoch, Sequence> {
+        let since = |leaf| self.members.get(leaf).map_or(Sequence(0), |member| member.since);
+        self.joiners.values().map(|joiner| (joiner.epoch, since(&joiner.leaf))).collect()
     }
 
     /// GroupInfo and tree of the current epoch, with the proposals that are pending in it.
@@ -330,6 +338,9 @@ impl GroupState {
             self.merge_step(step, staged.at, &mut dissolved, &mut effects)?;
         }
         if staged.renew_hub_proposals {
+            for step in self.liar_steps(&self.liars(staged.at)) {
+                self.merge_step(step, staged.at, &mut dissolved, &mut effects)?;
+            }
             for step in self.hub_proposals(staged.at) {
                 self.merge_step(step, staged.at, &mut dissolved, &mut effects)?;
             }
@@ -376,6 +387,7 @@ impl GroupState {
         self.owe_guests(&change, &before, sequence, &welcomes, dissolved, outbound);
         self.leave_for_clients(&change, before, sequence, &welcomes, &mut effects.inbox);
         effects.committed |= matches!(change.kind, Kind::Commit(_));
+        effects.voided |= matches!(change.kind, Kind::EpochVoid { .. });
         effects.deleted |= self.deleted;
         effects.records.push(record);
         Ok(())
@@ -399,6 +411,18 @@ impl GroupState {
         self.next_sequence = sequence.next();
         let is_commit = matches!(change.kind, Kind::Commit(_));
         let epoch_before = self.epoch();
+        let earlier = match &change.kind {
+            Kind::Commit(commit) => Some(Earlier::of(&self.roster, commit)),
+            Kind::Created
+            | Kind::Message
+            | Kind::Queue { .. }
+            | Kind::Proposal(_)
+            | Kind::Going { .. }
+            | Kind::Deleted
+            | Kind::Voided { .. }
+            | Kind::Complaint { .. }
+            | Kind::EpochVoid { .. } => None,
+        };
         match change.kind {
             Kind::Created | Kind::Message => {}
             Kind::Queue { leaf, config, filter, timestamp } => {
@@ -415,8 +439,19 @@ impl GroupState {
                 };
                 self.add_pending(pending);
             }
-            Kind::Commit(stored) => self.apply_commit(&stored, commit, sequence, at)?,
+            Kind::Commit(stored) => {
+                self.apply_commit(&stored, commit, sequence, at)?;
+                if let Some(earlier) = earlier {
+                    let (event, at) = (&record.feed.event, (epoch_before, sequence, at));
+                    self.lies.committed(&stored, event, earlier, &self.roster, at);
+                }
+            }
             Kind::Going { leaf, reason } => {
+                if reason == GoneReason::Lied
+                    && let Some(liar) = self.roster.get(leaf)
+                {
+                    self.lies.settle(&liar.client);
+                }
                 self.going.entry(leaf).or_insert((reason, at)).0 = reason;
             }
             Kind::Deleted => {
@@ -429,6 +464,8 @@ impl GroupState {
                     self.drop_pending(|pending| pending.reference() == reference);
                 }
             }
+            Kind::Complaint { user, complaint } => self.apply_complaint(&user, complaint, at)?,
+            Kind::EpochVoid { before } => self.apply_void(&before)?,
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
             self.recent.push(epoch_before, &record.feed.event);
@@ -440,6 +477,8 @@ impl GroupState {
             }
         }
         if let Some(request) = change.request {
+            let by = change.sender.and_then(|leaf| self.roster.get(leaf));
+            self.lies.went_on(by.map(|identity| &identity.user));
             let accepted =
                 Accepted { group_sequence: sequence, accepted_at: at, epoch: self.epoch() };
             self.remembered.insert(request, accepted, is_commit);
@@ -660,6 +699,17 @@ impl GroupState {
                     put(member, open(member, None));
                 }
             }
+            Kind::EpochVoid { .. } => {
+                for (_, member) in &before.removed {
+                    let item = InboxItem::Close {
+                        group: self.id.clone(),
+                        recipient: member.recipient,
+                        last: sequence,
+                        removed: true,
+                    };
+                    put(member, item);
+                }
+            }
             Kind::Deleted => {
                 for member in self.members.values() {
                     let item = InboxItem::Close {
@@ -671,7 +721,11 @@ impl GroupState {
                     put(member, item);
                 }
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
+            Kind::Message
+            | Kind::Proposal(_)
+            | Kind::Going { .. }
+            | Kind::Voided { .. }
+            | Kind::Complaint { .. } => {}
         }
     }
 
@@ -680,7 +734,7 @@ impl GroupState {
     /// # Errors
     /// [`Reject::Broken`]
     pub fn snapshot(&self) -> Result<Vec<u8>, Reject> {
-        to_record(&self.to_snapshot()?).map_err(broken)
+        self.to_snapshot()?.to_bytes().map_err(broken)
     }
 
     /// The stored view of the state: what a reloaded group has in common with the live one.
@@ -701,6 +755,7 @@ impl GroupState {
             next_recipient: self.next_recipient,
             created_at: self.created_at,
             deleted: self.deleted,
+            lies: self.lies.clone(),
         })
     }
 
@@ -709,7 +764,7 @@ impl GroupState {
     /// # Errors
     /// [`Reject::Broken`] where the snapshot is not one.
     pub fn load(hub: Arc<Hub>, id: GroupId, snapshot: &[u8]) -> Result<Self, Reject> {
-        let stored: Snapshot = from_record(snapshot).map_err(broken)?;
+        let stored = Snapshot::from_bytes(snapshot).map_err(broken)?;
         let mut tree = Tree::load(&stored.tree).map_err(broken)?;
         let bad = |error: &dyn std::fmt::Display| Reject::Broken(error.to_string());
         let mut leaves = Vec::new();
@@ -745,6 +800,7 @@ impl GroupState {
             recent,
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),
+            lies: stored.lies,
             tree,
             hub,
         })

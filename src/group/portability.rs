@@ -429,6 +429,15 @@ fn check_tail(
     let wrong = |why: &str| Reject::InvalidCommit(format!("the feed that came with it {why}"));
     // group_moved is the source's last
     let commit_at = Sequence(moved.next_sequence.0.saturating_sub(2));
+    let void = moved.tail.iter().filter_map(|item| match item {
+        DeliveryItem::Feed { event: QueueEvent::EpochVoid { group_sequence, .. }, .. } => {
+            Some(*group_sequence)
+        }
+        DeliveryItem::Feed { .. } | DeliveryItem::Snapshot { .. } | DeliveryItem::Direct { .. } => {
+            None
+        }
+    });
+    let void: BTreeSet<Sequence> = void.collect();
     for item in moved.tail.iter() {
         let (sequence, except, event) = match item {
             DeliveryItem::Feed { group_id, group_sequence, except, event, .. }
@@ -463,7 +472,7 @@ fn check_tail(
             if *message != moved.commit || (except.is_some() && *except != committer) {
                 return Err(wrong("has another Commit than the group"));
             }
-        } else if is_commit_since(message, epoch)? {
+        } else if !void.contains(&sequence) && is_commit_since(message, epoch)? {
             return Err(wrong("has a further Commit of the same epoch"));
         }
     }

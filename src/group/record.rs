@@ -22,7 +22,10 @@ use crate::{
     },
 };
 
-use super::mls::{InfoParts, MlsProblem, from_record, to_record};
+use super::{
+    lies::Lies,
+    mls::{InfoParts, MlsProblem, from_record, to_record},
+};
 
 /// One log record's change of the state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +60,16 @@ pub enum Kind {
     /// Proposals, by their references, that no commit can hold any more: they are not pending from here on.
     Voided {
         references: Vec<Vec<u8>>,
+    },
+    /// A complaint of the user's that is counted, as it came.
+    Complaint {
+        user: UserKeyHash,
+        complaint: Vec<u8>,
+    },
+    /// The last commit is void, and with it the epoch that it began.
+    EpochVoid {
+        /// A snapshot of the group before that commit.
+        before: Vec<u8>,
     },
 }
 
@@ -187,7 +200,38 @@ pub struct Snapshot {
     pub next_recipient: RecipientId,
     pub created_at: Timestamp,
     pub deleted: bool,
+    /// Of older snapshots it is empty.
+    #[serde(skip)]
+    pub lies: Lies,
 }
+
+impl Snapshot {
+    /// # Errors
+    /// [`MlsProblem::Record`]
+    pub fn to_bytes(&self) -> Result<Vec<u8>, MlsProblem> {
+        let mut bytes = to_record(self)?;
+        // behind what every version reads
+        bytes.push(LIES);
+        bytes.extend(to_record(&self.lies)?);
+        Ok(bytes)
+    }
+
+    /// # Errors
+    /// [`MlsProblem::Record`]
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MlsProblem> {
+        let (mut snapshot, rest): (Self, &[u8]) =
+            postcard::take_from_bytes(bytes).map_err(|_| MlsProblem::Record)?;
+        match rest.split_first() {
+            None => {}
+            Some((&LIES, lies)) => snapshot.lies = from_record(lies)?,
+            Some(_) => return Err(MlsProblem::Record),
+        }
+        Ok(snapshot)
+    }
+}
+
+/// What follows is what is known of liars. The tails of snapshots are numbered.
+const LIES: u8 = 1;
 
 /// A pending proposal in memory.
 #[derive(Debug, Clone)]

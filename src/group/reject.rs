@@ -51,6 +51,11 @@ pub enum Reject {
     /// The milliseconds after which it can be tried again.
     #[error("too many requests of this member, or to this group; wait")]
     RateLimited(u64),
+    /// [`crate::group::Heard`]
+    #[error(
+        "members say that nobody can come in by this epoch's GroupInfo; try again after the next commit"
+    )]
+    BadInfo,
     #[error("proposals of yours made commits fail in this epoch; wait for the next one")]
     Blocking,
     /// A broken invariant of ours: the actor stops and the group is loaded anew.

@@ -210,7 +210,8 @@ impl GroupState {
             )));
         }
         if info.epoch != self.epoch() {
-            return Ok(Decision::History(info.epoch));
+            let since = self.member(joiner.leaf)?.since;
+            return Ok(Decision::History(info.epoch, since));
         }
         Ok(Decision::Answer(DsResponseBody::Info(Box::new(self.joiner_info()?))))
     }
@@ -272,6 +273,9 @@ impl GroupState {
             let proof = info.join_proof.as_ref();
             policy::may_join(&self.policy, &self.roster, &self.id, hash, &info.sender, proof)?;
             self.code_is_good(hash, proof, now)?;
+        }
+        if self.info_is_bad() {
+            return Err(Reject::BadInfo);
         }
         Ok(Decision::Answer(DsResponseBody::Info(Box::new(self.info()?))))
     }

@@ -1,4 +1,4 @@
-//! The client listener: every endpoint of PROTOCOL.md §3, "A client and its own provider", but `/v1/complaint`.
+//! The client listener: every endpoint of PROTOCOL.md §3, "A client and its own provider".
 //!
 //! A request is read (limits, time), admitted (a permit), decoded, authenticated, given to the node, answered. What
 //! it means is the node's business.
@@ -13,7 +13,7 @@ use super::{
     answer::{Answer, Refusal},
     drain::Drain,
     endpoint::Endpoint,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, busy},
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, busy},
     limits::Limits,
     metrics::HttpMetrics,
     stream, trace,
@@ -23,7 +23,7 @@ use crate::{
     actors::Node,
     wire::{
         client::{
-            ClientMessage, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
+            ClientMessage, Complain, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
             ProviderKeys, PublishKeyPackages, QueueTokens, Register,
         },
         codec::List,
@@ -179,6 +179,10 @@ impl ClientApi {
                 node.consent(&from, body).await?;
                 Vec::new()
             }
+            Endpoint::Complaint => {
+                let body: Complain = body_of(&message)?;
+                encode(&node.complain(&from, body).await?)
+            }
             Endpoint::MigrationRequest => {
                 let body: MigrationRequest = body_of(&message)?;
                 encode(&node.request_migration(body).await?)
@@ -247,11 +251,8 @@ async fn wrong_method(
     api.front.wrong_method(endpoint.path(), endpoint.form(), allowed, &request)
 }
 
-async fn unknown_path(request: HttpRequest, api: web::Data<ClientApi>) -> HttpResponse {
-    api.front.not_found(match request.path() {
-        "/v1/complaint" => NOT_YET,
-        _ => NO_SUCH_ENDPOINT,
-    })
+async fn unknown_path(api: web::Data<ClientApi>) -> HttpResponse {
+    api.front.not_found(NO_SUCH_ENDPOINT)
 }
 
 /// Decodes a ClientMessage of a version that we speak.

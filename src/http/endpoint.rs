@@ -21,6 +21,7 @@ pub enum Endpoint {
     DeleteAccount,
     Consent,
     MigrationRequest,
+    Complaint,
     /// Any other path: one name, so that strangers cannot make metrics grow.
     Unknown,
 }
@@ -34,7 +35,7 @@ pub enum Form {
 
 impl Endpoint {
     /// All that are served by POST with a `ClientMessage`.
-    pub const POSTED: [Self; 15] = [
+    pub const POSTED: [Self; 16] = [
         Self::Register,
         Self::KeyPackages,
         Self::QueueTokens,
@@ -50,6 +51,7 @@ impl Endpoint {
         Self::DeleteAccount,
         Self::Consent,
         Self::MigrationRequest,
+        Self::Complaint,
     ];
 
     /// The path, as it stands in the signed `ClientMessage.endpoint`.
@@ -72,6 +74,7 @@ impl Endpoint {
             Self::DeleteAccount => "/v1/account/delete",
             Self::Consent => "/v1/consent",
             Self::MigrationRequest => "/v1/migration_request",
+            Self::Complaint => "/v1/complaint",
             Self::Unknown => OTHER_PATH,
         }
     }
@@ -93,6 +96,7 @@ impl Endpoint {
             | Self::ConnectionKeyPackages
             | Self::ProviderKeys
             | Self::MigrationRequest
+            | Self::Complaint
             | Self::DeleteDevice
             | Self::DeleteAccount => 16 * KIB,
             Self::Stream | Self::Unknown => 0,
@@ -118,6 +122,7 @@ impl Endpoint {
             | Self::DeleteAccount
             | Self::Consent
             | Self::MigrationRequest
+            | Self::Complaint
             | Self::Unknown => Form::ClientResponse,
         }
     }

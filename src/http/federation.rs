@@ -1,5 +1,5 @@
-//! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5) but for complaints, and where this
-//! provider is to be found.
+//! The listener for other providers: the endpoints of PROTOCOL.md §4's table (TR §5), and where this provider is
+//! to be found.
 //!
 //! A request is counted by its address, read, opened (decoded, its sender authenticated: `federation`), counted by its
 //! sender, given a place among the sender's and among all, and given to the node. Opening may have to wait for the keys
@@ -19,7 +19,7 @@ use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
     body::{self, BodyBudget},
     endpoint::Form,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, NOT_YET, rate_limited},
+    front::{self, Front, Listener, NO_SUCH_ENDPOINT, rate_limited},
     limits::FederationLimits,
     lobby::{Doors, Places},
     metrics::HttpMetrics,
@@ -44,7 +44,7 @@ use crate::{
 const LISTENER: &str = "federation";
 
 /// The endpoints that take a signed message.
-const SIGNED: [S2SEndpoint; 9] = [
+const SIGNED: [S2SEndpoint; 10] = [
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,
@@ -54,6 +54,7 @@ const SIGNED: [S2SEndpoint; 9] = [
     S2SEndpoint::GroupKeyPackages,
     S2SEndpoint::MigrationRequest,
     S2SEndpoint::MigrationContent,
+    S2SEndpoint::Complaint,
 ];
 /// Those that anybody may read.
 const KEYS: [S2SEndpoint; 2] = [S2SEndpoint::SignatureKey, S2SEndpoint::VerificationKey];
@@ -224,9 +225,8 @@ async fn wrong_method(
     api.front.wrong_method(endpoint.path(), form(endpoint), methods(endpoint), &request)
 }
 
-async fn unknown_path(request: HttpRequest, api: web::Data<FederationApi>) -> HttpResponse {
-    let is_known = request.path() == S2SEndpoint::Complaint.path();
-    api.front.not_found(if is_known { NOT_YET } else { NO_SUCH_ENDPOINT })
+async fn unknown_path(api: web::Data<FederationApi>) -> HttpResponse {
+    api.front.not_found(NO_SUCH_ENDPOINT)
 }
 
 /// Who a message says that it is from; none where it does not begin as one.
@@ -263,10 +263,11 @@ fn body_bytes_max(endpoint: S2SEndpoint) -> usize {
         S2SEndpoint::ExternalCommitInformation | S2SEndpoint::GroupKeyPackages => 256 * KIB,
         S2SEndpoint::WelcomeInformation
         | S2SEndpoint::ConnectionKeyPackages
-        | S2SEndpoint::MigrationRequest => 16 * KIB,
+        | S2SEndpoint::MigrationRequest
+        | S2SEndpoint::Complaint => 16 * KIB,
         // a whole group
         S2SEndpoint::MigrationContent => CONTENT_BYTES_MAX + 8 * KIB,
-        S2SEndpoint::SignatureKey | S2SEndpoint::VerificationKey | S2SEndpoint::Complaint => 0,
+        S2SEndpoint::SignatureKey | S2SEndpoint::VerificationKey => 0,
     }
 }
 

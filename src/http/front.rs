@@ -226,6 +226,5 @@ pub(super) fn rate_limited(what: &str, wait: TooMany) -> DsError {
 }
 
 pub(super) const NO_SUCH_ENDPOINT: &str = "there is no such endpoint";
-pub(super) const NOT_YET: &str = "this provider does not serve this endpoint yet";
 /// One name for every path that we do not know, so that strangers cannot make metrics grow.
 pub(super) const OTHER_PATH: &str = "other";

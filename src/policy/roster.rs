@@ -74,6 +74,11 @@ impl Roster {
     }
 
     #[must_use]
+    pub fn user_count(&self) -> usize {
+        self.users.len()
+    }
+
+    #[must_use]
     pub fn has_user(&self, user: &UserKeyHash) -> bool {
         self.users.contains_key(user)
     }

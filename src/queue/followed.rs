@@ -267,6 +267,8 @@ struct Kept {
     handshake: bool,
     epoch: Option<Epoch>,
     ends: bool,
+    /// The epoch that the group is in again.
+    back_to: Option<Epoch>,
 }
 
 impl Copy<'_> {
@@ -316,13 +318,16 @@ impl Copy<'_> {
         self.check_changes(roster)?;
         // a hub whose clock runs ahead must not keep its entries from ever getting old
         let accepted_at = accepted_at.min(self.now.plus_ms(SKEW_MS));
-        let Kept { event, handshake, epoch, ends } = kept;
+        let Kept { event, handshake, epoch, ends, back_to } = kept;
         let entry = FeedEntry { sequence, accepted_at, except, origin: None, handshake, event };
         let bytes = if self.readers > 0 { entry_bytes(&entry) } else { 0 };
         self.take_room(bytes, roster)?;
         self.append(entry);
         if let (Some(head), Some(epoch)) = (&mut self.head, epoch) {
             head.epoch = head.epoch.max(epoch);
+        }
+        if let (Some(head), Some(epoch)) = (&mut self.head, back_to) {
+            head.epoch = epoch;
         }
         if ends {
             self.end(sequence);
@@ -355,6 +360,7 @@ impl Copy<'_> {
 
     /// What of `event` is kept; none for one that no hub may send in a feed.
     fn keep(&self, event: &QueueEvent) -> Option<Kept> {
+        let mut back_to = None;
         let (handshake, epoch, ends, bytes) = match event {
             QueueEvent::MlsMessage { message } => {
                 let (handshake, epoch) = self.message(message)?;
@@ -373,14 +379,24 @@ impl Copy<'_> {
                 }
                 (true, None, false, encode(event))
             }
+            QueueEvent::EpochVoid { epoch, group_sequence, complaints } => {
+                let is_its = *group_sequence < self.next()
+                    && complaints
+                        .iter()
+                        .all(|one| one.group_id == *self.group && one.epoch.next() == *epoch);
+                back_to = Some(Epoch(epoch.0.checked_sub(1)?));
+                if !is_its {
+                    return None;
+                }
+                (true, None, false, encode(event))
+            }
             QueueEvent::Welcome { .. }
             | QueueEvent::ConnectionRequest { .. }
             | QueueEvent::Removed
             | QueueEvent::Gap { .. }
-            | QueueEvent::KeyPackagesLow { .. }
-            | QueueEvent::EpochVoid { .. } => return None,
+            | QueueEvent::KeyPackagesLow { .. } => return None,
         };
-        Some(Kept { event: bytes, handshake, epoch, ends })
+        Some(Kept { event: bytes, handshake, epoch, ends, back_to })
     }
 
     /// Whether `message` is a handshake message, and its epoch; none where it is not one of this group.

@@ -21,9 +21,9 @@ use crate::{
     },
     wire::{
         codec::{List, Opaque, append_vector, decode, encode},
-        ds::FanoutFilter,
+        ds::{CommitComplaint, FanoutFilter},
         extensions::QueueToken,
-        ids::{ClientUri, Domain, GroupId, RecipientId, Sequence, Timestamp},
+        ids::{ClientUri, Domain, Epoch, GroupId, LeafIndex, RecipientId, Sequence, Timestamp},
         key_packages::SealedOffer,
         mls::MlsMessage,
         portability::MigrationConfirmation,
@@ -146,6 +146,19 @@ fn item(sequence: u64, event: QueueEvent, roster: Vec<RosterChange>) -> Delivery
 fn said(sequence: u64) -> DeliveryItem {
     let message = framed(2, 1, &group());
     item(sequence, QueueEvent::MlsMessage { message }, Vec::new())
+}
+
+fn void(epoch: u64, commit: u64, of: &GroupId, complained: u64) -> QueueEvent {
+    let complaint = CommitComplaint {
+        group_id: of.clone(),
+        epoch: Epoch(complained),
+        leaf_index: LeafIndex(1),
+        commit_hash: Opaque::new([1; 32]).unwrap(),
+        reason: 2,
+        signature: Opaque::new([2; 64]).unwrap(),
+    };
+    let complaints = List::new(vec![complaint]).unwrap();
+    QueueEvent::EpochVoid { epoch: Epoch(epoch), group_sequence: Sequence(commit), complaints }
 }
 
 fn quiet(sequence: u64, roster: Vec<RosterChange>) -> DeliveryItem {
@@ -389,6 +402,33 @@ fn handshake_messages_are_told_from_application_messages() {
 }
 
 #[test]
+fn epoch_that_is_void_is_told_to_all_and_ends_the_feed_of_whom_it_brought_in() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    let commit = QueueEvent::MlsMessage { message: framed(1, 2, &group()) };
+    guest.take(vec![item(1, commit, vec![add(2, 2)]), said(2)]);
+    assert_eq!(guest.head.as_ref().unwrap().epoch, Epoch(5));
+    let event = void(5, 1, &group(), 4);
+    let refused = guest.take(vec![item(3, event.clone(), vec![remove(2)])]);
+    assert_eq!(problems(&refused), []);
+    assert_eq!(guest.head.as_ref().unwrap().epoch, Epoch(4), "the group is in the one before");
+    let kept = &guest.log[&Sequence(3)];
+    assert!(kept.handshake, "also for who takes handshakes only");
+    assert_eq!(kept.event, encode(&event));
+    let closes = guest.inbox.values().filter(|item| {
+        matches!(
+            item,
+            InboxItem::Close { recipient: RecipientId(2), last: Sequence(3), removed: true, .. }
+        )
+    });
+    assert_eq!(closes.count(), 1);
+    // a repeat changes nothing
+    let before = guest.clone();
+    guest.take(vec![item(3, event, vec![remove(2)])]);
+    assert_eq!(guest, before);
+}
+
+#[test]
 fn event_that_no_hub_may_send_is_invalid_and_changes_nothing() {
     let other = GroupId::of(&hub(), [8; 16]);
     let offer = SealedOffer {
@@ -406,6 +446,11 @@ fn event_that_no_hub_may_send_is_invalid_and_changes_nothing() {
         QueueEvent::Removed,
         QueueEvent::Gap { next_available: Sequence(9) },
         QueueEvent::KeyPackagesLow { left: 0 },
+        // of a commit that is not there yet, of no epoch, and by complaints about something else
+        void(6, 1, &group(), 5),
+        void(0, 0, &group(), 5),
+        void(6, 0, &other, 5),
+        void(6, 0, &group(), 4),
     ];
     let mut guest = Guest::default();
     guest.take(vec![snapshot(1, vec![add(1, 1)])]);

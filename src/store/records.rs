@@ -199,6 +199,8 @@ pub enum GoneReason {
     AccountDeleted,
     QueueGone,
     Inactive,
+    /// A quorum of the group says that a commit of its was no good. PROTOCOL.md §2, "When a committer lies".
+    Lied,
 }
 
 /// A group hosted elsewhere that clients of this provider are in. Where its feed stands is in a [`GroupHead`].

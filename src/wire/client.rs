@@ -156,7 +156,7 @@ pub struct ConnectionRequestTo {
     pub request: ConnectionRequest,
 }
 
-/// `/v1/complaint`
+/// `/v1/complaint`: answered with a [`super::ds::ComplaintResponse`].
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct Complain {
     pub hub_domain: Domain,

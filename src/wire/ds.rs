@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tls_codec::{DeserializeBytes, Error, Size, TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque, ShortOpaque, Text};
+use super::codec::{List, Opaque, ShortOpaque, Text, encode};
 use super::extensions::{ClientQueueConfig, JoinProof, PublicKey, Signature, UserKey};
 use super::ids::{
     Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, RequestId, Sequence, Timestamp, UserKeyHash,
@@ -536,14 +536,18 @@ pub struct DsResponse {
     pub outcome: Outcome<DsResponseBody>,
 }
 
-/// A member's report of a commit that it could not process. By the leaf key of the epoch before, label
-/// "CommitComplaintTBS".
+/// A member's report of a commit that is not what it says: by the leaf key that it has in `epoch`, before the commit, label
+/// "CommitComplaintTBS". PROTOCOL.md §2, "When a committer lies".
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct CommitComplaint {
     pub group_id: GroupId,
+    /// The epoch that the commit was sent in.
     pub epoch: Epoch,
-    /// SHA-256 of the commit's MLSMessage.
+    /// The complainant's leaf in that epoch.
+    pub leaf_index: LeafIndex,
+    /// SHA-256 of the commit's MLSMessage, as it stands in the feed.
     pub commit_hash: Opaque<32, 32>,
+    /// A [`ComplaintReason`]; one that is not known is `other`.
     pub reason: u8,
     pub signature: Signature,
 }
@@ -553,6 +557,70 @@ pub struct CommitComplaint {
 pub struct CommitComplaintTbs {
     pub group_id: GroupId,
     pub epoch: Epoch,
+    pub leaf_index: LeafIndex,
     pub commit_hash: Opaque<32, 32>,
     pub reason: u8,
+}
+
+impl CommitComplaint {
+    /// The label of its signature.
+    pub const LABEL: &'static str = "CommitComplaintTBS";
+
+    /// What the signature is over.
+    #[must_use]
+    pub fn to_be_signed(&self) -> Vec<u8> {
+        encode(&CommitComplaintTbs {
+            group_id: self.group_id.clone(),
+            epoch: self.epoch,
+            leaf_index: self.leaf_index,
+            commit_hash: self.commit_hash.clone(),
+            reason: self.reason,
+        })
+    }
+}
+
+/// What is wrong with a commit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u8)]
+pub enum ComplaintReason {
+    Other = 0,
+    ConfirmationTag = 1,
+    /// A path secret that does not fit, or cannot be decrypted.
+    Path = 2,
+    /// The commit is good, and the GroupInfo that came with it cannot be used by who comes in from outside.
+    ExternalPub = 3,
+}
+
+impl ComplaintReason {
+    #[must_use]
+    pub fn of(code: u8) -> Self {
+        match code {
+            1 => Self::ConfirmationTag,
+            2 => Self::Path,
+            3 => Self::ExternalPub,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What becomes of a [`CommitComplaint`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+#[repr(u8)]
+pub enum ComplaintOutcome {
+    /// Go forward now: resync into the newest epoch.
+    Resync = 0,
+    /// The hub may yet go back: repeat the same complaint after `wait_ms`.
+    Wait = 1,
+    /// The epoch is void: go on in the one before. The feed says so, too.
+    Void = 2,
+    /// The hub knows nothing of it, or it is not to be believed: nothing was counted.
+    None = 3,
+}
+
+/// The answer to a complaint. A repeat changes nothing and gets what holds then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
+pub struct ComplaintResponse {
+    pub outcome: ComplaintOutcome,
+    /// 0 but for `wait`.
+    pub wait_ms: u32,
 }

@@ -66,7 +66,7 @@ pub enum EventType {
     RecipientsGone,
     /// A ConnectionRequest, or a QueueingServiceRequest with a Welcome.
     ConnectionRequest,
-    /// A CommitComplaint.
+    /// A CommitComplaint; answered with a ComplaintResponse.
     Complaint,
     ConnectionKeyPackages,
     GroupKeyPackages,

@@ -128,6 +128,7 @@ pub enum QueueEvent {
     KeyPackagesLow { left: u32 },
     #[tls_codec(discriminant = 8)]
     RosterOnly,
+    /// The commit at `group_sequence` is void, and with it `epoch`, which it began: the group is in the epoch before again.
     #[tls_codec(discriminant = 9)]
     EpochVoid {
         epoch: Epoch,

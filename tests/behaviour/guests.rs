@@ -9,14 +9,19 @@ use mimid::{
     queue::token::TOKEN_BYTES,
     store::records::GroupStatus,
     wire::{
-        client::{ConnectionRequestTo, DeleteDevice, Flag, PublishKeyPackages, QueueTokens},
+        client::{
+            Complain, ConnectionRequestTo, DeleteDevice, Flag, PublishKeyPackages, QueueTokens,
+        },
         codec::{List, Opaque},
         decode,
-        ds::{DsError, DsMessage, DsRequest, DsResponse},
+        ds::{
+            CommitComplaint, ComplaintOutcome, ComplaintResponse, DsError, DsMessage, DsRequest,
+            DsResponse,
+        },
         encode,
         extensions::{KeyPackageClass, QueueToken},
         federation::EventType,
-        ids::{Domain, GroupId, KeyPackageRef, RequestId, UserUri},
+        ids::{Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, RequestId, UserUri},
         key_packages::{
             ConnectionKeyPackageRequest, ConnectionKeyPackageResponse, ConnectionRequest,
             SealedOffer,
@@ -300,6 +305,41 @@ async fn provider_that_is_not_spoken_with_is_not_asked_and_not_answered() {
     assert_eq!((keys.verification.keys.len(), keys.signature.keys.len()), (1, 1));
     a.end();
     b.end();
+}
+
+#[actix::test]
+async fn complaint_reaches_the_hub_through_the_clients_own_provider() {
+    let pair = Pair::new();
+    let (group, alice, bob) = pair.with_group().await;
+    let complaint = |group: &GroupId| CommitComplaint {
+        group_id: group.clone(),
+        epoch: Epoch(0),
+        leaf_index: LeafIndex(1),
+        commit_hash: Opaque::new([7; 32]).unwrap(),
+        reason: 2,
+        signature: Opaque::new([7; 64]).unwrap(),
+    };
+    let complain = async |by: &World, client: &TestClient, hub: &World, group: &GroupId| {
+        let hub_domain = hub.domain.clone();
+        let complain = Complain { hub_domain, complaint: complaint(group) };
+        by.node.complain(&client.uri, complain).await
+    };
+    let none = ComplaintResponse { outcome: ComplaintOutcome::None, wait_ms: 0 };
+    // of a commit that nobody made there is nothing known, there or here
+    assert_eq!(complain(&pair.b, &bob, &pair.a, &group).await, Ok(none));
+    assert_eq!(complain(&pair.a, &alice, &pair.a, &group).await, Ok(none));
+    let none = pair.a.node.metrics().complaints.with_label_values(&["none"]);
+    assert_eq!(none.get(), 2, "counted where the group is");
+    let other = GroupId::of(&pair.a.domain, [9; 16]);
+    let unknown = complain(&pair.b, &bob, &pair.a, &other).await.unwrap_err();
+    assert_eq!(unknown.name(), "group_not_found");
+    // a copy is not the group
+    let elsewhere = complain(&pair.b, &bob, &pair.b, &group).await.unwrap_err();
+    assert_eq!(elsewhere.name(), "group_not_found");
+    pair.net.cut(&pair.a.domain);
+    let away = complain(&pair.b, &bob, &pair.a, &group).await.unwrap_err();
+    assert_eq!(away.name(), "unavailable");
+    pair.end();
 }
 
 /// The first request of `client` to come in by external commit, and the one with the commit itself.

@@ -227,7 +227,7 @@ fn every_refusal_carries_a_client_response() {
     let provider = Provider::start();
     let cases = [
         (provider.post("/v1/nothing", OCTETS, b""), 404, "no such endpoint"),
-        (provider.post("/v1/complaint", OCTETS, b""), 404, "not serve this endpoint yet"),
+        (provider.post("/v1/complaint", OCTETS, b""), 400, "not a valid ClientMessage"),
         (provider.post("/v1/stream", OCTETS, b""), 405, "GET"),
         (provider.post("/v1/dequeue", "", b"x"), 415, "Content-Type"),
         (provider.post("/v1/dequeue", "Content-Type: text/plain\r\n", b"x"), 415, "Content-Type"),

@@ -87,7 +87,9 @@ impl Hosted {
         match self.state.stage(&request, self.now)? {
             Decision::Answer(body) => Ok(body),
             Decision::Move(_) => panic!("nobody takes the group from here"),
-            Decision::History(epoch) => panic!("epoch {epoch} is gone and nobody keeps a log here"),
+            Decision::History(epoch, _) => {
+                panic!("epoch {epoch} is gone and nobody keeps a log here")
+            }
             Decision::Write(staged) => {
                 let effects = self.state.merge(*staged)?;
                 let accepted = effects.accepted.expect("a member's request is answered");

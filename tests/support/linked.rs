@@ -240,7 +240,7 @@ impl Ways {
     }
 }
 
-const ENDPOINTS: [S2SEndpoint; 9] = [
+const ENDPOINTS: [S2SEndpoint; 10] = [
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,
@@ -250,4 +250,5 @@ const ENDPOINTS: [S2SEndpoint; 9] = [
     S2SEndpoint::GroupKeyPackages,
     S2SEndpoint::MigrationRequest,
     S2SEndpoint::MigrationContent,
+    S2SEndpoint::Complaint,
 ];

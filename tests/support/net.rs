@@ -310,9 +310,10 @@ impl World {
     }
 }
 
-const ENDPOINTS: [S2SEndpoint; 9] = [
+const ENDPOINTS: [S2SEndpoint; 10] = [
     S2SEndpoint::MigrationRequest,
     S2SEndpoint::MigrationContent,
+    S2SEndpoint::Complaint,
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,

@@ -43,9 +43,9 @@ impl Node {
         let tail = {
             // both may load the group as it was
             let _turn = Arc::clone(&self.groups.cpu).acquire_owned().await.map_err(internal)?;
-            for epoch in state.joiner_epochs() {
+            for (epoch, since) in state.joiner_epochs() {
                 if epoch < state.epoch() {
-                    infos.push(history::joiner_info(self, &hub, head, epoch).await?);
+                    infos.push(history::joiner_info(self, &hub, head, (epoch, since)).await?);
                 }
             }
             self.tail_for(&departure.target, &parcel, head).await?

@@ -98,7 +98,7 @@ impl Identity {
         Ok(UserKey { scheme, user_public_key, signature })
     }
 
-    pub(super) fn leaf_key(&self, suite: mls::Ciphersuite) -> Result<&SigningKey, CoreError> {
+    pub(crate) fn leaf_key(&self, suite: mls::Ciphersuite) -> Result<&SigningKey, CoreError> {
         let scheme = policy::leaf::scheme_of(suite);
         self.leaf_keys
             .iter()

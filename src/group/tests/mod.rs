@@ -8,6 +8,7 @@ mod guests;
 mod hub_keys;
 mod hub_removals;
 mod leaves;
+mod lies;
 mod memberships;
 mod operations;
 mod outsiders;

@@ -364,7 +364,7 @@ fn welcome_is_taken_up_thirty_epochs_late() {
         scenario.deliver(who);
         scenario.act(who, Operation::UpdateClient { rotate_key: round % 7 == 0 }).unwrap();
     }
-    assert_eq!(scenario.state.joiner_epochs(), [added_in]);
+    assert!(scenario.state.joiner_epochs().keys().eq([&added_in]));
     assert_eq!(scenario.state.epoch(), Epoch(added_in.0 + 30));
     scenario.agree();
     scenario.act("carol/phone", say("at last")).unwrap();

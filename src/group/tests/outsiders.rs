@@ -24,7 +24,7 @@ fn elsewhere() -> Domain {
     Domain::new("b.example").unwrap()
 }
 
-fn asks_info(scenario: &Scenario, rogue: &Rogue, code: Option<u8>) -> DsMessage {
+pub(super) fn asks_info(scenario: &Scenario, rogue: &Rogue, code: Option<u8>) -> DsMessage {
     let request = DsRequest::ExternalCommitInfo(ExternalCommitInfo {
         group_id: scenario.id.clone(),
         sender: rogue.leaf.public().clone(),

@@ -14,7 +14,7 @@ use crate::{
     client::core::{Operation, SUITES},
     crypto::{self, MlsProvider, SigningKey},
     group::mls::info_parts,
-    store::records::InboxItem,
+    store::records::{InboxItem, LogRecord},
     wire::{
         codec::{List, Opaque, Raw, ShortOpaque, append_vector, decode, encode},
         ds::{
@@ -192,11 +192,21 @@ impl Rogue {
         LeafIndex(self.group.as_ref().expect("a member").own_leaf_index().u32())
     }
 
-    /// Processes what it has not seen of the group's handshakes.
+    /// Processes what it has not seen of the group's handshakes, and of what is void nothing.
     pub(super) fn follow(&mut self, scenario: &Scenario) {
         let provider = &self.provider;
         let group = self.group.as_mut().expect("a member");
-        for record in scenario.records.iter().filter(|record| record.feed.handshake) {
+        let void = scenario.records.iter().filter_map(|record| match decode(&record.feed.event) {
+            Ok(QueueEvent::EpochVoid { group_sequence, .. }) => {
+                Some(group_sequence..=record.feed.sequence)
+            }
+            _ => None,
+        });
+        let void: Vec<_> = void.collect();
+        let stands = |record: &&LogRecord| {
+            record.feed.handshake && !void.iter().any(|void| void.contains(&record.feed.sequence))
+        };
+        for record in scenario.records.iter().filter(stands) {
             let Ok(QueueEvent::MlsMessage { message }) = decode(&record.feed.event) else {
                 continue;
             };

@@ -289,7 +289,9 @@ impl Scenario {
                 Ok(body)
             }
             Ok(Decision::Move(_)) => panic!("moves are staged by their own tests"),
-            Ok(Decision::History(epoch)) => Ok(DsResponseBody::Info(Box::new(self.history(epoch)))),
+            Ok(Decision::History(epoch, since)) => {
+                Ok(DsResponseBody::Info(Box::new(self.history(epoch, since))))
+            }
             Ok(Decision::Write(staged)) => {
                 assert_eq!(self.snapshot(), before, "staging changes nothing");
                 let effects = self.state.merge(*staged).unwrap();
@@ -300,11 +302,11 @@ impl Scenario {
         }
     }
 
-    pub(super) fn history(&self, epoch: Epoch) -> Info {
+    pub(super) fn history(&self, epoch: Epoch, since: Sequence) -> Info {
         let hub = Arc::clone(&self.hub);
         let mut past = GroupState::load(hub, self.id.clone(), &self.first).unwrap();
         for record in &self.records {
-            if past.epoch() >= epoch {
+            if past.epoch() >= epoch && past.next_sequence > since {
                 break;
             }
             past.replay(record).unwrap();
@@ -313,7 +315,7 @@ impl Scenario {
         past.joiner_info().unwrap()
     }
 
-    fn take(&mut self, effects: Effects) {
+    pub(super) fn take(&mut self, effects: Effects) {
         for record in &effects.records {
             let expected = self.records.last().map(|last| last.feed.sequence.next());
             assert!(expected.is_none_or(|expected| record.feed.sequence == expected));

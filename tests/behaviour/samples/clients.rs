@@ -173,7 +173,8 @@ pub fn clients(samples: &mut Samples) {
             signature: answer(vec![key("external-sender")]),
         },
     );
-    samples.add("", "reserved", &Complain { hub_domain: domain(), complaint: complaint() });
+    let complain = Complain { hub_domain: domain(), complaint: complaint() };
+    samples.add("", "the body of /v1/complaint", &complain);
     samples.add(
         "",
         "the body of /v1/devices/delete",

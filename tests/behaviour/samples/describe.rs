@@ -297,8 +297,9 @@ structs! {
     StartMigration { init, update }
     Accepted { group_sequence, accepted_at, epoch }
     Info { group_info, ratchet_tree, pending }
-    CommitComplaint { group_id, epoch, commit_hash, reason, signature }
-    CommitComplaintTbs { group_id, epoch, commit_hash, reason }
+    CommitComplaint { group_id, epoch, leaf_index, commit_hash, reason, signature }
+    CommitComplaintTbs { group_id, epoch, leaf_index, commit_hash, reason }
+    ComplaintResponse { outcome, wait_ms }
     MigrationRequest { source_domain_name, target_domain_name, group_id, epoch, ciphersuite }
     MigrationResponse { migration_request, nonce, signature, expires_at, target_sender }
     MigrationInit { migration_response, signature }
@@ -380,6 +381,7 @@ codes! {
     FanoutFilter { All = 0 "all", HandshakeOnly = 1 "handshake_only" }
     Flag { No = 0 "false", Yes = 1 "true" }
     KeyPackageStatus { Ok = 0 "ok", NoConsent = 1 "no_consent", Incompatible = 2 "incompatible", NoneLeft = 3 "none_left" }
+    ComplaintOutcome { Resync = 0 "resync", Wait = 1 "wait", Void = 2 "void", None = 3 "none" }
     QueueingServiceResponse {
         Ok = 0 "ok", InvalidClientQueueInformation = 1 "invalid_client_queue_information", QueueFull = 2 "queue_full",
         Blocked = 3 "blocked",

@@ -291,6 +291,7 @@ pub fn ds_answers(samples: &mut Samples) {
     let tbs = CommitComplaintTbs {
         group_id: group_id(),
         epoch: Epoch(2),
+        leaf_index: LeafIndex(1),
         commit_hash: Opaque::new(sha256(&mls_bytes("commit_update"))).unwrap(),
         reason: 1,
     };
@@ -299,7 +300,15 @@ pub fn ds_answers(samples: &mut Samples) {
         "what the signature of a CommitComplaint is over, label CommitComplaintTBS",
         &tbs,
     );
-    samples.add("", "reserved", &complaint());
+    samples.add("", "what /complaint takes from another provider", &complaint());
+    for (variant, about, outcome, wait_ms) in [
+        ("resync", "go forward now", ComplaintOutcome::Resync, 0),
+        ("wait", "ask again: the hub may yet go back", ComplaintOutcome::Wait, 5000),
+        ("void", "the epoch is void", ComplaintOutcome::Void, 0),
+        ("none", "nothing is known of it, or it is not to be believed", ComplaintOutcome::None, 0),
+    ] {
+        samples.add(variant, about, &ComplaintResponse { outcome, wait_ms });
+    }
 }
 
 fn errors() -> Vec<DsError> {

@@ -59,7 +59,7 @@ pub fn fuzz_input(name: &str) -> Option<(&'static str, Vec<u8>)> {
 }
 
 /// In the order of `tests/fuzz/fuzz_targets/key_packages_structs.rs`.
-const STRUCTS: [&str; 14] = [
+const STRUCTS: [&str; 16] = [
     "PublishKeyPackages",
     "ConnectionKeyPackageResponse",
     "GroupKeyPackageRequest",
@@ -74,6 +74,8 @@ const STRUCTS: [&str; 14] = [
     "Dequeue",
     "MigratedState",
     "MigrationContent",
+    "Complain",
+    "ComplaintResponse",
 ];
 
 /// Where the vectors are.
@@ -264,10 +266,10 @@ fn queueing(samples: &mut Samples) {
         ("roster_only", "between providers only: reserved", 4, QueueEvent::RosterOnly),
         (
             "epoch_void",
-            "reserved",
+            "the commit at group_sequence is void, and the epoch that it began",
             4,
             QueueEvent::EpochVoid {
-                epoch: Epoch(2),
+                epoch: Epoch(3),
                 group_sequence: Sequence(9),
                 complaints: List::new(vec![complaint()]).unwrap(),
             },
@@ -516,18 +518,18 @@ fn sealed_offer() -> SealedOffer {
 }
 
 fn complaint() -> CommitComplaint {
-    let hash = Opaque::new(sha256(&mls_bytes("commit_update"))).unwrap();
-    let tbs =
-        CommitComplaintTbs { group_id: group_id(), epoch: Epoch(2), commit_hash: hash, reason: 1 };
-    let signature =
-        keys()["bob_leaf"].sign_with_label("CommitComplaintTBS", &encode(&tbs)).unwrap();
-    CommitComplaint {
-        group_id: tbs.group_id,
-        epoch: tbs.epoch,
-        commit_hash: tbs.commit_hash,
-        reason: tbs.reason,
-        signature,
-    }
+    let mut complaint = CommitComplaint {
+        group_id: group_id(),
+        epoch: Epoch(2),
+        leaf_index: LeafIndex(1),
+        commit_hash: Opaque::new(sha256(&mls_bytes("commit_update"))).unwrap(),
+        reason: ComplaintReason::ConfirmationTag as u8,
+        signature: Signature::default(),
+    };
+    let signed = complaint.to_be_signed();
+    complaint.signature =
+        keys()["bob_leaf"].sign_with_label(CommitComplaint::LABEL, &signed).unwrap();
+    complaint
 }
 
 fn target() -> Domain {

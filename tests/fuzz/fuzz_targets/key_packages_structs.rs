@@ -4,8 +4,8 @@
 
 use mimid::wire::{
     self,
-    client::{Dequeue, PublishKeyPackages, Register},
-    ds::DsResponse,
+    client::{Complain, Dequeue, PublishKeyPackages, Register},
+    ds::{ComplaintResponse, DsResponse},
     extensions::{GroupPolicy, KeyPackageQueue, UserKey},
     key_packages::{
         ConnectionKeyPackageResponse, ConnectionOffer, ConnectionRequest, GroupKeyPackageRequest,
@@ -48,6 +48,8 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 assert_eq!(wire::encode(&value), bytes);
             }
         }
+        14 => round_trip::<Complain>(bytes),
+        15 => round_trip::<ComplaintResponse>(bytes),
         _ => {}
     }
 });

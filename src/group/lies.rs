@@ -1,0 +1,346 @@
+//! What a group keeps of its latest commits, so that it can judge what members complain of: who was in the epoch before,
+//! by which key, whose commit it was, and who has complained. PROTOCOL.md §2, "When a committer lies".
+//!
+//! Deliberately absent: what the group does about it (`super::complaint`, `super::void`).
+//!
+//! Bounds. Commits of the last day are kept: the newest [`CASES_MAX`] of them, and older ones only down to the oldest that
+//! somebody complains of; never more than [`LEAVES_MAX`] leaves that they changed and [`COMPLAINTS_MAX`] complaints. Beyond, the
+//! oldest commits are forgotten, and complaints of them get `none`: whoever cannot process one resyncs by itself.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    crypto::sha256,
+    policy::{leaf::LeafIdentity, roster::Roster},
+    wire::{
+        codec::decode,
+        ids::{ClientUri, Epoch, LeafIndex, Sequence, Timestamp, UserKeyHash},
+        queueing::QueueEvent,
+    },
+};
+
+use super::record::CommitRecord;
+
+/// Commits that are kept although nobody complains of them.
+const CASES_MAX: usize = 8;
+/// Leaves that the kept commits changed.
+const LEAVES_MAX: usize = 1024;
+const COMPLAINTS_MAX: usize = 16_384;
+const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
+/// A commit can be taken back for so long.
+pub(super) const BACK_MS: u64 = 10 * 60 * 1000;
+/// From the first complaint on complainants wait for others at the most so long: they cannot talk meanwhile.
+pub(super) const WAIT_MS: u64 = 30 * 1000;
+/// Users who must complain, however few there are.
+const QUORUM_MIN: u32 = 2;
+/// Commits that were taken back and are still answered with `void`.
+const VOIDED_MAX: usize = 4;
+/// Users for whom a group has gone back; from there on it goes back for nobody.
+const WENT_BACK_MAX: usize = 64;
+
+/// What is known of liars, and of commits that may turn out to be lies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lies {
+    /// In order: each began the epoch that the next one ended.
+    pub(super) cases: VecDeque<Case>,
+    /// Commits that are void, by their epoch and hash.
+    voided: VecDeque<(Epoch, [u8; 32])>,
+    /// Users for whose commit the group went back: never again.
+    went_back: BTreeSet<UserKeyHash>,
+}
+
+/// One commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Case {
+    /// The epoch that it was sent in.
+    pub(super) epoch: Epoch,
+    pub(super) hash: [u8; 32],
+    pub(super) sequence: Sequence,
+    pub(super) at: Timestamp,
+    pub(super) committer: ClientUri,
+    pub(super) user: UserKeyHash,
+    /// It came from outside, by the GroupInfo of the commit before.
+    pub(super) is_external: bool,
+    removes: bool,
+    /// Users in both epochs but for the committer's.
+    pub(super) users: u32,
+    /// Users whom it removed.
+    departed: Vec<UserKeyHash>,
+    /// What it changed or removed, as it was.
+    former: Vec<Former>,
+    /// Leaves that were free before.
+    pub(super) added: Vec<LeafIndex>,
+    /// A request of another user than the committer's was accepted behind it.
+    pub(super) others_went_on: bool,
+    /// What there was to be done about it has been done.
+    pub(super) is_settled: bool,
+    first_complaint_at: Option<Timestamp>,
+    complaints: Vec<Complained>,
+}
+
+/// A leaf that is not any more what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Former {
+    leaf: LeafIndex,
+    pub(super) client: ClientUri,
+    pub(super) user: UserKeyHash,
+    pub(super) key: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Complained {
+    user: UserKeyHash,
+    /// Only the GroupInfo is bad: the user could process the commit.
+    of_info: bool,
+    /// As it came; empty when no evidence can be asked for any more.
+    complaint: Vec<u8>,
+}
+
+/// What must be known of a group before a commit changes it.
+pub(super) struct Earlier {
+    former: Vec<Former>,
+    users: usize,
+    has_user: BTreeSet<UserKeyHash>,
+}
+
+impl Former {
+    fn of(leaf: LeafIndex, identity: &LeafIdentity) -> Self {
+        Self {
+            leaf,
+            client: identity.client.clone(),
+            user: identity.user.clone(),
+            key: identity.signature_key.clone(),
+        }
+    }
+}
+
+impl Earlier {
+    pub(super) fn of(roster: &Roster, commit: &CommitRecord) -> Self {
+        let changed: BTreeSet<LeafIndex> =
+            commit.removed.iter().chain(&commit.renewed).copied().collect();
+        let former: Vec<Former> = changed
+            .into_iter()
+            .filter_map(|leaf| roster.get(leaf).map(|identity| Former::of(leaf, identity)))
+            .collect();
+        Self {
+            has_user: former.iter().map(|former| former.user.clone()).collect(),
+            former,
+            users: roster.user_count(),
+        }
+    }
+}
+
+impl Lies {
+    /// Notes an accepted commit, with the roster that it left.
+    pub(super) fn committed(
+        &mut self,
+        commit: &CommitRecord,
+        event: &[u8],
+        earlier: Earlier,
+        roster: &Roster,
+        (epoch, sequence, at): (Epoch, Sequence, Timestamp),
+    ) {
+        if let Some(last) = self.cases.back_mut() {
+            // the group has gone on: nobody will be asked for evidence
+            last.complaints.iter_mut().for_each(|one| one.complaint = Vec::new());
+        }
+        let Earlier { former, users, has_user } = earlier;
+        let Ok(QueueEvent::MlsMessage { message }) = decode(event) else {
+            return self.cases.clear();
+        };
+        let Some(committer) = roster.get(commit.signer) else { return self.cases.clear() };
+        let added: Vec<LeafIndex> = commit
+            .added
+            .iter()
+            .map(|added| added.leaf)
+            .chain(commit.joined.as_ref().map(|joined| joined.leaf))
+            .collect();
+        let departed: Vec<UserKeyHash> =
+            has_user.into_iter().filter(|user| !roster.has_user(user)).collect();
+        let is_new = |user: &UserKeyHash| {
+            // all of its leaves are new, and none of them took the place of one of its own
+            roster.leaves_of(user).all(|leaf| added.contains(&leaf))
+                && !former.iter().any(|former| former.user == *user)
+        };
+        let own = usize::from(!is_new(&committer.user));
+        let stayed = users.saturating_sub(departed.len() + own);
+        self.cases.push_back(Case {
+            epoch,
+            hash: sha256(message.as_slice()),
+            sequence,
+            at,
+            committer: committer.client.clone(),
+            user: committer.user.clone(),
+            is_external: commit.joined.is_some(),
+            removes: !commit.removed.is_empty(),
+            users: u32::try_from(stayed).unwrap_or(u32::MAX),
+            departed,
+            former,
+            added,
+            others_went_on: false,
+            is_settled: false,
+            first_complaint_at: None,
+            complaints: Vec::new(),
+        });
+        self.forget(at);
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        loop {
+            let Some(oldest) = self.cases.front() else { return };
+            let leaves: usize = self.cases.iter().map(Case::leaves).sum();
+            let complaints: usize = self.cases.iter().map(|case| case.complaints.len()).sum();
+            let is_open = !oldest.is_settled && !oldest.complaints.is_empty();
+            let goes = now.ms_since(oldest.at) > KEPT_MS
+                || leaves > LEAVES_MAX
+                || complaints > COMPLAINTS_MAX
+                || (self.cases.len() > CASES_MAX && !is_open);
+            if !goes {
+                return;
+            }
+            self.cases.pop_front();
+        }
+    }
+
+    /// Notes that a request of `user` (none: of somebody who is not in the group) was accepted.
+    pub(super) fn went_on(&mut self, user: Option<&UserKeyHash>) {
+        if let Some(last) = self.cases.back_mut()
+            && user != Some(&last.user)
+        {
+            last.others_went_on = true;
+        }
+    }
+
+    pub(super) fn find(&self, epoch: Epoch, hash: &[u8]) -> Option<usize> {
+        self.cases.iter().position(|case| case.epoch == epoch && case.hash == hash)
+    }
+
+    pub(super) fn is_void(&self, epoch: Epoch, hash: &[u8]) -> bool {
+        self.voided.iter().any(|(of, known)| *of == epoch && known == hash)
+    }
+
+    /// Who `leaf` was in the epoch that the commit `index` was sent in; `roster` is of now.
+    pub(super) fn leaf_in(&self, index: usize, leaf: LeafIndex, roster: &Roster) -> Option<Former> {
+        for case in self.cases.iter().skip(index) {
+            if let Some(former) = case.former.iter().find(|former| former.leaf == leaf) {
+                return Some(former.clone());
+            }
+            if case.added.contains(&leaf) {
+                return None;
+            }
+        }
+        roster.get(leaf).map(|identity| Former::of(leaf, identity))
+    }
+
+    /// Notes a complaint that counts.
+    pub(super) fn complained(
+        &mut self,
+        index: usize,
+        user: &UserKeyHash,
+        of_info: bool,
+        complaint: Vec<u8>,
+        at: Timestamp,
+    ) {
+        let is_last = index + 1 == self.cases.len();
+        let Some(case) = self.cases.get_mut(index) else { return };
+        case.first_complaint_at.get_or_insert(at);
+        case.complaints.retain(|known| known.user != *user);
+        let complaint = if is_last { complaint } else { Vec::new() };
+        case.complaints.push(Complained { user: user.clone(), of_info, complaint });
+        self.forget(at);
+    }
+
+    /// What there was to be done about `committer`'s commits has been done.
+    pub(super) fn settle(&mut self, committer: &ClientUri) {
+        for case in self.cases.iter_mut().filter(|case| case.committer == *committer) {
+            case.is_settled = true;
+        }
+    }
+
+    /// Takes the last commit back.
+    pub(super) fn go_back(&mut self) -> Option<Case> {
+        let case = self.cases.pop_back()?;
+        self.voided.push_back((case.epoch, case.hash));
+        if self.voided.len() > VOIDED_MAX {
+            self.voided.pop_front();
+        }
+        self.went_back.insert(case.user.clone());
+        Some(case)
+    }
+
+    /// Until when the group may yet go back behind its last commit; none: it does not. `epoch` is the group's.
+    pub(super) fn back_until(&self, epoch: Epoch) -> Option<Timestamp> {
+        let last = self.cases.back()?;
+        let first = last.first_complaint_at?;
+        let may = last.epoch.next() == epoch
+            && !last.others_went_on
+            && !last.removes
+            && !last.is_settled
+            // one alone can do nothing but come in again
+            && last.users >= QUORUM_MIN
+            && self.went_back.len() < WENT_BACK_MAX
+            && !self.went_back.contains(&last.user);
+        may.then(|| last.at.plus_ms(BACK_MS).min(first.plus_ms(WAIT_MS)))
+    }
+
+    /// Whether the commit `index` was made by a GroupInfo that somebody complains of: then its committer, who comes from
+    /// outside, was lied to itself.
+    pub(super) fn is_misled(&self, index: usize) -> bool {
+        let Some(before) = index.checked_sub(1).and_then(|before| self.cases.get(before)) else {
+            return false;
+        };
+        self.cases.get(index).is_some_and(|case| case.is_external)
+            && before.complaints.iter().any(|complained| complained.of_info)
+    }
+}
+
+/// Which complaints are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Count {
+    All,
+    /// Of those who could not process the commit.
+    OfCommit,
+    /// Of those who could, and say that nobody can come in by its GroupInfo.
+    OfInfo,
+}
+
+impl Case {
+    fn leaves(&self) -> usize {
+        self.former.len() + self.added.len() + 1
+    }
+
+    /// Whether a complaint of `user` can count: it is in both epochs, still in the group, and not the committer's.
+    pub(super) fn may_complain(&self, user: &UserKeyHash, roster: &Roster) -> bool {
+        *user != self.user && !self.departed.contains(user) && roster.has_user(user)
+    }
+
+    /// Whether a complaint of `user` is counted already, as one that weighs as much.
+    pub(super) fn has_complaint(&self, user: &UserKeyHash, of_info: bool) -> bool {
+        let known = self.complaints.iter().find(|known| known.user == *user);
+        known.is_some_and(|known| of_info || !known.of_info)
+    }
+
+    fn counted(&self, count: Count, roster: &Roster) -> impl Iterator<Item = &Complained> {
+        self.complaints.iter().filter(move |one| {
+            let is_of = match count {
+                Count::All => true,
+                Count::OfCommit => !one.of_info,
+                Count::OfInfo => one.of_info,
+            };
+            is_of && roster.has_user(&one.user)
+        })
+    }
+
+    /// Whether more than half of the users in both epochs, and at least two, complain.
+    pub(super) fn is_lie(&self, count: Count, roster: &Roster) -> bool {
+        let complaints = self.counted(count, roster).count();
+        complaints >= QUORUM_MIN as usize && 2 * complaints > self.users as usize
+    }
+
+    /// What proves that the commit could not be processed, as it came.
+    pub(super) fn evidence(&self, roster: &Roster) -> impl Iterator<Item = &[u8]> {
+        self.counted(Count::OfCommit, roster).map(|one| one.complaint.as_slice())
+    }
+}
