@@ -4,7 +4,15 @@
 //! actix-http's own server of HTTP/2 has none of these bounds and no way to set them: a connection may have any number of
 //! streams there, each with 16 MiB of headers, each answer may stay unread for ever, and a stream that was reset goes on.
 
-use std::{cell::Cell, future::poll_fn, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use actix_http::{Payload, Request, Response, error::PayloadError};
 use actix_service::Service;
@@ -19,7 +27,7 @@ use actix_web::{
 };
 use futures_util::stream;
 use h2::{
-    Reason, RecvStream,
+    Reason, RecvStream, SendStream,
     server::{self, SendResponse},
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -159,7 +167,7 @@ impl Stream {
             while !part.is_empty() {
                 stream.reserve_capacity(part.len().min(PART_BYTES));
                 let until = Instant::from_std(pace.deadline(self.bounds.read_grace));
-                let capacity = poll_fn(|cx| stream.poll_capacity(cx));
+                let capacity = poll_fn(|cx| poll_room(&mut stream, cx));
                 let Ok(capacity) = timeout_at(until, capacity).await else {
                     self.bounds.cut("slow_stream");
                     stream.send_reset(Reason::CANCEL);
@@ -173,6 +181,21 @@ impl Stream {
         }
         stream.send_data(Bytes::new(), true)
     }
+}
+
+/// How much of what was reserved may be sent, once it is something; none where the stream is gone.
+fn poll_room(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<usize, h2::Error>>> {
+    // h2 tells of more room only when some comes, and not of what there is
+    while stream.capacity() == 0 {
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            gone => return Poll::Ready(gone),
+        }
+    }
+    Poll::Ready(Some(Ok(stream.capacity())))
 }
 
 fn into_request(request: http::Request<RecvStream>, peer: Option<SocketAddr>) -> Request {

@@ -12,6 +12,7 @@ mod connection;
 mod drain;
 mod endpoint;
 mod federation;
+mod frames;
 mod front;
 mod h2;
 mod limits;
