@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod endpoints;
+mod files;
 mod key_file;
 pub mod keys;
 mod outside;

@@ -105,6 +105,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("groups.adds_per_commit_max", groups.adds_per_commit_max, 1, 10_000);
     count("groups.pending_max", groups.pending_max, 1, 10_000);
     count("queues.groups_per_client_max", queues.groups_per_client_max, 1, 100_000);
+    count("groups.active_max", groups.active_max, 16, 10_000_000);
+    count("queues.active_max", queues.active_max, 1, 10_000_000);
+    count("limits.nonces_max", limits.nonces_max, 1000, 1_000_000_000);
     count("queues.notices_max", queues.notices_max, 10, 100_000);
     let offers = queues.connection_offers_per_hour as usize;
     count("queues.connection_offers_per_hour", offers, 1, 1_000_000);
@@ -147,6 +150,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     };
     size("limits.request_bytes_max", limits.request_bytes_max, 16 << 10, 64 << 20);
     size("limits.bodies_bytes_max", limits.bodies_bytes_max, 8 << 20, 1 << 40);
+    size("queues.window_max", queues.window_max, 64 << 10, 64 << 20);
     // one answer of the largest size
     size("limits.answers_bytes_max", limits.answers_bytes_max, 65 << 20, 1 << 40);
     // as large as the protocol has them at the most
