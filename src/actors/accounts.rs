@@ -45,6 +45,9 @@ pub struct Nonces {
     max: usize,
 }
 
+/// How often all nonces are looked through at the most.
+const SWEPT_EVERY_MS: u64 = 5_000;
+
 #[derive(Default)]
 struct Seen {
     clients: HashMap<ClientUri, VecDeque<([u8; 16], Timestamp)>>,
@@ -80,7 +83,9 @@ impl Nonces {
         let mut seen = locked(&self.seen);
         let Seen { clients, count, swept_at } = &mut *seen;
         let is_old = |timestamp: Timestamp| timestamp.plus_ms(self.window_ms) < now;
-        if *count >= self.max || now.ms_since(*swept_at) > self.window_ms {
+        // full of what is still good, another look a moment later finds nothing that may go
+        let is_full = *count >= self.max && now.ms_since(*swept_at) > SWEPT_EVERY_MS;
+        if is_full || now.ms_since(*swept_at) > self.window_ms {
             *swept_at = now;
             clients.retain(|_, nonces| {
                 nonces.retain(|(_, timestamp)| !is_old(*timestamp));

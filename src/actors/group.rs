@@ -85,6 +85,11 @@ pub struct Tick {
     pub done: Option<oneshot::Sender<()>>,
 }
 
+/// Others want the memory: a group that nobody asks for right now ends.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct MakeRoom;
+
 /// A group that an operator brings in, already judged.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -112,6 +117,9 @@ struct Loaded {
     head: GroupHead,
     since_snapshot: SinceSnapshot,
 }
+
+/// A group that was asked for so lately is in use.
+const RIGHT_NOW_MS: u64 = 1000;
 
 #[derive(Default, Clone, Copy)]
 struct SinceSnapshot {
@@ -529,6 +537,13 @@ impl Handler<Tick> for GroupActor {
     type Result = ();
     fn handle(&mut self, tick: Tick, ctx: &mut Context<Self>) {
         self.tick(tick, ctx);
+    }
+}
+
+impl Handler<MakeRoom> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, _: MakeRoom, ctx: &mut Context<Self>) {
+        self.passivate_if_unused(RIGHT_NOW_MS, "pressure", ctx);
     }
 }
 

@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use actix::prelude::*;
@@ -15,7 +18,9 @@ use super::{
     accounts::deletions,
     copies::is_copy,
     errors::{internal, of_reject, of_store},
-    group::{Asked, Complain, GroupActor, GuestRoster, Import, Operate, Reply, RosterFor, Tick},
+    group::{
+        Asked, Complain, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply, RosterFor, Tick,
+    },
     moves::step,
     node::Node,
 };
@@ -53,6 +58,9 @@ pub struct GroupOptions {
     pub requests_per_group_max: usize,
     /// Groups up to this size are staged on their actor's own thread, larger ones in the pool.
     pub inline_members_max: usize,
+    /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; at twice as many, one more is
+    /// `unavailable`.
+    pub active_max: usize,
     /// What is computed at a time: stagings of large groups, packing and judging of groups that move.
     pub pool_threads: usize,
 }
@@ -70,6 +78,7 @@ impl GroupOptions {
             requests_max: 4096,
             requests_per_group_max: 256,
             inline_members_max: 48,
+            active_max: 20_000,
             pool_threads: 2,
         }
     }
@@ -80,6 +89,8 @@ pub struct Groups {
     pub(super) options: GroupOptions,
     hub: Arc<Hub>,
     active: Mutex<HashMap<GroupId, Active>>,
+    /// Where the next one is looked for that may go.
+    next_to_go: AtomicUsize,
     admission: Arc<Semaphore>,
     /// Stagings of large groups.
     pub(super) cpu: Arc<Semaphore>,
@@ -125,6 +136,7 @@ impl Groups {
                 rates: GroupRates::new(options.rates),
             }),
             active: Mutex::new(HashMap::new()),
+            next_to_go: AtomicUsize::new(0),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
@@ -183,6 +195,26 @@ impl Groups {
         new
     }
 
+    /// Sees to it that there is room in memory for `group`: others may have to go for it.
+    fn make_room(&self, group: &GroupId) -> Result<(), DsError> {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, max) = (active.len(), self.options.active_max);
+        if count < max || active.contains_key(group) {
+            return Ok(());
+        }
+        let from = self.next_to_go.fetch_add(GO_AT_ONCE, Ordering::Relaxed) % count.max(1);
+        for other in active.values().skip(from).take(GO_AT_ONCE) {
+            other.actor.do_send(MakeRoom);
+        }
+        if count >= max.saturating_mul(2) {
+            return Err(DsError::Unavailable {
+                detail: Detail::truncated("too many groups are in use at once; retry"),
+                retry_after_ms: 1000,
+            });
+        }
+        Ok(())
+    }
+
     fn admit(&self, group: &Active) -> Result<[OwnedSemaphorePermit; 2], DsError> {
         let node_wide =
             Arc::clone(&self.admission).try_acquire_owned().map_err(|_| DsError::Unavailable {
@@ -197,6 +229,9 @@ impl Groups {
         Ok([node_wide, own])
     }
 }
+
+/// How many may go for one that comes: more than one, for some are in use.
+const GO_AT_ONCE: usize = 4;
 
 impl Node {
     /// Answers a [`DsMessage`] of a client of this provider: here, or through the hub that it is addressed to.
@@ -237,6 +272,7 @@ impl Node {
         self.may_host(&request.message).await?;
         let mut tries = 0;
         loop {
+            self.groups.make_room(&group)?;
             let active = self.groups.find(self, &group);
             let permits = self.groups.admit(&active)?;
             let (reply, answer) = oneshot::channel();

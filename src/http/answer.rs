@@ -1,11 +1,22 @@
 //! How an outcome becomes an HTTP answer: one table from `DSStatus` to HTTP's status. PROTOCOL.md §2, "Answers".
 
-use actix_web::{
-    HttpResponse,
-    http::{StatusCode, header},
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
 };
 
-use super::endpoint::Form;
+use actix_web::{
+    HttpResponse,
+    body::{BodySize, MessageBody},
+    http::{StatusCode, header},
+    web::Bytes,
+};
+
+use super::{
+    body::{BodyBudget, Share},
+    endpoint::Form,
+};
 use crate::wire::{
     client::ClientResponse,
     codec::Opaque,
@@ -52,6 +63,8 @@ pub struct Answer {
     pub retry_after_ms: Option<u64>,
     /// "ok" or the error's name.
     pub status: &'static str,
+    /// Of the memory for large answers, until it is sent.
+    share: Option<Share>,
 }
 
 impl Answer {
@@ -64,7 +77,7 @@ impl Answer {
 
     /// `bytes` are the encoded answer, as it is.
     pub fn ok(bytes: Vec<u8>) -> Self {
-        Self { http: StatusCode::OK, bytes, retry_after_ms: None, status: "ok" }
+        Self { http: StatusCode::OK, bytes, retry_after_ms: None, status: "ok", share: None }
     }
 
     pub fn ds(response: &DsResponse) -> Self {
@@ -76,6 +89,7 @@ impl Answer {
                 bytes,
                 retry_after_ms: retry_after_ms(error),
                 status: error.name(),
+                share: None,
             },
         }
     }
@@ -89,7 +103,18 @@ impl Answer {
             }),
             Form::ClientResponse => encode(&ClientResponse { outcome: Outcome::Err(error) }),
         };
-        Self { http, bytes, retry_after_ms, status }
+        Self { http, bytes, retry_after_ms, status, share: None }
+    }
+
+    /// With its share of the memory for large answers. They change nothing, so that one may be asked for again.
+    pub fn within(mut self, budget: &BodyBudget) -> Result<Self, Refusal> {
+        self.share = budget.share_of_large(self.bytes.len()).ok_or_else(|| {
+            Refusal::from(DsError::Unavailable {
+                detail: Detail::truncated("too many large answers are not read yet; retry"),
+                retry_after_ms: 1000,
+            })
+        })?;
+        Ok(self)
     }
 
     pub fn into_response(self) -> HttpResponse {
@@ -99,9 +124,36 @@ impl Answer {
         if let Some(ms) = self.retry_after_ms {
             response.insert_header((header::RETRY_AFTER, ms.div_ceil(1000).max(1)));
         }
-        response.body(self.bytes)
+        response.body(Parts { bytes: self.bytes.into(), _share: self.share })
     }
 }
+
+/// An answer's bytes in parts: what is not sent yet stays here with its share, and not in a connection's buffer.
+struct Parts {
+    bytes: Bytes,
+    _share: Option<Share>,
+}
+
+impl MessageBody for Parts {
+    type Error = Infallible;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.bytes.len() as u64)
+    }
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Infallible>>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        let len = self.bytes.len().min(PART_BYTES);
+        Poll::Ready(Some(Ok(self.bytes.split_to(len))))
+    }
+}
+
+const PART_BYTES: usize = 32 * 1024;
 
 /// HTTP's status for each error: the table of PROTOCOL.md §2.
 fn http_status(error: &DsError) -> StatusCode {

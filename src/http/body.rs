@@ -16,20 +16,43 @@ use super::{
 };
 use crate::wire::ds::{Detail, DsError};
 
-/// Memory for large bodies, shared by all requests of a listener.
+/// Memory for bodies, shared by all requests of a listener: for large ones, and as much again for small ones, so that
+/// neither takes the other's.
 #[derive(Clone)]
-pub struct BodyBudget(Arc<Semaphore>);
+pub struct BodyBudget {
+    large: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+}
+
+/// What one body takes of it.
+pub type Share = OwnedSemaphorePermit;
 
 impl BodyBudget {
     pub fn new(bytes_max: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes_max.div_ceil(KIB).min(Semaphore::MAX_PERMITS))))
+        let kib = bytes_max.div_ceil(KIB).min(Semaphore::MAX_PERMITS);
+        // some hundred small ones fit into the smallest
+        let small = kib.max(SMALL_KIB_MIN);
+        Self { large: Arc::new(Semaphore::new(kib)), small: Arc::new(Semaphore::new(small)) }
     }
+
+    /// The share of a body of so many bytes that is in memory already. None where there is none left; nothing where the
+    /// body is a small one.
+    pub fn share_of_large(&self, bytes: usize) -> Option<Option<Share>> {
+        if bytes <= SMALL_BODY_BYTES {
+            return Some(None);
+        }
+        take(&self.large, bytes.div_ceil(KIB)).map(Some)
+    }
+}
+
+fn take(of: &Arc<Semaphore>, kib: usize) -> Option<Share> {
+    Arc::clone(of).try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).ok()
 }
 
 /// A body in memory, with the share of the budget that it takes.
 pub struct Body {
     pub bytes: Vec<u8>,
-    _share: Option<OwnedSemaphorePermit>,
+    _share: Share,
 }
 
 /// Reads the whole body.
@@ -83,35 +106,44 @@ async fn collect(
     bytes_max: usize,
     budget: &BodyBudget,
 ) -> Result<Body, Refusal> {
-    let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(SMALL_BODY_BYTES));
-    let mut share = None;
+    let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(FIRST_BYTES));
+    // what has come counts, and not what was announced: who announces and sends nothing takes nobody's place
+    let mut share = take(&budget.small, 1).ok_or_else(too_many)?;
+    let mut is_large = false;
     while let Some(chunk) = payload.next().await {
         let chunk = chunk.map_err(|error| {
             tracing::debug!(%error, "a request body broke off");
             Refusal::http(StatusCode::BAD_REQUEST, "the body broke off")
         })?;
-        if bytes.len() + chunk.len() > bytes_max {
+        let len = bytes.len() + chunk.len();
+        if len > bytes_max {
             return Err(Refusal::too_large(bytes_max));
         }
-        if share.is_none() && bytes.len() + chunk.len() > SMALL_BODY_BYTES {
-            share = Some(take_share(budget, declared.unwrap_or(bytes_max))?);
+        if !is_large && len > SMALL_BODY_BYTES {
+            let kib = declared.unwrap_or(bytes_max).div_ceil(KIB);
+            share = take(&budget.large, kib).ok_or_else(too_many)?;
+            is_large = true;
+        } else if !is_large && len.div_ceil(KIB) > share.num_permits() {
+            let more = len.div_ceil(KIB) - share.num_permits();
+            share.merge(take(&budget.small, more).ok_or_else(too_many)?);
         }
         bytes.extend_from_slice(&chunk);
     }
     Ok(Body { bytes, _share: share })
 }
 
-fn take_share(budget: &BodyBudget, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-    let kib = u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX);
-    budget.0.clone().try_acquire_many_owned(kib).map_err(|_| {
-        DsError::Unavailable {
-            detail: Detail::truncated("too many large requests at once; retry"),
-            retry_after_ms: 1000,
-        }
-        .into()
-    })
+fn too_many() -> Refusal {
+    DsError::Unavailable {
+        detail: Detail::truncated("too many requests of this size at once; retry"),
+        retry_after_ms: 1000,
+    }
+    .into()
 }
 
+/// For small bodies, at the least.
+const SMALL_KIB_MIN: usize = 8 * 1024;
+/// What is set aside for a body before any of it has come.
+const FIRST_BYTES: usize = 4 * 1024;
 const KIB: usize = 1024;
 
 #[cfg(test)]

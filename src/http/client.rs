@@ -13,8 +13,9 @@ use super::{
     answer::{Answer, Refusal},
     drain::Drain,
     endpoint::Endpoint,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, busy},
+    front::{Front, Listener, NO_SUCH_ENDPOINT, busy},
     limits::Limits,
+    listen::Listening,
     metrics::HttpMetrics,
     stream, trace,
     well_known::{self, DsDomain},
@@ -52,9 +53,16 @@ pub fn client_listener(
     drain: Drain,
     ds_domain: Option<DsDomain>,
 ) -> io::Result<Listener> {
-    let limits_of_server = limits.clone();
+    let listening = Listening {
+        listener: LISTENER,
+        address: listen,
+        tls,
+        limits: limits.clone(),
+        metrics: metrics.clone(),
+        clock: Arc::clone(&node.clock),
+    };
     let api = web::Data::new(ClientApi::new(node, limits, metrics, drain));
-    front::bind(listen, tls, &limits_of_server, move |routes| {
+    listening.bind(move |routes| {
         routes.app_data(api.clone());
         for endpoint in Endpoint::POSTED {
             routes.service(

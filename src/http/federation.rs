@@ -19,8 +19,9 @@ use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
     body::{self, BodyBudget},
     endpoint::Form,
-    front::{self, Front, Listener, NO_SUCH_ENDPOINT, rate_limited},
+    front::{Front, Listener, NO_SUCH_ENDPOINT, rate_limited},
     limits::FederationLimits,
+    listen::Listening,
     lobby::{Doors, Places},
     metrics::HttpMetrics,
     trace,
@@ -72,9 +73,16 @@ pub fn federation_listener(
     metrics: HttpMetrics,
     ds_domain: DsDomain,
 ) -> io::Result<Listener> {
-    let limits_of_server = limits.shared.clone();
+    let listening = Listening {
+        listener: LISTENER,
+        address: listen,
+        tls,
+        limits: limits.shared.clone(),
+        metrics: metrics.clone(),
+        clock: Arc::clone(&node.clock),
+    };
     let api = web::Data::new(FederationApi::new(node, federation, limits, metrics));
-    front::bind(listen, tls, &limits_of_server, move |routes| {
+    listening.bind(move |routes| {
         routes.app_data(api.clone());
         for endpoint in SIGNED {
             let take = move |request, payload, api| taken(endpoint, request, payload, api);

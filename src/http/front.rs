@@ -3,17 +3,15 @@
 
 use std::{
     future::Future,
-    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
+    HttpRequest, HttpResponse,
     dev::{Server, ServerHandle},
     http::{StatusCode, header},
-    middleware::from_fn,
     web,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
@@ -25,7 +23,6 @@ use super::{
     body::{self, Body, BodyBudget},
     endpoint::Form,
     limits::Limits,
-    linger::linger,
     metrics::HttpMetrics,
 };
 use crate::{
@@ -41,40 +38,6 @@ pub struct Listener {
     pub handle: ServerHandle,
 }
 
-/// Binds a listener with TLS within `limits`. Must be called inside an actix `System`.
-///
-/// # Errors
-/// Where the address cannot be bound.
-pub(super) fn bind(
-    listen: SocketAddr,
-    tls: rustls::ServerConfig,
-    limits: &Limits,
-    routes: impl Fn(&mut web::ServiceConfig) + Send + Clone + 'static,
-) -> io::Result<Listener> {
-    let workers = limits.workers.max(1);
-    let bytes_max = limits.request_bytes_max;
-    let app = move || {
-        let linger = from_fn(move |request, next| linger(bytes_max, request, next));
-        App::new().wrap(linger).configure(routes.clone())
-    };
-    let server = HttpServer::new(app)
-        .workers(workers)
-        .max_connections(limits.connections_max.div_ceil(workers))
-        .backlog(limits.backlog)
-        .client_request_timeout(limits.header_timeout)
-        // how long a body that nobody reads is taken, without a bound in bytes: `linger` does that instead
-        .client_disconnect_timeout(Duration::ZERO)
-        .tls_handshake_timeout(limits.header_timeout)
-        .keep_alive(limits.keep_alive)
-        .tcp_nodelay(true)
-        .shutdown_timeout(limits.drain_timeout.as_secs().max(1))
-        .disable_signals()
-        .bind_rustls_0_23(listen, tls)?;
-    let address = server.addrs().first().copied().unwrap_or(listen);
-    let server = server.run();
-    Ok(Listener { address, handle: server.handle(), server })
-}
-
 /// The bounds of a listener, and what it counts.
 pub(super) struct Front {
     /// Its name in metrics and logs.
@@ -84,6 +47,7 @@ pub(super) struct Front {
     clock: Arc<dyn Clock>,
     requests: Arc<Semaphore>,
     bodies: BodyBudget,
+    answers: BodyBudget,
     addresses: Addresses,
 }
 
@@ -97,7 +61,8 @@ impl Front {
         Self {
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             bodies: BodyBudget::new(limits.bodies_bytes_max),
-            addresses: Addresses::new(limits.requests_per_address),
+            answers: BodyBudget::new(limits.answers_bytes_max),
+            addresses: Addresses::new(limits.requests_per_address, limits.loopback_is_proxy),
             listener,
             limits,
             metrics,
@@ -165,6 +130,10 @@ impl Front {
             let _in_flight = self.metrics.begin(self.listener);
             let outcome = handle.await;
             let answer = outcome.unwrap_or_else(|refusal| Answer::refused(form, refusal));
+            let answer = match answer.within(&self.answers) {
+                Ok(answer) => answer,
+                Err(refusal) => Answer::refused(form, refusal),
+            };
             self.finish(path, started, answer)
         };
         answered.instrument(span).await

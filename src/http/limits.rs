@@ -11,6 +11,10 @@ pub struct Limits {
     pub workers: usize,
     /// Open connections, all workers together. More wait in the backlog.
     pub connections_max: usize,
+    /// Open connections of one address; one more is closed.
+    pub connections_per_address_max: usize,
+    /// Whether what comes from loopback is a proxy that stands for many, and no address that is counted.
+    pub loopback_is_proxy: bool,
     /// Connections that the operating system keeps while none is accepted.
     pub backlog: u32,
     /// Requests that are being worked on; one more is answered `unavailable`.
@@ -21,14 +25,18 @@ pub struct Limits {
     pub requests_per_address: Quota,
     /// The largest body of any request. Endpoints with small requests have smaller limits of their own.
     pub request_bytes_max: usize,
-    /// Memory for request bodies above `SMALL_BODY_BYTES`, all requests together.
+    /// Memory for request bodies above `SMALL_BODY_BYTES`, all requests together. Small ones have as much again.
     pub bodies_bytes_max: usize,
+    /// Memory for answers above `SMALL_BODY_BYTES` that are not sent yet; one more is `unavailable` instead.
+    pub answers_bytes_max: usize,
     /// From the connection's (or the last answer's) end to a complete TLS handshake or request head.
     pub header_timeout: Duration,
     /// From the request head to the last byte of its body.
     pub body_timeout: Duration,
     /// From the last byte of the body to the answer; a long poll's waiting comes on top.
     pub answer_timeout: Duration,
+    /// How long a peer may read nothing of what it is sent; after that it is to read at a least rate.
+    pub read_timeout: Duration,
     /// How long a connection may be idle between requests.
     pub keep_alive: Duration,
     /// The longest that a long poll waits, whatever it asks for.
@@ -54,7 +62,7 @@ pub struct FederationLimits {
     pub requests_per_peer: Quota,
 }
 
-/// Bodies up to this size are not counted in [`Limits::bodies_bytes_max`].
+/// Bodies up to this size are not counted with the large ones.
 pub const SMALL_BODY_BYTES: usize = 64 * 1024;
 
 impl Default for Limits {
@@ -62,15 +70,19 @@ impl Default for Limits {
         Self {
             workers: 2,
             connections_max: 10_000,
+            connections_per_address_max: 1000,
+            loopback_is_proxy: true,
             backlog: 1024,
             requests_max: 512,
             waiting_max: 10_000,
             requests_per_address: Quota { per_second: 200, burst: 1000 },
             request_bytes_max: 4 * 1024 * 1024 + 128 * 1024,
             bodies_bytes_max: 256 * 1024 * 1024,
+            answers_bytes_max: 256 * 1024 * 1024,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             answer_timeout: Duration::from_secs(30),
+            read_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
             poll_max: Duration::from_secs(60),
             stream_open_timeout: Duration::from_secs(5),

@@ -13,6 +13,8 @@ pub struct HttpMetrics {
     seconds: HistogramVec,
     in_flight: IntGaugeVec,
     ds_requests: IntCounterVec,
+    connections: IntGaugeVec,
+    pub(super) connection_cuts: IntCounterVec,
     pub(super) streams: IntGauge,
     pub(super) stream_entries: IntCounter,
     pub(super) stream_closes: IntCounterVec,
@@ -47,6 +49,17 @@ impl HttpMetrics {
                 Opts::new("mimid_ds_requests_total", "Delivery Service requests by DSStatus"),
                 &["operation", "status"],
             )?,
+            connections: IntGaugeVec::new(
+                Opts::new("mimid_http_connections_open", "Connections that are open"),
+                &["listener"],
+            )?,
+            connection_cuts: IntCounterVec::new(
+                Opts::new(
+                    "mimid_http_connections_cut_total",
+                    "Connections, and streams of HTTP/2, that were ended because they broke a bound, by which",
+                ),
+                &["listener", "reason"],
+            )?,
             streams: IntGauge::new("mimid_streams_open", "Streams that are open")?,
             stream_entries: IntCounter::new(
                 "mimid_stream_entries_total",
@@ -65,6 +78,8 @@ impl HttpMetrics {
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.ds_requests.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connection_cuts.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.stream_entries.clone()))?;
         registry.register(Box::new(metrics.stream_closes.clone()))?;
@@ -73,9 +88,12 @@ impl HttpMetrics {
 
     /// Counts a request as in flight until the guard is dropped, also when its handler is.
     pub(super) fn begin(&self, listener: &'static str) -> InFlight {
-        let gauge = self.in_flight.with_label_values(&[listener]);
-        gauge.inc();
-        InFlight(gauge)
+        InFlight::of(&self.in_flight, listener)
+    }
+
+    /// Counts a connection as open until the guard is dropped.
+    pub(super) fn connected(&self, listener: &'static str) -> InFlight {
+        InFlight::of(&self.connections, listener)
     }
 
     pub(super) fn answered(
@@ -95,6 +113,14 @@ impl HttpMetrics {
 }
 
 pub(super) struct InFlight(IntGauge);
+
+impl InFlight {
+    fn of(gauges: &IntGaugeVec, listener: &'static str) -> Self {
+        let gauge = gauges.with_label_values(&[listener]);
+        gauge.inc();
+        Self(gauge)
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {

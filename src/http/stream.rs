@@ -7,7 +7,10 @@
 
 use std::time::{Duration, Instant};
 
-use actix_web::{HttpRequest, HttpResponse, http::StatusCode, rt, web};
+use actix_web::{
+    FromRequest as _, HttpRequest, HttpResponse, dev::Payload, error::PayloadError,
+    http::StatusCode, rt, web,
+};
 use actix_ws::{CloseCode, CloseReason, Message, MessageStream, ProtocolError, Session};
 use tokio::{sync::OwnedSemaphorePermit, time};
 use tracing::Instrument;
@@ -16,6 +19,7 @@ use super::{
     answer::{Answer, Refusal},
     client::{ClientApi, LISTENER, body_of, client_message},
     endpoint::{Endpoint, Form},
+    frames::Frames,
     front::busy,
     trace,
 };
@@ -50,7 +54,13 @@ pub async fn open(
     if api.drain.is_draining() {
         return refuse(busy().into());
     }
-    match actix_ws::handle(&request, payload) {
+    let frames = Frames::new(payload, FRAME_UP_BYTES_MAX as u64);
+    let mut payload = Payload::Stream { payload: Box::pin(frames) as _ };
+    let opened = match web::Payload::from_request(&request, &mut payload).await {
+        Ok(payload) => actix_ws::handle(&request, payload),
+        Err(error) => Err(error),
+    };
+    match opened {
         Ok((response, session, frames)) => {
             let http = response.status().as_u16();
             api.front.metrics.answered(LISTENER, Endpoint::Stream.path(), http, started.elapsed());
@@ -241,13 +251,24 @@ enum Up {
 
 fn up(frame: Option<Result<Message, ProtocolError>>) -> Result<Up, End> {
     match frame {
-        None | Some(Ok(Message::Close(_)) | Err(ProtocolError::Io(_))) => Err(End::Gone),
+        None | Some(Ok(Message::Close(_))) => Err(End::Gone),
+        Some(Err(ProtocolError::Io(error))) => Err(why_gone(&error)),
         Some(Ok(Message::Binary(bytes))) => Ok(Up::Binary(bytes)),
         Some(Ok(Message::Ping(bytes))) => Ok(Up::Ping(bytes)),
         Some(Ok(Message::Pong(_) | Message::Nop)) => Ok(Up::Pong),
         Some(Ok(Message::Text(_) | Message::Continuation(_))) => Err(End::NotBinary),
         Some(Err(ProtocolError::Overflow)) => Err(End::FrameTooLarge),
         Some(Err(error)) => Err(End::BadFrame(error.to_string())),
+    }
+}
+
+/// What an I/O error of a stream means: its own bytes may be one.
+fn why_gone(error: &std::io::Error) -> End {
+    let payload = error.get_ref().and_then(|error| error.downcast_ref::<PayloadError>());
+    match payload {
+        Some(PayloadError::Overflow) => End::FrameTooLarge,
+        None if error.kind() == std::io::ErrorKind::InvalidData => End::BadFrame(error.to_string()),
+        Some(_) | None => End::Gone,
     }
 }
 

@@ -37,17 +37,21 @@ pub(super) struct Room {
     pub entries: usize,
     /// Nothing is on its way: one entry fits, however large it is.
     pub idle: bool,
+    /// There was no room for an entry that was to be delivered.
+    pub refused: bool,
 }
 
 impl Room {
     pub fn take(&mut self, bytes: usize) -> bool {
         if self.entries == 0 || (bytes > self.bytes && !self.idle) {
+            self.refused = true;
             return false;
         }
         *self = Self {
             bytes: self.bytes.saturating_sub(bytes),
             entries: self.entries - 1,
             idle: false,
+            refused: self.refused,
         };
         true
     }

@@ -95,6 +95,8 @@ pub struct QueueState {
     ready: VecDeque<FeedId>,
     unacknowledged: Room,
     window: Room,
+    /// What is next is larger than the room that is left: to read it again is of no use before something is acknowledged.
+    is_full: bool,
     dirty: Dirty,
 }
 
@@ -139,6 +141,7 @@ impl QueueState {
             ready: VecDeque::new(),
             unacknowledged: EMPTY,
             window: EMPTY,
+            is_full: false,
             dirty: Dirty::default(),
         };
         for subscription in subscriptions {
@@ -157,7 +160,8 @@ impl QueueState {
         self.ready = self.feeds.keys().copied().collect();
         self.feeds.values_mut().for_each(|feed| feed.queued = true);
         self.unacknowledged = EMPTY;
-        self.window = Room { bytes, entries, idle: true };
+        self.window = Room { bytes, entries, idle: true, refused: false };
+        self.is_full = false;
     }
 
     /// What is to be read for the session.
@@ -168,7 +172,7 @@ impl QueueState {
         if !own_is_behind && ready.is_none() {
             return Next::Idle;
         }
-        if !self.room().take(ENTRY_BYTES) {
+        if self.is_full || !self.room().take(ENTRY_BYTES) {
             return Next::Full;
         }
         match ready {
@@ -210,6 +214,7 @@ impl QueueState {
             });
             self.own.cursor = entry.sequence;
         }
+        self.is_full |= room.refused;
         delivered
     }
 
@@ -229,6 +234,7 @@ impl QueueState {
         if more {
             self.queue(feed);
         }
+        self.is_full |= room.refused;
         entries
     }
 
@@ -305,6 +311,7 @@ impl QueueState {
         self.dirty.acks = true;
         self.unacknowledged.bytes -= released.iter().sum::<usize>();
         self.unacknowledged.entries -= released.len();
+        self.is_full &= released.is_empty();
         released.len()
     }
 
@@ -535,6 +542,7 @@ impl QueueState {
             bytes: self.window.bytes.saturating_sub(self.unacknowledged.bytes),
             entries: self.window.entries.saturating_sub(self.unacknowledged.entries),
             idle: self.unacknowledged.entries == 0,
+            refused: false,
         }
     }
 }
@@ -578,7 +586,7 @@ const FILTERS_MAX: usize = 64;
 /// The client's own feed.
 pub const OWN: FeedId = FeedId(0);
 
-const EMPTY: Room = Room { bytes: 0, entries: 0, idle: true };
+const EMPTY: Room = Room { bytes: 0, entries: 0, idle: true, refused: false };
 
 struct Opened {
     group: GroupId,

@@ -509,6 +509,30 @@ fn window_bounds_what_is_on_its_way_but_lets_one_entry_through() {
 }
 
 #[test]
+fn an_entry_that_the_rest_of_a_window_is_too_small_for_is_not_read_again_and_again() {
+    let mut world = World::new();
+    world.join(1, false);
+    for _ in 0..10 {
+        world.append(1, false, None);
+    }
+    // two entries, and not quite a third
+    let entry = 96 + event(1).len();
+    world.state.rewind(3 * entry - 1, WIDE);
+    let mut received = 0;
+    for _ in 0..10 {
+        received += world.step(|_| {}).map_or(0, |entries| entries.len());
+    }
+    assert_eq!((received, world.state.next()), (2, Next::Full));
+    // what comes meanwhile changes nothing; an acknowledgement does
+    world.append(1, false, None);
+    assert_eq!(world.state.next(), Next::Full);
+    world.state.acknowledge(&[ack(1, 2)]).unwrap();
+    assert_eq!(sequences(&world.receive()), [(1, 4)]);
+    world.state.rewind(WIDE, WIDE);
+    assert_eq!(world.receive().len(), 10);
+}
+
+#[test]
 fn busy_group_does_not_starve_the_others() {
     let mut world = World::new();
     for seed in [1, 2] {

@@ -114,6 +114,8 @@ pub struct Groups {
     pub delete_after: Duration,
     /// A group that nobody asks for leaves the memory.
     pub passivate_after: Duration,
+    /// Groups in memory; beyond, those that nobody asks for right now leave it.
+    pub active_max: usize,
     /// Of a group's log, what is older or more than this goes, read or not.
     pub retention_age: Duration,
     pub retention_bytes: Bytes,
@@ -128,6 +130,10 @@ pub struct Queues {
     /// Connection offers of one user to another, all their devices together.
     pub connection_offers_per_hour: u32,
     pub passivate_after: Duration,
+    /// Clients whose queues are in memory; one more is `unavailable`.
+    pub active_max: usize,
+    /// What a stream may have on its way, unacknowledged.
+    pub window_max: Bytes,
 }
 
 /// Bounds of the client listener: `http::Limits`, as people write them.
@@ -136,14 +142,20 @@ pub struct Limits {
     pub workers: usize,
     pub actor_threads: usize,
     pub connections_max: usize,
+    pub connections_per_address_max: usize,
+    pub loopback_is_proxy: bool,
     pub backlog: u32,
     pub requests_max: usize,
     pub waiting_max: usize,
     pub request_bytes_max: Bytes,
     pub bodies_bytes_max: Bytes,
+    pub answers_bytes_max: Bytes,
+    /// Requests of all clients whose repetition is known as one; beyond, all are `rate_limited`.
+    pub nonces_max: usize,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub answer_timeout: Duration,
+    pub read_timeout: Duration,
     pub keep_alive: Duration,
     pub poll_max: Duration,
     pub stream_open_timeout: Duration,
@@ -201,6 +213,7 @@ impl Default for Config {
                 strict_after: groups.settings.strict_after_ms.map(Duration::from_millis),
                 delete_after: Duration::from_millis(groups.settings.delete_after_ms),
                 passivate_after: Duration::from_millis(groups.idle_ms),
+                active_max: groups.active_max,
                 retention_age: Duration::from_millis(groups.retention_ms),
                 retention_bytes: Bytes(groups.retention_bytes),
             },
@@ -209,19 +222,26 @@ impl Default for Config {
                 notices_max: node.own_entries_max,
                 connection_offers_per_hour: node.connection_offers_per_hour,
                 passivate_after: Duration::from_millis(node.queue_idle_ms),
+                active_max: node.queue_actors_max,
+                window_max: Bytes(u64::from(node.window_bytes_max)),
             },
             limits: Limits {
                 workers: http.workers,
                 actor_threads: 2,
                 connections_max: http.connections_max,
+                connections_per_address_max: http.connections_per_address_max,
+                loopback_is_proxy: http.loopback_is_proxy,
                 backlog: http.backlog,
                 requests_max: http.requests_max,
                 waiting_max: http.waiting_max,
                 request_bytes_max: Bytes(http.request_bytes_max as u64),
                 bodies_bytes_max: Bytes(http.bodies_bytes_max as u64),
+                answers_bytes_max: Bytes(http.answers_bytes_max as u64),
+                nonces_max: node.nonces_max,
                 header_timeout: http.header_timeout,
                 body_timeout: http.body_timeout,
                 answer_timeout: http.answer_timeout,
+                read_timeout: http.read_timeout,
                 keep_alive: http.keep_alive,
                 poll_max: http.poll_max,
                 stream_open_timeout: http.stream_open_timeout,
@@ -283,11 +303,12 @@ settings! {
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [
         members_max, adds_per_commit_max, pending_max, application_bytes_max, handshake_bytes_max, ciphersuites,
-        inactive_after, strict_after, delete_after, passivate_after, retention_age, retention_bytes,
+        inactive_after, strict_after, delete_after, passivate_after, active_max, retention_age, retention_bytes,
     ]
-    queues: [groups_per_client_max, notices_max, connection_offers_per_hour, passivate_after]
+    queues: [groups_per_client_max, notices_max, connection_offers_per_hour, passivate_after, active_max, window_max]
     limits: [
-        workers, actor_threads, connections_max, backlog, requests_max, waiting_max, request_bytes_max, bodies_bytes_max, header_timeout, body_timeout, answer_timeout, keep_alive, poll_max,
+        workers, actor_threads, connections_max, connections_per_address_max, loopback_is_proxy, backlog, requests_max, waiting_max, request_bytes_max, bodies_bytes_max,
+        answers_bytes_max, nonces_max, header_timeout, body_timeout, answer_timeout, read_timeout, keep_alive, poll_max,
         stream_open_timeout, stream_ping, stream_stall, drain_timeout,
     ]
     rates: [

@@ -6,6 +6,7 @@
 mod certificate_metrics;
 pub mod config;
 pub mod endpoints;
+mod files;
 mod key_file;
 pub mod keys;
 mod outside;

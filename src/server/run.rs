@@ -23,6 +23,7 @@ use super::{
     certificate_metrics::CertificateMetrics,
     config::{self, Config, Engine, RegistrationMode},
     endpoints::Endpoints,
+    files,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
     sender_keys::{SenderKeyFile, Senders},
@@ -222,6 +223,8 @@ struct Composed {
     again: Again,
     drain: DrainSwitch,
     drain_timeout: Duration,
+    /// How many the process may have open.
+    files: u64,
 }
 
 /// What is read again while the node runs.
@@ -238,8 +241,10 @@ struct Again {
 }
 
 impl Composed {
-    fn new(config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+    fn new(mut config: Config, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
         let data_dir = data_folder(&config.data_dir)?;
+        let files = files::raise();
+        files::share(&mut config, files);
         // first of all: it holds the lock of the folder, and keys and certificate are written there
         let store = store::open(&StoreConfig {
             engine: match config.store.engine {
@@ -355,6 +360,7 @@ impl Composed {
             again,
             drain,
             drain_timeout,
+            files,
         })
     }
 
@@ -371,6 +377,8 @@ impl Composed {
         }
         tracing::info!(
             domain = %endpoints.domain,
+            files = self.files,
+            connections = self.again.config.limits.connections_max,
             client = endpoints.client,
             ops = endpoints.ops,
             federation = endpoints.federation.as_deref().unwrap_or("off"),

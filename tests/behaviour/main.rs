@@ -10,6 +10,7 @@ mod groups;
 mod guests;
 #[path = "../support/hostile.rs"]
 mod hostile;
+mod hostile_clients;
 mod hostile_peer;
 mod http;
 mod hub_keys;

@@ -241,10 +241,20 @@ impl GroupActor {
 
     pub(super) fn passivate_if_idle(&mut self, ctx: &mut Context<Self>) {
         let idle_ms = self.options().idle_ms;
+        self.passivate_if_unused(idle_ms, "idle", ctx);
+    }
+
+    /// Ends this actor where nobody has asked for the group for so long; it comes back by itself.
+    pub(super) fn passivate_if_unused(
+        &mut self,
+        idle_ms: u64,
+        why: &'static str,
+        ctx: &mut Context<Self>,
+    ) {
         let idle = self.node.clock.now().ms_since(self.last_used) >= idle_ms;
         let writing = self.loaded.as_ref().is_some_and(|l| l.since_snapshot.writing);
         if idle && self.flights.is_empty() && !writing {
-            self.node.metrics.group_passivations.with_label_values(&["idle"]).inc();
+            self.node.metrics.group_passivations.with_label_values(&[why]).inc();
             self.leave(ctx);
         }
     }

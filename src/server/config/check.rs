@@ -105,12 +105,17 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("groups.adds_per_commit_max", groups.adds_per_commit_max, 1, 10_000);
     count("groups.pending_max", groups.pending_max, 1, 10_000);
     count("queues.groups_per_client_max", queues.groups_per_client_max, 1, 100_000);
+    count("groups.active_max", groups.active_max, 16, 10_000_000);
+    count("queues.active_max", queues.active_max, 1, 10_000_000);
+    count("limits.nonces_max", limits.nonces_max, 1000, 1_000_000_000);
     count("queues.notices_max", queues.notices_max, 10, 100_000);
     let offers = queues.connection_offers_per_hour as usize;
     count("queues.connection_offers_per_hour", offers, 1, 1_000_000);
     count("limits.workers", limits.workers, 1, 1024);
     count("limits.actor_threads", limits.actor_threads, 1, 1024);
     count("limits.connections_max", limits.connections_max, 1, 1_000_000);
+    let per_address = limits.connections_per_address_max;
+    count("limits.connections_per_address_max", per_address, 1, 1_000_000);
     count("limits.requests_max", limits.requests_max, 1, 100_000);
     count("limits.waiting_max", limits.waiting_max, 1, 1_000_000);
     for (key, rate) in [
@@ -145,6 +150,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     };
     size("limits.request_bytes_max", limits.request_bytes_max, 16 << 10, 64 << 20);
     size("limits.bodies_bytes_max", limits.bodies_bytes_max, 8 << 20, 1 << 40);
+    size("queues.window_max", queues.window_max, 64 << 10, 64 << 20);
+    // one answer of the largest size
+    size("limits.answers_bytes_max", limits.answers_bytes_max, 65 << 20, 1 << 40);
     // as large as the protocol has them at the most
     let application_max = crate::wire::ds::APPLICATION_BYTES_MAX as u64;
     size("groups.application_bytes_max", groups.application_bytes_max, 1 << 10, application_max);
@@ -190,6 +198,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     time("limits.header_timeout", limits.header_timeout, 10, 300);
     time("limits.body_timeout", limits.body_timeout, 10, 3600);
     time("limits.answer_timeout", limits.answer_timeout, 10, 3600);
+    time("limits.read_timeout", limits.read_timeout, 10, 3600);
     time("limits.keep_alive", limits.keep_alive, 1000, 3600);
     time("limits.poll_max", limits.poll_max, 0, 600);
     time("limits.stream_open_timeout", limits.stream_open_timeout, 10, 300);

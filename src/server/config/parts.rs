@@ -24,6 +24,9 @@ impl Config {
             copy_bytes_per_hub_max: self.federation.copy_bytes_per_hub_max.0,
             peers: self.peer_limits(),
             moves: self.move_limits(),
+            queue_actors_max: self.queues.active_max,
+            window_bytes_max: u32::try_from(self.queues.window_max.0).unwrap_or(u32::MAX),
+            nonces_max: self.limits.nonces_max,
             queue_idle_ms: ms(self.queues.passivate_after),
             dequeue_wait_ms_max: u32::try_from(ms(self.limits.poll_max)).unwrap_or(u32::MAX),
             ..actors::Limits::default()
@@ -85,6 +88,7 @@ impl Config {
             member: quota(self.rates.member_per_second, self.rates.member_burst),
         };
         options.idle_ms = ms(self.groups.passivate_after);
+        options.active_max = self.groups.active_max;
         options.retention_ms = ms(self.groups.retention_age);
         options.retention_bytes = self.groups.retention_bytes.0;
         options
@@ -130,14 +134,18 @@ impl Limits {
         http::Limits {
             workers: self.workers,
             connections_max: self.connections_max,
+            connections_per_address_max: self.connections_per_address_max,
+            loopback_is_proxy: self.loopback_is_proxy,
             backlog: self.backlog,
             requests_max: self.requests_max,
             waiting_max: self.waiting_max,
             request_bytes_max: self.request_bytes_max.in_memory(),
             bodies_bytes_max: self.bodies_bytes_max.in_memory(),
+            answers_bytes_max: self.answers_bytes_max.in_memory(),
             header_timeout: self.header_timeout,
             body_timeout: self.body_timeout,
             answer_timeout: self.answer_timeout,
+            read_timeout: self.read_timeout,
             keep_alive: self.keep_alive,
             poll_max: self.poll_max,
             stream_open_timeout: self.stream_open_timeout,

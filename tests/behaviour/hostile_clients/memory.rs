@@ -1,0 +1,198 @@
+//! A node with small bounds under everything at once: its memory stays below what its settings say, and does not grow on.
+
+use std::sync::Mutex;
+
+use mimid::{
+    client::core::Operation,
+    wire::{
+        client::OpenStream,
+        codec::{Opaque, Text},
+        ds::ProtocolVersion,
+        encode,
+        federation::{Event as S2SEvent, S2SMessage},
+        ids::Domain,
+    },
+};
+
+use super::{
+    device::{Device, Line},
+    streams::Socket,
+    *,
+};
+
+const MIB: u64 = 1024;
+const CACHE: u64 = 8 * MIB;
+const CONNECTIONS: u64 = 300;
+const BODIES: u64 = 8 * MIB;
+const ANSWERS: u64 = 65 * MIB;
+const GROUPS: u64 = 64;
+const QUEUES: u64 = 300;
+const STREAMS: u64 = 100;
+const WINDOW: u64 = 64;
+const NONCES: u64 = 20_000;
+
+/// What ops/README.md says that a node needs at the most, in KiB, for groups of a few members.
+const fn needed() -> u64 {
+    64 * MIB
+        + 4 * CACHE
+        + 2 * CONNECTIONS * 128
+        + 2 * 2 * BODIES
+        + 2 * ANSWERS
+        + 2 * GROUPS * 256
+        + QUEUES * 32
+        + 2 * STREAMS * WINDOW
+        + NONCES * 128 / 1024
+}
+
+fn node() -> Node {
+    let kib = |kib: u64| format!("{kib}KiB");
+    let settings = [
+        ("STORE__CACHE", kib(CACHE)),
+        ("LIMITS__CONNECTIONS_MAX", CONNECTIONS.to_string()),
+        ("FEDERATION__CONNECTIONS_MAX", CONNECTIONS.to_string()),
+        ("LIMITS__BODIES_BYTES_MAX", kib(BODIES)),
+        ("LIMITS__ANSWERS_BYTES_MAX", kib(ANSWERS)),
+        ("LIMITS__WAITING_MAX", STREAMS.to_string()),
+        ("LIMITS__REQUESTS_MAX", "64".to_owned()),
+        ("LIMITS__NONCES_MAX", NONCES.to_string()),
+        ("LIMITS__BODY_TIMEOUT", "2s".to_owned()),
+        ("LIMITS__READ_TIMEOUT", "2s".to_owned()),
+        ("GROUPS__ACTIVE_MAX", GROUPS.to_string()),
+        ("QUEUES__ACTIVE_MAX", QUEUES.to_string()),
+        ("QUEUES__WINDOW_MAX", kib(WINDOW)),
+        ("RATES__MEMBER_PER_SECOND", "0".to_owned()),
+        ("RATES__GROUP_PER_SECOND", "0".to_owned()),
+        // whom strangers say that they are is looked up nowhere
+        ("FEDERATION__ALLOW", "peer.example".to_owned()),
+    ];
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    Node::start(&settings)
+}
+
+/// Bodies as large as may be, whole and half, at both listeners.
+fn large_bodies(node: &Node) {
+    thread::scope(|threads| {
+        for n in 0..40 {
+            threads.spawn(move || {
+                let (address, path) = if n % 4 == 0 {
+                    (node.federation_address(), "/deliver_message")
+                } else {
+                    (node.client_address(), "/v1/key_packages")
+                };
+                let Ok(mut tls) = node.connect_with(address, node.tls(&[])) else { return };
+                let body = vec![7; 4 << 20];
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{OCTETS}Content-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _ = tls.write_all(head.as_bytes());
+                let sent = if n % 2 == 0 { &body[..] } else { &body[..body.len() / 2] };
+                // it may be refused in the middle
+                let _ = tls.write_all(sent);
+                read_to_end(&mut tls);
+            });
+        }
+    });
+}
+
+/// Messages that are signed by nobody's key, of senders that there are not.
+fn strangers(node: &Node, round: usize) {
+    let mut line = Line::at(node, node.federation_address());
+    for n in 0..300 {
+        let message = S2SMessage {
+            version: ProtocolVersion::MIMI10,
+            sender_domain: Domain::new(format!("x{round}-{n}.invalid")).unwrap(),
+            recipient_domain: Domain::new("localhost").unwrap(),
+            event: S2SEvent {
+                event_type: Text::new("mimi.ds.delivery").unwrap(),
+                event_payload: Opaque::new(vec![1; 2000]).unwrap(),
+            },
+            signature: Opaque::new([1; 64]).unwrap(),
+        };
+        let (status, _) = line.post("/deliver_message", &encode(&message));
+        assert!((400..500).contains(&status), "{status}");
+    }
+}
+
+#[test]
+fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
+    let node = node();
+    let runtime = runtime();
+    let (alice, bob, group) = runtime.block_on(node.group(["alice", "bob"]));
+    let quiet = node.memory_kib("VmRSS");
+    let rounds = 6 * factor();
+    let most = Mutex::new(vec![0; rounds]);
+    let now_in = std::sync::atomic::AtomicUsize::new(0);
+    let enough = AtomicBool::new(false);
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            while !enough.load(Ordering::SeqCst) {
+                let rss = node.memory_kib("VmRSS");
+                let mut most = most.lock().unwrap();
+                let round = now_in.load(Ordering::SeqCst);
+                most[round] = u64::max(most[round], rss);
+                drop(most);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        // streams of clients that never read, one of them of a group's member
+        let devices = Line::to(&node).devices("deaf", 60);
+        let deaf: Vec<Socket> = devices.iter().map(|device| Socket::of(&node, device)).collect();
+        let member = bob.member().identity().clone();
+        let member = Device { client: member.client, key: member.client_key };
+        for round in 0..rounds {
+            now_in.store(round, Ordering::SeqCst);
+            let mut unread = Socket::open(&node);
+            let first = member.message("/v1/stream", &encode(&OpenStream { window: u32::MAX }));
+            unread.first(&first);
+            thread::scope(|flood| {
+                flood.spawn(|| large_bodies(&node));
+                flood.spawn(|| strangers(&node, round));
+                flood.spawn(|| {
+                    // connections that only are there
+                    let held: Vec<_> = (0..100)
+                        .filter_map(|_| TcpStream::connect(node.client_address()).ok())
+                        .collect();
+                    thread::sleep(Duration::from_millis(500));
+                    drop(held);
+                });
+                runtime.block_on(async {
+                    for n in 0..20 {
+                        alice.send_text(&group, &"x".repeat(100_000)).await.unwrap();
+                        for _ in 0..4 {
+                            alice
+                                .create_group(&format!("{round} {n}"), SUITES[0], None)
+                                .await
+                                .unwrap();
+                        }
+                    }
+                });
+            });
+            drop(unread);
+        }
+        enough.store(true, Ordering::SeqCst);
+        drop(deaf);
+    });
+    let most = most.into_inner().unwrap();
+    let groups = node.metric("mimid_group_actors");
+    let peak = node.memory_kib("VmHWM");
+    println!(
+        "memory in KiB: quiet {quiet}, the most of each round {most:?}, ever {peak}; {} said to be needed; {groups} groups in memory",
+        needed()
+    );
+    assert!(peak < needed(), "{peak} KiB where {} are said to be needed", needed());
+    assert!(groups <= 2 * GROUPS, "{groups} groups in memory");
+    let (first, second) = most.split_at(rounds / 2);
+    let (first, second) = (*first.iter().max().unwrap(), *second.iter().max().unwrap());
+    assert!(second < first * 5 / 4 + 16 * MIB, "it grows: {first} KiB, then {second} KiB");
+    // what was asked for is there: the member that did not read reads
+    runtime.block_on(async { while bob.receive(0).await.unwrap() > 0 {} });
+    let heard = bob.member().events(0, usize::MAX >> 1).unwrap();
+    let heard = heard.iter().filter(|(_, event)| matches!(event, Event::Message { .. })).count();
+    assert_eq!(heard, 20 * rounds);
+    // and a group that had to leave the memory is as it was
+    let operation = Operation::UpdateClient { rotate_key: false };
+    let all = alice.member().groups().unwrap();
+    let oldest = all.iter().find(|view| view.name == "0 0").unwrap();
+    runtime.block_on(alice.operate(&oldest.id, operation)).unwrap();
+}
