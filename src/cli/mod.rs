@@ -2,6 +2,7 @@
 //! configuration.
 
 pub mod admin;
+pub mod backup;
 pub mod check_config;
 pub mod client;
 pub mod demo;
@@ -42,6 +43,12 @@ enum Command {
     Admin(admin::Args),
     /// The keys that other providers verify with: show them, or put new ones in their place
     Keys(keys::Args),
+    /// Make a backup of a provider, which may run
+    ///
+    /// One file with everything that it keeps, as of one moment. It is for who may read the data folder.
+    Backup(backup::Args),
+    /// Make a data folder from a backup
+    Restore(backup::RestoreArgs),
     /// Move a provider's store to another engine
     Store(store::Args),
 }
@@ -64,6 +71,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => backup::restore(&args),
         Command::Store(args) => store::run(&args),
     }
 }

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::{
     config::{self, Config, Engine, RegistrationMode},
-    endpoints::Endpoints,
+    endpoints::{self, Endpoints},
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
     sender_keys::{SenderKeyFile, Senders},
@@ -290,7 +290,9 @@ impl Composed {
             federation.is_some().then_some(ds_domain),
         )
         .map_err(|error| bind_error("client.listen", client_address, error))?;
-        let ops = http::ops_listener(node.clone(), ops_address, registry, draining)
+        let backup_key = endpoints::write_backup_key(&data_dir)
+            .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
+        let ops = http::ops_listener(node.clone(), ops_address, registry, draining, &backup_key)
             .map_err(|error| bind_error("ops.listen", ops_address, error))?;
         let endpoints = Endpoints::new(
             client.address,
