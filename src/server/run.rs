@@ -225,7 +225,7 @@ impl Composed {
             folder: data_dir.join("store"),
             cache_bytes: config.store.cache.0,
         })?;
-        if config.store.engine == Engine::Sled {
+        if config.store.engine != Engine::Memory {
             keep_domain(&data_dir, &config.domain)?;
         }
         let keys = NodeKeys::open(&data_dir, clock.now())?;
