@@ -15,13 +15,17 @@ use std::{
 use super::{
     FAILED,
     store::{Engine, STORE, private_folder},
+    verify,
 };
 use crate::{
     server::{Config, Endpoints, endpoints},
     store::{
         OpenError, Piece,
+        ahead::{self, Leapt},
         backup::{self, BackupError, Beside, Header, Reader, Trailer, Writer},
+        verify::Summary,
     },
+    wire::ids::Timestamp,
 };
 
 #[derive(Debug, clap::Args)]
@@ -48,15 +52,24 @@ pub struct RestoreArgs {
     /// The engine of the store; without it the one that the backup is of
     #[arg(long, value_enum)]
     engine: Option<Engine>,
+    /// The provider has taken nothing since the backup was made: it was stopped then, and has not been started since
+    ///
+    /// Clients go on as if nothing had happened. Where it is not so, what they have got since is silently mixed up with what
+    /// comes: without this flag each of them enters its groups anew.
+    #[arg(long)]
+    nothing_since: bool,
+    /// Groups that were about to move when the backup was made have not moved: the provider that they were to go to was asked
+    #[arg(long)]
+    not_moved: bool,
 }
 
 /// Why there is no backup, or nothing was restored.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Problem {
+pub(super) enum Said {
     #[error(transparent)]
     Backup(#[from] BackupError),
     #[error("{0}")]
-    Said(String),
+    Text(String),
     #[error("cannot {what} {}: {error}", path.display())]
     File { what: &'static str, path: PathBuf, error: io::Error },
 }
@@ -73,7 +86,7 @@ pub fn restore(args: &RestoreArgs) -> ExitCode {
     said(bring_back(args))
 }
 
-fn said(told: Result<String, Problem>) -> ExitCode {
+fn said(told: Result<String, Said>) -> ExitCode {
     match told {
         Ok(told) => {
             println!("{told}");
@@ -86,13 +99,13 @@ fn said(told: Result<String, Problem>) -> ExitCode {
     }
 }
 
-fn make(args: &Args) -> Result<String, Problem> {
+fn make(args: &Args) -> Result<String, Said> {
     let folder = match (&args.data_dir, &args.config) {
         (Some(folder), _) => folder.clone(),
         (None, None) => Config::default().data_dir,
         (None, Some(file)) => {
             let config = Config::load(Some(file), std::iter::empty());
-            config.map_err(|error| Problem::Said(error.to_string()))?.data_dir
+            config.map_err(|error| Said::Text(error.to_string()))?.data_dir
         }
     };
     let to = &args.to;
@@ -122,7 +135,7 @@ fn make(args: &Args) -> Result<String, Problem> {
         Some(Err(BackupError::Open(OpenError::InUse { .. }))) | None => {
             let endpoints = Endpoints::read(&folder).map_err(|error| match engine {
                 None => BackupError::NoStore(folder.clone()).into(),
-                Some(_) => Problem::Said(format!(
+                Some(_) => Said::Text(format!(
                     "a process has the store in {} open, and {} cannot be read ({error}): is it a provider that \
                      is starting? Try again",
                     folder.display(),
@@ -156,20 +169,20 @@ fn make(args: &Args) -> Result<String, Problem> {
 }
 
 /// Has the running provider hand its store over. Gives the flush that it is of.
-fn ask(folder: &Path, endpoints: &Endpoints, writer: &mut Writer) -> Result<u64, Problem> {
+fn ask(folder: &Path, endpoints: &Endpoints, writer: &mut Writer) -> Result<u64, Said> {
     // an error says that the process has a provider already, which will do
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let path = folder.join(endpoints::BACKUP_KEY_FILE);
     let key =
-        fs::read_to_string(&path).map_err(|error| Problem::File { what: "read", path, error })?;
+        fs::read_to_string(&path).map_err(|error| Said::File { what: "read", path, error })?;
     let failed = |error: reqwest::Error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-        Problem::Said(format!("the provider: {error}{}", cause.unwrap_or_default()))
+        Said::Text(format!("the provider: {error}{}", cause.unwrap_or_default()))
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Problem::Said(format!("no runtime: {error}")))?;
+        .map_err(|error| Said::Text(format!("no runtime: {error}")))?;
     let shows = Shows::new();
     runtime.block_on(async {
         let client = reqwest::Client::builder()
@@ -184,7 +197,7 @@ fn ask(folder: &Path, endpoints: &Endpoints, writer: &mut Writer) -> Result<u64,
         let status = response.status();
         if !status.is_success() {
             let why = response.text().await.map_err(failed)?;
-            return Err(Problem::Said(format!("{} ({status})", why.trim_end())));
+            return Err(Said::Text(format!("{} ({status})", why.trim_end())));
         }
         let mut came = Vec::new();
         let mut records = 0;
@@ -206,10 +219,10 @@ fn ask(folder: &Path, endpoints: &Endpoints, writer: &mut Writer) -> Result<u64,
 }
 
 /// Everything beside the store.
-fn add_files(folder: &Path, within: &Path, keys: bool, writer: &mut Writer) -> Result<(), Problem> {
+fn add_files(folder: &Path, within: &Path, keys: bool, writer: &mut Writer) -> Result<(), Said> {
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |error| Problem::File { what: "read", path, error }
+        move |error| Said::File { what: "read", path, error }
     };
     let here = folder.join(within);
     let mut entries = fs::read_dir(&here)
@@ -233,7 +246,7 @@ fn add_files(folder: &Path, within: &Path, keys: bool, writer: &mut Writer) -> R
             add_files(folder, &name, keys, writer)?;
         } else if kind.is_file() {
             if kind.len() > FILE_BYTES_MAX {
-                return Err(Problem::Said(format!(
+                return Err(Said::Text(format!(
                     "{} is too large to be a key or a certificate: it does not belong into the data folder",
                     path.display()
                 )));
@@ -246,11 +259,11 @@ fn add_files(folder: &Path, within: &Path, keys: bool, writer: &mut Writer) -> R
     Ok(())
 }
 
-fn bring_back(args: &RestoreArgs) -> Result<String, Problem> {
-    let RestoreArgs { from, to, engine } = args;
+fn bring_back(args: &RestoreArgs) -> Result<String, Said> {
+    let RestoreArgs { from, to, engine, .. } = args;
     let failed = |what, path: &Path| {
         let path = path.to_owned();
-        move |error| Problem::File { what, path, error }
+        move |error| Said::File { what, path, error }
     };
     if to.exists() && fs::read_dir(to).map_err(failed("read", to))?.next().is_some() {
         return Err(BackupError::NotEmpty(to.clone()).into());
@@ -262,8 +275,11 @@ fn bring_back(args: &RestoreArgs) -> Result<String, Problem> {
         fs::remove_dir_all(&unfinished).map_err(failed("remove", &unfinished))?;
     }
     private_folder(&unfinished).map_err(failed("make", &unfinished))?;
-    let restored = fill(from, &unfinished, &engine);
-    let trailer = restored.inspect_err(|_| {
+    let restored = fill(from, &unfinished, &engine).and_then(|trailer| {
+        let (leapt, summary) = settle(args, &header, &unfinished.join(STORE))?;
+        Ok((trailer, leapt, summary))
+    });
+    let (trailer, leapt, summary) = restored.inspect_err(|_| {
         // made by this command a moment ago; the error says what was wrong
         let _ = fs::remove_dir_all(&unfinished);
     })?;
@@ -282,6 +298,15 @@ fn bring_back(args: &RestoreArgs) -> Result<String, Problem> {
         now_ms().saturating_sub(header.taken_at_ms) / 1000,
         trailer.files
     );
+    told.push_str(&verify::shown(&summary, None));
+    told.push('\n');
+    if let Some(leapt) = leapt {
+        told.push_str(&format!(
+            "what was taken since then is lost: {} groups and {} clients go on behind a gap, in which clients enter their groups \
+             anew; {} KeyPackages may have been handed out since and are gone; {} feeds of other providers get a snapshot\n",
+            leapt.groups, leapt.clients, leapt.key_packages, leapt.guests
+        ));
+    }
     if !header.keys {
         told.push_str("the backup has no keys: put keys/ and the certificate into the folder before it is started\n");
     }
@@ -292,7 +317,39 @@ fn bring_back(args: &RestoreArgs) -> Result<String, Problem> {
     Ok(told)
 }
 
-fn fill(from: &Path, to: &Path, engine: &str) -> Result<Trailer, Problem> {
+/// What makes a store that went back fit to be started, and whether it is whole. Problems are shown as they are found.
+fn settle(
+    args: &RestoreArgs,
+    header: &Header,
+    store: &Path,
+) -> Result<(Option<Leapt>, Summary), Said> {
+    let leaving = ahead::about_to_leave(store)?;
+    if !leaving.is_empty() && !args.not_moved {
+        let each = leaving.iter().map(|(group, target)| format!("\n  {group} to {target}"));
+        return Err(Said::Text(format!(
+            "groups were about to move when the backup was made:{}\nIf one has moved since, this provider must not host it \
+             again. Ask those providers whether the groups are there. Where none is: restore with --not-moved. Where one is: \
+             there is no way to restore this backup; use one from before or behind that move",
+            each.collect::<String>()
+        )));
+    }
+    let leapt = if args.nothing_since {
+        None
+    } else {
+        if now_ms() < header.taken_at_ms {
+            return Err(Said::Text(
+                "this machine's clock is before the time of the backup: set it first".to_owned(),
+            ));
+        }
+        Some(ahead::leap(store, Timestamp(header.taken_at_ms), Timestamp(now_ms()))?)
+    };
+    let summary = verify::verify(store, &mut |problem| {
+        eprintln!("{}: {}: {}\n    {}", problem.of, problem.record, problem.wrong, problem.remedy);
+    })?;
+    Ok((leapt, summary))
+}
+
+fn fill(from: &Path, to: &Path, engine: &str) -> Result<Trailer, Said> {
     let trailer = backup::write_store(from, &to.join(STORE), engine, |file| {
         let path = to.join(&file.name);
         let written = || -> io::Result<()> {
@@ -309,7 +366,7 @@ fn fill(from: &Path, to: &Path, engine: &str) -> Result<Trailer, Problem> {
         };
         written().map_err(|error| BackupError::File { what: "write", path: path.clone(), error })
     })?;
-    sync_all(to).map_err(|error| Problem::File { what: "sync", path: to.to_owned(), error })?;
+    sync_all(to).map_err(|error| Said::File { what: "sync", path: to.to_owned(), error })?;
     Ok(trailer)
 }
 

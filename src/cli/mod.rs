@@ -12,6 +12,7 @@ mod ops;
 pub mod peers;
 pub mod serve;
 pub mod store;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ enum Command {
     Backup(backup::Args),
     /// Make a data folder from a backup
     Restore(backup::RestoreArgs),
+    /// Say whether a data folder or a backup is whole
+    Verify(verify::Args),
     /// Move a provider's store to another engine
     Store(store::Args),
 }
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Keys(args) => keys::run(&args),
         Command::Backup(args) => backup::run(&args),
         Command::Restore(args) => backup::restore(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Store(args) => store::run(&args),
     }
 }

@@ -113,6 +113,7 @@ impl GroupState {
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
+            | Kind::Restored
             | Kind::Deleted => Vec::new(),
         };
         // nobody was there before the group began
@@ -124,6 +125,7 @@ impl GroupState {
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
+            | Kind::Restored
             | Kind::Deleted => self.guests.clone(),
         };
         Before { guests, removed }
@@ -199,7 +201,11 @@ impl GroupState {
                 }
                 dissolved.clear();
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
+            Kind::Message
+            | Kind::Proposal(_)
+            | Kind::Going { .. }
+            | Kind::Voided { .. }
+            | Kind::Restored => {}
         }
         // whom a dissolving commit removed is owed that commit, whoever else is still there
         for member in dissolved.iter().filter(|member| member.config.domain != *hub) {

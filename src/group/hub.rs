@@ -164,6 +164,7 @@ impl GroupState {
             created_at: now,
             deleted: false,
             blockers: BTreeMap::new(),
+            behind: std::collections::BTreeSet::new(),
             inactive_not_before: Timestamp(0),
         })
     }

@@ -20,6 +20,7 @@ pub mod record;
 pub mod reject;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
+mod whole;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -56,7 +57,7 @@ pub use hub::Creation;
 pub use keys::{HubKey, HubKeys, RetiredKey};
 use memory::{RecentHandshakes, RequestMemory};
 use mls::{InfoParts, MlsProblem, Tree, from_record, to_record};
-use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
+use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot, read_snapshot};
 pub use reject::Reject;
 
 /// What holds for every group of a hub.
@@ -234,6 +235,8 @@ pub struct GroupState {
     next_recipient: RecipientId,
     created_at: Timestamp,
     deleted: bool,
+    /// Members that must resync before anything else of them is taken: see [`Kind::Restored`].
+    behind: BTreeSet<LeafIndex>,
     /// A cache for `wrong_epoch`; not part of what is stored.
     recent: RecentHandshakes,
     /// Whose commits failed for somebody's pending proposals in this epoch; forgotten with the process.
@@ -390,7 +393,8 @@ impl GroupState {
         pending: Option<Pending>,
     ) -> Result<(), Reject> {
         let (sequence, at) = (record.feed.sequence, record.feed.accepted_at);
-        if sequence != self.next_sequence {
+        let leaps = matches!(change.kind, Kind::Restored) && sequence > self.next_sequence;
+        if sequence != self.next_sequence && !leaps {
             return Err(Reject::Broken(format!(
                 "record {sequence} where {} is next",
                 self.next_sequence
@@ -428,6 +432,11 @@ impl GroupState {
                 for reference in &references {
                     self.drop_pending(|pending| pending.reference() == reference);
                 }
+            }
+            Kind::Restored => {
+                self.behind = self.members.keys().copied().collect();
+                // as with sequences: there were never so many members as that
+                self.next_recipient = self.next_recipient.max(RecipientId(sequence.0));
             }
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
@@ -479,6 +488,7 @@ impl GroupState {
         let mut kept = None;
         for leaf in &stored.removed {
             let member = self.exit(*leaf);
+            self.behind.remove(leaf);
             let going = self.going.remove(leaf);
             self.end_joiner(*leaf);
             if resynced == Some(*leaf) {
@@ -671,7 +681,11 @@ impl GroupState {
                     put(member, item);
                 }
             }
-            Kind::Message | Kind::Proposal(_) | Kind::Going { .. } | Kind::Voided { .. } => {}
+            Kind::Message
+            | Kind::Proposal(_)
+            | Kind::Going { .. }
+            | Kind::Voided { .. }
+            | Kind::Restored => {}
         }
     }
 
@@ -701,6 +715,7 @@ impl GroupState {
             next_recipient: self.next_recipient,
             created_at: self.created_at,
             deleted: self.deleted,
+            behind: self.behind.iter().copied().collect(),
         })
     }
 
@@ -709,7 +724,7 @@ impl GroupState {
     /// # Errors
     /// [`Reject::Broken`] where the snapshot is not one.
     pub fn load(hub: Arc<Hub>, id: GroupId, snapshot: &[u8]) -> Result<Self, Reject> {
-        let stored: Snapshot = from_record(snapshot).map_err(broken)?;
+        let stored = read_snapshot(snapshot).map_err(broken)?;
         let mut tree = Tree::load(&stored.tree).map_err(broken)?;
         let bad = |error: &dyn std::fmt::Display| Reject::Broken(error.to_string());
         let mut leaves = Vec::new();
@@ -742,6 +757,7 @@ impl GroupState {
             next_recipient: stored.next_recipient,
             created_at: stored.created_at,
             deleted: stored.deleted,
+            behind: stored.behind.into_iter().collect(),
             recent,
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),

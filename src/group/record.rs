@@ -58,6 +58,10 @@ pub enum Kind {
     Voided {
         references: Vec<Vec<u8>>,
     },
+    /// The provider went back to a backup. The record's sequence lies far ahead of the one before, past all that the group may
+    /// have had since: nothing between is given to anything else. Its members may have gone on: each must come anew, by a
+    /// resync, before anything of it is taken.
+    Restored,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,6 +191,18 @@ pub struct Snapshot {
     pub next_recipient: RecipientId,
     pub created_at: Timestamp,
     pub deleted: bool,
+    /// Members that may have been further than this state since it was restored ([`Kind::Restored`]). Snapshots from before
+    /// there were any end without.
+    pub behind: Vec<LeafIndex>,
+}
+
+/// A snapshot as it is stored.
+///
+/// # Errors
+/// [`MlsProblem::Record`]
+pub fn read_snapshot(bytes: &[u8]) -> Result<Snapshot, MlsProblem> {
+    // one that ends without `behind` has none of it; to one that has it, what follows means nothing
+    from_record(bytes).or_else(|_| from_record(&[bytes, &[0]].concat()))
 }
 
 /// A pending proposal in memory.

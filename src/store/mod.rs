@@ -22,6 +22,7 @@
 //! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
 //! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
+pub mod ahead;
 pub mod backup;
 pub mod copy;
 mod engine;
@@ -37,6 +38,7 @@ mod sled;
 mod spread;
 mod stage;
 mod tee;
+pub mod verify;
 mod writer;
 
 #[cfg(test)]

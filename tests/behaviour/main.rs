@@ -3,6 +3,7 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::while_let_loop)]
 #![allow(clippy::field_reassign_with_default)]
 
+mod backups;
 mod cli;
 mod client;
 mod federation;

@@ -179,6 +179,10 @@ impl Member {
                 self.push(&Event::KeyPackagesLow { left: *left })?;
                 Ok(Handled::Taken)
             }
+            (QueueEvent::Gap { .. }, _) if entry.feed == FeedId(0) => {
+                self.provider_went_back()?;
+                Ok(Handled::Taken)
+            }
             (event, Some(group)) if entry.feed != FeedId(0) => {
                 self.take_group_event(entry, event, group)
             }
@@ -273,6 +277,17 @@ impl Member {
             | QueueEvent::ConnectionRequest { .. }
             | QueueEvent::KeyPackagesLow { .. } => Ok(Handled::Taken),
         }
+    }
+
+    /// What was left for this client alone is missing: its provider has gone back to a backup. What it knows of this client's groups
+    /// may be older than what this client knows, so each of them is entered anew.
+    fn provider_went_back(&self) -> Result<(), CoreError> {
+        for (key, record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
+            if let (GroupState::Active, Ok(id)) = (record.state, GroupId::from_bytes(&key)) {
+                self.lose(&id, "this client's provider went back to an earlier state".to_owned())?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a request that would make this client a member is unanswered.
