@@ -6,6 +6,7 @@
 mod backups;
 mod cli;
 mod client;
+mod damage;
 mod federation;
 mod groups;
 mod guests;
