@@ -28,6 +28,12 @@ impl GroupState {
     /// # Errors
     /// [`Reject::Broken`] with what is not so.
     pub fn check_whole(&self) -> Result<(), Reject> {
+        if self.tree.context().group_id().as_slice() != self.id.as_bytes() {
+            return Err(Reject::Broken("its context is another group's".into()));
+        }
+        if !self.tree.has_its_hash() {
+            return Err(Reject::Broken("the tree's hash is not the one in its context".into()));
+        }
         let info = self.info()?;
         let imported = Tree::import(&info.ratchet_tree, &info.group_info).map_err(broken)?;
         if imported.epoch() != self.epoch() {

@@ -151,6 +151,13 @@ impl Verify<'_> {
             Ok(state) => state,
             Err(error) => return Ok(Err(format!("snapshot {at}: {error}"))),
         };
+        // what the log replaces of it may be wrong and seen nowhere else
+        if !state.is_deleted()
+            && let Err(error) = state.check_whole()
+        {
+            let what = format!("snapshot {at} is not what its members signed: {error}");
+            return Ok(Err(what));
+        }
         let mut broken = None;
         while broken.is_none() && state.next_sequence() < head.next_sequence {
             let from = keys::log_from(group, state.next_sequence());
