@@ -237,7 +237,8 @@ fn add_files(folder: &Path, within: &Path, keys: bool, writer: &mut Writer) -> R
         let is_passing = file == endpoints::FILE
             || file == endpoints::BACKUP_KEY_FILE
             || path.extension().is_some_and(|it| it == "new" || it == "unfinished");
-        if is_passing || (is_top && file == STORE) || (!keys && !(is_top && file == DOMAIN)) {
+        let is_wanted = keys || (is_top && file == DOMAIN);
+        if is_passing || !is_wanted || (is_top && file == STORE) {
             continue;
         }
         // a certificate may be a link to where it is renewed: what it leads to is kept

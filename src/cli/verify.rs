@@ -83,13 +83,17 @@ type Looked = (Summary, Option<(Header, Trailer)>);
 fn look(what: &Path, told: &mut dyn FnMut(Problem)) -> Result<Looked, Said> {
     if what.is_dir() {
         let store = what.join(STORE);
-        let looked = verify(&store, told).map_err(|error| match error {
-            BackupError::NoStore(_) => BackupError::NoStore(what.to_owned()).into(),
-            BackupError::Open(OpenError::InUse { .. }) => Said::Text(format!(
-                "the provider of {} runs: make a backup (`mimid backup`) and verify that, or stop it first",
-                what.display()
-            )),
-            error => Said::from(error),
+        let looked = verify(&store, told).map_err(|error| {
+            if matches!(error, BackupError::NoStore(_)) {
+                return BackupError::NoStore(what.to_owned()).into();
+            }
+            if matches!(error, BackupError::Open(OpenError::InUse { .. })) {
+                return Said::Text(format!(
+                    "the provider of {} runs: make a backup (`mimid backup`) and verify that, or stop it first",
+                    what.display()
+                ));
+            }
+            Said::from(error)
         })?;
         return Ok((looked, None));
     }

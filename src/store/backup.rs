@@ -285,7 +285,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`BackupError::Damaged`], [`BackupError::Torn`]
-    pub fn next(&mut self) -> Result<Part, BackupError> {
+    pub fn next_part(&mut self) -> Result<Part, BackupError> {
         let (kind, bytes) = self.part()?;
         match kind {
             RECORDS => {
@@ -324,10 +324,10 @@ impl Reader {
     /// Reads all of it, and changes nothing.
     ///
     /// # Errors
-    /// As [`Self::next`].
+    /// As [`Self::next_part`].
     pub fn check(mut self) -> Result<Trailer, BackupError> {
         loop {
-            if let Part::End(trailer) = self.next()? {
+            if let Part::End(trailer) = self.next_part()? {
                 return Ok(trailer);
             }
         }
@@ -351,11 +351,11 @@ impl Reader {
     }
 
     fn read(&mut self, into: &mut [u8]) -> Result<(), BackupError> {
-        self.file.read_exact(into).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                BackupError::Torn { path: self.path.clone(), part: self.part }
+        self.file.read_exact(into).map_err(|error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                return BackupError::Torn { path: self.path.clone(), part: self.part };
             }
-            _ => failed("read", &self.path)(error),
+            failed("read", &self.path)(error)
         })
     }
 
@@ -419,7 +419,7 @@ pub fn write_store(
     let trailer = {
         let new = open(engine, store)?;
         loop {
-            match reader.next()? {
+            match reader.next_part()? {
                 Part::Records(records) => {
                     let mut changes = Changes::new();
                     changes.extend(records);

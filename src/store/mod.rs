@@ -42,6 +42,8 @@ pub mod verify;
 mod writer;
 
 #[cfg(test)]
+mod ahead_tests;
+#[cfg(test)]
 mod backup_tests;
 #[cfg(test)]
 mod conformance;

@@ -25,6 +25,9 @@ pub enum Piece {
 /// A key and its value.
 pub type Record = (Vec<u8>, Option<Vec<u8>>);
 
+/// A key and the value that it has.
+pub(super) type Stored = (Vec<u8>, Vec<u8>);
+
 /// Pieces that wait for who takes them.
 pub(super) const PIECES_AHEAD: usize = 4;
 /// What waits in memory of changes behind the copy.
@@ -129,7 +132,7 @@ pub(super) fn piece(
     from: &[u8],
     bytes_max: usize,
     records_max: usize,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+) -> Result<Vec<Stored>, Failure> {
     let (mut found, mut bytes) = (Vec::new(), 0);
     engine.scan(from, &[u8::MAX], &mut |key, value| {
         bytes += key.len() + value.len();

@@ -440,7 +440,7 @@ async fn one_of_two_goes_back(victim: usize) {
         member.client.update(&group, false).await.unwrap();
         say_all(&members, &format!("behind, when {} had new keys,", member.user.name())).await;
     }
-    alice.client.add_users(&group, &[ben.user.clone()]).await.unwrap();
+    alice.client.add_users(&group, std::slice::from_ref(&ben.user)).await.unwrap();
     ben.until_in(&group).await;
     say_all(&[&alice, &ben, &bob], "behind, with ben,").await;
 

@@ -61,7 +61,7 @@ pub fn records_of(backup: &Path) -> Records {
     let mut reader = Reader::open(backup).unwrap();
     let mut records = Records::new();
     loop {
-        match reader.next().unwrap() {
+        match reader.next_part().unwrap() {
             Part::Records(piece) => {
                 for (key, value) in piece {
                     match value {

@@ -105,10 +105,9 @@ impl Member {
                 self.follow_hub(&pending.group, &mut record, before, &group)?;
             }
             Effect::Enter { state, leaf_key } => {
-                let before = match pending.operation {
-                    Operation::Resync => self.clients_in(&pending.group)?,
-                    _ => BTreeSet::new(),
-                };
+                let resyncs = pending.operation == Operation::Resync;
+                let before =
+                    if resyncs { self.clients_in(&pending.group)? } else { BTreeSet::new() };
                 self.home.drop_in(&pending.group, &state)?;
                 record.leaf_key = leaf_key;
                 let group = self.load(&pending.group)?;
@@ -120,7 +119,7 @@ impl Member {
                 record.read_epoch = Some(epoch);
                 record.proofs.clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
-                if pending.operation == Operation::Resync {
+                if resyncs {
                     let now = self.clients_in(&pending.group)?;
                     self.came_and_went(&pending.group, epoch, &before, &now)?;
                 }
