@@ -44,11 +44,10 @@ impl Verify<'_> {
             judged.push(Wrong::of(&head.group, what, GROUP));
             return Ok(judged);
         }
-        match head.status {
-            // everything but the head is dropped
-            GroupStatus::Deleted if head.log_bytes == 0 => return Ok(judged),
-            GroupStatus::Followed => return Ok(judged),
-            GroupStatus::Active | GroupStatus::Deleted | GroupStatus::Migrating => {}
+        // of one that was deleted long ago there is the head and nothing else
+        let is_dropped = head.status == GroupStatus::Deleted && head.log_bytes == 0;
+        if is_dropped || is_copy(&head) {
+            return Ok(judged);
         }
         if head.status == GroupStatus::Migrating
             && !self.store.has(&keys::departure(&head.group))?
@@ -207,7 +206,7 @@ impl Verify<'_> {
             }
             return wrong(Wrong::new("a log of a group that is not there", HARMLESS));
         };
-        let followed = head.status == GroupStatus::Followed;
+        let followed = is_copy(head);
         let remedy = if followed { PEER } else { GROUP };
         let record = match keys::decode_log(record.to_vec()) {
             Ok(record) => record,
@@ -404,6 +403,12 @@ impl Verify<'_> {
         }
         Ok(judged)
     }
+}
+
+/// It is hosted elsewhere, or was and has ended: no snapshot was ever taken of it here.
+fn is_copy(head: &GroupHead) -> bool {
+    let never_hosted = head.status == GroupStatus::Deleted && head.snapshot == Sequence(0);
+    head.status == GroupStatus::Followed || never_hosted
 }
 
 fn stored(state: &GroupState) -> Option<Snapshot> {
