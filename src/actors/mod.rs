@@ -7,6 +7,7 @@ pub mod accounts;
 mod acquaintances;
 pub mod arbiters;
 mod arrivals;
+pub mod backup;
 pub mod clock;
 mod copies;
 pub mod deliver;

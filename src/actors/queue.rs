@@ -575,8 +575,8 @@ impl QueueActor {
     fn learn_ends(
         &mut self,
         feeds: Vec<(FeedId, GroupId)>,
-        poll: Option<Poll>,
-        acks: Vec<FeedAck>,
+        mut poll: Option<Poll>,
+        mut acks: Vec<FeedAck>,
         ctx: &mut Context<Self>,
     ) {
         let store = Arc::clone(&self.node.store);
@@ -584,6 +584,14 @@ impl QueueActor {
             let mut ends = Vec::with_capacity(feeds.len());
             for (feed, group) in feeds {
                 let head = store.group_head(&group).await?;
+                if let Some(head) = head.as_ref().filter(|it| it.status == GroupStatus::Followed) {
+                    // a copy that went back to a backup is behind what its clients have got of it: they get it again
+                    let acks = poll.as_mut().map_or(&mut acks, |poll| &mut poll.acks);
+                    let last = Sequence(head.next_sequence.0.saturating_sub(1));
+                    for ack in acks.iter_mut().filter(|ack| ack.feed == feed) {
+                        ack.sequence = ack.sequence.min(last);
+                    }
+                }
                 // a feed that is gone went at least as far as the membership
                 ends.push((feed, head.map_or(Sequence(u64::MAX), |head| head.next_sequence)));
             }

@@ -2,6 +2,7 @@
 //! configuration.
 
 pub mod admin;
+pub mod backup;
 pub mod check_config;
 pub mod client;
 pub mod demo;
@@ -12,6 +13,7 @@ pub mod peers;
 pub mod serve;
 pub mod store;
 mod supervisor;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,14 @@ enum Command {
     Admin(admin::Args),
     /// The keys that other providers verify with: show them, or put new ones in their place
     Keys(keys::Args),
+    /// Make a backup of a provider, which may run
+    ///
+    /// One file with everything that it keeps, as of one moment. It is for who may read the data folder.
+    Backup(backup::Args),
+    /// Make a data folder from a backup
+    Restore(backup::RestoreArgs),
+    /// Say whether a data folder or a backup is whole
+    Verify(verify::Args),
     /// Move a provider's store to another engine
     Store(store::Args),
 }
@@ -65,6 +75,9 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Keys(args) => keys::run(&args),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => backup::restore(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Store(args) => store::run(&args),
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use clap::{Subcommand, ValueEnum};
 
 use super::FAILED;
-use crate::store::copy::{self, CopyError};
+use crate::{
+    server::endpoints,
+    store::copy::{self, CopyError},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -38,13 +41,13 @@ struct Copy {
 }
 
 #[derive(Debug, Clone, std::marker::Copy, ValueEnum)]
-enum Engine {
+pub(super) enum Engine {
     Sled,
     Fjall,
 }
 
 impl Engine {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Sled => "sled",
             Self::Fjall => "fjall",
@@ -114,7 +117,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
         // a certificate may be a link to where it is renewed: what it leads to is copied
         let (name, kind) = (entry.file_name(), fs::metadata(entry.path()).map_err(failed)?);
         // the provider says anew where it listens
-        if name == STORE || name == "endpoints.json" {
+        if name == STORE || name == endpoints::FILE || name == endpoints::BACKUP_KEY_FILE {
             continue;
         }
         let copy = to.join(&name);
@@ -130,13 +133,13 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
     fs::File::open(to).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-fn private_folder(path: &Path) -> io::Result<()> {
+pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new().mode(0o700).recursive(true).create(path)
 }
 
 /// The store's folder in a data folder.
-const STORE: &str = "store";
+pub(super) const STORE: &str = "store";
 
 #[cfg(test)]
 mod tests {

@@ -48,6 +48,9 @@ impl Client {
             idle = if round.taken > 0 { 0 } else { idle + 1 };
             let nothing = round.taken == 0 && round.again == 0 && !round.waits;
             if round.entries == 0 || nothing || idle > IDLE_ROUNDS_MAX {
+                if round.entries == 0 && self.member().settle_doubts()? > 0 {
+                    self.resume_in_passing().await?;
+                }
                 return Ok(taken);
             }
             wait_ms = 0;
@@ -216,7 +219,13 @@ impl Client {
             let entry = tokio::select! {
                 entry = stream.next() => entry?,
                 // another task or process may have made something known
-                () = tokio::time::sleep(LOOK_AROUND) => continue,
+                () = tokio::time::sleep(LOOK_AROUND) => {
+                    // nothing has come for a while: the queue is empty
+                    if self.member().settle_doubts()? > 0 {
+                        self.resume_in_passing().await?;
+                    }
+                    continue;
+                }
             };
             *came = true;
             let mut handled = self.take(&entry)?;

@@ -115,6 +115,7 @@ impl GroupState {
             | Kind::Going { .. }
             | Kind::Voided { .. }
             | Kind::Complaint { .. }
+            | Kind::Restored
             | Kind::Deleted => Vec::new(),
         };
         // nobody was there before the group began
@@ -128,6 +129,7 @@ impl GroupState {
             | Kind::Going { .. }
             | Kind::Voided { .. }
             | Kind::Complaint { .. }
+            | Kind::Restored
             | Kind::Deleted => self.guests.clone(),
         };
         Before { guests, removed }
@@ -212,7 +214,8 @@ impl GroupState {
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
-            | Kind::Complaint { .. } => {}
+            | Kind::Complaint { .. }
+            | Kind::Restored => {}
         }
         // whom a dissolving commit removed is owed that commit, whoever else is still there
         for member in dissolved.iter().filter(|member| member.config.domain != *hub) {

@@ -165,6 +165,7 @@ impl GroupState {
             created_at: now,
             deleted: false,
             blockers: BTreeMap::new(),
+            behind: std::collections::BTreeSet::new(),
             inactive_not_before: Timestamp(0),
             lies: Lies::default(),
         })

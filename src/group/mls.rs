@@ -161,6 +161,13 @@ impl Tree {
         Epoch(self.group.group_context().epoch().as_u64())
     }
 
+    /// Whether the tree's own hash, which openmls keeps with it (at its end, see `tree_record`), is the context's.
+    #[must_use]
+    pub fn has_its_hash(&self) -> bool {
+        let hash = self.context().tree_hash();
+        to_record(self.group.treesync()).is_ok_and(|tree| tree.ends_with(hash))
+    }
+
     #[must_use]
     pub fn context(&self) -> &GroupContext {
         self.group.group_context()

@@ -23,6 +23,7 @@ pub mod reject;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 mod stage;
 mod void;
+mod whole;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -242,6 +243,8 @@ pub struct GroupState {
     next_recipient: RecipientId,
     created_at: Timestamp,
     deleted: bool,
+    /// Members that must resync before anything else of them is taken: see [`Kind::Restored`].
+    behind: BTreeSet<LeafIndex>,
     /// A cache for `wrong_epoch`; not part of what is stored.
     recent: RecentHandshakes,
     /// Whose commits failed for somebody's pending proposals in this epoch; forgotten with the process.
@@ -402,7 +405,8 @@ impl GroupState {
         pending: Option<Pending>,
     ) -> Result<(), Reject> {
         let (sequence, at) = (record.feed.sequence, record.feed.accepted_at);
-        if sequence != self.next_sequence {
+        let leaps = matches!(change.kind, Kind::Restored) && sequence > self.next_sequence;
+        if sequence != self.next_sequence && !leaps {
             return Err(Reject::Broken(format!(
                 "record {sequence} where {} is next",
                 self.next_sequence
@@ -421,7 +425,8 @@ impl GroupState {
             | Kind::Deleted
             | Kind::Voided { .. }
             | Kind::Complaint { .. }
-            | Kind::EpochVoid { .. } => None,
+            | Kind::EpochVoid { .. }
+            | Kind::Restored => None,
         };
         match change.kind {
             Kind::Created | Kind::Message => {}
@@ -466,6 +471,11 @@ impl GroupState {
             }
             Kind::Complaint { user, complaint } => self.apply_complaint(&user, complaint, at)?,
             Kind::EpochVoid { before } => self.apply_void(&before)?,
+            Kind::Restored => {
+                self.behind = self.members.keys().copied().collect();
+                // as with sequences: there were never so many members as that
+                self.next_recipient = self.next_recipient.max(RecipientId(sequence.0));
+            }
         }
         if record.feed.handshake && !record.feed.event.is_empty() {
             self.recent.push(epoch_before, &record.feed.event);
@@ -518,6 +528,7 @@ impl GroupState {
         let mut kept = None;
         for leaf in &stored.removed {
             let member = self.exit(*leaf);
+            self.behind.remove(leaf);
             let going = self.going.remove(leaf);
             self.end_joiner(*leaf);
             if resynced == Some(*leaf) {
@@ -725,7 +736,8 @@ impl GroupState {
             | Kind::Proposal(_)
             | Kind::Going { .. }
             | Kind::Voided { .. }
-            | Kind::Complaint { .. } => {}
+            | Kind::Complaint { .. }
+            | Kind::Restored => {}
         }
     }
 
@@ -756,6 +768,7 @@ impl GroupState {
             created_at: self.created_at,
             deleted: self.deleted,
             lies: self.lies.clone(),
+            behind: self.behind.iter().copied().collect(),
         })
     }
 
@@ -797,6 +810,7 @@ impl GroupState {
             next_recipient: stored.next_recipient,
             created_at: stored.created_at,
             deleted: stored.deleted,
+            behind: stored.behind.into_iter().collect(),
             recent,
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),

@@ -71,6 +71,10 @@ pub enum Kind {
         /// A snapshot of the group before that commit.
         before: Vec<u8>,
     },
+    /// The provider went back to a backup. The record's sequence lies far ahead of the one before, past all that the group may
+    /// have had since: nothing between is given to anything else. Its members may have gone on: each must come anew, by a
+    /// resync, before anything of it is taken.
+    Restored,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,9 +204,13 @@ pub struct Snapshot {
     pub next_recipient: RecipientId,
     pub created_at: Timestamp,
     pub deleted: bool,
-    /// Of older snapshots it is empty.
+    /// What is known of liars; empty in a snapshot without that tail.
     #[serde(skip)]
     pub lies: Lies,
+    /// Members that may have been further than this state since it was restored ([`Kind::Restored`]); mostly there are none,
+    /// and no tail.
+    #[serde(skip)]
+    pub behind: Vec<LeafIndex>,
 }
 
 impl Snapshot {
@@ -213,25 +221,43 @@ impl Snapshot {
         // behind what every version reads
         bytes.push(LIES);
         bytes.extend(to_record(&self.lies)?);
+        if !self.behind.is_empty() {
+            bytes.push(BEHIND);
+            bytes.extend(to_record(&self.behind)?);
+        }
         Ok(bytes)
     }
 
     /// # Errors
     /// [`MlsProblem::Record`]
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, MlsProblem> {
-        let (mut snapshot, rest): (Self, &[u8]) =
-            postcard::take_from_bytes(bytes).map_err(|_| MlsProblem::Record)?;
-        match rest.split_first() {
-            None => {}
-            Some((&LIES, lies)) => snapshot.lies = from_record(lies)?,
-            Some(_) => return Err(MlsProblem::Record),
+        let (mut snapshot, mut rest): (Self, &[u8]) = taken(bytes)?;
+        while let Some((tail, of_tail)) = rest.split_first() {
+            rest = match *tail {
+                LIES => {
+                    let (lies, rest) = taken(of_tail)?;
+                    snapshot.lies = lies;
+                    rest
+                }
+                BEHIND => {
+                    let (behind, rest) = taken(of_tail)?;
+                    snapshot.behind = behind;
+                    rest
+                }
+                _ => return Err(MlsProblem::Record),
+            };
         }
         Ok(snapshot)
     }
 }
 
-/// What follows is what is known of liars. The tails of snapshots are numbered.
+/// What follows the part that every version reads is numbered: what is known of liars, and who is behind.
 const LIES: u8 = 1;
+const BEHIND: u8 = 2;
+
+fn taken<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), MlsProblem> {
+    postcard::take_from_bytes(bytes).map_err(|_| MlsProblem::Record)
+}
 
 /// A pending proposal in memory.
 #[derive(Debug, Clone)]

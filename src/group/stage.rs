@@ -171,6 +171,11 @@ impl GroupState {
         }
         verify_request(&request.message, self.tree.scheme(), &identity.signature_key)?;
         self.count(request, now)?;
+        let resyncs = matches!(request.message.request, DsRequest::ResyncClient(_));
+        if self.behind.contains(&leaf) && !resyncs {
+            // its epoch may bear the number of this one and be another: nothing that it missed leads from there to here
+            return Err(Reject::WrongEpoch { current: self.epoch(), missed: Vec::new() });
+        }
         Ok(leaf)
     }
 

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod answer;
+mod backup;
 mod body;
 mod client;
 mod connection;

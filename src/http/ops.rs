@@ -1,6 +1,7 @@
 //! The operator's listener: plain HTTP, on loopback unless told otherwise. A status page, `/livez`, `/readyz`, `/metrics`,
 //! `POST /v1/deliver_message`, the Queueing Service's own request as DS §6.1 has it, from this provider's hub, and
-//! `POST /v1/import_group`, a whole group (`mimid admin import-group`), and what is in [`super::peers`].
+//! `POST /v1/import_group`, a whole group (`mimid admin import-group`), and what is in [`super::peers`],
+//! [`super::migrations`] and [`super::backup`].
 //!
 //! Whoever reaches this listener is trusted with what it shows and takes; it shows no content and no names.
 
@@ -19,6 +20,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::{
     answer::{Answer, OCTET_STREAM, Refusal},
+    backup::Backups,
     body::{self, BodyBudget},
     drain::Drain,
     endpoint::Form,
@@ -42,9 +44,12 @@ struct Ops {
     drain: Drain,
     bodies: BodyBudget,
     imports: BodyBudget,
+    backups: Backups,
 }
 
 /// Binds the ops listener. Must be called inside an actix `System`.
+///
+/// `backup_key` is what who asks for a backup must show.
 ///
 /// # Errors
 /// Where the address cannot be bound.
@@ -53,10 +58,12 @@ pub fn ops_listener(
     listen: SocketAddr,
     registry: Registry,
     drain: Drain,
+    backup_key: &str,
 ) -> io::Result<Listener> {
+    let backups = Backups::new(backup_key, listen.ip(), &registry).map_err(io::Error::other)?;
     let bodies = BodyBudget::new(2 * REQUEST_BYTES_MAX);
     let imports = BodyBudget::new(INFO_BYTES_MAX);
-    let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
+    let ops = web::Data::new(Ops { node, registry, drain, bodies, imports, backups });
     let server = HttpServer::new(move || {
         App::new()
             .app_data(ops.clone())
@@ -66,6 +73,7 @@ pub fn ops_listener(
             .route("/metrics", web::get().to(metrics))
             .route("/v1/deliver_message", web::post().to(deliver_message))
             .route("/v1/import_group", web::post().to(import_group))
+            .route("/v1/backup", web::get().to(backup))
             .route("/v1/peers", web::get().to(async |ops: web::Data<Ops>| peers::show(&ops.node)))
             .route(
                 "/v1/peers/requeue",
@@ -121,6 +129,11 @@ async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
         return text(StatusCode::OK, "ready\n".to_owned());
     }
     text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")))
+}
+
+/// Everything in the store, for who has the key of the data folder.
+async fn backup(request: HttpRequest, ops: web::Data<Ops>) -> HttpResponse {
+    ops.backups.serve(&request, &ops.node)
 }
 
 /// Prometheus' text format, version 0.0.4.
@@ -210,7 +223,7 @@ async fn take_group(
     ))
 }
 
-fn text(status: StatusCode, body: String) -> HttpResponse {
+pub(super) fn text(status: StatusCode, body: String) -> HttpResponse {
     HttpResponse::build(status)
         .insert_header((header::CONTENT_TYPE, "text/plain; charset=utf-8"))
         .body(body)
@@ -259,7 +272,8 @@ mod tests {
         });
         let (switch, drain) = DrainSwitch::new();
         let (bodies, imports) = (BodyBudget::new(0), BodyBudget::new(0));
-        let ops = web::Data::new(Ops { node, registry, drain, bodies, imports });
+        let backups = Backups::new("key", [127, 0, 0, 1].into(), &registry).unwrap();
+        let ops = web::Data::new(Ops { node, registry, drain, bodies, imports, backups });
         let ready = async || {
             let response = readyz(ops.clone()).await;
             let status = response.status().as_u16();

@@ -25,7 +25,7 @@ use crate::{
     store::{
         Batch, Condition, Write,
         records::{
-            FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, InboxItem, InboxKey,
+            FeedEntry, Followed, FollowedMember, GroupHead, GroupStatus, InboxItem, InboxKey, LEAP,
             LogRecord,
         },
     },
@@ -783,7 +783,7 @@ fn wake_at(head: &GroupHead, limits: &CopyLimits, now: Timestamp) -> Option<Time
         return None;
     }
     let old = head.last_accepted_at.plus_ms(limits.retention_ms);
-    let records = head.next_sequence.0 - head.first_sequence.0;
+    let records = (head.next_sequence.0 - head.first_sequence.0) % LEAP;
     let is_due = records >= limits.records_due || head.log_bytes >= limits.bytes_due;
     if !is_due || head.status == GroupStatus::Deleted {
         return Some(old);

@@ -16,7 +16,7 @@ use crate::{
     store::{
         Batch, Condition, Write,
         records::{
-            GoneReason, GroupNotice, InboxItem, InboxKey, OwnEntry, OwnSequence, QueueHead,
+            GoneReason, GroupNotice, InboxItem, InboxKey, LEAP, OwnEntry, OwnSequence, QueueHead,
             Subscription,
         },
     },
@@ -550,7 +550,7 @@ impl QueueState {
 /// Entries of a client's own feed that are not acknowledged, as far as that is persisted.
 #[must_use]
 pub fn own_backlog(head: &QueueHead) -> usize {
-    let entries = head.next_own.0.saturating_sub(head.acknowledged_own.0).saturating_sub(1);
+    let entries = head.next_own.0.saturating_sub(head.acknowledged_own.0).saturating_sub(1) % LEAP;
     usize::try_from(entries).unwrap_or(usize::MAX)
 }
 

@@ -30,6 +30,19 @@ pub struct Endpoints {
 /// The file's name in the data folder.
 pub const FILE: &str = "endpoints.json";
 
+/// Holds what who asks a running node for a backup must show; made anew at each start, for the folder's owner alone.
+pub const BACKUP_KEY_FILE: &str = "backup.key";
+
+/// Makes a new key and writes it into `data_dir`.
+///
+/// # Errors
+/// Where the file cannot be written.
+pub fn write_backup_key(data_dir: &Path) -> io::Result<String> {
+    let key = hex::encode(crate::crypto::random::<32>());
+    write_atomically(&data_dir.join(BACKUP_KEY_FILE), key.as_bytes(), 0o600)?;
+    Ok(key)
+}
+
 impl Endpoints {
     #[must_use]
     pub fn new(
@@ -68,6 +81,8 @@ impl Endpoints {
     /// # Errors
     /// Where the file cannot be removed.
     pub fn remove(data_dir: &Path) -> io::Result<()> {
+        // a key of a process that has ended opens nothing
+        let _ = std::fs::remove_file(data_dir.join(BACKUP_KEY_FILE));
         std::fs::remove_file(data_dir.join(FILE))
     }
 }

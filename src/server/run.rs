@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::{
     certificate_metrics::CertificateMetrics,
     config::{self, Config, Engine, RegistrationMode},
-    endpoints::Endpoints,
+    endpoints::{self, Endpoints},
     files,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
@@ -255,7 +255,7 @@ impl Composed {
             folder: data_dir.join("store"),
             cache_bytes: config.store.cache.0,
         })?;
-        if config.store.engine == Engine::Sled {
+        if config.store.engine != Engine::Memory {
             keep_domain(&data_dir, &config.domain)?;
         }
         let keys = NodeKeys::open(&data_dir, clock.now())?;
@@ -325,7 +325,9 @@ impl Composed {
             federation.is_some().then_some(ds_domain),
         )
         .map_err(|error| bind_error("client.listen", client_address, error))?;
-        let ops = http::ops_listener(node.clone(), ops_address, registry, draining)
+        let backup_key = endpoints::write_backup_key(&data_dir)
+            .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
+        let ops = http::ops_listener(node.clone(), ops_address, registry, draining, &backup_key)
             .map_err(|error| bind_error("ops.listen", ops_address, error))?;
         let endpoints = Endpoints::new(
             client.address,

@@ -5,7 +5,7 @@
 
 mod golden;
 mod model;
-mod samples;
+pub(super) mod samples;
 
 use std::{path::Path, sync::Arc};
 

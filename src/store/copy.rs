@@ -5,7 +5,6 @@
 
 use std::{
     fs, io,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +15,7 @@ use super::{
     folder::{engine_in, sync},
     keys,
     sled::{self, Sled},
+    tee::piece,
 };
 
 /// What was copied, and read back to be the same.
@@ -116,7 +116,7 @@ fn fill(
         let new = open(target, to)?;
         let mut after = Vec::new();
         loop {
-            let piece = piece(old, &after).map_err(read)?;
+            let piece = piece(old, &after, PIECE_BYTES, PIECE_RECORDS).map_err(read)?;
             let Some((last, _)) = piece.last() else { break };
             after.clone_from(last);
             after.push(0);
@@ -133,8 +133,10 @@ fn fill(
     let new = open(target, to)?;
     let (mut after, mut seen) = (Vec::new(), 0);
     loop {
-        let (before, now) =
-            (piece(old, &after).map_err(read)?, piece(&*new, &after).map_err(write)?);
+        let (before, now) = (
+            piece(old, &after, PIECE_BYTES, PIECE_RECORDS).map_err(read)?,
+            piece(&*new, &after, PIECE_BYTES, PIECE_RECORDS).map_err(write)?,
+        );
         let same = before.iter().zip(&now).take_while(|(before, now)| before == now).count();
         if same < before.len().max(now.len()) {
             return Err(CopyError::Differs(seen + same as u64));
@@ -146,25 +148,7 @@ fn fill(
     }
 }
 
-/// A key and its value.
-type Record = (Vec<u8>, Vec<u8>);
-
-/// The next records from the key `from` on.
-fn piece(engine: &dyn Engine, from: &[u8]) -> Result<Vec<Record>, Failure> {
-    let (mut found, mut bytes) = (Vec::new(), 0);
-    engine.scan(from, &[u8::MAX], &mut |key, value| {
-        bytes += key.len() + value.len();
-        found.push((key.to_vec(), value.to_vec()));
-        if bytes < PIECE_BYTES && found.len() < PIECE_RECORDS {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    Ok(found)
-}
-
-fn open(engine: &'static str, folder: &Path) -> Result<Box<dyn Engine>, OpenError> {
+pub(super) fn open(engine: &'static str, folder: &Path) -> Result<Box<dyn Engine>, OpenError> {
     Ok(match engine {
         fjall::NAME => Box::new(Fjall::open(folder, CACHE_BYTES)?),
         _ => Box::new(Sled::open(folder, CACHE_BYTES)?),
@@ -172,7 +156,7 @@ fn open(engine: &'static str, folder: &Path) -> Result<Box<dyn Engine>, OpenErro
 }
 
 /// Where a copy is until it is whole.
-fn beside(to: &Path) -> PathBuf {
+pub(super) fn beside(to: &Path) -> PathBuf {
     let mut name = to.file_name().unwrap_or_default().to_owned();
     name.push(".unfinished");
     to.with_file_name(name)
@@ -180,8 +164,8 @@ fn beside(to: &Path) -> PathBuf {
 
 const CACHE_BYTES: u64 = 64 << 20;
 /// Either engine takes so much in one change.
-const PIECE_BYTES: usize = 1 << 20;
-const PIECE_RECORDS: usize = 4096;
+pub(super) const PIECE_BYTES: usize = 1 << 20;
+pub(super) const PIECE_RECORDS: usize = 4096;
 
 #[cfg(test)]
 mod tests {

@@ -49,7 +49,7 @@ pub(super) const GROUP_HEAD_VERSION: u8 = 2;
 pub(super) const CHUNK_BYTES: usize = 4_000;
 
 /// Where the tags' bytes stand in every key; never given to anything else.
-mod tag {
+pub(super) mod tag {
     pub const COMMIT_SEQUENCE: u8 = 0x01;
     pub const NODE: u8 = 0x02;
     pub const GROUP_HEAD: u8 = 0x10;
@@ -106,13 +106,13 @@ impl Range {
     }
 }
 
-fn hash(id: &[u8]) -> [u8; 16] {
+pub(super) fn hash(id: &[u8]) -> [u8; 16] {
     let mut short = [0; 16];
     short.copy_from_slice(&digest::digest(&digest::SHA256, id).as_ref()[..16]);
     short
 }
 
-fn key(tag: u8, pieces: &[&[u8]]) -> Key {
+pub(super) fn key(tag: u8, pieces: &[&[u8]]) -> Key {
     let mut key = Vec::with_capacity(64);
     key.push(tag);
     for piece in pieces {

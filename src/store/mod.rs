@@ -17,10 +17,13 @@
 //!   answers [`StoreError::Busy`] and promises that nothing was applied. Batches that the same caller queued behind
 //!   it may still be applied unless their conditions fence them.
 //!
-//! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots),
+//! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots; `tee`: a
+//! copy while it writes, [`backup`]: what is made of that),
 //! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
 //! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
+pub mod ahead;
+pub mod backup;
 pub mod copy;
 mod engine;
 pub mod faults;
@@ -34,12 +37,21 @@ pub mod records;
 mod sled;
 mod spread;
 mod stage;
+mod tee;
+pub mod verify;
 mod writer;
 
+#[cfg(test)]
+mod ahead_tests;
+#[cfg(test)]
+mod backup_tests;
 #[cfg(test)]
 mod conformance;
 
 use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+
+pub use tee::{Piece, Record};
+use tokio::sync::mpsc;
 
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
@@ -477,6 +489,13 @@ pub trait Store: Send + Sync + 'static {
     fn has_consent(&self, user: &UserUri, token: &ConsentHash) -> Answer<'_, bool>;
     fn consent_count(&self, user: &UserUri, items_max: usize) -> Answer<'_, usize>;
     fn node(&self, name: &'static str) -> Answer<'_, Option<Vec<u8>>>;
+
+    /// Begins a copy of everything as of one flush, and writes go on. What comes is to be taken without long pauses: where far
+    /// too much has changed meanwhile, and where the store fails, it ends without [`Piece::End`].
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`]: another copy is being made. [`StoreError::ReadOnly`]
+    fn copy(&self) -> Result<mpsc::Receiver<Piece>, StoreError>;
 
     /// What an operator sees: counters since the process started.
     fn stats(&self) -> StoreStats;

@@ -11,8 +11,10 @@ use std::{
     thread::JoinHandle,
 };
 
+use tokio::sync::mpsc;
+
 use super::{
-    Answer, Batch, InboxUse, OpenError, Page, Store, StoreError, StoreStats,
+    Answer, Batch, InboxUse, OpenError, Page, Piece, Store, StoreError, StoreStats,
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
@@ -634,6 +636,10 @@ impl Store for NodeStore {
 
     fn node(&self, name: &'static str) -> Answer<'_, Option<Vec<u8>>> {
         self.one(keys::node(name), move |record| keys::decode_owned("node record", name, record))
+    }
+
+    fn copy(&self) -> Result<mpsc::Receiver<Piece>, StoreError> {
+        self.shared.copy()
     }
 
     fn stats(&self) -> StoreStats {

@@ -270,6 +270,10 @@ pub struct SetAside {
 #[serde(transparent)]
 pub struct OwnSequence(pub u64);
 
+/// A store that goes back to a backup lets its counters leap by multiples of this ([`super::ahead`]). Nothing that is counted by the
+/// difference of two numbers is as many: what lies in a leap counts for nothing.
+pub const LEAP: u64 = 1 << 20;
+
 /// Where a client's queue stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct QueueHead {

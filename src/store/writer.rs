@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Batch, StoreError,
@@ -35,6 +35,7 @@ use super::{
     plan::Plan,
     spread::Spread,
     stage::Stage,
+    tee::{self, Piece, Tee},
 };
 
 /// Keys in one flush.
@@ -49,6 +50,8 @@ pub(super) const QUEUE_BATCHES_MAX: usize = 32_768;
 const QUEUE_BYTES_MAX: usize = 256 << 20;
 /// How long nothing is written until the engine is told that it has time.
 const IDLE: Duration = Duration::from_secs(1);
+/// How long a copy that stands still is left alone where nothing is written.
+const COPY_PAUSE: Duration = Duration::from_millis(2);
 
 /// What the writer's thread shares with those who write and read.
 pub(super) struct Shared {
@@ -90,6 +93,10 @@ struct Lanes {
     normal: Lane,
     low: Lane,
     phase: Phase,
+    /// Wants a copy of the store; taken by the writer's thread.
+    copy_to: Option<mpsc::Sender<Piece>>,
+    /// A copy is wanted or being made: one at a time.
+    copying: bool,
     /// Those who wait for the end.
     closing: Vec<oneshot::Sender<Result<(), StoreError>>>,
 }
@@ -149,6 +156,19 @@ impl Shared {
     pub fn batches_waiting(&self) -> u64 {
         let lanes = locked(&self.lanes);
         (lanes.normal.batches + lanes.low.batches) as u64
+    }
+
+    /// Begins a copy of the store as of one flush; see [`tee`].
+    pub fn copy(&self) -> Result<mpsc::Receiver<Piece>, StoreError> {
+        let mut lanes = locked(&self.lanes);
+        lanes.writable().map_err(StoreError::ReadOnly)?;
+        if lanes.copying {
+            return Err(StoreError::Busy);
+        }
+        let (to, pieces) = mpsc::channel(tee::PIECES_AHEAD);
+        (lanes.copy_to, lanes.copying) = (Some(to), true);
+        self.wake.notify_one();
+        Ok(pieces)
     }
 
     /// Lets no more batches in; the answer comes when all are written and the engine is closed.
@@ -211,6 +231,8 @@ pub(super) fn start(
         normal: VecDeque::new(),
         low: VecDeque::new(),
         spread: None,
+        tee: None,
+        tee_waits: false,
         answers: Vec::new(),
         told_idle: true,
     };
@@ -226,6 +248,10 @@ struct Writer {
     normal: VecDeque<Job>,
     low: VecDeque<Job>,
     spread: Option<Spread>,
+    /// A copy that is being made.
+    tee: Option<Tee>,
+    /// Who takes the copy has no room.
+    tee_waits: bool,
     /// Staged; told when the flush is done.
     answers: Vec<Staged>,
     told_idle: bool,
@@ -241,6 +267,7 @@ pub(super) struct Staged {
 
 enum Turn {
     Write,
+    Copy,
     Idle,
     Close,
 }
@@ -251,6 +278,10 @@ impl Writer {
             let turn = self.next();
             let done = catch_unwind(AssertUnwindSafe(|| match turn {
                 Turn::Write => self.write(),
+                Turn::Copy => {
+                    self.copy();
+                    Ok(())
+                }
                 Turn::Idle => self.shared.engine.idle(),
                 Turn::Close => self.shared.engine.close(),
             }));
@@ -277,6 +308,16 @@ impl Writer {
                 return Turn::Close;
             }
             let wake = &self.shared.wake;
+            if lanes.copy_to.is_some() || self.tee.is_some() {
+                if self.tee_waits {
+                    let pause = wake.wait_timeout(lanes, COPY_PAUSE);
+                    lanes = pause.unwrap_or_else(PoisonError::into_inner).0;
+                    if !lanes.normal.jobs.is_empty() || !lanes.low.jobs.is_empty() {
+                        continue;
+                    }
+                }
+                return Turn::Copy;
+            }
             if self.told_idle {
                 lanes = wake.wait(lanes).unwrap_or_else(PoisonError::into_inner);
             } else {
@@ -310,7 +351,34 @@ impl Writer {
             self.flush(changes)?;
         }
         self.answer();
+        self.copy();
         Ok(())
+    }
+
+    /// Goes on with the copy that somebody wants, if there is one. Everything that was applied is durable.
+    fn copy(&mut self) {
+        if self.tee.is_none() {
+            self.tee = locked(&self.shared.lanes).copy_to.take().map(Tee::new);
+        }
+        let Some(tee) = &mut self.tee else { return };
+        let (engine, sequence) = (&*self.shared.engine, self.sequence);
+        // what cannot be read ends the copy and nothing else
+        let step = catch_unwind(AssertUnwindSafe(|| tee.step(engine, sequence)))
+            .unwrap_or_else(|panic| Err(Failure(format!("a panic: {}", text(&*panic)))));
+        self.tee_waits = step == Ok(tee::Step::Wait);
+        match step {
+            Ok(tee::Step::Go | tee::Step::Wait) => {}
+            Ok(tee::Step::Over) => self.end_copy(),
+            Err(Failure(reason)) => {
+                tracing::error!(reason, "a copy of the store is given up: it cannot be read");
+                self.end_copy();
+            }
+        }
+    }
+
+    fn end_copy(&mut self) {
+        (self.tee, self.tee_waits) = (None, false);
+        locked(&self.shared.lanes).copying = false;
     }
 
     /// Checks a batch and adds what it changes. Its answer waits for the flush even where it is a refusal, since
@@ -397,12 +465,17 @@ impl Writer {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut view.pending)
         };
-        drop(written);
         shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
         let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
         shared.counters.flush_us_total.fetch_add(us, Ordering::Relaxed);
         shared.counters.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
+        if self.tee.as_mut().is_some_and(|tee| !tee.flushed(&written)) {
+            tracing::warn!(
+                "a copy of the store is given up: who takes it is slower than what is written"
+            );
+            self.end_copy();
+        }
         Ok(())
     }
 

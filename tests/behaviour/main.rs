@@ -3,8 +3,10 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::while_let_loop)]
 #![allow(clippy::field_reassign_with_default)]
 
+mod backups;
 mod cli;
 mod client;
+mod damage;
 mod federation;
 mod groups;
 mod guests;

@@ -26,8 +26,18 @@ impl Serve {
 
     /// kill -9, and a new process in its place, which clients find where the old one was.
     pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    /// kill -9, and nothing in its place.
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Behind [`Self::kill`]: a new process in its place, on what its data folder holds now.
+    pub fn start_again(&mut self) {
         let address = self.endpoints.client.trim_start_matches("https://").to_owned();
         (self.child, self.endpoints) = serve(&self.folder, &address);
     }

@@ -179,6 +179,11 @@ impl Provider {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
+    /// Where it keeps everything.
+    pub fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
     /// Where its store is.
     pub fn store(&self) -> PathBuf {
         self.folder.join("data/store")

@@ -17,7 +17,7 @@ use crate::{
     federation::roster::{Row, draw_together},
     store::{
         Batch, Condition, Page, StoreError, Write,
-        records::{GroupHead, OutboundRoster},
+        records::{GroupHead, LEAP, OutboundRoster},
     },
     wire::ids::{Domain, GroupId, Sequence},
 };
@@ -116,7 +116,7 @@ impl Node {
         };
         if taken < until {
             waiting.groups += 1;
-            waiting.items += until.0 - taken.0;
+            waiting.items += (until.0 - taken.0) % LEAP;
             let oldest = self.store.feed(group, taken.next(), ONE).await?;
             let at = oldest.first().map(|entry| entry.accepted_at);
             waiting.oldest_at = waiting.oldest_at.into_iter().chain(at).min();

@@ -179,6 +179,10 @@ impl Member {
                 self.push(&Event::KeyPackagesLow { left: *left })?;
                 Ok(Handled::Taken)
             }
+            (QueueEvent::Gap { .. }, _) if entry.feed == FeedId(0) => {
+                self.provider_went_back()?;
+                Ok(Handled::Taken)
+            }
             (event, Some(group)) if entry.feed != FeedId(0) => {
                 self.take_group_event(entry, event, group)
             }
@@ -273,6 +277,43 @@ impl Member {
             | QueueEvent::ConnectionRequest { .. }
             | QueueEvent::KeyPackagesLow { .. } => Ok(Handled::Taken),
         }
+    }
+
+    /// What was left for this client alone is missing: its provider has gone back to a backup. What it knows of this client's groups
+    /// may be older than what this client knows. A group's own feed says so where it has one; what comes before that is as
+    /// good as ever. For the others see [`Member::settle_doubts`].
+    fn provider_went_back(&self) -> Result<(), CoreError> {
+        let mut doubted: Vec<GroupId> = Vec::new();
+        for (key, record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
+            if let (GroupState::Active, Ok(id)) = (record.state, GroupId::from_bytes(&key)) {
+                doubted.push(id);
+            }
+        }
+        self.home.put(Kind::Setting, DOUBTED, &doubted)
+    }
+
+    /// Everything that the queue holds has come: a group that its feed has said nothing of since the provider went back may not be
+    /// known there any more, or not with this client. It is entered anew. Gives how many those are.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub fn settle_doubts(&self) -> Result<usize, CoreError> {
+        if self.home.find::<serde::de::IgnoredAny>(Kind::Setting, DOUBTED)?.is_none() {
+            return Ok(0);
+        }
+        self.home.step(|| {
+            let doubted: Vec<GroupId> = self.home.find(Kind::Setting, DOUBTED)?.unwrap_or_default();
+            for id in &doubted {
+                if self.record(id)?.state == GroupState::Active {
+                    let why = "this client's provider went back to an earlier state".to_owned();
+                    self.lose(id, why)?;
+                }
+            }
+            if !doubted.is_empty() {
+                self.home.remove(Kind::Setting, DOUBTED)?;
+            }
+            Ok(doubted.len())
+        })
     }
 
     /// Whether a request that would make this client a member is unanswered.
@@ -762,10 +803,18 @@ impl Member {
         let mut record = self.record(id)?;
         record.state = GroupState::Lost;
         self.put_record(id, &record)?;
+        let doubted: Option<Vec<GroupId>> = self.home.find(Kind::Setting, DOUBTED)?;
+        if let Some(mut doubted) = doubted.filter(|doubted| doubted.contains(id)) {
+            doubted.retain(|other| other != id);
+            self.home.put(Kind::Setting, DOUBTED, &doubted)?;
+        }
         self.push(&Event::Lost { group: id.clone(), why })?;
         self.keep_resync(id)
     }
 }
+
+/// Groups that the provider may know less of than this client, since it went back to a backup.
+const DOUBTED: &[u8] = b"doubted_groups";
 
 /// Whether `event` is of a membership before the one that `record` is of, as far as its feed does not say so: nothing of
 /// this membership has come on it. What was in the queue when this client entered the group anew comes only then.

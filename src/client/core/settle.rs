@@ -3,6 +3,8 @@
 //! Here: merging what was accepted, catching up from `wrong_epoch` and `pending_proposals`, entering groups.
 //! Not here: waiting and sending again ([`super::super::Client`]). PROTOCOL.md §2, "Answers".
 
+use std::collections::BTreeSet;
+
 use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
@@ -14,11 +16,12 @@ use super::{
     moving::HubAt,
     receive::{Followed, protocol_message},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
+    view::roster_of,
 };
 use crate::wire::{
     codec::{Raw, decode, encode},
     ds::{Accepted, DsError, DsResponse, DsResponseBody, Info},
-    ids::{GroupId, RequestId, Timestamp},
+    ids::{ClientUri, Epoch, GroupId, RequestId, Timestamp},
     mls::MlsMessage,
 };
 
@@ -102,6 +105,9 @@ impl Member {
                 self.follow_hub(&pending.group, &mut record, before, &group)?;
             }
             Effect::Enter { state, leaf_key } => {
+                let resyncs = pending.operation == Operation::Resync;
+                let before =
+                    if resyncs { self.clients_in(&pending.group)? } else { BTreeSet::new() };
                 self.home.drop_in(&pending.group, &state)?;
                 record.leaf_key = leaf_key;
                 let group = self.load(&pending.group)?;
@@ -113,6 +119,10 @@ impl Member {
                 record.read_epoch = Some(epoch);
                 record.proofs.clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
+                if resyncs {
+                    let now = self.clients_in(&pending.group)?;
+                    self.came_and_went(&pending.group, epoch, &before, &now)?;
+                }
             }
             Effect::Queue { config, filter } => {
                 record.queue = Some(config);
@@ -135,6 +145,30 @@ impl Member {
         self.put_record(&pending.group, &record)?;
         self.home.remove(Kind::Pending, key)?;
         Ok(Settled::Done(accepted))
+    }
+
+    /// Everybody's clients in a group, as this state has it.
+    fn clients_in(&self, id: &GroupId) -> Result<BTreeSet<ClientUri>, CoreError> {
+        let group = self.load(id)?;
+        Ok(roster_of(&group)?.iter().map(|(_, it)| it.client.clone()).collect())
+    }
+
+    /// Says who came and who went while this client could not follow. Where the hub went back to a backup it is the only word on
+    /// whom it has let in again.
+    fn came_and_went(
+        &self,
+        group: &GroupId,
+        epoch: Epoch,
+        before: &BTreeSet<ClientUri>,
+        now: &BTreeSet<ClientUri>,
+    ) -> Result<(), CoreError> {
+        let added: Vec<_> = now.difference(before).cloned().collect();
+        let removed: Vec<_> = before.difference(now).cloned().collect();
+        if added.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        let group = group.clone();
+        self.push(&Event::Changed { group, epoch, by: None, added, removed, policy: false })
     }
 
     fn informed(

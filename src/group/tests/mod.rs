@@ -17,5 +17,6 @@ mod portability;
 mod properties;
 mod records;
 mod refused;
+mod restored;
 mod rogue;
 mod scenario;
