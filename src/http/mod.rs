@@ -8,6 +8,8 @@ mod addresses;
 mod answer;
 mod body;
 mod client;
+#[cfg(test)]
+pub(crate) mod doors;
 mod drain;
 mod endpoint;
 mod federation;

@@ -8,7 +8,7 @@ pub mod endpoints;
 mod key_file;
 pub mod keys;
 mod outside;
-mod run;
+pub(crate) mod run;
 pub mod s2s_keys;
 pub mod sender_keys;
 mod setting;

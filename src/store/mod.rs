@@ -34,7 +34,7 @@ pub mod records;
 mod sled;
 mod spread;
 mod stage;
-mod writer;
+pub(crate) mod writer;
 
 #[cfg(test)]
 mod conformance;

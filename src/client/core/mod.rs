@@ -196,6 +196,11 @@ impl Member {
         Ok(Self { home, identity })
     }
 
+    #[cfg(test)]
+    pub(crate) fn into_home(self) -> Home {
+        self.home
+    }
+
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
