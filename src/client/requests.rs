@@ -258,6 +258,23 @@ impl Client {
                     }
                     continue;
                 }
+                Err(CoreError::BeingRemoved(group)) => {
+                    // one that was only silent for long comes back by this; whoever was deleted is refused
+                    let resync = self.member().begin(&group, Operation::Resync)?;
+                    match Box::pin(self.drive_locked(resync, Whose::Own, until)).await {
+                        Ok(_) => {}
+                        Err(ClientError::Unanswered { why, .. }) => {
+                            return Err(ClientError::Unanswered { request, why });
+                        }
+                        Err(error @ ClientError::Http(_)) => return Err(error),
+                        Err(_) => {
+                            let error = CoreError::BeingRemoved(group);
+                            self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
+                            return Err(error.into());
+                        }
+                    }
+                    continue;
+                }
                 Err(CoreError::NothingToDo(_)) => {
                     self.give_up(request, whose, Answer::AlreadySo)?;
                     return Ok(Outcome::AlreadySo);
