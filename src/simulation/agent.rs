@@ -334,15 +334,15 @@ impl Agent {
                 ("moves", client.migrate(group, &target).await)
             }
             33..36 => ("adds its devices", client.add_own_clients(group, &[]).await),
-            36 if chance.below(3) == 0 => return self.delete_another(client, world).await,
-            37 if chance.below(3) == 0 => {
+            36..40 => return self.delete_another(client, world).await,
+            40 if chance.below(3) == 0 => {
                 let providers = world.providers.borrow();
                 let provider = chance.pick(&providers);
                 world.trace.note(|| format!("{} has a new hub key", provider.domain));
                 provider.rotate_hub_key();
                 return;
             }
-            38 => return self.abort_moves(world).await,
+            41 => return self.abort_moves(world).await,
             _ => return self.say(client, world, group).await,
         };
         if let (Ok(Outcome::Accepted(_)), "resyncs") = (&outcome, name) {

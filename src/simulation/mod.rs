@@ -66,11 +66,11 @@ impl Plan {
 /// A fault that is planted where the simulation and what it simulates meet. Each must be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mutation {
-    /// The disk answers before it has synced.
+    /// The disk answers at every flush, and syncs at every tenth.
     AnswersBeforeSync,
     /// After a crash a provider stands on what its disk held some time before.
     OldDisk,
-    /// A batch sometimes lacks what says that there is something for a peer.
+    /// No batch says that there is something for a peer.
     ForgetsOutbound,
     /// A membership that ends is not written down.
     ForgetsClose,

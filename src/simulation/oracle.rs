@@ -77,6 +77,7 @@ struct Feed {
     group: Option<GroupId>,
     /// By sequence: what came before, and what it is.
     entries: BTreeMap<Sequence, (Sequence, [u8; 32])>,
+    messages: BTreeSet<Sequence>,
     removed: bool,
 }
 
@@ -211,6 +212,9 @@ impl Oracle {
             feed.removed |= matches!(entry.event, QueueEvent::Removed | QueueEvent::GroupDeleted);
         }
         feed.entries.insert(entry.sequence, (entry.previous, hash));
+        if matches!(entry.event, QueueEvent::MlsMessage { .. }) {
+            feed.messages.insert(entry.sequence);
+        }
         if let Some(failure) = failure {
             self.fail(failure);
         }
@@ -364,7 +368,10 @@ impl Oracle {
                 continue;
             }
             for agent in agents.iter().filter(|agent| agent.uri != probe.by) {
-                if self.is_to_hear(agent, &probe.group) && !text.shown_to.contains_key(&agent.uri) {
+                let is_there = agent.client().member().group(&probe.group);
+                let is_there = is_there.is_ok_and(|view| view.state == GroupState::Active);
+                if is_there && self.is_owed(agent, text) && !text.shown_to.contains_key(&agent.uri)
+                {
                     unheard.push(format!("{} has not heard {:?}", agent.uri, probe.text));
                 }
             }
@@ -372,11 +379,16 @@ impl Oracle {
         unheard
     }
 
-    fn is_to_hear(&self, agent: &Agent, group: &GroupId) -> bool {
-        if agent.deleted.get() || self.deleted.contains(&agent.uri) {
+    /// Whether a client is to show a text: it was in the group when that was accepted, and since then without a break.
+    fn is_owed(&self, agent: &Agent, text: &Text) -> bool {
+        let stay = self.stays.get(&(agent.uri.clone(), text.group.clone()));
+        let (Some(at), Some(stay)) = (text.at, stay.filter(|stay| stay.is_in)) else {
             return false;
-        }
-        agent.client().member().group(group).is_ok_and(|view| view.state == GroupState::Active)
+        };
+        let began = stay.epoch.0.checked_sub(1).map(|epoch| (text.group.clone(), Epoch(epoch)));
+        let began = began.and_then(|epoch| self.commits.get(&epoch)).copied();
+        let is_gone = agent.deleted.get() || self.deleted.contains(&agent.uri);
+        !is_gone && agent.uri != text.by && at > stay.since && at > began.unwrap_or_default()
     }
 
     /// What is so when everything is at rest.
@@ -385,19 +397,10 @@ impl Oracle {
         for (words, text) in &self.texts {
             let Some(at) = text.at else { continue };
             for agent in agents {
-                let stay = self.stays.get(&(agent.uri.clone(), text.group.clone()));
-                let Some(stay) = stay.filter(|stay| stay.is_in) else { continue };
-                if agent.uri == text.by || self.deleted.contains(&agent.uri) {
+                if text.shown_to.contains_key(&agent.uri) {
                     continue;
                 }
-                let heard = text.shown_to.get(&agent.uri).copied().unwrap_or_default();
-                if heard == 1 {
-                    continue;
-                }
-                let began =
-                    stay.epoch.0.checked_sub(1).map(|epoch| (text.group.clone(), Epoch(epoch)));
-                let began = began.and_then(|epoch| self.commits.get(&epoch)).copied();
-                if at > stay.since && at > began.unwrap_or_default() {
+                if self.is_owed(agent, text) {
                     failures.push(format!(
                         "{} was never shown {words:?}, which stands at {} of {}",
                         agent.uri, at.0, text.group
@@ -413,16 +416,46 @@ impl Oracle {
                     continue;
                 }
                 let gone = view.members.iter().find(|it| self.deleted.contains(&it.client));
-                if let Some(gone) = gone {
+                // where it is proposed the next commit does it
+                if let Some(gone) = gone.filter(|_| view.pending == 0) {
                     failures
                         .push(format!("{} was deleted and is still in {}", gone.client, view.id));
                 }
             }
         }
+        failures.extend(self.behind_removals());
         if let Some(failure) = failures.into_iter().next() {
             self.fail(failure);
         }
         self.failure.clone().map_or(Ok(()), Err)
+    }
+}
+
+impl Oracle {
+    /// Messages that were handed to whom the others saw removed before.
+    fn behind_removals(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for ((group, client), changes) in &self.changes {
+            let went = changes.iter().filter(|(_, change)| **change == Change::Went);
+            for (epoch, _) in went {
+                let ended = Epoch(epoch.0.saturating_sub(1));
+                let Some(at) = self.commits.get(&(group.clone(), ended)) else { continue };
+                for ((of, feed), handed) in &self.feeds {
+                    if of != client || handed.group.as_ref() != Some(group) {
+                        continue;
+                    }
+                    let began_before = handed.entries.keys().next().is_some_and(|it| it <= at);
+                    let behind = handed.messages.range(at.next()..).next();
+                    if let Some(behind) = behind.filter(|_| began_before) {
+                        found.push(format!(
+                            "{client} was removed from {group} at {} and was handed {} of feed {}",
+                            at.0, behind.0, feed.0
+                        ));
+                    }
+                }
+            }
+        }
+        found
     }
 }
 
@@ -531,7 +564,9 @@ pub(super) async fn what_is_left(world: &World, agents: &[Rc<Agent>]) -> Vec<Str
         let client = agent.client();
         let pending = client.member().pending().unwrap_or_default();
         left.extend(pending.iter().map(|(_, group, operation)| {
-            format!("{} waits for an answer of {group}: {operation:?}", agent.uri)
+            let what = format!("{operation:?}");
+            let what = what.split([' ', '{']).next().unwrap_or_default();
+            format!("{} waits for an answer of {group} to {what}", agent.uri)
         }));
         for view in client.member().groups().unwrap_or_default() {
             if matches!(view.state, GroupState::Joining | GroupState::Lost) {

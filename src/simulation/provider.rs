@@ -36,7 +36,7 @@ use crate::{
         faults::Fault,
         memory::Disk,
         records::{GroupStatus, InboxItem},
-        writer::stepped::Stepper,
+        writer::stepped::{Stepper, Tamper},
     },
     wire::{
         extensions::SignatureScheme,
@@ -73,6 +73,8 @@ pub(super) struct Provider {
     disk: Disk,
     /// As the disk was some time before: for [`Mutation::OldDisk`].
     old: Option<Disk>,
+    /// As the disk was when it was synced last: for [`Mutation::AnswersBeforeSync`].
+    synced: Arc<Mutex<Option<Disk>>>,
     keys: Keys,
     running: Option<Running>,
 }
@@ -106,6 +108,7 @@ impl Provider {
             clock: SetClock::new(time),
             disk: Disk::new(),
             old: None,
+            synced: Arc::default(),
             keys: Keys { token_key: random(), s2s: key(), senders },
             running: None,
         }
@@ -156,8 +159,11 @@ impl Provider {
                 self.disk = before;
             }
         }
+        if let Some(synced) = self.synced.lock().unwrap().take() {
+            self.disk = synced;
+        }
         let (store, stepper) = self.disk.open_stepped();
-        if let Some(tamper) = tampering(plan, chance) {
+        if let Some(tamper) = tampering(plan) {
             stepper.tamper(tamper);
         }
         let metrics = Metrics::new().unwrap();
@@ -194,7 +200,14 @@ impl Provider {
         let (jobs, mut asked) = mpsc::unbounded_channel();
         let inside = Rc::new(Inside { doors: Doors::new(&node, &federation), node: node.clone() });
         let process = LocalSet::new();
-        process.spawn_local(write(self.disk.clone(), stepper, chance.clone(), plan.clone()));
+        let synced = Arc::clone(&self.synced);
+        process.spawn_local(write(
+            self.disk.clone(),
+            stepper,
+            chance.clone(),
+            plan.clone(),
+            synced,
+        ));
         process.spawn_local(async move {
             while let Some(job) = asked.recv().await {
                 let job: super::net::Job = job;
@@ -218,7 +231,14 @@ impl Provider {
 }
 
 /// Time for a disk: most flushes are quick, some are not.
-async fn write(disk: Disk, mut stepper: Stepper, chance: Chance, plan: Plan) {
+async fn write(
+    disk: Disk,
+    mut stepper: Stepper,
+    chance: Chance,
+    plan: Plan,
+    synced: Arc<Mutex<Option<Disk>>>,
+) {
+    let mut flushes = 0_u64;
     let pause = async || {
         let most = if chance.of_thousand(5) { 3_000_000 } else { 8_000 };
         tokio::time::sleep(Duration::from_micros(chance.between(50, most))).await;
@@ -230,17 +250,16 @@ async fn write(disk: Disk, mut stepper: Stepper, chance: Chance, plan: Plan) {
         }
         pause().await;
         stepper.apply();
-        if plan.has(Mutation::AnswersBeforeSync) {
-            stepper.answer();
-            pause().await;
-            pause().await;
-        }
         pause().await;
         stepper.sync();
         if chance.of_thousand(100) {
             pause().await;
         }
         stepper.answer();
+        flushes += 1;
+        if plan.has(Mutation::AnswersBeforeSync) && flushes % 10 == 0 {
+            *synced.lock().unwrap() = Some(disk.copy());
+        }
     }
 }
 
@@ -306,12 +325,12 @@ fn options(domain: &Domain) -> GroupOptions {
     options
 }
 
-fn tampering(plan: &Plan, chance: &Chance) -> Option<Box<dyn Fn(Batch) -> Batch + Send + Sync>> {
-    let (mutation, chance) = (plan.mutation?, chance.clone());
+fn tampering(plan: &Plan) -> Option<Tamper> {
+    let mutation = plan.mutation?;
     let gone = Mutex::new(std::collections::BTreeMap::new());
     Some(Box::new(move |mut batch: Batch| {
         batch.writes.retain(|write| match (mutation, write) {
-            (Mutation::ForgetsOutbound, Write::Outbound { .. }) => !chance.of_thousand(100),
+            (Mutation::ForgetsOutbound, Write::Outbound { .. }) => false,
             (Mutation::ForgetsClose, Write::Inbox { item: InboxItem::Close { .. }, .. }) => false,
             (Mutation::ForgetsNotices, Write::GroupNotice { .. }) => false,
             _ => true,

@@ -10,7 +10,7 @@ use super::{Mutation, Plan, Report, run, trace::Counts};
 fn simulation_of_seeds() {
     let seed = std::env::var("TEST_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
     let hours = std::env::var("TEST_SIM_HOURS").ok().map(|hours| hours.parse::<u64>().unwrap());
-    let hours_max = Duration::from_secs(3600 * hours.unwrap_or(24));
+    let hours_max = Duration::from_secs(3600 * hours.unwrap_or(192));
     let (mut total, mut took, mut events, mut seeds) = (Duration::ZERO, Duration::ZERO, 0, 0);
     let mut counts = Counts::default();
     for seed in seed.map_or(0..=u64::MAX, |seed| seed..=seed) {
@@ -52,13 +52,18 @@ fn the_simulation_finds_each_planted_fault() {
         Mutation::NeverSweeps,
         Mutation::ThawsWhatHasGone,
     ];
+    let mut not_found = Vec::new();
     for mutation in mutations {
         let plan = |seed| Plan { hours: 24, mutation: Some(mutation), ..Plan::of(seed) };
         let found = (0..SEEDS_TO_FIND).map(|seed| run(plan(seed))).find(|it| it.failure.is_some());
-        let Report { seed, failure, .. } =
-            found.unwrap_or_else(|| panic!("{mutation:?} is not found"));
-        println!("{mutation:?}: seed {seed}: {}", failure.unwrap_or_default());
+        match found {
+            Some(Report { seed, failure, .. }) => {
+                println!("{mutation:?}: seed {seed}: {}", failure.unwrap_or_default());
+            }
+            None => not_found.push(mutation),
+        }
     }
+    assert!(not_found.is_empty(), "not found within {SEEDS_TO_FIND} seeds: {not_found:?}");
 }
 
 /// Within so many seeds each planted fault is found.
