@@ -283,10 +283,11 @@ impl Oracle {
                 let (by, group) = (by.clone(), group.clone());
                 self.trace.note(|| {
                     let short = |of: &[ClientUri]| {
-                        of.iter()
-                            .map(|it| format!("{}/{}", it.user().name(), it.device()))
-                            .collect::<Vec<_>>()
-                            .join(" ")
+                        let name = |it: &ClientUri| format!("{}/{}", it.user().name(), it.device());
+                        let mut names: Vec<String> = of.iter().map(name).collect();
+                        // openmls keeps proposals in a map whose order is by chance
+                        names.sort();
+                        names.join(" ")
                     };
                     let author = author.map_or("the hub".to_owned(), |it| it.to_string());
                     format!(

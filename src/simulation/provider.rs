@@ -162,7 +162,7 @@ impl Provider {
         if let Some(synced) = self.synced.lock().unwrap().take() {
             self.disk = synced;
         }
-        let (store, stepper) = self.disk.open_stepped();
+        let (store, stepper) = self.disk.open_stepped().unwrap();
         if let Some(tamper) = tampering(plan) {
             stepper.tamper(tamper);
         }

@@ -61,9 +61,11 @@ impl Disk {
 
     /// As [`Self::open`], without a thread: nothing is written but by the stepper.
     #[cfg(test)]
-    pub(crate) fn open_stepped(&self) -> (SharedStore, super::writer::stepped::Stepper) {
-        let (store, stepper) = NodeStore::start_stepped(self.engine());
-        (Arc::new(store), stepper)
+    pub(crate) fn open_stepped(
+        &self,
+    ) -> Result<(SharedStore, super::writer::stepped::Stepper), super::StoreError> {
+        let (store, stepper) = NodeStore::start_stepped(self.engine())?;
+        Ok((Arc::new(store), stepper))
     }
 
     /// A disk that holds what this one does.

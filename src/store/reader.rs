@@ -49,11 +49,13 @@ impl NodeStore {
 
     /// As [`Self::start`], without a thread: nothing is written but by the stepper.
     #[cfg(test)]
-    pub fn start_stepped(engine: Box<dyn Engine>) -> (Self, writer::stepped::Stepper) {
-        let value = engine.read(&keys::commit_sequence()).unwrap();
-        let sequence = keys::decode_commit_sequence(value.as_deref()).unwrap();
+    pub fn start_stepped(
+        engine: Box<dyn Engine>,
+    ) -> Result<(Self, writer::stepped::Stepper), StoreError> {
+        let value = engine.read(&keys::commit_sequence())?;
+        let sequence = keys::decode_commit_sequence(value.as_deref())?;
         let (shared, stepper) = writer::stepped::start(engine, sequence);
-        (Self { shared, writer: None }, stepper)
+        Ok((Self { shared, writer: None }, stepper))
     }
 
     /// Reads with `read`, and waits until what it has seen is durable.
