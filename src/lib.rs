@@ -33,5 +33,7 @@ pub mod policy;
 pub mod queue;
 pub mod rate;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 pub mod wire;

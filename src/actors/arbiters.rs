@@ -7,7 +7,7 @@
 use std::io;
 
 use actix::{Actor, Addr, Context};
-use actix_rt::{Arbiter, ArbiterHandle};
+use actix_rt::{Arbiter, ArbiterHandle, task::JoinError};
 
 /// A fixed set of threads, each with its own event loop. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -31,6 +31,21 @@ impl ArbiterPool {
         Ok((Self { handles }, ArbiterThreads(arbiters)))
     }
 
+    /// No threads: everything runs where it is asked for, in the order in which it is. What computes for long does so too, on this
+    /// thread, from now on. For a simulation, in which nothing may depend on threads.
+    #[cfg(test)]
+    #[must_use]
+    pub fn inline() -> Self {
+        INLINE.set(true);
+        Self { handles: std::sync::Arc::new([]) }
+    }
+
+    /// Whether there are no threads.
+    #[must_use]
+    pub(super) fn is_inline(&self) -> bool {
+        cfg!(test) && self.handles.is_empty()
+    }
+
     /// The thread of `hash`: the same for as long as the process lives.
     #[must_use]
     pub fn on(&self, hash: u64) -> &ArbiterHandle {
@@ -41,6 +56,11 @@ impl ArbiterPool {
 
     /// Runs `future` on the thread of `hash`. `false` where that thread has ended: it will never run.
     pub fn spawn_on(&self, hash: u64, future: impl Future<Output = ()> + Send + 'static) -> bool {
+        #[cfg(test)]
+        if self.is_inline() {
+            actix_rt::spawn(future);
+            return true;
+        }
         self.on(hash).spawn(future)
     }
 
@@ -53,6 +73,10 @@ impl ArbiterPool {
     where
         A: Actor<Context = Context<A>>,
     {
+        #[cfg(test)]
+        if self.is_inline() {
+            return A::create(make);
+        }
         A::start_in_arbiter(self.on(hash), make)
     }
 
@@ -60,6 +84,25 @@ impl ArbiterPool {
     pub fn threads(&self) -> usize {
         self.handles.len()
     }
+}
+
+/// Computes what takes long where it is in no actor's way.
+///
+/// # Errors
+/// Where `work` panicked.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    #[cfg(test)]
+    if INLINE.get() {
+        return tokio::spawn(async move { work() }).await;
+    }
+    actix_rt::task::spawn_blocking(work).await
+}
+
+#[cfg(test)]
+thread_local! {
+    static INLINE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl ArbiterThreads {

@@ -298,7 +298,7 @@ impl Node {
                     let random = u64::from_be_bytes(crypto::random());
                     let ms = self.limits.moves.retry.delay_ms(tries, random).max(at_least_ms);
                     let pause = tokio::time::sleep(Duration::from_millis(ms));
-                    tokio::select! { () = pause => {}, () = run.nudge.notified() => {} }
+                    tokio::select! { biased; () = run.nudge.notified() => {}, () = pause => {} }
                 }
                 // somebody else has changed the group, or the store is out of reach: what is written down decides
                 Err(error) => {
@@ -393,6 +393,7 @@ impl Node {
             }
         };
         let turn = tokio::select! {
+            biased;
             turn = self.departures.turns.take(target) => Some(turn),
             () = run.nudge.notified() => None,
             () = too_late => None,

@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
 use super::errors::{internal, of_reject, of_store};
-use super::{groups::GroupOptions, history, moves::migrating, node::Node};
+use super::{arbiters::blocking, groups::GroupOptions, history, moves::migrating, node::Node};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
@@ -254,7 +254,7 @@ impl GroupActor {
         let staging = span.clone();
         let work = async move {
             let _permit = pool.acquire_owned().await;
-            actix_rt::task::spawn_blocking(move || {
+            blocking(move || {
                 let stage = || loaded.state.stage(&request, now);
                 let decided = catch_unwind(AssertUnwindSafe(|| staging.in_scope(stage)));
                 (loaded, decided.ok(), request)

@@ -16,6 +16,7 @@ use tracing::Span;
 
 use super::{
     accounts::deletions,
+    arbiters::blocking,
     copies::is_copy,
     errors::{internal, of_reject, of_store},
     group::{
@@ -153,7 +154,7 @@ impl Groups {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, DsError> {
         let turn = Arc::clone(&self.cpu).acquire_owned().await.map_err(internal)?;
-        let computed = actix_rt::task::spawn_blocking(move || {
+        let computed = blocking(move || {
             // for as long as it computes, also where nobody waits for it any more
             let _turn = turn;
             work()

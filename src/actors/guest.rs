@@ -13,7 +13,7 @@ mod inbox;
 mod speaks;
 mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::future::join_all;
 
@@ -68,7 +68,7 @@ impl Node {
             return Err(too_large("too many items in one batch", ITEMS_MAX));
         }
         let count = items.len();
-        let mut groups: HashMap<GroupId, Items> = HashMap::new();
+        let mut groups: BTreeMap<GroupId, Items> = BTreeMap::new();
         let (mut direct, mut too_many) = (Vec::new(), Vec::new());
         for (index, item) in items.into_iter().enumerate() {
             let index = u32::try_from(index).unwrap_or(u32::MAX);

@@ -5,7 +5,7 @@
 //! for their number. Hints that wait are sets: they are bounded by the groups that are followed.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
 };
@@ -33,7 +33,7 @@ type WakePeer = Box<dyn Fn(&Domain, &GroupId, Sequence) + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
-    followers: Mutex<HashMap<GroupId, HashMap<u64, Arc<Wake>>>>,
+    followers: Mutex<HashMap<GroupId, BTreeMap<u64, Arc<Wake>>>>,
     online: Mutex<HashMap<ClientUri, Arc<Wake>>>,
     grown: Mutex<Grown>,
     has_grown: Condvar,
@@ -41,7 +41,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Grown {
-    groups: HashSet<GroupId>,
+    groups: BTreeSet<GroupId>,
     closed: bool,
 }
 
@@ -53,13 +53,13 @@ impl std::fmt::Debug for Hints {
 
 impl Hints {
     #[must_use]
-    pub fn new(metrics: Metrics) -> Self {
+    pub fn new(metrics: Metrics, wants_thread: bool) -> Self {
         let shared = Arc::new(Shared::default());
         let walker = Arc::clone(&shared);
-        let spawned = thread::Builder::new().name("hints".into()).spawn(move || walker.walk());
+        let walk = || thread::Builder::new().name("hints".into()).spawn(move || walker.walk());
         Self {
+            has_thread: wants_thread && walk().is_ok(),
             shared,
-            has_thread: spawned.is_ok(),
             metrics,
             on_notice: OnceLock::new(),
             on_outbound: OnceLock::new(),
@@ -194,7 +194,7 @@ struct WakeState {
 /// What an actor was told. Every part is bounded: by its groups, by its feeds.
 #[derive(Debug, Default)]
 pub(super) struct Told {
-    pub grown: HashSet<GroupId>,
+    pub grown: BTreeSet<GroupId>,
     pub inbox: bool,
     pub acks: BTreeMap<FeedId, Sequence>,
     /// Streams whose reader is gone.

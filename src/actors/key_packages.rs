@@ -6,6 +6,7 @@ use std::{collections::HashMap, hash::Hash, sync::Mutex};
 use openmls::prelude::{CredentialType, ExtensionType, ProposalType};
 
 use super::{
+    arbiters::blocking,
     deliver::Sender,
     errors::{
         internal, not_authorized, of_key_package, of_store, of_too_many, rate_limited, too_large,
@@ -132,7 +133,7 @@ impl Node {
         }
         let owner = self.owner(from).await?;
         let node = self.clone();
-        let checked = actix_rt::task::spawn_blocking(move || node.check_all(&key_packages, &owner));
+        let checked = blocking(move || node.check_all(&key_packages, &owner));
         let checked = checked.await.map_err(internal)??;
         for _ in 0..CONFLICTS_MAX {
             match self.try_publish(from, &checked).await? {

@@ -78,7 +78,7 @@ pub struct NodeInner {
 impl Node {
     #[must_use]
     pub fn new(parts: NodeParts) -> Self {
-        let hints = Hints::new(parts.metrics.clone());
+        let hints = Hints::new(parts.metrics.clone(), !parts.arbiters.is_inline());
         let keys = of_providers(&parts.external_senders);
         let node = Self(Arc::new(NodeInner {
             groups: Groups::new(parts.groups, keys),

@@ -115,7 +115,7 @@ pub struct Peers {
 
 #[derive(Default)]
 struct Slots {
-    active: HashMap<Domain, Slot>,
+    active: BTreeMap<Domain, Slot>,
     next_id: u64,
     /// Somebody waits for a place.
     crowded: bool,

@@ -6,7 +6,7 @@
 //! acknowledgements by sets ([`super::hints`]), deliveries by the window.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex,
@@ -218,7 +218,7 @@ struct QueueActor {
     acks: BTreeMap<FeedId, Sequence>,
     /// A read of a feed that waits until what was left for the client is taken.
     read: Option<(FeedId, FeedView)>,
-    followed: HashSet<GroupId>,
+    followed: BTreeSet<GroupId>,
     /// Something is being read or written.
     working: bool,
     look_into_inbox: bool,
@@ -327,7 +327,7 @@ impl QueueActor {
             requests: VecDeque::new(),
             acks: BTreeMap::new(),
             read: None,
-            followed: HashSet::new(),
+            followed: BTreeSet::new(),
             working: false,
             look_into_inbox: true,
             persist_now: false,
@@ -754,7 +754,9 @@ impl QueueActor {
     fn let_go(&mut self) {
         let hints = &self.node.hints;
         hints.go_offline(&self.client, &self.wake);
-        self.followed.drain().for_each(|group| hints.unfollow(&group, &self.wake));
+        std::mem::take(&mut self.followed)
+            .iter()
+            .for_each(|group| hints.unfollow(group, &self.wake));
         self.node.queues.forget(&self.client, &self.wake);
     }
 }

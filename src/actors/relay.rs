@@ -11,6 +11,7 @@ use std::{
 };
 
 use super::{
+    arbiters::blocking,
     errors::{detail, internal, malformed, not_authorized, of_store, unauthenticated},
     hints::locked,
     moves::step,
@@ -396,7 +397,7 @@ async fn check_all(
         return Err(bad_answer(&provider, "too many KeyPackages of one user"));
     }
     let target = target.clone();
-    let checked = actix_rt::task::spawn_blocking(move || {
+    let checked = blocking(move || {
         let crypto = MlsCrypto::default();
         key_packages.iter().all(|(client, key_package)| {
             let Ok(parsed) = publish::parse(&crypto, key_package) else { return false };

@@ -265,6 +265,7 @@ impl Client {
     /// [`ClientError::Refused`], [`ClientError::Http`]
     pub async fn stock_up(&self) -> Result<KeyPackagesLeft, ClientError> {
         // publishing nothing says what there is
+        let (group_stock, connection_stock) = self.stock();
         let left = self.publish(Vec::new()).await?;
         let group_left = usize::try_from(left.group_left).unwrap_or(usize::MAX);
         let connection_left = usize::try_from(left.connection_left).unwrap_or(usize::MAX);
@@ -272,9 +273,9 @@ impl Client {
             KeyPackageClass::Connection,
             SUITES[0],
             false,
-            CONNECTION_STOCK.saturating_sub(connection_left),
+            connection_stock.saturating_sub(connection_left),
         )];
-        for (suite, stock) in SUITES.into_iter().zip(GROUP_STOCK) {
+        for (suite, stock) in SUITES.into_iter().zip(group_stock) {
             // the count says nothing of suites: what is left counts for the preferred one
             let there = if suite == SUITES[0] { group_left } else { 0 };
             let count = if group_left > GROUP_LEFT_MAX { 0 } else { stock.saturating_sub(there) };
@@ -294,6 +295,16 @@ impl Client {
             self.member().set(&last_resort_setting(suite), &true)?;
         }
         Ok(left)
+    }
+
+    /// How many KeyPackages there are to be, of each ciphersuite for groups and for first contact.
+    fn stock(&self) -> ([usize; 3], usize) {
+        #[cfg(test)]
+        if self.http.is_simulated() {
+            // making them is most of what a simulated client would do
+            return ([6, 0, 0], 1);
+        }
+        (GROUP_STOCK, CONNECTION_STOCK)
     }
 
     async fn publish(&self, made: Vec<KeyPackage>) -> Result<KeyPackagesLeft, ClientError> {

@@ -3,6 +3,9 @@
 //! Here: one attempt at a call, with its limits and timeouts. Not here: what is said, and trying again
 //! ([`super::Client`]).
 
+#[cfg(test)]
+pub(crate) mod simulated;
+
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
@@ -110,11 +113,13 @@ pub struct Caller<'a> {
 }
 
 /// A provider's client listener.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Http {
     base: String,
     client: reqwest::Client,
     stream_tls: Option<Arc<ClientConfig>>,
+    #[cfg(test)]
+    simulated: Option<simulated::Network>,
 }
 
 impl Http {
@@ -124,6 +129,10 @@ impl Http {
     /// # Errors
     /// [`HttpError::Certificate`]
     pub fn new(base: &str, certificate: Option<&[u8]>) -> Result<Self, HttpError> {
+        #[cfg(test)]
+        if let Some(http) = simulated::at(base) {
+            return Ok(http);
+        }
         let builder = reqwest::Client::builder()
             .https_only(true)
             .no_proxy()
@@ -145,7 +154,18 @@ impl Http {
         };
         let client =
             builder.build().map_err(|error| HttpError::Certificate(with_causes(&error)))?;
-        Ok(Self { base: base.trim_end_matches('/').to_owned(), client, stream_tls })
+        Ok(Self {
+            base: base.trim_end_matches('/').to_owned(),
+            client,
+            stream_tls,
+            #[cfg(test)]
+            simulated: None,
+        })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_simulated(&self) -> bool {
+        self.simulated.is_some()
     }
 
     #[must_use]
@@ -208,13 +228,22 @@ impl Http {
         body: Vec<u8>,
         wait_ms: u32,
     ) -> Result<(u16, Vec<u8>), HttpError> {
+        let timeout = ANSWER_TIMEOUT + Duration::from_millis(u64::from(wait_ms));
+        #[cfg(test)]
+        if let Some(network) = &self.simulated {
+            let answer = network(&self.base, endpoint, signed(caller, endpoint, body)?);
+            let answer = tokio::time::timeout(timeout, answer).await;
+            let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+            let url = self.base.clone();
+            return answer.map_err(|why| HttpError::Unreachable { url, why });
+        }
         let url = format!("{}{endpoint}", self.base);
         let failed = |error: reqwest::Error| self.failed(&error.without_url());
         let mut response = self
             .client
             .post(&url)
             .header("content-type", "application/octet-stream")
-            .timeout(ANSWER_TIMEOUT + Duration::from_millis(u64::from(wait_ms)))
+            .timeout(timeout)
             .body(signed(caller, endpoint, body)?)
             .send()
             .await

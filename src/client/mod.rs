@@ -221,6 +221,12 @@ impl Client {
         self
     }
 
+    /// Ends it, as the end of its process does.
+    #[cfg(test)]
+    pub(crate) fn into_home(self) -> core::Home {
+        self.member.into_inner().unwrap_or_else(PoisonError::into_inner).into_home()
+    }
+
     /// This client's state. Do not hold it while waiting for anything.
     pub fn member(&self) -> MutexGuard<'_, Member> {
         // a step that panicked was rolled back with its transaction

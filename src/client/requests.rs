@@ -3,9 +3,8 @@
 //! A request is kept before it is sent, so neither a lost answer nor the end of the process loses or doubles it.
 //! PROTOCOL.md §2, "Answers".
 
-use std::{hash::BuildHasher as _, sync::PoisonError, time::Duration};
+use std::{sync::PoisonError, time::Duration};
 
-use rand::Rng;
 use tls_codec::DeserializeBytes;
 use tokio::time::Instant;
 
@@ -14,10 +13,13 @@ use super::{
     core::{Answer, CoreError, Operation, Outbound, Settled},
     http::HttpError,
 };
-use crate::wire::{
-    ds::{Accepted, DsError, DsRequest, DsResponse},
-    encode,
-    ids::{GroupId, RequestId},
+use crate::{
+    crypto,
+    wire::{
+        ds::{Accepted, DsError, DsRequest, DsResponse},
+        encode,
+        ids::{GroupId, RequestId},
+    },
 };
 
 /// Rounds of building one request anew.
@@ -126,8 +128,10 @@ impl Client {
         let mut pending = self.member().pending()?;
         // another group comes first each time, so that those that get no answer are not always in the others' way;
         // within a group what was asked for first comes first
-        let chance = std::hash::RandomState::new();
-        pending.sort_by_key(|(_, group, _)| chance.hash_one(group));
+        let chance: [u8; 8] = crypto::random();
+        pending.sort_by_cached_key(|(_, group, _)| {
+            crypto::sha256(&[chance.as_slice(), group.as_str().as_bytes()].concat())
+        });
         let all_until = Instant::now() + ALL_IN_PASSING;
         for (request, group, _) in pending {
             if self.is_not_yet(request) {
@@ -250,6 +254,23 @@ impl Client {
                             // it would meet the same again and again
                             self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
                             return Err(error);
+                        }
+                    }
+                    continue;
+                }
+                Err(CoreError::BeingRemoved(group)) => {
+                    // one that was only silent for long comes back by this; whoever was deleted is refused
+                    let resync = self.member().begin(&group, Operation::Resync)?;
+                    match Box::pin(self.drive_locked(resync, Whose::Own, until)).await {
+                        Ok(_) => {}
+                        Err(ClientError::Unanswered { why, .. }) => {
+                            return Err(ClientError::Unanswered { request, why });
+                        }
+                        Err(error @ ClientError::Http(_)) => return Err(error),
+                        Err(_) => {
+                            let error = CoreError::BeingRemoved(group);
+                            self.give_up(request, whose, Answer::GivenUp(error.to_string()))?;
+                            return Err(error.into());
                         }
                     }
                     continue;
@@ -448,7 +469,7 @@ impl Client {
 /// at once where that is longer than `until`.
 async fn pause(ms: u64, until: Instant) -> bool {
     let ms = ms.min(3_600_000);
-    let ms = rand::rng().random_range(ms..=ms + ms / 2);
+    let ms = ms + u64::from_be_bytes(crypto::random()) % (ms / 2 + 1);
     let at = Instant::now() + Duration::from_millis(ms);
     if at > until {
         return false;

@@ -47,9 +47,41 @@ pub struct BadSignature;
 #[must_use]
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    #[expect(clippy::expect_used, reason = "a process without randomness must not go on")]
-    SystemRandom::new().fill(&mut bytes).expect("the operating system gives randomness");
+    fill(&mut bytes);
     bytes
+}
+
+/// As [`random`], of any length.
+fn fill(bytes: &mut [u8]) {
+    #[cfg(test)]
+    if seeded::fill(bytes) {
+        return;
+    }
+    #[expect(clippy::expect_used, reason = "a process without randomness must not go on")]
+    SystemRandom::new().fill(bytes).expect("the operating system gives randomness");
+}
+
+/// Randomness that a simulation can repeat, on one thread.
+#[cfg(test)]
+pub(crate) mod seeded {
+    use std::cell::RefCell;
+
+    use rand::{RngCore, SeedableRng, rngs::StdRng};
+
+    thread_local! {
+        static SEEDED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
+    }
+
+    /// From now on this thread's randomness comes of `seed`; none: of the operating system again.
+    pub(crate) fn seed(seed: Option<u64>) {
+        SEEDED.set(seed.map(StdRng::seed_from_u64));
+    }
+
+    pub(super) fn fill(bytes: &mut [u8]) -> bool {
+        SEEDED.with_borrow_mut(|seeded| {
+            seeded.as_mut().map(|random| random.fill_bytes(bytes)).is_some()
+        })
+    }
 }
 
 /// SHA-256.

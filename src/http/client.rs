@@ -101,7 +101,7 @@ pub(super) struct ClientApi {
 }
 
 impl ClientApi {
-    fn new(node: Node, limits: Limits, metrics: HttpMetrics, drain: Drain) -> Self {
+    pub(super) fn new(node: Node, limits: Limits, metrics: HttpMetrics, drain: Drain) -> Self {
         Self {
             waiting: Arc::new(Semaphore::new(limits.waiting_max)),
             front: Front::new(LISTENER, limits, metrics, Arc::clone(&node.clock)),
@@ -118,13 +118,18 @@ impl ClientApi {
     ) -> Result<Answer, Refusal> {
         self.front.admit(request)?;
         let body = self.front.body(request, payload, endpoint.body_bytes_max()).await?;
+        self.take(endpoint, &body.bytes).await
+    }
+
+    /// What is done with a request once its body is here.
+    pub(super) async fn take(&self, endpoint: Endpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
         let polls = endpoint == Endpoint::Dequeue;
         let _place = if polls {
             self.waiting.try_acquire().map_err(|_| busy())?
         } else {
             self.front.place()?
         };
-        let message = client_message(&body.bytes)?;
+        let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
         self.front.in_time(longer, self.dispatch(endpoint, message)).await
     }

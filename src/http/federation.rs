@@ -45,7 +45,7 @@ use crate::{
 const LISTENER: &str = "federation";
 
 /// The endpoints that take a signed message.
-const SIGNED: [S2SEndpoint; 10] = [
+pub(super) const SIGNED: [S2SEndpoint; 10] = [
     S2SEndpoint::GroupOperation,
     S2SEndpoint::WelcomeInformation,
     S2SEndpoint::ExternalCommitInformation,
@@ -109,7 +109,7 @@ pub fn federation_listener(
     })
 }
 
-struct FederationApi {
+pub(super) struct FederationApi {
     node: Node,
     federation: Arc<Federation>,
     front: Front,
@@ -123,7 +123,7 @@ struct FederationApi {
 }
 
 impl FederationApi {
-    fn new(
+    pub(super) fn new(
         node: Node,
         federation: Arc<Federation>,
         limits: FederationLimits,
@@ -156,7 +156,16 @@ impl FederationApi {
         } else {
             self.front.body(request, payload, bytes_max).await?
         };
-        self.front.in_time(Duration::ZERO, self.execute(endpoint, &body.bytes)).await
+        self.take(endpoint, &body.bytes).await
+    }
+
+    /// What is done with a request once its body is here.
+    pub(super) async fn take(
+        &self,
+        endpoint: S2SEndpoint,
+        bytes: &[u8],
+    ) -> Result<Answer, Refusal> {
+        self.front.in_time(Duration::ZERO, self.execute(endpoint, bytes)).await
     }
 
     /// Authenticates a message, within the bounds of whoever it says that it is from.
@@ -258,7 +267,7 @@ fn methods(endpoint: S2SEndpoint) -> &'static str {
     }
 }
 
-fn form(endpoint: S2SEndpoint) -> Form {
+pub(super) fn form(endpoint: S2SEndpoint) -> Form {
     if endpoint.answers_ds_response() { Form::DsResponse } else { Form::ClientResponse }
 }
 

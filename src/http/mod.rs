@@ -10,6 +10,8 @@ mod backup;
 mod body;
 mod client;
 mod connection;
+#[cfg(test)]
+pub(crate) mod doors;
 mod drain;
 mod endpoint;
 mod federation;

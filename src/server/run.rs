@@ -551,7 +551,7 @@ fn again(listener: &str, certificates: &Certificates, files: Result<TlsFiles, Ke
 }
 
 /// Starts what was left for peers by the process before, and gives those that found no place another chance.
-async fn look_after_peers(node: Node) {
+pub(crate) async fn look_after_peers(node: Node) {
     let mut often = tokio::time::interval(PEERS_EVERY);
     loop {
         often.tick().await;
@@ -562,7 +562,7 @@ async fn look_after_peers(node: Node) {
 }
 
 /// Does what was left to do: deletions that were begun, what waits for groups, groups whose time has come.
-async fn sweep(node: Node) {
+pub(crate) async fn sweep(node: Node) {
     let mut often = tokio::time::interval(SWEEP_EVERY);
     loop {
         often.tick().await;

@@ -56,6 +56,27 @@ impl Disk {
     /// # Errors
     /// [`OpenError::Record`] where the disk holds something else.
     pub fn open(&self) -> Result<SharedStore, OpenError> {
+        Ok(Arc::new(NodeStore::start(self.engine(), "memory".into())?))
+    }
+
+    /// As [`Self::open`], without a thread: nothing is written but by the stepper.
+    #[cfg(test)]
+    pub(crate) fn open_stepped(
+        &self,
+    ) -> Result<(SharedStore, super::writer::stepped::Stepper), super::StoreError> {
+        let (store, stepper) = NodeStore::start_stepped(self.engine())?;
+        Ok((Arc::new(store), stepper))
+    }
+
+    /// A disk that holds what this one does.
+    #[cfg(test)]
+    pub(crate) fn copy(&self) -> Self {
+        let copy = Self::new();
+        locked(&copy.durable).clone_from(&locked(&self.durable));
+        copy
+    }
+
+    fn engine(&self) -> Box<dyn Engine> {
         self.crash();
         self.faults.reset();
         let mounted = Arc::new(AtomicBool::new(true));
@@ -66,8 +87,7 @@ impl Disk {
             durable: Arc::clone(&self.durable),
             mounted,
         };
-        let engine = Faulty::new(engine, self.faults.clone());
-        Ok(Arc::new(NodeStore::start(Box::new(engine), "memory".into())?))
+        Box::new(Faulty::new(engine, self.faults.clone()))
     }
 
     /// Power is lost: the store that is open can do nothing any more, and only what was flushed is kept.

@@ -39,7 +39,7 @@ mod spread;
 mod stage;
 mod tee;
 pub mod verify;
-mod writer;
+pub(crate) mod writer;
 
 #[cfg(test)]
 mod ahead_tests;

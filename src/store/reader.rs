@@ -49,6 +49,17 @@ impl NodeStore {
         Ok(Self { shared, writer: Some(writer) })
     }
 
+    /// As [`Self::start`], without a thread: nothing is written but by the stepper.
+    #[cfg(test)]
+    pub fn start_stepped(
+        engine: Box<dyn Engine>,
+    ) -> Result<(Self, writer::stepped::Stepper), StoreError> {
+        let value = engine.read(&keys::commit_sequence())?;
+        let sequence = keys::decode_commit_sequence(value.as_deref())?;
+        let (shared, stepper) = writer::stepped::start(engine, sequence);
+        Ok((Self { shared, writer: None }, stepper))
+    }
+
     /// Reads with `read`, and waits until what it has seen is durable.
     async fn read<T, F>(&self, read: F) -> Result<T, StoreError>
     where

@@ -28,6 +28,9 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+#[cfg(test)]
+pub(crate) mod stepped;
+
 use super::{
     Batch, StoreError,
     engine::{Changes, Engine, Failure},
@@ -62,6 +65,8 @@ pub(super) struct Shared {
     lanes: Mutex<Lanes>,
     wake: Condvar,
     pub counters: Counters,
+    #[cfg(test)]
+    pub tamper: std::sync::OnceLock<stepped::Tamper>,
 }
 
 /// What is visible in the engine, but not known to be durable.
@@ -129,6 +134,11 @@ impl Shared {
         &self,
         batch: Batch,
     ) -> Result<oneshot::Receiver<Result<(), StoreError>>, StoreError> {
+        #[cfg(test)]
+        let batch = match self.tamper.get() {
+            Some(tamper) => tamper(batch),
+            None => batch,
+        };
         let plan = Plan::of(batch)?;
         let (answer, answered) = oneshot::channel();
         {
@@ -217,25 +227,8 @@ pub(super) fn start(
     engine: Box<dyn Engine>,
     sequence: u64,
 ) -> std::io::Result<(Arc<Shared>, JoinHandle<()>)> {
-    let shared = Arc::new(Shared {
-        engine,
-        view: RwLock::new(View { applied: sequence, pending: Changes::new() }),
-        durable: watch::Sender::new(Durable { sequence, failed: false }),
-        lanes: Mutex::default(),
-        wake: Condvar::new(),
-        counters: Counters::default(),
-    });
-    let writer = Writer {
-        shared: Arc::clone(&shared),
-        sequence,
-        normal: VecDeque::new(),
-        low: VecDeque::new(),
-        spread: None,
-        tee: None,
-        tee_waits: false,
-        answers: Vec::new(),
-        told_idle: true,
-    };
+    let writer = Writer::new(engine, sequence);
+    let shared = Arc::clone(&writer.shared);
     let thread = thread::Builder::new().name("store-writer".to_owned()).spawn(|| writer.run())?;
     Ok((shared, thread))
 }
@@ -265,6 +258,12 @@ pub(super) struct Staged {
     pub writes: u64,
 }
 
+/// What is visible and not durable yet.
+struct Applied {
+    bytes: usize,
+    started: Instant,
+}
+
 enum Turn {
     Write,
     Copy,
@@ -273,6 +272,30 @@ enum Turn {
 }
 
 impl Writer {
+    fn new(engine: Box<dyn Engine>, sequence: u64) -> Self {
+        let shared = Arc::new(Shared {
+            engine,
+            view: RwLock::new(View { applied: sequence, pending: Changes::new() }),
+            durable: watch::Sender::new(Durable { sequence, failed: false }),
+            lanes: Mutex::default(),
+            wake: Condvar::new(),
+            counters: Counters::default(),
+            #[cfg(test)]
+            tamper: std::sync::OnceLock::new(),
+        });
+        Self {
+            shared,
+            sequence,
+            normal: VecDeque::new(),
+            low: VecDeque::new(),
+            spread: None,
+            tee: None,
+            tee_waits: false,
+            answers: Vec::new(),
+            told_idle: true,
+        }
+    }
+
     fn run(mut self) {
         loop {
             let turn = self.next();
@@ -333,6 +356,16 @@ impl Writer {
 
     /// One flush.
     fn write(&mut self) -> Result<(), Failure> {
+        if let Some(applied) = self.take()? {
+            self.sync(&applied)?;
+        }
+        self.answer();
+        self.copy();
+        Ok(())
+    }
+
+    /// Makes what waits visible, as much as goes into one flush.
+    fn take(&mut self) -> Result<Option<Applied>, Failure> {
         self.shared.engine.ready()?;
         {
             let mut lanes = locked(&self.shared.lanes);
@@ -347,12 +380,10 @@ impl Writer {
             self.stage(job, &mut changes)?;
         }
         self.write_low(&mut changes)?;
-        if !changes.is_empty() {
-            self.flush(changes)?;
+        if changes.is_empty() {
+            return Ok(None);
         }
-        self.answer();
-        self.copy();
-        Ok(())
+        self.apply(changes).map(Some)
     }
 
     /// Goes on with the copy that somebody wants, if there is one. Everything that was applied is durable.
@@ -446,8 +477,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes `changes` visible and durable.
-    fn flush(&mut self, mut changes: Changes) -> Result<(), Failure> {
+    fn apply(&mut self, mut changes: Changes) -> Result<Applied, Failure> {
         let shared = &self.shared;
         self.sequence += 1;
         changes.insert(keys::commit_sequence(), Some(keys::encode_commit_sequence(self.sequence)));
@@ -460,16 +490,22 @@ impl Writer {
             view.pending = changes;
             shared.engine.apply(&view.pending)?;
         }
+        Ok(Applied { bytes, started })
+    }
+
+    /// Makes durable what is visible.
+    fn sync(&mut self, applied: &Applied) -> Result<(), Failure> {
+        let shared = &self.shared;
         shared.engine.sync(self.sequence)?;
         let written = {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut view.pending)
         };
         shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
-        let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let us = u64::try_from(applied.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
         shared.counters.flush_us_total.fetch_add(us, Ordering::Relaxed);
-        shared.counters.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
+        shared.counters.bytes_written.fetch_add(applied.bytes as u64, Ordering::Relaxed);
         if self.tee.as_mut().is_some_and(|tee| !tee.flushed(&written)) {
             tracing::warn!(
                 "a copy of the store is given up: who takes it is slower than what is written"

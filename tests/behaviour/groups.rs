@@ -2,7 +2,7 @@
 //! the store as it was.
 
 use mimid::{
-    client::core::{NewProposal, Operation},
+    client::core::{Content, CoreError, NewProposal, Operation},
     store::faults::Fault,
     wire::{
         client::DeleteDevice,
@@ -238,6 +238,33 @@ fn a_member_that_is_inactive_for_the_configured_time_is_removed() {
         alice.receive(&world).await;
         alice.act(&world, &group, Operation::UpdateClient { rotate_key: false }).await.unwrap();
         assert_eq!(alice.member.group(&group).unwrap().members.len(), 1);
+        world.end();
+    });
+}
+
+#[test]
+fn a_member_that_is_to_be_removed_for_its_silence_comes_back_by_a_resync() {
+    run(async {
+        let world = World::with(|options| options.settings.inactive_after_ms = Some(60_000));
+        let (alice, bob, group) = two(&world).await;
+        bob.say(&world, &group, "here").await;
+        world.clock.advance_ms(59_000);
+        alice.receive(&world).await;
+        alice.say(&world, &group, "here too").await;
+        world.clock.advance_ms(2_000);
+        assert_eq!(world.node.sweep_groups().await.unwrap(), 1);
+        bob.receive(&world).await;
+        let content = Content::text("still here").encode();
+        let request = bob.member.begin(&group, Operation::Send { content }).unwrap();
+        // it cannot commit its own removal, and must before it speaks
+        let refused = bob.member.outbound(request, world.now()).unwrap_err();
+        assert!(matches!(refused, CoreError::BeingRemoved(_)), "{refused}");
+        bob.member.give_up(request).unwrap();
+        bob.act(&world, &group, Operation::Resync).await.unwrap();
+        bob.say(&world, &group, "still here").await;
+        alice.receive(&world).await;
+        assert_eq!(alice.texts(), ["here", "still here"]);
+        assert_eq!(alice.member.group(&group).unwrap().members.len(), 2);
         world.end();
     });
 }

@@ -202,6 +202,10 @@ impl Member {
         if needs_staying(&operation) && leaves(&group) {
             return Err(CoreError::Leaving(pending.group.clone()));
         }
+        if needs_staying(&operation) && is_being_removed(&group) {
+            // whoever is removed by a commit cannot make it
+            return Err(CoreError::BeingRemoved(pending.group.clone()));
+        }
         let signer = record.leaf_key.open()?;
         let sender = DsSenderId::LeafIndex(LeafIndex(group.own_leaf_index().u32()));
         let draft = |request, effect| Draft { sender: sender.clone(), request, signer, effect };
@@ -685,6 +689,15 @@ pub(super) fn leaves(group: &mls::MlsGroup) -> bool {
     group.pending_proposals().any(|it| {
         matches!(it.proposal(), mls::Proposal::SelfRemove)
             && *it.sender() == mls::Sender::Member(me)
+    })
+}
+
+/// Whether the hub has proposed to remove this client.
+fn is_being_removed(group: &mls::MlsGroup) -> bool {
+    let me = group.own_leaf_index();
+    group.pending_proposals().any(|it| {
+        matches!(it.proposal(), mls::Proposal::Remove(remove) if remove.removed() == me)
+            && matches!(it.sender(), mls::Sender::External(_))
     })
 }
 

@@ -94,6 +94,10 @@ pub enum CoreError {
         "you have proposed to leave this group ({0}); the next change that another member makes does it"
     )]
     Leaving(GroupId),
+    #[error(
+        "the hub is about to remove this client from {0}: where that is for having been silent for long, a resync keeps it in"
+    )]
+    BeingRemoved(GroupId),
     #[error("this request has been answered")]
     Answered,
     #[error("another request to the same group is on its way")]
@@ -194,6 +198,11 @@ impl Member {
     pub fn open(home: Home) -> Result<Self, CoreError> {
         let identity = Identity::load(&home)?;
         Ok(Self { home, identity })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn into_home(self) -> Home {
+        self.home
     }
 
     #[must_use]

@@ -1,0 +1,335 @@
+//! The network: who reaches whom, how late, how often, and whether at all.
+//!
+//! A request that is lost is one whose connection dies: whoever waits learns it by its own timeout. A provider that is down refuses
+//! connections, one that crashes resets them. Nothing is lost for good: that is for whoever tries again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::future::{BoxFuture, LocalBoxFuture};
+use tokio::sync::{mpsc, oneshot};
+
+use super::trace::{Chance, Trace};
+use crate::{
+    actors::Node,
+    client::http::simulated,
+    federation::{CallError, HttpAnswer, Transport},
+    http::doors::Doors,
+    wire::{
+        client::{ClientMessage, ClientResponse, Dequeued},
+        decode,
+        ids::{ClientUri, Domain},
+        queueing::QueueEntry,
+    },
+};
+
+/// Something that is done inside of a provider's process.
+pub(super) type Job = Box<dyn FnOnce(Rc<Inside>) -> LocalBoxFuture<'static, ()> + Send>;
+
+/// What a process is asked by.
+pub(super) struct Inside {
+    pub doors: Doors,
+    pub node: Node,
+}
+
+/// What clients were handed since somebody looked, in order.
+#[derive(Clone, Default)]
+pub(super) struct Handed(Arc<Mutex<Vec<(ClientUri, Vec<QueueEntry>)>>>);
+
+impl Handed {
+    pub fn take(&self) -> Vec<(ClientUri, Vec<QueueEntry>)> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+pub(super) struct Net {
+    chance: Chance,
+    trace: Trace,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    processes: BTreeMap<Domain, mpsc::UnboundedSender<Job>>,
+    /// From, to.
+    cut: BTreeSet<(String, String)>,
+    weather: Weather,
+    /// A planted fault: what a client is handed lacks an entry now and then.
+    drops_entries: bool,
+    refuses_commits: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Weather {
+    lost: u64,
+    doubled: u64,
+    delay_ms_max: u64,
+}
+
+#[derive(Clone)]
+enum Knock {
+    Client { path: String, body: Vec<u8> },
+    Message { path: &'static str, body: Vec<u8> },
+    Keys { path: &'static str },
+}
+
+impl Net {
+    pub fn new(chance: Chance, trace: Trace) -> Self {
+        Self { chance, trace, state: Mutex::default() }
+    }
+
+    pub fn enter(&self, domain: &Domain, jobs: mpsc::UnboundedSender<Job>) {
+        self.state.lock().unwrap().processes.insert(domain.clone(), jobs);
+    }
+
+    pub fn leave(&self, domain: &Domain) {
+        self.state.lock().unwrap().processes.remove(domain);
+    }
+
+    pub fn plant(&self, drops_entries: bool, refuses_commits: bool) {
+        let mut state = self.state.lock().unwrap();
+        (state.drops_entries, state.refuses_commits) = (drops_entries, refuses_commits);
+    }
+
+    pub fn change_weather(&self) {
+        let weather = match self.chance.below(4) {
+            0 => Weather { lost: 0, doubled: 0, delay_ms_max: 50 },
+            1 => Weather { lost: 10, doubled: 20, delay_ms_max: 400 },
+            2 => Weather { lost: 60, doubled: 60, delay_ms_max: 3_000 },
+            _ => Weather { lost: 300, doubled: 100, delay_ms_max: 20_000 },
+        };
+        self.trace.note(|| format!("{weather:?}"));
+        self.state.lock().unwrap().weather = weather;
+    }
+
+    /// Nothing reaches `other` from `one`, or neither from the other.
+    pub fn cut(&self, one: &Domain, other: &Domain, both: bool) {
+        self.trace.note(|| format!("{one} is cut off from {other}; both ways: {both}"));
+        self.trace.count(|counts| counts.partitions += 1);
+        let mut state = self.state.lock().unwrap();
+        state.cut.insert((one.to_string(), other.to_string()));
+        if both {
+            state.cut.insert((other.to_string(), one.to_string()));
+        }
+    }
+
+    pub fn join(&self, one: &Domain, other: &Domain) {
+        self.trace.note(|| format!("{one} and {other} are joined"));
+        let mut state = self.state.lock().unwrap();
+        state.cut.remove(&(one.to_string(), other.to_string()));
+        state.cut.remove(&(other.to_string(), one.to_string()));
+    }
+
+    /// Everything gets through from now on.
+    pub fn mend(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.cut.clear();
+        state.weather = Weather { lost: 0, doubled: 0, delay_ms_max: 50 };
+    }
+
+    /// Has something done inside of a process; none where it is down or ends meanwhile.
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        domain: &Domain,
+        ask: impl FnOnce(Rc<Inside>) -> LocalBoxFuture<'static, T> + Send + 'static,
+    ) -> Option<T> {
+        let process = self.state.lock().unwrap().processes.get(domain).cloned()?;
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |inside| {
+            Box::pin(async move {
+                let _ = reply.send(ask(inside).await);
+            })
+        });
+        process.send(job).ok()?;
+        answer.await.ok()
+    }
+
+    fn is_cut(&self, from: &str, to: &str) -> bool {
+        self.state.lock().unwrap().cut.contains(&(from.to_owned(), to.to_owned()))
+    }
+
+    async fn pause(&self) {
+        let most = self.state.lock().unwrap().weather.delay_ms_max;
+        tokio::time::sleep(Duration::from_millis(self.chance.between(1, most + 2))).await;
+    }
+
+    fn is_lost(&self) -> bool {
+        let lost = self.state.lock().unwrap().weather.lost;
+        self.chance.of_thousand(lost)
+    }
+
+    async fn carry(&self, from: &str, to: &Domain, knock: Knock) -> Result<HttpAnswer, String> {
+        self.trace.count(|counts| counts.requests += 1);
+        let line = match &knock {
+            Knock::Client { path, .. } => path.as_str(),
+            Knock::Message { path, .. } | Knock::Keys { path } => path,
+        };
+        self.trace.note(|| format!("{from} > {to} {line}"));
+        if self.is_cut(from, to.as_str()) {
+            if self.chance.below(2) == 0 {
+                return Err("no route".to_owned());
+            }
+            std::future::pending::<()>().await;
+        }
+        self.pause().await;
+        if self.is_lost() {
+            std::future::pending::<()>().await;
+        }
+        let process = self.state.lock().unwrap().processes.get(to).cloned();
+        let process = process.ok_or("connection refused")?;
+        let doubled = self.state.lock().unwrap().weather.doubled;
+        if self.chance.of_thousand(doubled) {
+            let late = Duration::from_millis(self.chance.between(1, 120_000));
+            let again = knock.clone();
+            let _ = process.send(Box::new(move |inside| {
+                Box::pin(async move {
+                    tokio::time::sleep(late).await;
+                    again.at(&inside).await;
+                })
+            }));
+        }
+        let (mut reply, answer) = oneshot::channel();
+        // a server may or may not go on with what nobody waits for any more
+        let goes_on = self.chance.below(2) == 0;
+        let sent = process.send(Box::new(move |inside| {
+            Box::pin(async move {
+                let answer = tokio::select! {
+                    biased;
+                    answer = knock.at(&inside) => answer,
+                    () = reply.closed(), if !goes_on => return,
+                };
+                let _ = reply.send(answer);
+            })
+        }));
+        sent.map_err(|_| "connection refused")?;
+        let answer = answer.await.map_err(|_| "connection reset")?;
+        if self.is_cut(to.as_str(), from) || self.is_lost() {
+            std::future::pending::<()>().await;
+        }
+        self.pause().await;
+        Ok(answer)
+    }
+
+    /// What clients are connected by.
+    pub fn for_clients(self: &Arc<Self>, handed: Handed) -> simulated::Network {
+        let net = Arc::clone(self);
+        Arc::new(move |base, path, body| {
+            let (net, handed, path) = (Arc::clone(&net), handed.clone(), path.to_owned());
+            let to = Domain::new(base.trim_start_matches("sim://")).unwrap();
+            Box::pin(async move { net.client(&handed, &to, path, body).await })
+        })
+    }
+
+    async fn client(
+        &self,
+        handed: &Handed,
+        to: &Domain,
+        path: String,
+        body: Vec<u8>,
+    ) -> simulated::Answer {
+        let message: ClientMessage = decode(&body).unwrap();
+        let client = message.client.clone();
+        if path == "/v1/group_operation" && self.state.lock().unwrap().refuses_commits {
+            use crate::wire::ds::{DsMessage, DsRequest};
+            let message: DsMessage = decode(message.body.as_slice()).unwrap();
+            if matches!(message.request, DsRequest::UpdateClient(_)) {
+                return Err("a planted fault".to_owned());
+            }
+        }
+        let is_dequeue = path == "/v1/dequeue";
+        let answer = self.carry(client.as_str(), to, Knock::Client { path, body }).await?;
+        let (status, mut body) = (answer.status, answer.body);
+        if is_dequeue && status == 200 {
+            let response: ClientResponse = decode(&body).unwrap();
+            if let Ok(answer) = response.outcome.into_result() {
+                let dequeued: Dequeued = decode(answer.as_slice()).unwrap();
+                let mut entries = dequeued.entries.into_vec();
+                let drops = self.state.lock().unwrap().drops_entries;
+                if drops && !entries.is_empty() && self.chance.of_thousand(20) {
+                    entries.remove(0);
+                    body = answer_with(&entries);
+                }
+                if !entries.is_empty() {
+                    self.trace.note(|| format!("{client} gets {}", listed(&entries)));
+                }
+                handed.0.lock().unwrap().push((client, entries));
+            }
+        }
+        Ok((status, body))
+    }
+}
+
+fn listed(entries: &[QueueEntry]) -> String {
+    let entry = |it: &QueueEntry| format!("{}:{}<{}", it.feed.0, it.previous.0, it.sequence.0);
+    entries.iter().map(entry).collect::<Vec<_>>().join(" ")
+}
+
+fn answer_with(entries: &[QueueEntry]) -> Vec<u8> {
+    use crate::wire::{
+        codec::{List, Opaque},
+        ds::Outcome,
+        encode,
+    };
+    let dequeued = Dequeued { entries: List::new(entries.to_vec()).unwrap() };
+    let outcome = Outcome::Ok(Opaque::new(encode(&dequeued)).unwrap());
+    encode(&ClientResponse { outcome })
+}
+
+impl Knock {
+    async fn at(self, inside: &Inside) -> HttpAnswer {
+        match self {
+            Self::Client { path, body } => {
+                let (status, body) = inside.doors.client(&path, &body).await;
+                HttpAnswer { status, retry_after_ms: None, body }
+            }
+            Self::Message { path, body } => inside.doors.message(path, &body).await,
+            Self::Keys { path } => inside.doors.keys(path),
+        }
+    }
+}
+
+/// The way out of one provider.
+pub(super) struct Road {
+    pub from: Domain,
+    pub net: Arc<Net>,
+}
+
+impl Road {
+    async fn carry(
+        &self,
+        to: &Domain,
+        knock: Knock,
+        timeout: Duration,
+    ) -> Result<HttpAnswer, CallError> {
+        let carried = self.net.carry(self.from.as_str(), to, knock);
+        let answer = tokio::time::timeout(timeout, carried).await;
+        answer.map_err(|_| CallError::Timeout)?.map_err(CallError::Unreachable)
+    }
+}
+
+impl Transport for Road {
+    fn get<'a>(
+        &'a self,
+        peer: &'a Domain,
+        path: &'static str,
+        _: usize,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<HttpAnswer, CallError>> {
+        Box::pin(self.carry(peer, Knock::Keys { path }, timeout))
+    }
+
+    fn post<'a>(
+        &'a self,
+        peer: &'a Domain,
+        path: &'static str,
+        body: Vec<u8>,
+        _: usize,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<HttpAnswer, CallError>> {
+        Box::pin(self.carry(peer, Knock::Message { path, body }, timeout))
+    }
+}
