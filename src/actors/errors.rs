@@ -1,5 +1,11 @@
 //! How what the layers below refuse becomes what the protocol says.
 
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use super::hints::locked;
 use crate::{
     account::Refusal,
     crypto,
@@ -23,16 +29,37 @@ pub(crate) fn of_store(error: StoreError) -> DsError {
         StoreError::Conflict { .. } => unavailable("somebody else changed the same; try again"),
         StoreError::Busy => unavailable("the store is busy; try again"),
         StoreError::Unavailable(reason) => {
-            tracing::error!(%reason, "the store failed");
+            if SAID.is_due() {
+                tracing::error!(%reason, "the store failed; requests that meet it are refused");
+            }
             unavailable("the store is out of reach; try again")
         }
+        // the log, /readyz and a metric have said it
         StoreError::ReadOnly(reason) => {
-            tracing::warn!(%reason, "refused a write: the store is read-only");
+            tracing::debug!(%reason, "refused a write: the store is read-only");
             unavailable("the provider takes no changes now; try again later")
         }
         StoreError::Corrupt { what } => internal(format!("a stored record cannot be read: {what}")),
     }
 }
+
+/// What concerns every request is not logged for each of them.
+struct Seldom(Mutex<Option<Instant>>);
+
+static SAID: Seldom = Seldom(Mutex::new(None));
+
+impl Seldom {
+    fn is_due(&self) -> bool {
+        let mut last = locked(&self.0);
+        let is_due = last.is_none_or(|last| last.elapsed() >= SELDOM);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+const SELDOM: Duration = Duration::from_secs(10);
 
 pub(crate) fn unavailable(text: &str) -> DsError {
     DsError::Unavailable { detail: detail(text), retry_after_ms: RETRY_AFTER_MS }

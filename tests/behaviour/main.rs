@@ -5,6 +5,7 @@
 
 mod cli;
 mod client;
+mod faults;
 mod federation;
 mod groups;
 mod guests;
