@@ -34,12 +34,21 @@ pub(crate) fn of_store(error: StoreError) -> DsError {
             }
             unavailable("the store is out of reach; try again")
         }
+        StoreError::Full(reason) => {
+            tracing::debug!(%reason, "refused a write: the disk is nearly full");
+            no_room()
+        }
         // the log, /readyz and a metric have said it
         StoreError::ReadOnly(reason) => {
             tracing::debug!(%reason, "refused a write: the store is read-only");
             unavailable("the provider takes no changes now; try again later")
         }
-        StoreError::Corrupt { what } => internal(format!("a stored record cannot be read: {what}")),
+        // it is in the log once, by the same reference
+        StoreError::Corrupt { .. } => {
+            let reference = error.reference();
+            tracing::debug!(%error, %reference, "refused for a damaged record");
+            damaged(&reference)
+        }
     }
 }
 
@@ -63,6 +72,33 @@ const SELDOM: Duration = Duration::from_secs(10);
 
 pub(crate) fn unavailable(text: &str) -> DsError {
     DsError::Unavailable { detail: detail(text), retry_after_ms: RETRY_AFTER_MS }
+}
+
+pub(crate) fn no_room() -> DsError {
+    DsError::Unavailable {
+        detail: detail(
+            "this provider's disk is nearly full: it takes nothing new until there is room; try again later",
+        ),
+        retry_after_ms: NO_ROOM_RETRY_MS,
+    }
+}
+
+/// Who asks need do nothing but try again: it goes on when the operator has restored what is damaged.
+pub(crate) fn damaged(reference: &str) -> DsError {
+    DsError::Unavailable {
+        detail: detail(format_args!(
+            "a stored record of this provider is damaged; its operator has to restore it (reference {reference})"
+        )),
+        retry_after_ms: DAMAGED_RETRY_MS,
+    }
+}
+
+/// Whether `error` is a fault of what is stored, which does not pass by itself.
+pub(crate) fn is_damage(error: &DsError) -> bool {
+    if let DsError::Unavailable { retry_after_ms, .. } = error {
+        return *retry_after_ms == DAMAGED_RETRY_MS;
+    }
+    matches!(error, DsError::Internal { .. })
 }
 
 pub(crate) fn rate_limited(text: &str, retry_after_ms: u64) -> DsError {
@@ -169,3 +205,6 @@ pub(crate) fn of_reject(reject: Reject) -> DsError {
 }
 
 const RETRY_AFTER_MS: u64 = 1_000;
+const NO_ROOM_RETRY_MS: u64 = 5_000;
+/// How often what rests on a damaged record is looked at again.
+pub(crate) const DAMAGED_RETRY_MS: u64 = 30_000;

@@ -896,8 +896,6 @@ fn feed_that_cannot_be_read_is_passed_over_and_comes_again() {
     world.append(1, false, None);
     world.append(2, false, None);
     world.online();
-    let acks = [ack(0, 2)];
-    world.state.acknowledge(&acks).unwrap();
     world.state.rewind(WIDE, WIDE);
     let Next::ReadFeed { feed, .. } = world.state.next() else {
         panic!("{:?}", world.state.next())

@@ -225,7 +225,8 @@ impl Composed {
             folder: data_dir.join("store"),
             cache_bytes: config.store.cache.0,
         })?;
-        if config.store.engine == Engine::Sled {
+        if config.store.engine != Engine::Memory {
+            store.keep_free(config.store.free_bytes_min.0);
             keep_domain(&data_dir, &config.domain)?;
         }
         let keys = NodeKeys::open(&data_dir, clock.now())?;

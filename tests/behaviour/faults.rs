@@ -7,28 +7,35 @@
 
 use std::{
     fs,
-    io::BufRead as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use mimid::{
     client::{
-        Client, ClientError, Registration, Server,
-        core::{Event, Home, Member, SUITES},
+        Client, ClientError,
+        core::{Home, Member, SUITES},
         system_clock,
     },
-    server::Endpoints,
-    wire::ids::{ClientUri, GroupId, UserUri},
+    wire::ids::GroupId,
 };
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom as _};
+use rand::{Rng, seq::SliceRandom as _};
 
-use crate::{providers::free_address, serve::MIMID};
+use self::{
+    damage::Records,
+    node::{
+        DATA, LOG, Node, complaints, copy_folder, home, passing, register, reopen, seeded, texts,
+        timely, user_of,
+    },
+};
+use crate::providers::free_address;
 
-/// How long something may take that is waited for. Nothing is asserted of how long it takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[path = "faults/damage.rs"]
+mod damage;
+#[path = "faults/node.rs"]
+mod node;
 
 #[tokio::test]
 async fn whatever_write_or_flush_fails_on_sled_nothing_that_was_answered_is_lost() {
@@ -38,6 +45,42 @@ async fn whatever_write_or_flush_fails_on_sled_nothing_that_was_answered_is_lost
 #[tokio::test]
 async fn whatever_write_or_flush_fails_on_fjall_nothing_that_was_answered_is_lost() {
     each_call_fails("fjall").await;
+}
+
+/// How a call goes wrong.
+const WAYS: [(&str, &str); 5] = [
+    ("write", "eio"),
+    ("write", "enospc"),
+    ("write", "torn"),
+    ("flush", "eio"),
+    ("flush", "enospc"),
+];
+
+async fn each_call_fails(engine: &'static str) {
+    let (seed, mut random) = seeded();
+    let rig = Rig::new(engine).await;
+    let asked = std::env::var("TEST_FAULTS").ok();
+    let (mut met, mut tried) = (0, 0);
+    let (writes, flushes) = (rig.count("write").await, rig.count("flush").await);
+    for (kind, how) in WAYS {
+        let calls = if kind == "write" { writes } else { flushes };
+        assert!(calls > 0, "the scene makes no {kind} on {engine}");
+        // what the engine does at a time of its own comes in another order in each run, and some is behind the scene
+        let mut all: Vec<u64> = (1..=calls + 2).collect();
+        all.shuffle(&mut random);
+        let some = match asked.as_deref() {
+            Some("all") => all.len(),
+            Some(number) => number.parse().unwrap(),
+            None => 1,
+        };
+        for nth in all.into_iter().take(some) {
+            let when = format!("{engine}, TEST_SEED={seed}: {kind} {nth} of {calls}: {how}");
+            met += u64::from(rig.fails(kind, nth, how, random.random(), &when).await);
+            tried += 1;
+        }
+    }
+    println!("{engine}, TEST_SEED={seed}: {tried} scenes, a fault in {met}");
+    assert!(met * 2 > tried, "of {tried} faults only {met} were met");
 }
 
 /// Slow is not broken: answers wait for their flush, nothing is read-only, and when the disk is well all is as before.
@@ -82,46 +125,164 @@ async fn slow_flushes_on_fjall_are_waited_for() {
     flushes_are_slow("fjall").await;
 }
 
-/// How a call goes wrong.
-const WAYS: [(&str, &str); 5] = [
-    ("write", "eio"),
-    ("write", "enospc"),
-    ("write", "torn"),
-    ("flush", "eio"),
-    ("flush", "enospc"),
-];
-
-async fn each_call_fails(engine: &'static str) {
-    let (seed, mut random) = seeded();
-    let rig = Rig::new(engine).await;
-    let asked = std::env::var("TEST_FAULTS").ok();
-    let (mut met, mut tried) = (0, 0);
-    let (writes, flushes) = (rig.count("write").await, rig.count("flush").await);
-    for (kind, how) in WAYS {
-        let calls = if kind == "write" { writes } else { flushes };
-        assert!(calls > 0, "the scene makes no {kind} on {engine}");
-        // what the engine does at a time of its own comes in another order in each run, and some is behind the scene
-        let mut all: Vec<u64> = (1..=calls + 2).collect();
-        all.shuffle(&mut random);
-        let some = match asked.as_deref() {
-            Some("all") => all.len(),
-            Some(number) => number.parse().unwrap(),
-            None => 1,
-        };
-        for nth in all.into_iter().take(some) {
-            let when = format!("{engine}, TEST_SEED={seed}: {kind} {nth} of {calls}: {how}");
-            met += u64::from(rig.fails(kind, nth, how, random.random(), &when).await);
-            tried += 1;
-        }
-    }
-    println!("{engine}, TEST_SEED={seed}: {tried} scenes, a fault in {met}");
-    assert!(met * 2 > tried, "of {tried} faults only {met} were met");
+#[tokio::test]
+async fn full_disk_below_sled_takes_nothing_new_until_there_is_room() {
+    disk_is_full("sled").await;
 }
 
-fn seeded() -> (u64, StdRng) {
-    let seed =
-        std::env::var("TEST_SEED").ok().map_or_else(rand::random, |seed| seed.parse().unwrap());
-    (seed, StdRng::seed_from_u64(seed))
+#[tokio::test]
+async fn full_disk_below_fjall_takes_nothing_new_until_there_is_room() {
+    disk_is_full("fjall").await;
+}
+
+/// On a file system that is full in earnest: what is kept free holds it off, and passes by itself; without that the node is read-only,
+/// and nothing that was answered is lost.
+async fn disk_is_full(engine: &'static str) {
+    let rig = Rig::new(engine).await;
+    let at = rig.copy();
+    let disk = match SmallDisk::mount(&at.path().join(DATA)) {
+        Ok(disk) => disk,
+        Err(why) => {
+            assert!(std::env::var("TEST_FAULTS").is_err(), "nothing can be mounted here: {why}");
+            println!("not run, nothing can be mounted here: {why}");
+            return;
+        }
+    };
+    copy_folder(&rig.folder.path().join("base").join(DATA), &at.path().join(DATA));
+    let start = async |free: &str| {
+        let settings = [("MIMID_STORE__FREE_BYTES_MIN", free)];
+        Node::start_with(engine, at.path(), rig.address, None, &settings).await.unwrap()
+    };
+    let node = start("24MiB").await;
+    let mut scene = Scene::open(at.path(), &rig.group);
+    scene.sends(0, "alice has room").await;
+    assert!(scene.unanswered.is_empty(), "{:?}", scene.unanswered);
+    disk.fill(16 << 20);
+    node.until("mimid_store_room", 0.0).await;
+    scene.sends(0, "alice has none").await;
+    assert_eq!(scene.unanswered.len(), 1, "{:?}", scene.answered);
+    assert!(scene.unanswered[0].contains("nearly full"), "{:?}", scene.unanswered);
+    // reading, acknowledging and taking away go on
+    let bob = &scene.clients[1];
+    timely(bob.receive(0), engine).await.unwrap();
+    assert!(texts(bob, &rig.group).iter().any(|it| it == "alice has room"));
+    let acks = node.metric("mimid_queue_acks_total").await;
+    assert!(acks > 0.0, "nothing was acknowledged");
+    timely(scene.clients[2].revoke(&user_of(&scene.clients[0])), engine).await.unwrap();
+    let (status, reason) = node.ops("/readyz").await;
+    assert!(status == 503 && reason.contains("takes nothing new"), "{status} {reason}");
+    assert_eq!(node.metric("mimid_store_writable").await, 1.0);
+    assert!(node.whole_log().contains("the disk is nearly full"), "{}", node.log());
+    // by itself
+    disk.empty();
+    node.until("mimid_store_room", 1.0).await;
+    assert_eq!(node.ops("/readyz").await.0, 200);
+    let resumed = timely(scene.clients[0].resume(), engine).await;
+    assert!(resumed.is_ok_and(|refused| refused.is_empty()), "{}", node.log());
+    scene.sends(1, "bob has room").await;
+    assert_eq!(scene.unanswered.len(), 1, "{:?}", scene.unanswered);
+    scene.clients.clear();
+    node.kill();
+
+    let node = start("0B").await;
+    let mut scene =
+        Scene { said: scene.said, answered: scene.answered, ..Scene::open(at.path(), &rig.group) };
+    disk.fill(3 << 20);
+    let long = "x".repeat(30_000);
+    for number in 0.. {
+        assert!(number < 2_000, "the disk does not get full");
+        scene.sends(0, &format!("alice {number} {long}")).await;
+        if !scene.unanswered.is_empty() {
+            break;
+        }
+    }
+    scene.clients.clear();
+    node.until("mimid_store_writable", 0.0).await;
+    node.says_that_it_is_read_only(engine).await;
+    node.kill();
+    disk.empty();
+    let node = start("24MiB").await;
+    scene.ends_well(engine, &node).await;
+    println!("{engine}: {} messages were answered before the disk was full", scene.answered.len());
+}
+
+#[tokio::test]
+async fn reads_that_fail_on_sled_are_told_and_pass() {
+    reads_fail("sled").await;
+}
+
+#[tokio::test]
+async fn reads_that_fail_on_fjall_are_told_and_pass() {
+    reads_fail("fjall").await;
+}
+
+/// Nothing of it is in memory, and the disk cannot be read for a while: who asks is told to come again, and when it can be read
+/// that goes well, without a restart.
+async fn reads_fail(engine: &'static str) {
+    let rig = Rig::new(engine).await;
+    let at = rig.copy();
+    if let Records::Fjall(_, keyspace) =
+        Records::open(engine, &at.path().join(DATA).join("store").join(engine))
+    {
+        // what its journal holds it keeps in memory
+        keyspace.rotate_memtable_and_wait().unwrap();
+    }
+    let mut node = rig.start(at.path()).await;
+    node.plan("read", 1, 0, "eio", 0);
+    let mut scene = Scene::open(at.path(), &rig.group);
+    scene.play(&node).await;
+    let met = node.trace().contains(" eio ");
+    println!(
+        "{engine}: reads failed: {met}; {} requests were told to come again",
+        scene.unanswered.len()
+    );
+    node.plan("none", 0, 1, "none", 0);
+    assert!(
+        !node.is_read_only().await,
+        "{engine}: a read that fails ends no writing\n{}",
+        node.log()
+    );
+    scene.clients.clear();
+    scene.dave = scene.dave.is_some().then(|| reopen(at.path(), "dave"));
+    scene.ends_well(engine, &node).await;
+    assert!(met, "{engine}: nothing was read");
+}
+
+/// A file system in memory.
+struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Result<Self, String> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=160m", "tmpfs"]).arg(at);
+        let said = mount.output().map_err(|error| error.to_string())?;
+        if said.status.success() {
+            Ok(Self { at: at.to_owned() })
+        } else {
+            Err(String::from_utf8_lossy(&said.stderr).into_owned())
+        }
+    }
+
+    /// Leaves `free` bytes.
+    fn fill(&self, free: u64) {
+        let all = rustix::fs::statvfs(&self.at).unwrap();
+        let left = (all.f_bavail * all.f_frsize).saturating_sub(free);
+        let ballast = fs::File::create(self.at.join("ballast")).unwrap();
+        let mode = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(ballast, mode, 0, left).unwrap();
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.at.join("ballast")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+    }
 }
 
 /// A provider's data and its clients' homes, as every scene finds them.
@@ -276,11 +437,25 @@ impl Scene {
     /// Messages, a commit, an account, KeyPackages, queues that are read and acknowledged.
     async fn play(&mut self, node: &Node) {
         for round in 0..2 {
-            for who in 0..2 {
-                self.sends(who, &format!("{} {round}", USERS[who])).await;
+            for (who, user) in USERS.into_iter().take(2).enumerate() {
+                self.sends(who, &format!("{user} {round}")).await;
                 self.receives(1 - who).await;
             }
         }
+        if self.unanswered.is_empty() {
+            self.dave_registers(node).await;
+        }
+        if self.unanswered.is_empty() {
+            let updated = timely(self.clients[0].update(&self.group, false), "a commit").await;
+            if let Err(error) = updated {
+                self.unanswered.push(passing(&error, "a commit"));
+            }
+        }
+        self.receives(1).await;
+        self.receives(0).await;
+    }
+
+    async fn dave_registers(&mut self, node: &Node) {
         // who registers tries for half a minute, which a node that is read-only says in vain
         let read_only = async {
             while !node.is_read_only().await {
@@ -298,14 +473,6 @@ impl Scene {
                 }
             }
         }
-        if self.unanswered.is_empty() {
-            let updated = timely(self.clients[0].update(&self.group, false), "a commit").await;
-            if let Err(error) = updated {
-                self.unanswered.push(passing(&error, "a commit"));
-            }
-        }
-        self.receives(1).await;
-        self.receives(0).await;
     }
 
     /// After some that have no answer it is enough.
@@ -374,15 +541,7 @@ impl Scene {
                 assert!(heard.contains(text), "{when}: {text:?} was answered and is lost");
             }
             assert!(who == 0 || heard.iter().any(|it| it == last), "{when}: {heard:?}");
-            let complaints: Vec<Event> = events(client)
-                .into_iter()
-                .filter(|event| {
-                    matches!(
-                        event,
-                        Event::Misbehaviour { .. } | Event::Lost { .. } | Event::Unreadable { .. }
-                    )
-                })
-                .collect();
+            let complaints = complaints(client);
             assert!(complaints.is_empty(), "{when}: {complaints:?}");
         }
         let epochs: Vec<_> = calm.iter().map(|it| epoch(it, &self.group)).collect();
@@ -390,216 +549,7 @@ impl Scene {
     }
 }
 
-fn reopen(folder: &Path, user: &str) -> Client {
-    let home = Home::open(&home(folder, user)).unwrap();
-    Client::open(Member::open(home).unwrap(), system_clock()).unwrap()
-}
-
 fn epoch(client: &Client, group: &GroupId) -> String {
     let view = client.member().group(group).unwrap();
     format!("{:?} {:?}", view.epoch, view.authenticator)
 }
-
-/// An error that says to come again, which alone is right when the disk fails.
-fn passing(error: &ClientError, what: &str) -> String {
-    assert!(error.passes(), "{what}: {error:?}");
-    format!("{what}: {error}")
-}
-
-async fn timely<T>(work: impl Future<Output = T>, when: &str) -> T {
-    let done = tokio::time::timeout(PATIENCE, work).await;
-    done.unwrap_or_else(|_| panic!("{when}: it hangs"))
-}
-
-async fn register(folder: &Path, server: &Server, user: &str) -> Result<Client, ClientError> {
-    let user = UserUri::new(format!("mimi://localhost/u/{user}")).unwrap();
-    let registration = Registration {
-        client: ClientUri::of(&user, "phone").unwrap(),
-        server: server.clone(),
-        token: Vec::new(),
-        authorization: None,
-    };
-    let home = Home::open(&home(folder, user.name())).unwrap();
-    Client::register(home, registration, system_clock()).await
-}
-
-fn home(folder: &Path, user: &str) -> PathBuf {
-    folder.join(format!("{user}.sqlite"))
-}
-
-fn user_of(client: &Client) -> UserUri {
-    client.member().client().user()
-}
-
-fn events(client: &Client) -> Vec<Event> {
-    let events = client.member().events(0, usize::MAX).unwrap();
-    events.into_iter().map(|(_, event)| event).collect()
-}
-
-fn texts(client: &Client, wanted: &GroupId) -> Vec<String> {
-    let text = |event| match event {
-        Event::Message { group, text, .. } if group == *wanted => text,
-        _ => None,
-    };
-    events(client).into_iter().filter_map(text).collect()
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).unwrap();
-        }
-    }
-}
-
-/// `mimid serve` on a disk that can be told to fail; it ends with this value.
-struct Node {
-    child: Child,
-    folder: PathBuf,
-    endpoints: Endpoints,
-    runs: u64,
-}
-
-impl Node {
-    /// # Errors
-    /// What it said when it did not start.
-    async fn start(
-        engine: &str,
-        folder: &Path,
-        listen: SocketAddr,
-        library: Option<&Path>,
-    ) -> Result<Self, String> {
-        let log = fs::File::options().create(true).append(true).open(folder.join(LOG)).unwrap();
-        let mut serve = Command::new(MIMID);
-        serve
-            .args(["serve", "--listen", &listen.to_string(), "--ops-listen", "127.0.0.1:0"])
-            .current_dir(folder)
-            .env_remove("MIMID_CONFIG")
-            .env("MIMID_DATA_DIR", folder.join(DATA))
-            .env("MIMID_STORE__ENGINE", engine)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log);
-        if let Some(library) = library {
-            fs::write(folder.join(PLAN), "0").unwrap();
-            serve
-                .env("LD_PRELOAD", library)
-                .env("FAULTS_UNDER", folder.join(DATA).join("store"))
-                .env("FAULTS_PLAN", folder.join(PLAN))
-                .env("FAULTS_TRACE", folder.join(TRACE));
-        }
-        let mut child = serve.spawn().unwrap();
-        let out = child.stdout.take().unwrap();
-        let up = tokio::task::spawn_blocking(move || {
-            let mut lines = std::io::BufReader::new(out).lines();
-            lines.any(|line| line.unwrap().starts_with("Stop it"))
-        });
-        let up = timely(up, "the start").await.unwrap();
-        if !up {
-            let status = child.wait().unwrap();
-            let log = fs::read_to_string(folder.join(LOG)).unwrap();
-            return Err(format!("{status}: {log}"));
-        }
-        let endpoints = Endpoints::read(&folder.join(DATA)).unwrap();
-        Ok(Self { child, folder: folder.to_owned(), endpoints, runs: 0 })
-    }
-
-    fn server(&self) -> Server {
-        let certificate = fs::read_to_string(self.endpoints.certificate.as_ref().unwrap()).unwrap();
-        Server { url: self.endpoints.client.clone(), certificate: Some(certificate) }
-    }
-
-    /// From now on the `nth` call of `kind` goes as `how` says, and those behind it, `times` in all.
-    fn plan(&mut self, kind: &str, nth: u64, times: u64, how: &str, arg: u64) {
-        self.runs += 1;
-        let run = self.runs;
-        let plan = format!("{run} {kind} {nth} {times} {how} {arg}");
-        // at once: it is read at any moment
-        fs::write(self.folder.join("plan.new"), plan).unwrap();
-        fs::rename(self.folder.join("plan.new"), self.folder.join(PLAN)).unwrap();
-    }
-
-    /// What was counted since the last plan.
-    fn trace(&self) -> String {
-        let run = format!("{} ", self.runs);
-        let trace = fs::read_to_string(self.folder.join(TRACE)).unwrap_or_default();
-        trace.lines().filter(|line| line.starts_with(&run)).map(|it| format!("{it}\n")).collect()
-    }
-
-    fn log(&self) -> String {
-        let log = self.whole_log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(40)..].join("\n")
-    }
-
-    fn whole_log(&self) -> String {
-        fs::read_to_string(self.folder.join(LOG)).unwrap()
-    }
-
-    async fn ops(&self, path: &str) -> (u16, String) {
-        // an error says that the process has one
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        let answer = client.get(format!("{}{path}", self.endpoints.ops)).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
-    }
-
-    async fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.ops("/metrics").await;
-        let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
-        let line = line.unwrap_or_else(|| panic!("no metric {name}"));
-        line.rsplit(' ').next().unwrap().parse().unwrap()
-    }
-
-    async fn is_read_only(&self) -> bool {
-        self.metric("mimid_store_writable").await == 0.0
-    }
-
-    async fn says_that_it_is_read_only(&self, when: &str) {
-        let (status, reason) = self.ops("/readyz").await;
-        assert_eq!(status, 503, "{when}: {reason}");
-        assert!(reason.contains("the store takes no writes"), "{when}: {reason}");
-        let log = self.whole_log();
-        assert!(log.contains("read-only until it is restarted"), "{when}: {log}");
-        assert!(log.contains("check the disk"), "{when}: {log}");
-    }
-
-    fn is_alive(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
-    /// SIGTERM, and it ends by itself, with whatever code.
-    async fn stop(mut self) {
-        let child = &mut self.child;
-        let told = Command::new("kill").arg(child.id().to_string()).status().unwrap();
-        assert!(told.success());
-        let until = Instant::now() + PATIENCE;
-        while child.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < until, "it does not stop");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-const DATA: &str = "data";
-const LOG: &str = "log";
-const PLAN: &str = "plan";
-const TRACE: &str = "trace";
