@@ -26,6 +26,7 @@ use crate::{
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupHead, GroupStatus},
+        unless_damaged,
     },
     wire::{
         ds::{Detail, DsError, DsMessage, DsRequest, DsResponse, Outcome, ProtocolVersion},
@@ -343,12 +344,7 @@ impl Node {
 
     /// Takes what is left for a group, hosted here or elsewhere. What is on its way keeps it for where it ends.
     async fn take_notices_of(&self, group: &GroupId) -> Result<(), StoreError> {
-        let head = match self.store.group_head(group).await {
-            Ok(head) => head,
-            // it is said already, and other groups are not to wait for this one
-            Err(StoreError::Corrupt { .. }) => return Ok(()),
-            Err(error) => return Err(error),
-        };
+        let head = self.store.group_head(group).await?;
         match head.map(|head| head.status) {
             Some(GroupStatus::Active | GroupStatus::Deleted) => self.settle_group(group).await,
             Some(GroupStatus::Migrating) => {}
@@ -391,12 +387,16 @@ impl Node {
                     // seldom: only while some hub has no room
                     let share = match shares.is_empty() {
                         true => None,
-                        false => shares.get(&self.hub_of_copy(&head.group).await?).copied(),
+                        false => {
+                            let hub = self.hub_of_copy(&head.group).await.map(Some);
+                            unless_damaged(hub)?.and_then(|hub| shares.get(&hub).copied())
+                        }
                     };
-                    woken += usize::from(self.settle_copy(head, is_due, share).await?);
+                    let settled = self.settle_copy(head, is_due, share).await;
+                    woken += usize::from(unless_damaged(settled)?);
                 } else if is_due {
                     woken += 1;
-                    self.wake(head, now).await?;
+                    unless_damaged(self.wake(head, now).await)?;
                 }
             }
             tokio::task::yield_now().await;
@@ -447,7 +447,7 @@ impl Node {
             after = Some(last.clone());
             // one name is the node's own (see `finish_deletions`)
             for group in groups.iter().filter(|group| **group != deletions()) {
-                self.take_notices_of(group).await?;
+                unless_damaged(self.take_notices_of(group).await)?;
                 woken += 1;
             }
         }

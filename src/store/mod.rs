@@ -92,6 +92,17 @@ impl StoreError {
     }
 }
 
+/// For who looks through what belongs to many: what rests on a damaged record, which the log has named, is left out.
+///
+/// # Errors
+/// Every other [`StoreError`].
+pub fn unless_damaged<T: Default>(one: Result<T, StoreError>) -> Result<T, StoreError> {
+    match one {
+        Err(StoreError::Corrupt { .. }) => Ok(T::default()),
+        one => one,
+    }
+}
+
 /// How much a range read may return: it ends at whichever is reached first, but returns at least one item
 /// where there is one.
 #[derive(Debug, Clone, Copy)]

