@@ -403,9 +403,12 @@ impl Node {
     /// # Errors
     /// [`StoreError`]
     pub async fn finish_deletions(&self) -> Result<(), StoreError> {
+        // of clients whose records are damaged; others are not to wait for them
+        let mut stuck = BTreeSet::new();
         let mut told = BTreeSet::new();
         loop {
-            let left = self.store.group_notices(&deletions(), DELETIONS_PAGE).await?;
+            let mut left = self.store.group_notices(&deletions(), DELETIONS_PAGE).await?;
+            left.retain(|(key, _)| !stuck.contains(key));
             if left.is_empty() {
                 // a group that several devices of an account were in proposes all of their removals at once
                 told.iter().for_each(|group| self.hints.notice(group));
@@ -414,7 +417,12 @@ impl Node {
             for (key, notice) in left {
                 match notice {
                     GroupNotice::ClientGone { client, reason } => {
-                        self.finish_deletion(&client, key, reason, &mut told).await?;
+                        match self.finish_deletion(&client, key, reason, &mut told).await {
+                            Err(StoreError::Corrupt { .. }) => {
+                                stuck.insert(key);
+                            }
+                            finished => finished?,
+                        }
                     }
                     // nobody leaves such a one here
                     GroupNotice::RecipientGone { .. } => {

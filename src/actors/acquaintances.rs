@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{copies::is_copy, node::Node};
 use crate::{
-    store::StoreError,
+    store::{StoreError, unless_damaged},
     wire::ids::{Domain, GroupId},
 };
 
@@ -52,7 +52,8 @@ impl Node {
             let Some(last) = heads.last() else { return Ok(found) };
             after = Some(last.group.clone());
             for head in heads.iter().filter(|head| is_copy(head, &self.domain)) {
-                let hub = self.hub_of_copy(&head.group).await?;
+                let hub = unless_damaged(self.hub_of_copy(&head.group).await.map(Some))?;
+                let Some(hub) = hub else { continue };
                 if found.contains(&hub) {
                     continue;
                 }

@@ -18,6 +18,7 @@ use crate::{
     store::{
         SharedStore, StoreError,
         records::{FollowedMember, GroupHead, GroupStatus},
+        unless_damaged,
     },
     wire::ids::{Domain, GroupId},
 };
@@ -267,7 +268,7 @@ async fn add_up(
         let Some(last) = heads.last() else { return Ok(Mutex::new(held)) };
         after = Some(last.group.clone());
         for head in heads.iter().filter(|head| is_copy(head, own)) {
-            let followed = store.followed(&head.group).await?;
+            let followed = unless_damaged(store.followed(&head.group).await)?;
             let members = followed.as_ref().map_or(0, |followed| followed.members);
             let hub = followed.map_or_else(|| head.group.domain(), |followed| followed.hub);
             let of_hub = held.entry(hub).or_default();

@@ -1,5 +1,11 @@
 //! How what the layers below refuse becomes what the protocol says.
 
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use super::hints::locked;
 use crate::{
     account::Refusal,
     crypto,
@@ -23,19 +29,76 @@ pub(crate) fn of_store(error: StoreError) -> DsError {
         StoreError::Conflict { .. } => unavailable("somebody else changed the same; try again"),
         StoreError::Busy => unavailable("the store is busy; try again"),
         StoreError::Unavailable(reason) => {
-            tracing::error!(%reason, "the store failed");
+            if SAID.is_due() {
+                tracing::error!(%reason, "the store failed; requests that meet it are refused");
+            }
             unavailable("the store is out of reach; try again")
         }
+        StoreError::Full(reason) => {
+            tracing::debug!(%reason, "refused a write: the disk is nearly full");
+            no_room()
+        }
+        // the log, /readyz and a metric have said it
         StoreError::ReadOnly(reason) => {
-            tracing::warn!(%reason, "refused a write: the store is read-only");
+            tracing::debug!(%reason, "refused a write: the store is read-only");
             unavailable("the provider takes no changes now; try again later")
         }
-        StoreError::Corrupt { what } => internal(format!("a stored record cannot be read: {what}")),
+        // it is in the log once, by the same reference
+        StoreError::Corrupt { .. } => {
+            let reference = error.reference();
+            tracing::debug!(%error, %reference, "refused for a damaged record");
+            damaged(&reference)
+        }
     }
 }
 
+/// What concerns every request is not logged for each of them.
+struct Seldom(Mutex<Option<Instant>>);
+
+static SAID: Seldom = Seldom(Mutex::new(None));
+
+impl Seldom {
+    fn is_due(&self) -> bool {
+        let mut last = locked(&self.0);
+        let is_due = last.is_none_or(|last| last.elapsed() >= SELDOM);
+        if is_due {
+            *last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+const SELDOM: Duration = Duration::from_secs(10);
+
 pub(crate) fn unavailable(text: &str) -> DsError {
     DsError::Unavailable { detail: detail(text), retry_after_ms: RETRY_AFTER_MS }
+}
+
+pub(crate) fn no_room() -> DsError {
+    DsError::Unavailable {
+        detail: detail(
+            "this provider's disk is nearly full: it takes nothing new until there is room; try again later",
+        ),
+        retry_after_ms: NO_ROOM_RETRY_MS,
+    }
+}
+
+/// Who asks need do nothing but try again: it goes on when the operator has restored what is damaged.
+pub(crate) fn damaged(reference: &str) -> DsError {
+    DsError::Unavailable {
+        detail: detail(format_args!(
+            "a stored record of this provider is damaged; its operator has to restore it (reference {reference})"
+        )),
+        retry_after_ms: DAMAGED_RETRY_MS,
+    }
+}
+
+/// Whether `error` is a fault of what is stored, which does not pass by itself.
+pub(crate) fn is_damage(error: &DsError) -> bool {
+    if let DsError::Unavailable { retry_after_ms, .. } = error {
+        return *retry_after_ms == DAMAGED_RETRY_MS;
+    }
+    matches!(error, DsError::Internal { .. })
 }
 
 pub(crate) fn rate_limited(text: &str, retry_after_ms: u64) -> DsError {
@@ -143,3 +206,6 @@ pub(crate) fn of_reject(reject: Reject) -> DsError {
 }
 
 const RETRY_AFTER_MS: u64 = 1_000;
+const NO_ROOM_RETRY_MS: u64 = 5_000;
+/// How often what rests on a damaged record is looked at again.
+pub(crate) const DAMAGED_RETRY_MS: u64 = 30_000;

@@ -22,7 +22,7 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
-use super::errors::{internal, of_reject, of_store};
+use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
 use super::{arbiters::blocking, groups::GroupOptions, history, moves::migrating, node::Node};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
@@ -312,6 +312,16 @@ impl GroupActor {
                 };
                 ctx.spawn(read.into_actor(self));
             }
+            // it would be refused by the store, and the group loaded anew
+            Some(Ok(Decision::Move(_) | Decision::Write(_))) if self.node.store.room().is_err() => {
+                self.answer(Err(no_room()), reply, permits);
+            }
+            Some(Ok(Decision::Move(_) | Decision::Write(_)))
+                if self.node.store.writable().is_err() =>
+            {
+                let reason = self.node.store.writable().err().unwrap_or_default();
+                self.answer(Err(of_store(StoreError::ReadOnly(reason))), reply, permits);
+            }
             Some(Ok(Decision::Move(staged))) => {
                 self.freeze(*staged, request, reply, permits, now, ctx);
             }
@@ -467,6 +477,10 @@ impl Actor for GroupActor {
             match loaded {
                 Ok(Some(found)) => {
                     actor.node.metrics.group_activations.inc();
+                    if let Some(left) = actor.node.groups.is_well(&actor.id) {
+                        tracing::info!(group = %actor.id, "the group can be loaded again");
+                        actor.node.metrics.groups_isolated.set(gauge(left));
+                    }
                     let history::Found { state, head, records, change_bytes, snapshot_bytes } =
                         found;
                     let bytes = change_bytes;
@@ -487,8 +501,22 @@ impl Actor for GroupActor {
                         error,
                         DsError::GroupMigrating { .. } | DsError::GroupMoved { .. }
                     );
-                    if !has_left {
-                        tracing::error!(group = %actor.id, %error, "the group cannot be loaded");
+                    // a record is damaged, or what was read makes no group
+                    let error = if let DsError::Internal { reference, .. } = &error {
+                        damaged(reference.as_str())
+                    } else {
+                        error
+                    };
+                    if is_damage(&error) {
+                        let now = actor.node.clock.now();
+                        let (all, is_new) =
+                            actor.node.groups.isolate(&actor.id, error.clone(), now);
+                        actor.node.metrics.groups_isolated.set(gauge(all));
+                        if is_new {
+                            tracing::error!(group = %actor.id, %error, "the group is isolated: it cannot be loaded, and its requests are refused");
+                        }
+                    } else if !has_left {
+                        tracing::debug!(group = %actor.id, %error, "the group cannot be loaded");
                     }
                     actor.broken = Some(error);
                     actor.node.groups.forget(&actor.id, &ctx.address());
@@ -596,6 +624,10 @@ pub(super) fn encode_changes(changes: &[RosterChange]) -> Vec<u8> {
         tracing::error!(%error, "a guest's changes do not fit: it gets a snapshot");
         Vec::new()
     })
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 pub(super) fn record_bytes(record: &crate::store::records::LogRecord) -> u64 {

@@ -18,7 +18,7 @@ use super::{
     accounts::deletions,
     arbiters::blocking,
     copies::is_copy,
-    errors::{internal, of_reject, of_store},
+    errors::{DAMAGED_RETRY_MS, internal, of_reject, of_store},
     group::{
         Asked, Complain, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply, RosterFor, Tick,
     },
@@ -32,6 +32,7 @@ use crate::{
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupHead, GroupStatus},
+        unless_damaged,
     },
     wire::{
         ds::{
@@ -97,7 +98,13 @@ pub struct Groups {
     pub(super) cpu: Arc<Semaphore>,
     /// Where [`Node::turn_hub_keys`] stopped.
     pub(super) turning: Turning,
+    /// Groups that could not be loaded, for a fault of ours that does not pass by itself, until when they are not tried again,
+    /// and what is answered meanwhile.
+    isolated: Mutex<HashMap<GroupId, (Timestamp, DsError)>>,
 }
+
+/// Groups that are known to be isolated; of more, each request tries again.
+const ISOLATED_MAX: usize = 4_096;
 
 /// The last group that was woken for the hub's new key, where there were more of them.
 #[derive(Debug, Default)]
@@ -141,6 +148,7 @@ impl Groups {
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
+            isolated: Mutex::default(),
             options,
         }
     }
@@ -174,6 +182,29 @@ impl Groups {
     pub(super) fn let_go(&self, group: &GroupId) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         active.remove(group);
+    }
+
+    /// `group` cannot be loaded: it is not tried again before [`DAMAGED_RETRY_MS`] are over. Gives how many are isolated, and
+    /// whether this one was not.
+    pub(super) fn isolate(&self, group: &GroupId, error: DsError, now: Timestamp) -> (usize, bool) {
+        let mut isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = !isolated.contains_key(group);
+        if !is_new || isolated.len() < ISOLATED_MAX {
+            isolated.insert(group.clone(), (now.plus_ms(DAMAGED_RETRY_MS), error));
+        }
+        (isolated.len(), is_new)
+    }
+
+    /// `group` has been loaded. Gives how many are isolated still, where it was one of them.
+    pub(super) fn is_well(&self, group: &GroupId) -> Option<usize> {
+        let mut isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        isolated.remove(group).map(|_| isolated.len())
+    }
+
+    /// What is answered for a group that is not to be tried yet.
+    fn isolation(&self, group: &GroupId, now: Timestamp) -> Option<DsError> {
+        let isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        isolated.get(group).filter(|(until, _)| now < *until).map(|(_, error)| error.clone())
     }
 
     fn is_active(&self, group: &GroupId) -> bool {
@@ -271,6 +302,9 @@ impl Node {
         }
         let group = request.message.context.group_id.clone();
         self.may_host(&request.message).await?;
+        if let Some(error) = self.groups.isolation(&group, self.clock.now()) {
+            return Err(error);
+        }
         let mut tries = 0;
         loop {
             self.groups.make_room(&group)?;
@@ -370,6 +404,9 @@ impl Node {
         group: &GroupId,
         peer: &Domain,
     ) -> Result<Option<GuestRoster>, DsError> {
+        if let Some(error) = self.groups.isolation(group, self.clock.now()) {
+            return Err(error);
+        }
         for _ in 0..3 {
             let actor = self.groups.find(self, group).actor;
             let (reply, answer) = oneshot::channel();
@@ -423,6 +460,9 @@ impl Node {
 
     /// Wakes a group and waits until it has done what there was to do.
     pub async fn settle_group(&self, group: &GroupId) {
+        if self.groups.isolation(group, self.clock.now()).is_some() {
+            return;
+        }
         let (done, settled) = oneshot::channel();
         self.groups.find(self, group).actor.do_send(Tick { done: Some(done) });
         // an error means that the actor ended: then there is nothing to wait for
@@ -452,12 +492,16 @@ impl Node {
                     // seldom: only while some hub has no room
                     let share = match shares.is_empty() {
                         true => None,
-                        false => shares.get(&self.hub_of_copy(&head.group).await?).copied(),
+                        false => {
+                            let hub = self.hub_of_copy(&head.group).await.map(Some);
+                            unless_damaged(hub)?.and_then(|hub| shares.get(&hub).copied())
+                        }
                     };
-                    woken += usize::from(self.settle_copy(head, is_due, share).await?);
+                    let settled = self.settle_copy(head, is_due, share).await;
+                    woken += usize::from(unless_damaged(settled)?);
                 } else if is_due {
                     woken += 1;
-                    self.wake(head, now).await?;
+                    unless_damaged(self.wake(head, now).await)?;
                 }
             }
             tokio::task::yield_now().await;
@@ -508,7 +552,7 @@ impl Node {
             after = Some(last.clone());
             // one name is the node's own (see `finish_deletions`)
             for group in groups.iter().filter(|group| **group != deletions()) {
-                self.take_notices_of(group).await?;
+                unless_damaged(self.take_notices_of(group).await)?;
                 woken += 1;
             }
         }

@@ -4,10 +4,14 @@
 //! The newest snapshot and the one before it are kept, with the log since the older: an epoch can be undone. The log
 //! is also the feed: it goes only behind the slowest cursor, or when it is too old or too large.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use super::{
-    errors::{internal, of_reject, of_store},
+    errors::{internal, is_damage, of_reject, of_store},
     group::{PAGE, record_bytes},
     moves::migrating,
     node::Node,
@@ -63,7 +67,16 @@ pub(super) async fn load(
             detail: Detail::truncated("this group was deleted; its id is not used again"),
         });
     }
-    let found = load_at(node, hub, &head, head.snapshot, None).await?;
+    let found = match (load_at(node, hub, &head, head.snapshot, None).await, head.previous_snapshot)
+    {
+        (Err(error), Some(before)) if is_damage(&error) => {
+            // the log since then is kept; where it is what is damaged this fails as well
+            let found = load_at(node, hub, &head, before, None).await?;
+            tracing::warn!(group = %id, %error, "the group's snapshot is damaged: it was loaded from the one before");
+            found
+        }
+        (found, _) => found?,
+    };
     let state = &found.state;
     if state.next_sequence() != head.next_sequence {
         return Err(internal(format!("the log of {id} ends at {}", state.next_sequence())));
@@ -130,7 +143,8 @@ async fn load_at(
     let bytes = stored.map_err(of_store)?;
     let bytes =
         bytes.ok_or_else(|| internal(format!("snapshot {snapshot} of {} is gone", head.group)))?;
-    let state = GroupState::load(Arc::clone(hub), head.group.clone(), &bytes).map_err(of_reject)?;
+    let load = || GroupState::load(Arc::clone(hub), head.group.clone(), &bytes);
+    let state = unless_it_panics(load)?.map_err(internal)?;
     let mut found = Found {
         state,
         head: head.clone(),
@@ -150,12 +164,18 @@ async fn load_at(
             if there || record.feed.sequence >= head.next_sequence {
                 return Ok(found);
             }
-            state.replay(record).map_err(of_reject)?;
+            unless_it_panics(|| state.replay(record))?.map_err(internal)?;
             found.records += 1;
             found.change_bytes += record.change.len();
         }
     }
     Ok(found)
+}
+
+/// What is stored is what was accepted, unless the disk has changed it.
+fn unless_it_panics<T>(work: impl FnOnce() -> T) -> Result<T, DsError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| internal("a rule panicked on what is stored of a group"))
 }
 
 /// [`joiner_info`] by the head that is stored now. A rotation may drop what a head names while it is read: then the

@@ -111,7 +111,11 @@ impl Node {
         }
         self.keys_of_moves(&mut keys).await?;
         self.metrics.groups_behind_hub_key.set(i64::try_from(behind).unwrap_or(i64::MAX));
-        Ok(KeysInUse { keys: (unknown == 0).then_some(keys), behind, woken })
+        // a group or a move that cannot be read may have any key, and may be restored
+        let damaged = self.store.damaged();
+        let unread = ["group head", "moves"].iter().any(|kind| damaged.contains_key(kind));
+        let keys = (unknown == 0 && !unread).then_some(keys);
+        Ok(KeysInUse { keys, behind, woken })
     }
 }
 

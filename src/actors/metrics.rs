@@ -28,6 +28,7 @@ pub struct Metrics {
     pub key_packages_low: IntCounter,
     pub group_actors: IntGauge,
     pub group_activations: IntCounter,
+    pub groups_isolated: IntGauge,
     /// `reason`: idle, failed.
     pub group_passivations: IntCounterVec,
     pub group_accepted: IntCounter,
@@ -131,6 +132,10 @@ impl Metrics {
                 "Notices to clients that their KeyPackages run out.",
             )?,
             group_actors: gauge("mimid_group_actors", "Groups that are active now.")?,
+            groups_isolated: gauge(
+                "mimid_groups_isolated",
+                "Groups that cannot be loaded from what is stored, and are refused until that is restored.",
+            )?,
             group_activations: counter(
                 "mimid_group_activations_total",
                 "Groups that were loaded from the store.",

@@ -261,7 +261,7 @@ impl Node {
     /// # Errors
     /// [`StoreError`]
     pub async fn sweep_moves(&self) -> Result<usize, StoreError> {
-        use crate::store::{Batch, Write};
+        use crate::store::{Batch, Write, unless_damaged};
         let now = self.clock.now();
         let (mut unconfirmed, mut after) = (0, None);
         self.arrivals.load(&self.store, &self.domain).await?;
@@ -274,9 +274,9 @@ impl Node {
                 unconfirmed += i64::from(arrived.is_some_and(|it| it.here && !it.confirmed));
                 let is_counted = arrived.is_some_and(|it| it.here) && group.domain() != self.domain;
                 if is_counted != self.arrivals.has(&group) {
-                    self.count_arrival(&group).await?;
+                    unless_damaged(self.count_arrival(&group).await)?;
                 }
-                if !self.is_forgotten(&group, &moves, now).await? {
+                if !unless_damaged(self.is_forgotten(&group, &moves, now).await)? {
                     continue;
                 }
                 // it may come back at this moment

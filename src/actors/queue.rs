@@ -235,8 +235,18 @@ struct Leaving {
 }
 
 enum Session {
-    Stream { id: u64, entries: mpsc::UnboundedSender<Vec<QueueEntry>> },
-    Poll { id: u64, poll: Poll, collected: Vec<QueueEntry>, over: bool },
+    Stream {
+        id: u64,
+        entries: mpsc::UnboundedSender<Vec<QueueEntry>>,
+    },
+    Poll {
+        id: u64,
+        poll: Poll,
+        collected: Vec<QueueEntry>,
+        over: bool,
+        /// Why a feed was passed over, where the store could not be read: it is no answer that there is nothing.
+        failed: Option<StoreError>,
+    },
 }
 
 struct Poll {
@@ -281,6 +291,8 @@ enum Done {
         view: FeedView,
         inbox: Vec<(InboxKey, InboxItem)>,
     },
+    /// This one feed cannot be read.
+    NoFeed(FeedId, StoreError),
     Ends {
         poll: Option<Poll>,
         acks: Vec<FeedAck>,
@@ -387,7 +399,13 @@ impl QueueActor {
             }
             if self.leaving.is_some() || (self.persist_now && state.has_unpersisted_acks()) {
                 self.persist_now = false;
-                if let Some(batch) = state.persist() {
+                if self.node.store.writable().is_err() {
+                    // what cannot last now is told again by who acknowledged, in a session behind the restart
+                    if self.leaving.is_none() {
+                        self.persist_later(ctx);
+                        continue;
+                    }
+                } else if let Some(batch) = state.persist() {
                     return self.write(batch, Done::Persisted, ctx);
                 }
                 match &self.leaving {
@@ -416,7 +434,10 @@ impl QueueActor {
                 }
                 (Next::ReadFeed { feed, group, from }, _) => {
                     return self.run(ctx, async move {
-                        let view = read_feed(&store, &group, from).await?;
+                        let view = match read_feed(&store, &group, from).await {
+                            Ok(view) => view,
+                            Err(error) => return Ok(Done::NoFeed(feed, error)),
+                        };
                         // behind the read: an end of the membership stands there with the entry that ends it
                         let inbox = store.inbox(&client, INBOX_PAGE).await?;
                         Ok(Done::Feed { feed, view, inbox })
@@ -455,8 +476,21 @@ impl QueueActor {
                 self.deliver(entries);
             }
             Done::Feed { feed, view, inbox } => {
-                self.read = Some((feed, view));
-                self.take(inbox, ctx);
+                if self.is_held_up(feed, &inbox) {
+                    self.pass_over(feed, ctx);
+                } else {
+                    self.read = Some((feed, view));
+                    self.take(inbox, ctx);
+                }
+            }
+            Done::NoFeed(feed, error) => {
+                tracing::debug!(client = %self.client, %feed, %error, "a feed is passed over");
+                if let (Some(Session::Poll { failed, .. }), StoreError::Unavailable(_)) =
+                    (&mut self.session, &error)
+                {
+                    *failed = Some(error);
+                }
+                self.pass_over(feed, ctx);
             }
             Done::Ends { poll, acks, ends } => {
                 let Some(state) = &mut self.state else { return };
@@ -505,13 +539,40 @@ impl QueueActor {
 
     fn take(&mut self, items: Vec<(InboxKey, InboxItem)>, ctx: &mut Context<Self>) {
         let Some(state) = &mut self.state else { return };
-        if items.is_empty() {
+        // where nothing can be written it stays where it is
+        if items.is_empty() || self.node.store.writable().is_err() {
             return;
         }
         self.look_into_inbox |= items.len() == INBOX_PAGE;
         let mut taken = state.take(items, self.node.clock.now());
         let batch = std::mem::take(&mut taken.batch);
         self.write(batch, Done::Taken(taken), ctx);
+    }
+
+    /// Whether what was read of `feed` may not be delivered: something of its group is left that cannot be taken now, and that
+    /// may be the end of the membership.
+    fn is_held_up(&self, feed: FeedId, inbox: &[(InboxKey, InboxItem)]) -> bool {
+        let Some(group) = self.state.as_ref().and_then(|state| state.group_of(feed)) else {
+            return false;
+        };
+        let concerns = |(key, _): &(InboxKey, InboxItem)| match key {
+            InboxKey::Group { group: of, .. } => of == group,
+            InboxKey::Item(_) => false,
+        };
+        let may_be_more = inbox.len() == INBOX_PAGE;
+        (may_be_more || inbox.iter().any(concerns)) && self.node.store.writable().is_err()
+    }
+
+    /// The other feeds go on; this one is tried again in a while.
+    fn pass_over(&mut self, feed: FeedId, ctx: &mut Context<Self>) {
+        let Some(state) = &mut self.state else { return };
+        state.pass_over(feed);
+        ctx.run_later(FEED_RETRY, move |actor, ctx| {
+            if let Some(state) = &mut actor.state {
+                state.again(feed);
+                actor.work(ctx);
+            }
+        });
     }
 
     fn taken(&mut self, taken: Taken) {
@@ -620,7 +681,8 @@ impl QueueActor {
             let wait = Duration::from_millis(u64::from(poll.wait_ms));
             ctx.run_later(wait, move |actor, ctx| actor.end_wait(id, ctx));
         }
-        self.session = Some(Session::Poll { id, poll, collected: Vec::new(), over });
+        let (collected, failed) = (Vec::new(), None);
+        self.session = Some(Session::Poll { id, poll, collected, over, failed });
     }
 
     fn end_wait(&mut self, waited: u64, ctx: &mut Context<Self>) {
@@ -657,11 +719,15 @@ impl QueueActor {
         }
     }
 
-    /// A poll gets what there is; a stream ends.
+    /// A poll gets what there is, or why nothing can be read; a stream ends.
     fn end_session(&mut self) {
-        if let Some(Session::Poll { poll, collected, .. }) = self.session.take() {
+        if let Some(Session::Poll { poll, collected, failed, .. }) = self.session.take() {
             drop(poll.permit);
-            let _ = poll.answer.send(Ok(collected));
+            let answer = match failed {
+                Some(error) if collected.is_empty() => Err(of_store(error)),
+                Some(_) | None => Ok(collected),
+            };
+            let _ = poll.answer.send(answer);
         }
     }
 
@@ -684,6 +750,10 @@ impl QueueActor {
     fn acknowledged(&mut self, acks: usize, ctx: &mut Context<Self>) {
         self.node.metrics.queue_acks.inc_by(acks as u64);
         self.report();
+        self.persist_later(ctx);
+    }
+
+    fn persist_later(&mut self, ctx: &mut Context<Self>) {
         let unpersisted = self.state.as_ref().is_some_and(QueueState::has_unpersisted_acks);
         if unpersisted && !self.persist_timer {
             self.persist_timer = true;
@@ -838,3 +908,5 @@ const OWN_PAGE: usize = 64;
 const FEED_PAGE: usize = 64;
 const PAGE_BYTES: usize = 512 * 1024;
 const BUSY_RETRY_MS: u64 = 500;
+/// How long a feed that cannot be read is left alone, unless its group grows or a session begins.
+const FEED_RETRY: Duration = Duration::from_secs(30);

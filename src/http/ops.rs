@@ -124,6 +124,8 @@ async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
     }
     if let Err(reason) = ops.node.store.writable() {
         reasons.push(format!("the store takes no writes: {reason}"));
+    } else if let Err(reason) = ops.node.store.room() {
+        reasons.push(format!("the store takes nothing new: {reason}"));
     }
     if reasons.is_empty() {
         return text(StatusCode::OK, "ready\n".to_owned());

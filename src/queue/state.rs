@@ -238,6 +238,17 @@ impl QueueState {
         entries
     }
 
+    /// `feed` cannot be read now: it is the next feed's turn. It comes again with [`Self::again`], when its group grows, and in
+    /// the next session.
+    pub fn pass_over(&mut self, feed: FeedId) {
+        self.unqueue(feed);
+    }
+
+    /// A feed that was passed over is to be tried again.
+    pub fn again(&mut self, feed: FeedId) {
+        self.queue(feed);
+    }
+
     /// Something was appended to the feed of `group`.
     pub fn grown(&mut self, group: &GroupId) {
         for feed in self.by_group.get(group).cloned().unwrap_or_default() {
@@ -248,6 +259,12 @@ impl QueueState {
     /// Groups whose growth concerns this queue.
     pub fn groups(&self) -> impl Iterator<Item = &GroupId> {
         self.by_group.keys()
+    }
+
+    /// The group of a feed.
+    #[must_use]
+    pub fn group_of(&self, feed: FeedId) -> Option<&GroupId> {
+        self.feeds.get(&feed).map(|feed| &feed.subscription.group)
     }
 
     /// Feeds whose end must be learnt before `acks` can be judged: their client had been given more than this

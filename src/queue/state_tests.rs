@@ -910,3 +910,25 @@ fn welcomed(world: &World) -> BTreeSet<u64> {
 fn stored_event_is_what_was_accepted() {
     assert_eq!(number(&decode::<QueueEvent>(&event(7)).unwrap()), 7);
 }
+
+#[test]
+fn feed_that_cannot_be_read_is_passed_over_and_comes_again() {
+    let mut world = World::new();
+    world.join(1, false);
+    world.join(2, false);
+    world.drain_inbox();
+    world.append(1, false, None);
+    world.append(2, false, None);
+    world.online();
+    world.state.rewind(WIDE, WIDE);
+    let Next::ReadFeed { feed, .. } = world.state.next() else {
+        panic!("{:?}", world.state.next())
+    };
+    world.state.pass_over(feed);
+    let others = world.receive();
+    assert!(!others.is_empty() && others.iter().all(|entry| entry.feed != feed), "{others:?}");
+    assert_eq!(world.state.next(), Next::Idle);
+    world.state.again(feed);
+    let late = world.receive();
+    assert!(!late.is_empty() && late.iter().all(|entry| entry.feed == feed), "{late:?}");
+}

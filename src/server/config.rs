@@ -63,6 +63,7 @@ pub struct Ops {
 pub struct Store {
     pub engine: Engine,
     pub cache: Bytes,
+    pub free_bytes_min: Bytes,
 }
 
 choice! {
@@ -196,7 +197,11 @@ impl Default for Config {
             ops: Ops { listen: SocketAddr::from((loopback, 9443)) },
             federation: Federation::default(),
             migration: Migration::default(),
-            store: Store { engine: Engine::Sled, cache: Bytes(256 * 1024 * 1024) },
+            store: Store {
+                engine: Engine::Sled,
+                cache: Bytes(256 * 1024 * 1024),
+                free_bytes_min: Bytes(128 * 1024 * 1024),
+            },
             registration: Registration {
                 mode: RegistrationMode::Open,
                 token_hashes: Vec::new(),
@@ -299,7 +304,7 @@ settings! {
         accept, sources, groups_max, groups_per_source_max, departures_max, response_lifetime, freeze_timeout, forward_for,
         answer_for,
     ]
-    store: [engine, cache]
+    store: [engine, cache, free_bytes_min]
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [
         members_max, adds_per_commit_max, pending_max, application_bytes_max, handshake_bytes_max, ciphersuites,

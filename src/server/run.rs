@@ -256,6 +256,7 @@ impl Composed {
             cache_bytes: config.store.cache.0,
         })?;
         if config.store.engine != Engine::Memory {
+            store.keep_free(config.store.free_bytes_min.0);
             keep_domain(&data_dir, &config.domain)?;
         }
         let keys = NodeKeys::open(&data_dir, clock.now())?;

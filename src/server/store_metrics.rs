@@ -1,7 +1,7 @@
 //! What the store counts, as Prometheus asks for it: read at each scrape.
 
 use prometheus::{
-    Counter, Gauge,
+    Counter, Gauge, GaugeVec, Opts,
     core::{Collector, Desc},
     proto::MetricFamily,
 };
@@ -30,6 +30,16 @@ const COUNTERS: [(&str, &str, Read); 5] = [
 const ON_DISK: (&str, &str) = ("mimid_store_disk_bytes", "Size of the store's files");
 const WRITABLE: (&str, &str) =
     ("mimid_store_writable", "1 while writes are taken, 0 once the store is read-only");
+const FREE: (&str, &str) = (
+    "mimid_store_disk_free_bytes",
+    "Free on the store's disk, where some of it is to be kept free",
+);
+const ROOM: (&str, &str) =
+    ("mimid_store_room", "1 while what is new is taken, 0 where the disk is nearly full");
+const DAMAGED: (&str, &str) = (
+    "mimid_store_damaged_records",
+    "Stored records that were found since the start and cannot be read, by kind",
+);
 
 impl StoreMetrics {
     /// # Errors
@@ -39,9 +49,10 @@ impl StoreMetrics {
         for (name, help, _) in COUNTERS {
             descs.extend(Counter::new(name, help)?.desc().into_iter().cloned());
         }
-        for (name, help) in [ON_DISK, WRITABLE] {
+        for (name, help) in [ON_DISK, WRITABLE, FREE, ROOM] {
             descs.extend(Gauge::new(name, help)?.desc().into_iter().cloned());
         }
+        descs.extend(damaged()?.desc().into_iter().cloned());
         Ok(Self { store, descs })
     }
 
@@ -54,13 +65,33 @@ impl StoreMetrics {
             families.extend(counter.collect());
         }
         let writable = if self.store.writable().is_ok() { 1.0 } else { 0.0 };
-        for ((name, help), value) in [(ON_DISK, stats.bytes_on_disk as f64), (WRITABLE, writable)] {
+        let room = if self.store.room().is_ok() { 1.0 } else { 0.0 };
+        let gauges = [
+            (ON_DISK, Some(stats.bytes_on_disk as f64)),
+            (WRITABLE, Some(writable)),
+            (FREE, stats.disk_free_bytes.map(|bytes| bytes as f64)),
+            (ROOM, Some(room)),
+        ];
+        for ((name, help), value) in gauges {
+            let Some(value) = value else { continue };
             let gauge = Gauge::new(name, help)?;
             gauge.set(value);
             families.extend(gauge.collect());
         }
+        let damaged = damaged()?;
+        // there from the start, so that an alert has something to compare with
+        damaged.with_label_values(&["log record"]).set(0.0);
+        for (kind, records) in self.store.damaged() {
+            damaged.with_label_values(&[kind]).set(records as f64);
+        }
+        families.extend(damaged.collect());
         Ok(families)
     }
+}
+
+fn damaged() -> Result<GaugeVec, prometheus::Error> {
+    let (name, help) = DAMAGED;
+    GaugeVec::new(Opts::new(name, help), &["kind"])
 }
 
 impl Collector for StoreMetrics {

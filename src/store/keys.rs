@@ -80,6 +80,44 @@ pub(super) mod tag {
     pub const PART: u8 = 0xf0;
 }
 
+/// What the record under `key`, or the record that it is a part of, is, for people.
+pub(super) fn kind(key: &[u8]) -> &'static str {
+    match key.first() {
+        Some(&tag::PART) => match record_of_part(key) {
+            Some(of) if of.first() != Some(&tag::PART) => kind(of),
+            Some(_) | None => "unknown",
+        },
+        Some(&tag::COMMIT_SEQUENCE) => "commit sequence",
+        Some(&tag::NODE) => "node",
+        Some(&tag::GROUP_HEAD) => "group head",
+        Some(&tag::LOG) => "log record",
+        Some(&tag::SNAPSHOT) => "snapshot",
+        Some(&tag::JOINER_INFO) => "joiner info",
+        Some(&tag::GROUP_NOTICE) => "group notice",
+        Some(&tag::FOLLOWED) => "followed group",
+        Some(&tag::FOLLOWED_MEMBER) => "followed member",
+        Some(&tag::DEPARTURE) => "departure",
+        Some(&tag::MOVES) => "moves",
+        Some(&tag::REFUSED_NONCE) => "refused nonce",
+        Some(&tag::INBOX) => "inbox item",
+        Some(&tag::QUEUE_HEAD) => "queue head",
+        Some(&tag::OWN) => "own entry",
+        Some(&tag::SUBSCRIPTION) => "subscription",
+        Some(&tag::SUBSCRIPTION_INDEX) => "subscription index",
+        Some(&tag::ACCOUNT) => "account",
+        Some(&tag::DEVICE) => "device",
+        Some(&tag::KEY_PACKAGE) => "key package",
+        Some(&tag::KEY_PACKAGE_INDEX) => "key package index",
+        Some(&tag::TOKEN) => "token",
+        Some(&tag::CONSENT) => "consent",
+        Some(&tag::QUEUE_INDEX) => "queue index",
+        Some(&tag::OUTBOUND) => "outbound",
+        Some(&tag::OUTBOUND_ROSTER) => "outbound roster",
+        Some(&tag::REPLICA) => "replica",
+        Some(_) | None => "unknown",
+    }
+}
+
 /// Keys `from..until`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Range {

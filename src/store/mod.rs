@@ -12,19 +12,21 @@
 //! - A read sees every batch that was answered before it started, and nothing that is not durable: one that meets
 //!   what is being written waits for it.
 //! - [`StoreError::Unavailable`] from `write` means that the outcome is unknown; from then on every write is refused
-//!   with [`StoreError::ReadOnly`] until the process starts anew.
+//!   with [`StoreError::ReadOnly`] until the process starts anew. Where it was a read of the disk that failed, for a
+//!   condition, nothing was applied and the store goes on.
 //! - **Overflow**: what waits to be written is bounded (`writer` has the numbers). Where the bound is reached `write`
 //!   answers [`StoreError::Busy`] and promises that nothing was applied. Batches that the same caller queued behind
 //!   it may still be applied unless their conditions fence them.
 //!
 //! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots; `tee`: a
-//! copy while it writes, [`backup`]: what is made of that),
-//! `plan` and `stage` are what a batch means in keys, `keys` maps records to keys and values, `engine` is the seam
+//! copy while it writes, [`backup`]: what is made of that), `plan` and `stage` are what a batch means in keys, `damage` knows which records cannot be read,
+//! `reserve` keeps room on the disk, `keys` maps records to keys and values, `engine` is the seam
 //! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
 pub mod ahead;
 pub mod backup;
 pub mod copy;
+mod damage;
 mod engine;
 pub mod faults;
 mod fjall;
@@ -34,6 +36,7 @@ pub mod memory;
 mod plan;
 mod reader;
 pub mod records;
+mod reserve;
 mod sled;
 mod spread;
 mod stage;
@@ -56,6 +59,7 @@ use tokio::sync::mpsc;
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
 };
+pub use damage::DamagedByKind;
 use records::{
     Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
     GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
@@ -80,12 +84,35 @@ pub enum StoreError {
     /// An earlier write failed: the node answers reads only.
     #[error("the store is read-only since an earlier failure: {0}")]
     ReadOnly(String),
+    /// The disk has less room than is kept free. Nothing was applied; the caller may try again when there is room.
+    #[error("the store has no room: {0}")]
+    Full(String),
     /// Too much waits to be written already. Nothing was applied; the caller may try again later.
     #[error("the store is busy: too much waits to be written")]
     Busy,
-    /// A record is not what was written. `what` names it for the operator.
+    /// A record is not what was written. `what` names it for the operator. Only what it belongs to is concerned: reads over
+    /// what belongs to many pass over it, and what was said of it in the log is not repeated.
     #[error("a stored record cannot be read: {what}")]
     Corrupt { what: String },
+}
+
+impl StoreError {
+    /// What names a damaged record both in the log and to whoever is refused for it.
+    #[must_use]
+    pub fn reference(&self) -> String {
+        hex::encode(&crate::crypto::sha256(self.to_string().as_bytes())[..8])
+    }
+}
+
+/// For who looks through what belongs to many: what rests on a damaged record, which the log has named, is left out.
+///
+/// # Errors
+/// Every other [`StoreError`].
+pub fn unless_damaged<T: Default>(one: Result<T, StoreError>) -> Result<T, StoreError> {
+    match one {
+        Err(StoreError::Corrupt { .. }) => Ok(T::default()),
+        one => one,
+    }
 }
 
 /// How much a range read may return: it ends at whichever is reached first, but returns at least one item
@@ -499,8 +526,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// What an operator sees: counters since the process started.
     fn stats(&self) -> StoreStats;
+    /// Records that were found since the start and cannot be read. Each is in the log once.
+    fn damaged(&self) -> DamagedByKind;
     /// Whether writes are taken; the reason where they are not.
     fn writable(&self) -> Result<(), String>;
+    /// Whether what grows is taken, as far as that is up to the disk's room; the reason where it is not.
+    fn room(&self) -> Result<(), String>;
+    /// From now on, what grows is refused where less than `bytes_min` are free on the disk; see `reserve`. 0: never.
+    fn keep_free(&self, bytes_min: u64);
     /// Waits for what is queued, makes it durable and stops. Later writes are refused.
     fn close(&self) -> Answer<'static, ()>;
 }
@@ -519,6 +552,8 @@ pub struct StoreStats {
     /// Keys and values handed to the engine.
     pub bytes_written: u64,
     pub bytes_on_disk: u64,
+    /// Free on the disk, where some of it is to be kept free.
+    pub disk_free_bytes: Option<u64>,
     /// Batches that wait or are being written.
     pub batches_waiting: u64,
 }

@@ -14,7 +14,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Answer, Batch, InboxUse, OpenError, Page, Piece, Store, StoreError, StoreStats,
+    Answer, Batch, DamagedByKind, InboxUse, OpenError, Page, Piece, Store, StoreError, StoreStats,
+    damage::Damages,
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     records::{
@@ -22,6 +23,7 @@ use super::{
         GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
         QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
     },
+    reserve::Reserve,
     stage::{self, Source},
     writer::{self, Shared},
 };
@@ -31,6 +33,7 @@ use crate::wire::ids::{ClientUri, Domain, Epoch, GroupId, RecipientId, Sequence,
 pub(super) struct NodeStore {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+    reserve: Reserve,
 }
 
 impl NodeStore {
@@ -44,9 +47,10 @@ impl NodeStore {
             .map_err(StoreError::from)
             .and_then(|value| keys::decode_commit_sequence(value.as_deref()))
             .map_err(|error| OpenError::Record { path: path.clone(), reason: error.to_string() })?;
+        let reserve = Reserve::new(&path);
         let (shared, writer) = writer::start(engine, sequence)
             .map_err(|error| OpenError::Folder { what: "start the writer of", path, error })?;
-        Ok(Self { shared, writer: Some(writer) })
+        Ok(Self { shared, writer: Some(writer), reserve })
     }
 
     /// As [`Self::start`], without a thread: nothing is written but by the stepper.
@@ -57,7 +61,8 @@ impl NodeStore {
         let value = engine.read(&keys::commit_sequence())?;
         let sequence = keys::decode_commit_sequence(value.as_deref())?;
         let (shared, stepper) = writer::stepped::start(engine, sequence);
-        Ok((Self { shared, writer: None }, stepper))
+        let reserve = Reserve::new(std::path::Path::new("."));
+        Ok((Self { shared, writer: None, reserve }, stepper))
     }
 
     /// Reads with `read`, and waits until what it has seen is durable.
@@ -87,6 +92,7 @@ impl NodeStore {
         let reader = Reader {
             engine: &*self.shared.engine,
             pending: &view.pending,
+            damages: &self.shared.damages,
             touched: std::cell::Cell::new(false),
         };
         let result = catch_unwind(AssertUnwindSafe(|| read(&reader))).unwrap_or_else(|panic| {
@@ -102,11 +108,14 @@ impl NodeStore {
         F: FnOnce(&[u8]) -> Result<T, StoreError> + Send + 'static,
     {
         Box::pin(self.read(move |reader| {
-            stage::record(reader, &key)?.map(|record| decode(&record)).transpose()
+            let found = stage::record(reader, &key);
+            found
+                .and_then(|record| record.map(|record| decode(&record)).transpose())
+                .map_err(|error| reader.damages.named(&key, error))
         }))
     }
 
-    /// The records in `range`, decoded.
+    /// The records in `range`, decoded. They belong together: where one cannot be read there is no answer.
     fn many<T, F>(&self, range: Range, page: Page, decode: F) -> Answer<'_, Vec<T>>
     where
         T: Send + 'static,
@@ -115,7 +124,44 @@ impl NodeStore {
         Box::pin(self.read(move |reader| {
             let heads =
                 reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
-            heads.iter().map(|(key, head)| decode(stage::whole(reader, key, head)?)).collect()
+            let whole = |(key, head): &(Key, Vec<u8>)| {
+                let record = stage::whole(reader, key, head).and_then(&decode);
+                record.map_err(|error| reader.damages.named(key, error))
+            };
+            heads.iter().map(whole).collect()
+        }))
+    }
+
+    /// At most `items_max` of the records in `range`, decoded. Each belongs to somebody else: those that cannot be read are
+    /// left out, and others come in their place.
+    fn readable<T, F>(&self, mut range: Range, items_max: usize, decode: F) -> Answer<'_, Vec<T>>
+    where
+        T: Send + 'static,
+        F: Fn(Vec<u8>) -> Result<T, StoreError> + Send + 'static,
+    {
+        Box::pin(self.read(move |reader| {
+            let mut found = Vec::new();
+            while found.len() < items_max {
+                let wanted = items_max - found.len();
+                let heads = reader.heads(&range, items(wanted), |_| Ok(0))?;
+                for (key, head) in &heads {
+                    match stage::whole(reader, key, head).and_then(&decode) {
+                        Ok(record) => found.push(record),
+                        Err(error @ StoreError::Corrupt { .. }) => {
+                            reader.damages.named(key, error);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                match heads.into_iter().next_back() {
+                    Some((mut last, _)) => {
+                        last.push(0);
+                        range.from = last;
+                    }
+                    None => break,
+                }
+            }
+            Ok(found)
         }))
     }
 
@@ -135,10 +181,15 @@ impl NodeStore {
             while peers.len() < items_max {
                 let first = reader.heads(&range, items(1), |_| Ok(0))?;
                 let Some((key, head)) = first.first() else { break };
-                let record = stage::whole(reader, key, head)?;
-                let (peer, _) = keys::peer_and_group(keys::owner(&record)?)?;
-                range.from = of(&peer).until;
-                peers.push(peer);
+                let record = stage::whole(reader, key, head);
+                let peer = record.and_then(|record| keys::peer_and_group(keys::owner(&record)?));
+                match peer {
+                    Ok((peer, _)) => {
+                        range.from = of(&peer).until;
+                        peers.push(peer);
+                    }
+                    Err(error) => range.from = reader.behind(key, error)?,
+                }
             }
             Ok(peers)
         }))
@@ -161,6 +212,7 @@ impl Drop for NodeStore {
 struct Reader<'a> {
     engine: &'a dyn Engine,
     pending: &'a Changes,
+    damages: &'a Damages,
     /// Whether something was seen that is not durable yet.
     touched: std::cell::Cell<bool>,
 }
@@ -175,6 +227,15 @@ impl Source for Reader<'_> {
 }
 
 impl Reader<'_> {
+    /// Where a read goes on behind a record that cannot be read.
+    fn behind(&self, key: &[u8], error: StoreError) -> Result<Key, StoreError> {
+        let error = self.damages.named(key, error);
+        if matches!(error, StoreError::Corrupt { .. }) {
+            return Ok([key, &[0]].concat());
+        }
+        Err(error)
+    }
+
     /// Keys and values of the records in `range`, as many as `page` has room for by what `size` tells of each value.
     fn heads(
         &self,
@@ -193,7 +254,7 @@ impl Reader<'_> {
             let size = match size(value) {
                 Ok(size) => size,
                 Err(error) => {
-                    broken = Some(error);
+                    broken = Some(self.damages.named(key, error));
                     until = Bound::Included(key.to_vec());
                     return ControlFlow::Break(());
                 }
@@ -237,7 +298,7 @@ impl Reader<'_> {
             match visit(key, value) {
                 Ok(ControlFlow::Continue(())) => return ControlFlow::Continue(()),
                 Ok(ControlFlow::Break(())) => ended = Ok(false),
-                Err(error) => ended = Err(error),
+                Err(error) => ended = Err(self.damages.named(key, error)),
             }
             until = Bound::Included(key.to_vec());
             ControlFlow::Break(())
@@ -261,7 +322,7 @@ fn none<'a, T: Send + 'a>() -> Answer<'a, Vec<T>> {
 
 impl Store for NodeStore {
     fn write(&self, batch: Batch) -> Answer<'static, ()> {
-        let queued = self.shared.queue(batch);
+        let queued = self.reserve.admits(&batch).and_then(|()| self.shared.queue(batch));
         Box::pin(async move {
             queued?.await.unwrap_or_else(|_| {
                 Err(StoreError::Unavailable("the store's writer has ended".to_owned()))
@@ -283,7 +344,7 @@ impl Store for NodeStore {
             range.from = keys::group_head(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::any_group_head(&record))
+        self.readable(range, items_max, |record| keys::any_group_head(&record))
     }
 
     fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>> {
@@ -300,8 +361,10 @@ impl Store for NodeStore {
             heads
                 .iter()
                 .map(|(key, head)| {
-                    let bytes = feed_bytes(head)?;
-                    keys::decode_feed(&stage::beginning(reader, key, head, bytes)?)
+                    feed_bytes(head)
+                        .and_then(|bytes| stage::beginning(reader, key, head, bytes))
+                        .and_then(|record| keys::decode_feed(&record))
+                        .map_err(|error| reader.damages.named(key, error))
                 })
                 .collect()
         }))
@@ -347,11 +410,17 @@ impl Store for NodeStore {
             while groups.len() < items_max {
                 let first = reader.heads(&range, items(1), |_| Ok(0))?;
                 let Some((key, head)) = first.first() else { break };
-                let record = stage::whole(reader, key, head)?;
-                let (group, _, _): (GroupId, [u8; 16], GroupNotice) =
-                    keys::decode("group notice", &record)?;
-                range.from = keys::group_notices(&group).until;
-                groups.push(group);
+                let record = stage::whole(reader, key, head);
+                let notice = record.and_then(|record| {
+                    keys::decode::<(GroupId, [u8; 16], GroupNotice)>("group notice", &record)
+                });
+                match notice {
+                    Ok((group, ..)) => {
+                        range.from = keys::group_notices(&group).until;
+                        groups.push(group);
+                    }
+                    Err(error) => range.from = reader.behind(key, error)?,
+                }
             }
             Ok(groups)
         }))
@@ -407,7 +476,7 @@ impl Store for NodeStore {
             range.from = keys::departure(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| {
+        self.readable(range, items_max, |record| {
             let (_, departure): (String, Departure) = keys::decode("departure", &record)?;
             Ok(departure)
         })
@@ -433,7 +502,7 @@ impl Store for NodeStore {
             range.from = keys::moves(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::decode("moves", &record))
+        self.readable(range, items_max, |record| keys::decode("moves", &record))
     }
 
     fn refused_nonce(&self, nonce: &[u8; 32]) -> Answer<'_, Option<RefusedNonce>> {
@@ -453,7 +522,7 @@ impl Store for NodeStore {
             range.from = keys::refused_nonce(after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| keys::decode_refused(&record))
+        self.readable(range, items_max, |record| keys::decode_refused(&record))
     }
 
     fn outbound_peers(&self, after: Option<&Domain>, items_max: usize) -> Answer<'_, Vec<Domain>> {
@@ -474,7 +543,7 @@ impl Store for NodeStore {
             range.from = keys::outbound(peer, after);
             range.from.push(0);
         }
-        self.many(range, items(items_max), |record| {
+        self.readable(range, items_max, |record| {
             let (owner, until): (String, Sequence) = keys::decode("outbound", &record)?;
             Ok((keys::peer_and_group(&owner)?.1, until))
         })
@@ -517,7 +586,7 @@ impl Store for NodeStore {
         if items_max == 0 {
             return none();
         }
-        self.many(keys::replicas_of(peer), items(items_max), |record| {
+        self.readable(keys::replicas_of(peer), items_max, |record| {
             Ok(keys::decode_replica(&record)?.1)
         })
     }
@@ -588,11 +657,16 @@ impl Store for NodeStore {
         let index = keys::subscription_index(client, group, recipient);
         let (client, group) = (client.clone(), group.clone());
         Box::pin(self.read(move |reader| {
-            let Some(feed) = stage::record(reader, &index)? else { return Ok(None) };
-            let feed = keys::decode("subscription index", &feed)?;
-            let found = stage::record(reader, &keys::subscription(&client, feed))?;
-            let found: Option<Subscription> =
-                found.map(|record| keys::decode("subscription", &record)).transpose()?;
+            let feed = stage::record(reader, &index)
+                .and_then(|record| {
+                    record.map(|it| keys::decode("subscription index", &it)).transpose()
+                })
+                .map_err(|error| reader.damages.named(&index, error))?;
+            let Some(feed) = feed else { return Ok(None) };
+            let key = keys::subscription(&client, feed);
+            let found: Option<Subscription> = stage::record(reader, &key)
+                .and_then(|record| record.map(|it| keys::decode("subscription", &it)).transpose())
+                .map_err(|error| reader.damages.named(&key, error))?;
             Ok(found.filter(|it| it.group == group && it.recipient == recipient))
         }))
     }
@@ -621,7 +695,7 @@ impl Store for NodeStore {
         if items_max == 0 {
             return none();
         }
-        self.many(keys::key_packages(client), items(items_max), |record| {
+        self.readable(keys::key_packages(client), items_max, |record| {
             keys::decode("KeyPackage", &record)
         })
     }
@@ -662,12 +736,26 @@ impl Store for NodeStore {
             writes: counters.writes.load(Ordering::Relaxed),
             bytes_written: counters.bytes_written.load(Ordering::Relaxed),
             bytes_on_disk: self.shared.engine.bytes_on_disk(),
+            disk_free_bytes: self.reserve.free_bytes(),
             batches_waiting: self.shared.batches_waiting(),
         }
     }
 
+    fn damaged(&self) -> DamagedByKind {
+        self.shared.damages.by_kind()
+    }
+
     fn writable(&self) -> Result<(), String> {
-        self.shared.writable()
+        self.shared.writable()?;
+        self.reserve.writable()
+    }
+
+    fn room(&self) -> Result<(), String> {
+        self.reserve.room()
+    }
+
+    fn keep_free(&self, bytes_min: u64) {
+        self.reserve.keep(bytes_min);
     }
 
     fn close(&self) -> Answer<'static, ()> {

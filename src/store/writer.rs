@@ -10,7 +10,8 @@
 //! them [`LOW_BYTES_PER_FLUSH`] of the low-priority lane. A batch is never split, save for a large snapshot, which [`spread`](super::spread) brings in
 //! over several flushes.
 //!
-//! **Failure.** After an error or a panic of the engine it is not known what is on the disk, and a flush that is
+//! **Failure.** A read that fails while a batch is judged refuses that batch, and changes nothing. After an error or a panic
+//! of the engine while it writes it is not known what is on the disk, and a flush that is
 //! repeated may succeed without having written anything. So there is no second try: all that wait are
 //! answered [`StoreError::Unavailable`], the thread ends, and every later write is [`StoreError::ReadOnly`].
 
@@ -33,6 +34,7 @@ pub(crate) mod stepped;
 
 use super::{
     Batch, StoreError,
+    damage::Damages,
     engine::{Changes, Engine, Failure},
     keys,
     plan::Plan,
@@ -67,6 +69,7 @@ pub(super) struct Shared {
     pub counters: Counters,
     #[cfg(test)]
     pub tamper: std::sync::OnceLock<stepped::Tamper>,
+    pub damages: Damages,
 }
 
 /// What is visible in the engine, but not known to be durable.
@@ -282,6 +285,7 @@ impl Writer {
             counters: Counters::default(),
             #[cfg(test)]
             tamper: std::sync::OnceLock::new(),
+            damages: Damages::default(),
         });
         Self {
             shared,
@@ -377,7 +381,7 @@ impl Writer {
         while changes.len() < FLUSH_OPERATIONS_MAX && bytes < FLUSH_BYTES_MAX {
             let Some(job) = self.normal.pop_front() else { break };
             bytes += job.plan.bytes;
-            self.stage(job, &mut changes)?;
+            self.stage(job, &mut changes);
         }
         self.write_low(&mut changes)?;
         if changes.is_empty() {
@@ -414,7 +418,7 @@ impl Writer {
 
     /// Checks a batch and adds what it changes. Its answer waits for the flush even where it is a refusal, since
     /// that may rest on a batch of the same flush.
-    fn stage(&mut self, job: Job, changes: &mut Changes) -> Result<(), Failure> {
+    fn stage(&mut self, job: Job, changes: &mut Changes) {
         let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
         let mut stage = Stage::new(&*self.shared.engine, changes);
         let result = stage
@@ -422,7 +426,8 @@ impl Writer {
             .and_then(|()| steps.into_iter().try_for_each(|step| stage.run(step)))
             .map(|()| stage.done());
         let result = result.map(|own| self.merge(own, changes));
-        self.staged(Staged { answer, result, low_priority, bytes, writes })
+        // also where it could not be judged for a read that failed: nothing of it was put with the others then
+        self.answers.push(Staged { answer, result, low_priority, bytes, writes });
     }
 
     fn merge(&mut self, own: Changes, changes: &mut Changes) {
@@ -430,15 +435,6 @@ impl Writer {
             spread.meet(&own);
         }
         changes.extend(own);
-    }
-
-    fn staged(&mut self, staged: Staged) -> Result<(), Failure> {
-        let failure = match &staged.result {
-            Err(StoreError::Unavailable(reason)) => Err(Failure(reason.clone())),
-            _ => Ok(()),
-        };
-        self.answers.push(staged);
-        failure
     }
 
     /// Adds what the low-priority lane may have of this flush.
@@ -452,7 +448,7 @@ impl Writer {
                 }
                 if let Some(spread) = self.spread.take() {
                     let staged = spread.finish(&*self.shared.engine, changes)?;
-                    self.staged(staged)?;
+                    self.answers.push(staged);
                 }
                 continue;
             }
@@ -463,14 +459,14 @@ impl Writer {
                     break;
                 }
                 bytes += job.plan.bytes;
-                self.stage(job, changes)?;
+                self.stage(job, changes);
                 continue;
             }
             match Spread::begin(&*self.shared.engine, job, changes)? {
                 Ok(spread) => self.spread = Some(spread),
                 Err(job) => {
                     bytes += job.plan.bytes;
-                    self.stage(job, changes)?;
+                    self.stage(job, changes);
                 }
             }
         }

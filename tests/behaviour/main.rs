@@ -7,6 +7,7 @@ mod backups;
 mod cli;
 mod client;
 mod damage;
+mod faults;
 mod federation;
 mod groups;
 mod guests;

@@ -448,7 +448,7 @@ pub async fn agree(group: &GroupId, players: &[&Player]) {
 }
 
 /// An address that nobody has, and that no connection gets by chance: its port is below those.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     for _ in 0..1_000 {
         let port = rand::rng().random_range(12_000..30_000);
         let address = SocketAddr::from(([127, 0, 0, 1], port));

@@ -17,6 +17,7 @@ use crate::{
     store::{
         SharedStore, StoreError,
         records::{Arrival, GroupStatus, Moves},
+        unless_damaged,
     },
     wire::ids::{Domain, GroupId},
 };
@@ -199,7 +200,7 @@ async fn read(store: &SharedStore, own: &Domain) -> Result<Mutex<Here>, StoreErr
         let Some((last, _)) = page.last() else { return Ok(Mutex::new(here)) };
         after = Some(last.clone());
         for (group, moves) in page {
-            if let Some(arrived) = arrival_here(store, &group, moves).await? {
+            if let Some(arrived) = unless_damaged(arrival_here(store, &group, moves).await)? {
                 here.put(&group, Some(&arrived.source));
             }
         }

@@ -117,7 +117,7 @@ impl PeerActor {
                         }
                     }
                     // nothing was applied: it stays to be written down, and has its turn again
-                    Err(StoreError::Busy) => {}
+                    Err(StoreError::Busy | StoreError::Full(_)) => {}
                     Err(error) => return actor.fail(&error, ctx),
                 }
             }

@@ -163,6 +163,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     // one copy of the largest group, and a log beside it
     size("federation.copy_bytes_per_hub_max", federation.copy_bytes_per_hub_max, 64 << 20, 1 << 50);
     size("store.cache", store.cache, 1 << 20, 1 << 40);
+    size("store.free_bytes_min", store.free_bytes_min, 0, 1 << 50);
     size("groups.retention_bytes", groups.retention_bytes, 1 << 20, 1 << 40);
     let mut time = |key, value: Duration, min_ms: u64, max_s: u64| {
         let (min, max) = (Duration::from_millis(min_ms), Duration::from_secs(max_s));
