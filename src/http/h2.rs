@@ -84,7 +84,17 @@ impl Http2 {
                 }
                 accepted = connection.accept() => accepted,
             };
-            let Some(Ok((request, respond))) = accepted else { return };
+            let (request, respond) = match accepted {
+                Some(Ok(accepted)) => accepted,
+                Some(Err(error)) => {
+                    // h2 sees some of them before they come here
+                    if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+                        self.bounds.cut("resets");
+                    }
+                    return;
+                }
+                None => return,
+            };
             if resets.are_too_many() {
                 self.bounds.cut("resets");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);

@@ -308,8 +308,9 @@ impl Honest {
         let quiet = self.times(30);
         let enough = Arc::new(AtomicBool::new(false));
         let times = self.begin(30, &enough);
+        let until = Enough(enough);
         let done = attack();
-        enough.store(true, Ordering::SeqCst);
+        drop(until);
         let under = times.recv().expect("they speak while it goes on");
         let after = self.times(5);
         let ms = |times: &[Duration], percent: usize| {
@@ -327,6 +328,15 @@ impl Honest {
             ms(&after, 50),
         );
         done
+    }
+}
+
+/// Ends what goes on until then, also where a test fails.
+struct Enough(Arc<AtomicBool>);
+
+impl Drop for Enough {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
