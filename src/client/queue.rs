@@ -216,7 +216,12 @@ impl Client {
             let entry = tokio::select! {
                 entry = stream.next() => entry?,
                 // another task or process may have made something known
-                () = tokio::time::sleep(LOOK_AROUND) => continue,
+                () = tokio::time::sleep(LOOK_AROUND) => {
+                    if self.member().has_doubts()? {
+                        self.resume_in_passing().await?;
+                    }
+                    continue;
+                }
             };
             *came = true;
             let mut handled = self.take(&entry)?;

@@ -17,6 +17,9 @@ mod import;
 mod impostors;
 mod large_group;
 mod layers;
+#[path = "../support/liar.rs"]
+mod liar;
+mod lies;
 mod move_bounds;
 mod moves;
 mod moving;
