@@ -8,6 +8,7 @@ pub mod core;
 pub mod http;
 
 mod account;
+mod complain;
 mod connect;
 mod groups;
 mod queue;

@@ -221,7 +221,8 @@ impl Client {
                 // another task or process may have made something known
                 () = tokio::time::sleep(LOOK_AROUND) => {
                     // nothing has come for a while: the queue is empty
-                    if self.member().settle_doubts()? > 0 {
+                    let settled = self.member().settle_doubts()?;
+                    if settled > 0 || self.member().has_doubts()? {
                         self.resume_in_passing().await?;
                     }
                     continue;

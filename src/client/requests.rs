@@ -125,6 +125,7 @@ impl Client {
     /// it stays unanswered. However many get no answer, they hold up who calls this for no longer than
     /// [`ALL_IN_PASSING`] and one attempt; those that there is no time for come later.
     pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
+        self.complain_in_passing().await?;
         let mut pending = self.member().pending()?;
         // another group comes first each time, so that those that get no answer are not always in the others' way;
         // within a group what was asked for first comes first
@@ -278,6 +279,9 @@ impl Client {
                 Err(CoreError::NothingToDo(_)) => {
                     self.give_up(request, whose, Answer::AlreadySo)?;
                     return Ok(Outcome::AlreadySo);
+                }
+                Err(error @ CoreError::InDoubt(_)) => {
+                    return Err(ClientError::Unanswered { request, why: error.to_string() });
                 }
                 Err(CoreError::Answered) => return self.answered_to(request, whose),
                 Err(error @ CoreError::Store(_)) => return Err(error.into()),

@@ -309,6 +309,14 @@ impl Oracle {
                 self.trace.note(|| format!("{by} has lost track of {group}: {why}"));
                 self.stay(by, &group, None);
             }
+            ref event @ Event::Unusable { ref group, .. } => {
+                self.trace.note(|| format!("{by}: {event:?}"));
+                self.stay(by, group, None);
+            }
+            // nobody lies here
+            event @ (Event::WentBack { .. } | Event::GaveUp { .. }) => {
+                self.fail(format!("{by}: {event:?}"));
+            }
             Event::Unreadable { group, why } => {
                 self.trace.note(|| format!("{by} cannot read an entry of {group}: {why}"));
             }

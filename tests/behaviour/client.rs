@@ -30,13 +30,13 @@ use mimid::{
 };
 use rustls::pki_types::pem::PemObject;
 
-struct Provider {
+pub(super) struct Provider {
     running: Option<Running>,
     folder: tempfile::TempDir,
 }
 
 impl Provider {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let running = server::start(config(folder.path(), "127.0.0.1:0")).unwrap();
         Self { running: Some(running), folder }
@@ -56,7 +56,7 @@ impl Provider {
         config(self.folder.path(), &address)
     }
 
-    async fn client(&self, user: &str, device: &str, clock: Clock) -> Client {
+    pub(super) async fn client(&self, user: &str, device: &str, clock: Clock) -> Client {
         let user = user_uri(user);
         let registration = Registration {
             client: ClientUri::of(&user, device).unwrap(),
@@ -68,7 +68,7 @@ impl Provider {
         Client::register(home, registration, clock).await.unwrap()
     }
 
-    fn home(&self, user: &UserUri, device: &str) -> std::path::PathBuf {
+    pub(super) fn home(&self, user: &UserUri, device: &str) -> std::path::PathBuf {
         self.folder.path().join(format!("{}-{device}.sqlite", user.name()))
     }
 }
@@ -92,11 +92,11 @@ fn config(folder: &Path, listen: &str) -> Config {
     Config::load(None, settings.to_vec()).unwrap()
 }
 
-fn user_uri(name: &str) -> UserUri {
+pub(super) fn user_uri(name: &str) -> UserUri {
     UserUri::new(format!("mimi://localhost/u/{name}")).unwrap()
 }
 
-async fn connected(one: &Client, other: &Client) {
+pub(super) async fn connected(one: &Client, other: &Client) {
     let (a, b) = (one.member().client().user(), other.member().client().user());
     one.connect(&b).await.unwrap();
     other.receive(0).await.unwrap();
@@ -112,7 +112,7 @@ async fn group_of(creator: &Client, added: &Client) -> GroupId {
     group
 }
 
-fn texts(client: &Client) -> Vec<String> {
+pub(super) fn texts(client: &Client) -> Vec<String> {
     let events = client.member().events(0, usize::MAX).unwrap();
     let text = |(_, event)| match event {
         Event::Message { text, .. } => text,

@@ -21,6 +21,9 @@ mod import;
 mod impostors;
 mod large_group;
 mod layers;
+#[path = "../support/liar.rs"]
+mod liar;
+mod lies;
 mod monitoring;
 mod move_bounds;
 mod moves;

@@ -57,6 +57,9 @@ pub(super) fn event_group(event: &Event) -> Option<&GroupId> {
         | Event::Deleted { group }
         | Event::NotKnown { group, .. }
         | Event::Lost { group, .. }
+        | Event::Unusable { group, .. }
+        | Event::WentBack { group, .. }
+        | Event::GaveUp { group }
         | Event::Unreadable { group, .. } => Some(group),
         Event::ConnectionRequested { .. }
         | Event::Connected { .. }
@@ -130,6 +133,19 @@ pub(super) fn describe(
              else resync, or leave"
         ),
         Event::Lost { why, .. } => format!("{name}lost track ({why}); entering anew"),
+        Event::Unusable { by, why, .. } => {
+            let by = by.as_ref().map_or_else(|| "somebody from outside".to_owned(), short);
+            format!(
+                "{name}a commit by {by} could not be used ({why}); it is reported, and you come in again by yourself"
+            )
+        }
+        Event::WentBack { epoch, .. } => {
+            format!("{name}the hub took that commit back: the group goes on in epoch {epoch}")
+        }
+        Event::GaveUp { .. } => format!(
+            "{name}commits could not be used again and again, and you are out of step: ask who is in the group, then \
+             mimid client resync"
+        ),
         Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
         Event::ConnectionRequested { from } => {
             format!("{from} asks to connect: mimid client accept {}", called(from))

@@ -83,13 +83,16 @@ impl Member {
     /// necessary; in between it is the same request with a fresh timestamp and signature.
     ///
     /// # Errors
-    /// [`CoreError::Busy`] where another request to the group has to be answered first,
+    /// [`CoreError::Busy`] where another request to the group has to be answered first, [`CoreError::InDoubt`],
     /// [`CoreError::MustCommitFirst`], [`CoreError::NoToken`], [`CoreError::NothingToDo`] where the group is by now
     /// as was wanted, [`CoreError::Mls`], [`CoreError::Store`]
     pub fn outbound(&self, request: RequestId, now: Timestamp) -> Result<Outbound, CoreError> {
         self.home.step(|| {
             let (key, mut pending) = self.find_pending(request)?.ok_or(CoreError::Answered)?;
             let mut record = self.record(&pending.group)?;
+            if !pending.operation.comes_from_outside() && self.doubt_of(&pending.group)?.is_some() {
+                return Err(CoreError::InDoubt(pending.group));
+            }
             if let Some(built) = &pending.built {
                 let (sender, body) = (decode(&built.sender)?, decode(&built.request)?);
                 return sign(&pending, &record, sender, body, &built.signer.open()?, request, now);
@@ -392,6 +395,7 @@ impl Member {
             proofs: Vec::new(),
             welcome: None,
             left: None,
+            resyncs: Vec::new(),
         };
         self.put_record(id, &record)
     }

@@ -114,6 +114,7 @@ pub(super) enum Kind {
     Request = 8,
     Setting = 9,
     Answer = 10,
+    Doubt = 11,
 }
 
 /// A client's database.

@@ -98,7 +98,11 @@ impl Identity {
         Ok(UserKey { scheme, user_public_key, signature })
     }
 
-    pub(crate) fn leaf_key(&self, suite: mls::Ciphersuite) -> Result<&SigningKey, CoreError> {
+    /// What this client's leaves in groups of `suite` sign with, until one rotates it.
+    ///
+    /// # Errors
+    /// [`CoreError::UnsupportedSuite`]
+    pub fn leaf_key(&self, suite: mls::Ciphersuite) -> Result<&SigningKey, CoreError> {
         let scheme = policy::leaf::scheme_of(suite);
         self.leaf_keys
             .iter()

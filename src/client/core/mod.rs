@@ -10,6 +10,7 @@
 
 mod answers;
 mod build;
+mod complain;
 mod content;
 mod enter;
 mod home;
@@ -41,6 +42,7 @@ use crate::{
 };
 
 pub use answers::Answer;
+pub use complain::Heard;
 pub use content::{Body, CONSENT_TOKEN, Content, ContentError, Disposition, Expiration, Part};
 pub use home::Home;
 pub use identity::{Identity, SUITES};
@@ -100,6 +102,10 @@ pub enum CoreError {
     BeingRemoved(GroupId),
     #[error("this request has been answered")]
     Answered,
+    #[error(
+        "a commit in {0} could not be used: until it is known what comes of that, nothing goes to it"
+    )]
+    InDoubt(GroupId),
     #[error("another request to the same group is on its way")]
     Busy(RequestId),
     #[error("no queue token is left; ask the provider for more")]
@@ -422,7 +428,9 @@ impl Member {
     pub fn revive(&self) -> Result<(), CoreError> {
         self.home.step(|| {
             for (key, record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
-                if let (GroupState::Lost, Ok(id)) = (record.state, GroupId::from_bytes(&key)) {
+                if let (GroupState::Lost, Ok(id)) = (record.state, GroupId::from_bytes(&key))
+                    && self.doubt_of(&id)?.is_none()
+                {
                     self.keep_resync(&id)?;
                 }
             }
@@ -562,6 +570,7 @@ impl Member {
                 proofs: Vec::new(),
                 welcome: None,
                 left: None,
+                resyncs: Vec::new(),
             },
         )
     }

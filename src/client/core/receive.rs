@@ -11,6 +11,7 @@ use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 use super::{
     Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
     build::references,
+    complain::reason_of,
     enter::join_config,
     epoch_of,
     identity::StoredKey,
@@ -27,6 +28,7 @@ use crate::{
     },
     wire::{
         codec::{Raw, decode, encode},
+        ds::ComplaintReason,
         extensions::JoinProof,
         ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
@@ -80,6 +82,8 @@ enum Unacceptable {
     Move(#[from] BadMove),
     #[error("MLS: {0}")]
     Mls(String),
+    #[error("MLS: {1}")]
+    Refused(ComplaintReason, String),
 }
 
 impl Member {
@@ -234,6 +238,15 @@ impl Member {
                         self.read_message(entry, id, message)
                     }
                 }
+                // what is of the epoch that this client stays in, and was sent before the commit that it cannot use
+                GroupState::Lost if self.doubt_of(id)?.is_some() => {
+                    if is_handshake(message) {
+                        self.follow(id, message)?;
+                    } else if is_of_epoch_until(message, epoch_of(&self.load(id)?)) {
+                        return self.read_message(entry, id, message);
+                    }
+                    Ok(Handled::Taken)
+                }
                 GroupState::Joining | GroupState::Lost | GroupState::Left | GroupState::Deleted => {
                     Ok(Handled::Taken)
                 }
@@ -261,8 +274,13 @@ impl Member {
                 Ok(Handled::Taken)
             }
             QueueEvent::EpochVoid { epoch, .. } => {
-                if record.state == GroupState::Active {
-                    self.lose(id, format!("the hub undid epoch {epoch}"))?;
+                // who has come in behind it knows no other
+                let came_behind = record.entered_at.is_some_and(|at| entry.sequence <= at);
+                if came_behind || self.goes_on_before(id, *epoch)? {
+                    return Ok(Handled::Taken);
+                }
+                if record.state == GroupState::Active && epoch_of(&self.load(id)?) >= *epoch {
+                    self.lose(id, format!("the hub took epoch {epoch} back"))?;
                 }
                 Ok(Handled::Taken)
             }
@@ -512,6 +530,11 @@ impl Member {
         if theirs < ours {
             return Ok(Followed::No);
         }
+        let is_commit = protocol.content_type() == mls::ContentType::Commit;
+        if (is_commit || theirs > ours) && self.doubt_of(id)?.is_some() {
+            // of an epoch that this client does not come to
+            return Ok(Followed::Lost);
+        }
         let in_flight = self.in_flight(id)?;
         if theirs > ours {
             if in_flight.is_some() {
@@ -520,7 +543,6 @@ impl Member {
             self.lose(id, format!("epoch {theirs} came and epoch {ours} is the last known"))?;
             return Ok(Followed::Lost);
         }
-        let is_commit = protocol.content_type() == mls::ContentType::Commit;
         if is_commit {
             // one commit per epoch: what this client sent for it cannot be accepted any more
             if let Some((key, mut pending)) = in_flight {
@@ -532,7 +554,17 @@ impl Member {
             Ok(followed) => Ok(followed),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) if is_commit => {
-                self.lose(id, format!("a commit was not followed: {problem}"))?;
+                let reason = match &problem {
+                    Unacceptable::Refused(reason, _) => *reason,
+                    Unacceptable::Core(_)
+                    | Unacceptable::Change(_)
+                    | Unacceptable::Denied(_)
+                    | Unacceptable::Leaf(_)
+                    | Unacceptable::Move(_)
+                    | Unacceptable::Mls(_) => ComplaintReason::Other,
+                };
+                // what was taken back is not in the database, but was done to `group`
+                self.doubt(id, &self.load(id)?, message, reason, problem.to_string())?;
                 Ok(Followed::Lost)
             }
             Err(problem) => {
@@ -563,9 +595,10 @@ impl Member {
         message: mls::ProtocolMessage,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let processed = group
-            .process_message(&provider, message)
-            .map_err(|error| Unacceptable::Mls(error.to_string()))?;
+        let processed = group.process_message(&provider, message).map_err(|error| match error {
+            mls::ProcessMessageError::StorageError(error) => CoreError::from(error).into(),
+            error => Unacceptable::Refused(reason_of(&error), error.to_string()),
+        })?;
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();
         match processed.into_content() {
@@ -883,6 +916,10 @@ fn describe(act: &Act, roster: &Roster) -> String {
 
 pub(super) fn protocol_message(message: &MlsMessage) -> Option<mls::ProtocolMessage> {
     message.parse().ok()?.try_into_protocol_message().ok()
+}
+
+fn is_of_epoch_until(message: &MlsMessage, epoch: Epoch) -> bool {
+    protocol_message(message).is_some_and(|message| message.epoch().as_u64() <= epoch.0)
 }
 
 fn is_handshake(message: &MlsMessage) -> bool {

@@ -73,6 +73,9 @@ pub(super) struct GroupRecord {
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]
     pub left: Option<Left>,
+    /// When this client came in again because of a commit that it could not use, within the last while.
+    #[serde(default)]
+    pub resyncs: Vec<Timestamp>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -374,6 +377,23 @@ pub enum Event {
     Lost {
         group: GroupId,
         why: String,
+    },
+    /// A commit that this client cannot use: what it says is not so. It is complained of, and then this client comes in
+    /// again or goes on in the epoch before, by itself.
+    Unusable {
+        group: GroupId,
+        /// None: it came from outside.
+        by: Option<ClientUri>,
+        why: String,
+    },
+    /// The hub took back a commit that could not be used: the group goes on in the epoch before.
+    WentBack {
+        group: GroupId,
+        epoch: Epoch,
+    },
+    /// This client came in again too often in too short a time: it stays out of step until it is told to resync.
+    GaveUp {
+        group: GroupId,
     },
     /// An entry that could not be read, and what is known of it.
     Unreadable {

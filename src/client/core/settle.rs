@@ -113,6 +113,7 @@ impl Member {
                 let group = self.load(&pending.group)?;
                 self.find_hub(&pending.group, &mut record, &group)?;
                 record.state = GroupState::Active;
+                self.home.remove(Kind::Doubt, pending.group.as_bytes())?;
                 let epoch = epoch_of(&group);
                 record.entered_at = Some(accepted.group_sequence);
                 record.entered_epoch = Some(epoch);

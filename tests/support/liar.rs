@@ -1,0 +1,341 @@
+//! A member who lies: a real client's openmls state, used to make commits that say what is not so, in ways that a server
+//! cannot see.
+
+use std::path::Path;
+
+use mimid::{
+    client::{
+        Client, Server,
+        core::SUITES,
+        http::{Caller, Http},
+    },
+    crypto::{self, MlsCrypto, MlsProvider, SigningKey, sha256},
+    wire::{
+        client::Complain,
+        codec::{Opaque, Raw, ShortOpaque, append_vector, decode, encode},
+        ds::{
+            CommitComplaint, ComplaintReason, ComplaintResponse, DsContext, DsMessage, DsRequest,
+            DsResponse, DsSenderId, GroupUpdate, PartialGroupInfo, ProtocolVersion, ds_message_tbs,
+        },
+        extensions::Signature,
+        ids::{Domain, Epoch, GroupId, LeafIndex, RequestId},
+    },
+};
+use openmls::prelude::{self as mls, OpenMlsCrypto, OpenMlsProvider as _};
+use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
+use openmls_traits::types::{
+    AeadType, Ciphersuite, CryptoError, ExporterSecret, HashType, HpkeCiphertext, HpkeConfig,
+    HpkeKeyPair, KemOutput, SignatureScheme,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tls_codec::{DeserializeBytes as _, SecretVLBytes, Serialize as _};
+
+use super::hostile::now;
+
+/// What is wrong with a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Nothing is.
+    None,
+    ConfirmationTag,
+    MembershipTag,
+    /// The secrets of the path, for everybody.
+    Path,
+    /// The same, for this leaf only, which is beside the liar's.
+    PathFor(LeafIndex),
+    /// The key in the GroupInfo that who comes in from outside encrypts to.
+    ExternalPub,
+}
+
+/// A commit as it was sent.
+pub struct Told {
+    pub epoch: Epoch,
+    pub hash: [u8; 32],
+}
+
+/// Has `client`, whose home is at `home`, commit to a new path and lie about it. Its own state stays as it is.
+pub async fn lie(client: &Client, home: &Path, group: &GroupId, hub: &Domain, lie: Lie) -> Told {
+    let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
+    let (epoch, leaf, update) = commit(home, &leaf_key, group, lie);
+    let hash = sha256(update.commit.as_slice());
+    let context = DsContext {
+        version: ProtocolVersion::MIMI10,
+        hub_domain: hub.clone(),
+        group_id: group.clone(),
+        timestamp: now(),
+        request_id: RequestId(crypto::random()),
+    };
+    let (sender_id, request) = (DsSenderId::LeafIndex(leaf), DsRequest::UpdateClient(update));
+    let tbs = ds_message_tbs(&sender_id, &request, &context);
+    let signature = leaf_key.sign_with_label("DSMessageTBS", &tbs).unwrap();
+    let signature = ShortOpaque::new(signature.as_slice()).unwrap();
+    let message = DsMessage { sender_id, request, signature, context };
+    let (http, uri, key) = as_caller(client);
+    let caller = Caller { client: &uri, key: &key, now: now() };
+    let answer: DsResponse =
+        http.ds(&caller, "/v1/group_operation", encode(&message)).await.unwrap();
+    answer.outcome.into_result().expect("the server cannot see it");
+    Told { epoch, hash }
+}
+
+/// Has `client`, which is at `leaf` in that epoch, complain of a commit, whatever it is.
+pub async fn complain(
+    client: &Client,
+    leaf: LeafIndex,
+    group: &GroupId,
+    hub: &Domain,
+    told: &Told,
+) -> ComplaintResponse {
+    let mut complaint = CommitComplaint {
+        group_id: group.clone(),
+        epoch: told.epoch,
+        leaf_index: leaf,
+        commit_hash: Opaque::new(told.hash).unwrap(),
+        reason: ComplaintReason::ConfirmationTag as u8,
+        signature: Signature::default(),
+    };
+    let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
+    let tbs = complaint.to_be_signed();
+    complaint.signature = leaf_key.sign_with_label(CommitComplaint::LABEL, &tbs).unwrap();
+    let (http, uri, key) = as_caller(client);
+    let caller = Caller { client: &uri, key: &key, now: now() };
+    let body = encode(&Complain { hub_domain: hub.clone(), complaint });
+    http.call(&caller, "/v1/complaint", body, 0).await.unwrap()
+}
+
+fn as_caller(client: &Client) -> (Http, mimid::wire::ids::ClientUri, SigningKey) {
+    let member = client.member();
+    let server: Server = member.setting("server").unwrap().unwrap();
+    let http = Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes)).unwrap();
+    (http, member.client().clone(), member.identity().client_key.clone())
+}
+
+fn commit(
+    home: &Path,
+    leaf_key: &SigningKey,
+    id: &GroupId,
+    lie: Lie,
+) -> (Epoch, LeafIndex, GroupUpdate) {
+    let database = rusqlite::Connection::open(home).unwrap();
+    let provider = MlsProvider::new(SqliteStorageProvider::<AsAtHome, _>::new(&database));
+    let id = mls::GroupId::from_slice(id.as_bytes());
+    let mut group = mls::MlsGroup::load(provider.storage(), &id).unwrap().expect("it is in");
+    let victim = match lie {
+        Lie::PathFor(leaf) => {
+            let leaf = mls::LeafNodeIndex::new(leaf.0);
+            Some(group.member_at(leaf).expect("a victim").encryption_key)
+        }
+        _ => None,
+    };
+    let crooked = Crooked { lies: matches!(lie, Lie::Path | Lie::PathFor(_)), victim };
+    let bundle = group
+        .commit_builder()
+        .force_self_update(true)
+        .load_psks(provider.storage())
+        .unwrap()
+        .create_group_info(true)
+        .use_ratchet_tree_extension(false)
+        .build(provider.rand(), &crooked, leaf_key, |_| true)
+        .unwrap()
+        .stage_commit(&provider)
+        .unwrap();
+    let (commit, _, info) = bundle.into_messages();
+    group.clear_pending_commit(provider.storage()).unwrap();
+    let mut commit = commit.tls_serialize_detached().unwrap();
+    let (tag, len) = (33, commit.len());
+    // signature, confirmation_tag<V>, membership_tag<V>
+    match lie {
+        Lie::ConfirmationTag => commit[len - tag - 1] ^= 1,
+        Lie::MembershipTag => commit[len - 1] ^= 1,
+        Lie::None | Lie::Path | Lie::PathFor(_) | Lie::ExternalPub => {}
+    }
+    let info = info.unwrap().tls_serialize_detached().unwrap();
+    let update = GroupUpdate {
+        commit: Raw::new(commit).unwrap(),
+        group_info: signed_anew(&info[4..], leaf_key, lie),
+        welcome: None,
+    };
+    let leaf = LeafIndex(group.own_leaf_index().u32());
+    (Epoch(group.epoch().as_u64()), leaf, update)
+}
+
+/// GroupContext, extensions<V>, confirmation_tag<V>, uint32 signer, signature<V>: with the lie in it.
+fn signed_anew(info: &[u8], leaf_key: &SigningKey, lie: Lie) -> PartialGroupInfo {
+    let parsed: openmls::messages::group_info::VerifiableGroupInfo = decode(info).unwrap();
+    let context = parsed.group_context().tls_serialize_detached().unwrap().len();
+    let (extensions, rest) = Opaque::<1024>::tls_deserialize_bytes(&info[context..]).unwrap();
+    let (tag, _) = Opaque::<255>::tls_deserialize_bytes(rest).unwrap();
+    let (mut extensions, mut tag) = (extensions.as_slice().to_vec(), tag.as_slice().to_vec());
+    match lie {
+        Lie::ConfirmationTag => *tag.last_mut().unwrap() ^= 1,
+        // an X25519 key whatever its bytes are
+        Lie::ExternalPub => *extensions.last_mut().unwrap() ^= 1,
+        Lie::None | Lie::MembershipTag | Lie::Path | Lie::PathFor(_) => {}
+    }
+    let mut signed = info[..context].to_vec();
+    append_vector(&mut signed, &extensions);
+    append_vector(&mut signed, &tag);
+    signed.extend(parsed_signer(info, context).to_be_bytes());
+    let mut labelled = Vec::new();
+    append_vector(&mut labelled, b"MLS 1.0 GroupInfoTBS");
+    append_vector(&mut labelled, &signed);
+    let signature = openmls_traits::signatures::Signer::sign(leaf_key, &labelled).unwrap();
+    let mut partial = Vec::new();
+    append_vector(&mut partial, &extensions);
+    append_vector(&mut partial, &signature);
+    decode(&partial).unwrap()
+}
+
+fn parsed_signer(info: &[u8], context: usize) -> u32 {
+    let (_, rest) = Opaque::<1024>::tls_deserialize_bytes(&info[context..]).unwrap();
+    let (_, rest) = Opaque::<255>::tls_deserialize_bytes(rest).unwrap();
+    u32::from_be_bytes(rest[..4].try_into().unwrap())
+}
+
+/// How a home stores openmls' values.
+#[derive(Debug, Default)]
+struct AsAtHome;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotAsAtHome(String);
+
+impl Codec for AsAtHome {
+    type Error = NotAsAtHome;
+
+    fn to_vec<T: Serialize>(value: &T) -> Result<Vec<u8>, NotAsAtHome> {
+        // a home reads both ways of writing
+        let mut bytes = Vec::new();
+        ciborium::into_writer(value, &mut bytes).map_err(|it| NotAsAtHome(it.to_string()))?;
+        Ok(bytes)
+    }
+
+    fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, NotAsAtHome> {
+        match bytes {
+            [0xFF, value @ ..] => {
+                postcard::from_bytes(value).map_err(|it| NotAsAtHome(it.to_string()))
+            }
+            _ => ciborium::from_reader(bytes).map_err(|it| NotAsAtHome(it.to_string())),
+        }
+    }
+}
+
+/// Cryptography that encrypts other secrets than it is told to.
+struct Crooked {
+    lies: bool,
+    /// None: to everybody.
+    victim: Option<Vec<u8>>,
+}
+
+impl OpenMlsCrypto for Crooked {
+    fn hpke_seal(
+        &self,
+        config: HpkeConfig,
+        pk_r: &[u8],
+        info: &[u8],
+        aad: &[u8],
+        ptxt: &[u8],
+    ) -> Result<HpkeCiphertext, CryptoError> {
+        let lies = self.lies && self.victim.as_ref().is_none_or(|victim| victim == pk_r);
+        let other: Vec<u8> = ptxt.iter().map(|byte| byte ^ u8::from(lies)).collect();
+        MlsCrypto::default().hpke_seal(config, pk_r, info, aad, &other)
+    }
+
+    fn supports(&self, suite: Ciphersuite) -> Result<(), CryptoError> {
+        MlsCrypto::default().supports(suite)
+    }
+    fn supported_ciphersuites(&self) -> Vec<Ciphersuite> {
+        MlsCrypto::default().supported_ciphersuites()
+    }
+    fn hkdf_extract(&self, t: HashType, s: &[u8], i: &[u8]) -> Result<SecretVLBytes, CryptoError> {
+        MlsCrypto::default().hkdf_extract(t, s, i)
+    }
+    fn hmac(&self, t: HashType, k: &[u8], m: &[u8]) -> Result<SecretVLBytes, CryptoError> {
+        MlsCrypto::default().hmac(t, k, m)
+    }
+    fn hkdf_expand(
+        &self,
+        t: HashType,
+        prk: &[u8],
+        info: &[u8],
+        len: usize,
+    ) -> Result<SecretVLBytes, CryptoError> {
+        MlsCrypto::default().hkdf_expand(t, prk, info, len)
+    }
+    fn hash(&self, t: HashType, data: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        MlsCrypto::default().hash(t, data)
+    }
+    fn aead_encrypt(
+        &self,
+        alg: AeadType,
+        key: &[u8],
+        data: &[u8],
+        nonce: &[u8],
+        aad: &[u8],
+    ) -> Result<Vec<u8>, CryptoError> {
+        MlsCrypto::default().aead_encrypt(alg, key, data, nonce, aad)
+    }
+    fn aead_decrypt(
+        &self,
+        alg: AeadType,
+        key: &[u8],
+        data: &[u8],
+        nonce: &[u8],
+        aad: &[u8],
+    ) -> Result<Vec<u8>, CryptoError> {
+        MlsCrypto::default().aead_decrypt(alg, key, data, nonce, aad)
+    }
+    fn signature_key_gen(&self, alg: SignatureScheme) -> Result<(Vec<u8>, Vec<u8>), CryptoError> {
+        MlsCrypto::default().signature_key_gen(alg)
+    }
+    fn verify_signature(
+        &self,
+        alg: SignatureScheme,
+        data: &[u8],
+        pk: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError> {
+        MlsCrypto::default().verify_signature(alg, data, pk, signature)
+    }
+    fn sign(&self, alg: SignatureScheme, data: &[u8], key: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        MlsCrypto::default().sign(alg, data, key)
+    }
+    fn hpke_open(
+        &self,
+        config: HpkeConfig,
+        input: &HpkeCiphertext,
+        sk_r: &[u8],
+        info: &[u8],
+        aad: &[u8],
+    ) -> Result<Vec<u8>, CryptoError> {
+        MlsCrypto::default().hpke_open(config, input, sk_r, info, aad)
+    }
+    fn hpke_setup_sender_and_export(
+        &self,
+        config: HpkeConfig,
+        pk_r: &[u8],
+        info: &[u8],
+        context: &[u8],
+        len: usize,
+    ) -> Result<(KemOutput, ExporterSecret), CryptoError> {
+        MlsCrypto::default().hpke_setup_sender_and_export(config, pk_r, info, context, len)
+    }
+    fn hpke_setup_receiver_and_export(
+        &self,
+        config: HpkeConfig,
+        enc: &[u8],
+        sk_r: &[u8],
+        info: &[u8],
+        context: &[u8],
+        len: usize,
+    ) -> Result<ExporterSecret, CryptoError> {
+        MlsCrypto::default().hpke_setup_receiver_and_export(config, enc, sk_r, info, context, len)
+    }
+    fn derive_hpke_keypair(
+        &self,
+        config: HpkeConfig,
+        ikm: &[u8],
+    ) -> Result<HpkeKeyPair, CryptoError> {
+        MlsCrypto::default().derive_hpke_keypair(config, ikm)
+    }
+}
