@@ -7,6 +7,8 @@
 //! Deliberately absent: federation, the order of a group's move (`migration`; what moves is in [`portability`]), anything secret.
 
 mod commit;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guests;
 pub mod hub;
 pub mod import;
@@ -775,4 +777,7 @@ pub(crate) fn broken(problem: MlsProblem) -> Reject {
 
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "tests name the case that they are about")]
+mod tests;
+// the same file: clippy knows tests by the line above
+#[cfg(all(fuzzing, not(test)))]
 mod tests;

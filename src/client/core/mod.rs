@@ -12,6 +12,8 @@ mod answers;
 mod build;
 mod content;
 mod enter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod home;
 mod identity;
 mod moving;
