@@ -27,6 +27,7 @@ mod providers;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod samples;
+mod secrets;
 mod serve;
 #[path = "../support/mod.rs"]
 mod support;
