@@ -49,7 +49,7 @@ static ALLOCATOR: Counting = Counting;
 pub struct Limit {
     pub per_byte: usize,
     pub fixed: usize,
-    /// How often, for each byte of input (and 1,000 times whatever the input).
+    /// How often, for each byte of input (and once for each 64 of the fixed ones).
     pub calls_per_byte: usize,
 }
 
@@ -67,7 +67,7 @@ pub fn within<T>(limit: Limit, len: usize, decode: impl FnOnce() -> T) -> T {
     let (bytes, calls) = (BYTES.load(Relaxed) - before.0, CALLS.load(Relaxed) - before.1);
     let allowed = limit.fixed + limit.per_byte * len;
     assert!(bytes <= allowed, "{len} bytes made it allocate {bytes} bytes, {allowed} are allowed");
-    let allowed = 1000 + limit.calls_per_byte * len;
+    let allowed = limit.fixed / 64 + limit.calls_per_byte * len;
     assert!(calls <= allowed, "{len} bytes made it allocate {calls} times, {allowed} are allowed");
     value
 }
