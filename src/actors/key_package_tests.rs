@@ -10,7 +10,7 @@ use crate::{
     actors::{Clock, Limits},
     wire::{
         client::{Flag, QueueTokens},
-        codec::{List, Opaque, Raw},
+        codec::{List, Raw, Secret},
         ds::DsError,
         extensions::{CLIENT_QUEUE_CONFIG, GROUP_POLICY, KeyPackageClass, USER_KEY},
         ids::{Domain, UserUri},
@@ -82,7 +82,7 @@ async fn ciphersuites_and_required_capabilities_filter() {
         );
         let request = GroupKeyPackageRequest {
             target_user: bob.user.clone(),
-            consent_token: Opaque::new(CONSENT).unwrap(),
+            consent_token: Secret::new(CONSENT).unwrap(),
             ciphersuites: List::new(ciphersuites).unwrap(),
             required: Some(Raw::of(&required)),
         };
@@ -318,7 +318,7 @@ async fn fetches_for_groups_and_of_one_user_are_limited_per_hour() {
     let fetch = async |name: &str| {
         let request = GroupKeyPackageRequest {
             target_user: UserUri::of(&domain(), name).unwrap(),
-            consent_token: Opaque::new(CONSENT).unwrap(),
+            consent_token: Secret::new(CONSENT).unwrap(),
             ciphersuites: List::new(vec![SUITE]).unwrap(),
             required: None,
         };
@@ -342,7 +342,7 @@ async fn fetches_of_users_elsewhere_are_limited_before_their_providers_are_asked
     let for_groups = async || {
         let request = GroupKeyPackageRequest {
             target_user: far.clone(),
-            consent_token: Opaque::new(CONSENT).unwrap(),
+            consent_token: Secret::new(CONSENT).unwrap(),
             ciphersuites: List::new(vec![SUITE]).unwrap(),
             required: None,
         };

@@ -17,7 +17,7 @@ use crate::{
     store::{Batch, Write, memory::Disk, records::*},
     wire::{
         client::*,
-        codec::{List, Opaque, Raw, Text, encode},
+        codec::{List, Opaque, Raw, Secret, Text, encode},
         ds::{DsError, ProtocolVersion},
         extensions::*,
         ids::*,
@@ -145,7 +145,7 @@ impl World {
     ) -> GroupKeyPackageResponse {
         let request = GroupKeyPackageRequest {
             target_user: of.clone(),
-            consent_token: Opaque::new(token).unwrap(),
+            consent_token: Secret::new(token).unwrap(),
             ciphersuites: List::new(vec![SUITE]).unwrap(),
             required: None,
         };
@@ -328,7 +328,7 @@ impl Person {
             user_key: self.vouch(),
             scheme: self.key.scheme(),
             client_key: self.key.public().clone(),
-            token: Opaque::default(),
+            token: Secret::default(),
             csr: Opaque::default(),
         }
     }

@@ -16,7 +16,7 @@ use crate::{
             DeleteDevice, Flag, KeyPackagesLeft, MintedTokens, ProviderKeys, ProviderKeysAnswer,
             PublishKeyPackages, QueueTokens, Register, Registered,
         },
-        codec::{List, Opaque, Raw, Text},
+        codec::{List, Opaque, Raw, Secret, Text},
         encode,
         extensions::{KeyPackageClass, SignatureScheme},
         ids::{ClientUri, Domain, GroupId, UserUri},
@@ -34,7 +34,7 @@ const CONNECTION_STOCK: usize = 20;
 const GROUP_LEFT_MAX: usize = 200;
 
 /// What a new client is registered as.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Registration {
     pub client: ClientUri,
     pub server: Server,
@@ -72,6 +72,12 @@ impl Registration {
         let scheme = SignatureScheme(authorization.user_key_scheme);
         let user_key = SigningKey::from_bytes(scheme, &bytes).map_err(CoreError::from)?;
         Ok(Identity::with_user_key(self.client.clone(), user_key)?)
+    }
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Registration({})", self.client)
     }
 }
 
@@ -135,7 +141,7 @@ impl Client {
                 user_key: identity.vouch(identity.client_key.public())?,
                 scheme: identity.client_key.scheme(),
                 client_key: identity.client_key.public().clone(),
-                token: Opaque::new(registration.token)
+                token: Secret::new(registration.token)
                     .map_err(|_| ClientError::Invalid("the token is too long".into()))?,
                 csr: Opaque::default(),
             }

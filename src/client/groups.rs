@@ -14,7 +14,7 @@ use super::{
 use crate::{
     policy::leaf::scheme_of,
     wire::{
-        codec::{List, Opaque},
+        codec::{List, Opaque, Secret},
         ds::{DsError, FanoutFilter},
         encode,
         extensions::{GROUP_POLICY, GroupPolicy, KeyPackageClass, USER_KEY},
@@ -149,7 +149,7 @@ impl Client {
             ));
         let request = GroupKeyPackageRequest {
             target_user: user.clone(),
-            consent_token: Opaque::new(token)
+            consent_token: Secret::new(token)
                 .map_err(|_| ClientError::Invalid("a consent token is too long".to_owned()))?,
             ciphersuites: List::new(vec![suite as u16])
                 .map_err(|_| ClientError::Invalid("too many ciphersuites".to_owned()))?,

@@ -92,6 +92,12 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
+/// Compares in a time that says nothing of where they differ; only of how long they are.
+#[must_use]
+pub fn is_same_secret(one: &[u8], other: &[u8]) -> bool {
+    aws_lc_rs::constant_time::verify_slices_are_equal(one, other).is_ok()
+}
+
 /// What stands for a user inside a group. PROTOCOL.md §1.
 #[must_use]
 pub fn user_key_hash(scheme: SignatureScheme, key: &PublicKey) -> UserKeyHash {

@@ -8,6 +8,8 @@
 
 mod commit;
 mod complaint;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guests;
 pub mod hub;
 pub mod import;
@@ -845,4 +847,7 @@ pub(crate) fn broken(problem: MlsProblem) -> Reject {
 
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "tests name the case that they are about")]
+mod tests;
+// the same file: clippy knows tests by the line above
+#[cfg(all(fuzzing, not(test)))]
 mod tests;

@@ -20,7 +20,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::sender_keys::{SenderKeyFile, Senders};
 use crate::{
@@ -87,7 +87,7 @@ pub struct NodeKeys {
 /// Certificate chain and key of the client listener.
 pub struct TlsFiles {
     pub chain_pem: Vec<u8>,
-    pub key_pem: Vec<u8>,
+    pub key_pem: Zeroizing<Vec<u8>>,
     /// The certificate that clients must be told to trust, where no public authority vouches for it.
     pub self_signed: Option<PathBuf>,
 }
@@ -149,7 +149,8 @@ pub fn operators_tls(certificate: &Path, key: &Path) -> Result<TlsFiles, KeysErr
     if mode & 0o007 != 0 {
         return Err(KeysError::Permissions { path: key.to_owned(), mode, wanted: 0o640 });
     }
-    Ok(TlsFiles { chain_pem: read(certificate)?, key_pem: read(key)?, self_signed: None })
+    let (chain_pem, key_pem) = (read(certificate)?, Zeroizing::new(read(key)?));
+    Ok(TlsFiles { chain_pem, key_pem, self_signed: None })
 }
 
 /// A self-signed certificate for `domain` and loopback: kept while a client that trusts it would take it for another
@@ -162,13 +163,14 @@ pub fn self_signed_tls(data_dir: &Path, domain: &Domain) -> Result<TlsFiles, Key
         (data_dir.join("certificate.pem"), keys_folder(data_dir)?.join("tls.pem"));
     if certificate_path.exists() && key_path.exists() {
         check_private(&key_path, 0o600)?;
-        let (chain_pem, key_pem) = (read(&certificate_path)?, read(&key_path)?);
+        let (chain_pem, key_pem) = (read(&certificate_path)?, Zeroizing::new(read(&key_path)?));
         if is_good_for(&chain_pem, &key_pem, domain, MONTH) {
             return Ok(TlsFiles { chain_pem, key_pem, self_signed: Some(certificate_path) });
         }
         tracing::info!(certificate = %certificate_path.display(), "the self-signed certificate is renewed");
     }
     let (chain_pem, key_pem) = make_self_signed(domain, SystemTime::now(), YEAR)?;
+    let key_pem = Zeroizing::new(key_pem);
     // key first: a certificate without its key is made anew, and so is one with another key
     write_file(&key_path, &key_pem, 0o600)?;
     write_file(&certificate_path, &chain_pem, 0o644)?;

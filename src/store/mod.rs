@@ -31,6 +31,8 @@ mod engine;
 pub mod faults;
 mod fjall;
 mod folder;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 pub mod memory;
 mod plan;

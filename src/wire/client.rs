@@ -2,7 +2,7 @@
 
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque, Text};
+use super::codec::{List, Opaque, Secret, Text};
 use super::ds::{CommitComplaint, Outcome, ProtocolVersion, REQUEST_BYTES_MAX};
 use super::extensions::{
     KeyPackageClass, PublicKey, QueueToken, Signature, SignatureScheme, UserKey,
@@ -53,7 +53,7 @@ pub struct Register {
     pub scheme: SignatureScheme,
     pub client_key: PublicKey,
     /// What the operator gave out where registration asks for it; else empty.
-    pub token: Opaque<255>,
+    pub token: Secret<255>,
     pub csr: Opaque<16384>,
 }
 

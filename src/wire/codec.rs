@@ -112,6 +112,53 @@ impl<const MAX: usize, const MIN: usize> DeserializeBytes for Opaque<MAX, MIN> {
     }
 }
 
+/// As [`Opaque`], for what must be in no log and not stay in memory: it is wiped when it is dropped, and shows its length alone.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret<const MAX: usize, const MIN: usize = 0>(Opaque<MAX, MIN>);
+
+impl<const MAX: usize, const MIN: usize> Secret<MAX, MIN> {
+    /// # Errors
+    /// As [`Opaque::new`].
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, LengthError> {
+        Opaque::new(bytes).map(Self)
+    }
+
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        self.0.as_slice()
+    }
+}
+
+impl<const MAX: usize, const MIN: usize> Drop for Secret<MAX, MIN> {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.0.0);
+    }
+}
+
+impl<const MAX: usize, const MIN: usize> fmt::Debug for Secret<MAX, MIN> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a secret of {} bytes", self.as_slice().len())
+    }
+}
+
+impl<const MAX: usize, const MIN: usize> Size for Secret<MAX, MIN> {
+    fn tls_serialized_len(&self) -> usize {
+        self.0.tls_serialized_len()
+    }
+}
+
+impl<const MAX: usize, const MIN: usize> TlsSerialize for Secret<MAX, MIN> {
+    fn tls_serialize<W: std::io::Write>(&self, writer: &mut W) -> Result<usize, Error> {
+        self.0.tls_serialize(writer)
+    }
+}
+
+impl<const MAX: usize, const MIN: usize> DeserializeBytes for Secret<MAX, MIN> {
+    fn tls_deserialize_bytes(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
+        Opaque::tls_deserialize_bytes(bytes).map(|(bytes, rest)| (Self(bytes), rest))
+    }
+}
+
 /// `opaque x<0..255>`: the one vector of the drafts with a one-byte length (`DSMessage.signature`).
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct ShortOpaque(Vec<u8>);

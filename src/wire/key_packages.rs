@@ -2,14 +2,14 @@
 
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque};
+use super::codec::{List, Opaque, Secret};
 use super::ds::REQUEST_BYTES_MAX;
 use super::extensions::{PublicKey, QueueToken, Signature, UserKey};
 use super::ids::{ClientUri, Domain, GroupId, KeyPackageRef, UserUri};
 use super::mls::{Credential, KeyPackage, RequiredCapabilities};
 
 /// 32 random bytes; the provider keeps their hash.
-pub type ConsentToken = Opaque<32>;
+pub type ConsentToken = Secret<32>;
 
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct ConnectionKeyPackageRequest {
@@ -80,7 +80,7 @@ pub struct ConnectionOffer {
     pub group_id: GroupId,
     pub hub_domain: Domain,
     /// The private half of a joining code of that group: 32 bytes, an Ed25519 seed.
-    pub join_code: Opaque<32, 32>,
+    pub join_code: Secret<32, 32>,
     pub consent_token: ConsentToken,
     pub credential: Credential,
     pub user_key: UserKey,
@@ -94,7 +94,7 @@ pub struct ConnectionOfferTbs {
     pub recipient_user: UserUri,
     pub group_id: GroupId,
     pub hub_domain: Domain,
-    pub join_code: Opaque<32, 32>,
+    pub join_code: Secret<32, 32>,
     pub consent_token: ConsentToken,
     pub credential: Credential,
     pub user_key: UserKey,

@@ -35,6 +35,7 @@ mod providers;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod samples;
+mod secrets;
 mod serve;
 mod supervised;
 #[path = "../support/mod.rs"]

@@ -64,6 +64,7 @@ fn every_struct_and_variant_of_the_wire_has_a_vector() {
     let blocks = [
         "Opaque",
         "ShortOpaque",
+        "Secret",
         "Text",
         "List",
         "Raw",
@@ -98,6 +99,17 @@ fn every_struct_and_variant_of_the_wire_has_a_vector() {
                 assert_eq!(found, variants, "variants of {name} in vectors");
             }
         }
+    }
+}
+
+#[test]
+fn every_struct_of_the_wire_is_decoded_by_a_fuzz_target() {
+    for sample in samples::all() {
+        assert!(
+            samples::fuzz_input(&sample.name).is_some(),
+            "{}: put it at the end of fuzz_targets/wire_structs.rs",
+            sample.name
+        );
     }
 }
 

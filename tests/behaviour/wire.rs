@@ -270,5 +270,5 @@ fn the_fuzz_corpus_is_the_vectors() {
     wire::decode::<ClientMessage>(&read("client_message/ClientMessage")).unwrap();
     wire::decode::<QueueEntry>(&read("queue_entry/QueueEntry.gap")).unwrap();
     wire::decode::<DeliverBatchRequest>(&read("deliver_batch/DeliverBatchRequest.feed")).unwrap();
-    wire::decode::<DsResponse>(&read("key_packages_structs/DSResponse.accepted")[1..]).unwrap();
+    wire::decode::<DsResponse>(&read("wire_structs/DSResponse.accepted")[1..]).unwrap();
 }

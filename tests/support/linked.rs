@@ -30,7 +30,7 @@ use mimid::{
     store::{SharedStore, memory::Disk},
     wire::{
         client::{ClientMessage, ClientMessageTbs, ClientResponse, Flag, QueueTokens, Register},
-        codec::{List, Opaque, Raw, Text, encode},
+        codec::{List, Opaque, Raw, Secret, Text, encode},
         ds::{DsResponse, Outcome, ProtocolVersion},
         extensions::{KeyPackageClass, QueueToken, SignatureScheme},
         federation::S2SEndpoint,
@@ -48,7 +48,7 @@ pub fn register_of(identity: &Identity) -> Register {
         user_key: identity.vouch(identity.client_key.public()).unwrap(),
         scheme: identity.client_key.scheme(),
         client_key: identity.client_key.public().clone(),
-        token: Opaque::default(),
+        token: Secret::default(),
         csr: Opaque::default(),
     }
 }

@@ -11,7 +11,7 @@ use mimid::{
     policy,
     wire::{
         client::Register,
-        codec::{List, Opaque, Raw, Text, append_vector, encode},
+        codec::{List, Opaque, Raw, Secret, Text, append_vector, encode},
         extensions::{
             ClientQueueConfig, GROUP_POLICY, GroupPolicy, PublicKey, QueueToken, USER_KEY, UserKey,
             UserKeyTbs,
@@ -304,7 +304,7 @@ impl SynthMember {
             user_key: self.vouch(),
             scheme: self.leaf_key.scheme(),
             client_key: self.leaf_key.public().clone(),
-            token: Opaque::default(),
+            token: Secret::default(),
             csr: Opaque::default(),
         }
     }

@@ -28,7 +28,7 @@ use mimid::{
             ClientMessage, ClientMessageTbs, Dequeue, Flag, PublishKeyPackages, QueueTokens,
             Register,
         },
-        codec::{List, Opaque, Raw, Text, encode},
+        codec::{List, Opaque, Raw, Secret, Text, encode},
         ds::{Accepted, ProtocolVersion},
         extensions::{KeyPackageClass, SignatureScheme},
         ids::{ClientUri, Domain, GroupId, Timestamp},
@@ -292,7 +292,7 @@ impl World {
             user_key: identity.vouch(identity.client_key.public()).unwrap(),
             scheme: identity.client_key.scheme(),
             client_key: identity.client_key.public().clone(),
-            token: Opaque::default(),
+            token: Secret::default(),
             csr: Opaque::default(),
         };
         self.enrol(&uri, &identity.client_key, register).await;
@@ -366,7 +366,7 @@ impl TestClient {
         world.node.consent(&self.uri, consent).await.unwrap();
         let request = GroupKeyPackageRequest {
             target_user: self.uri.user(),
-            consent_token: Opaque::new(token).unwrap(),
+            consent_token: Secret::new(token).unwrap(),
             ciphersuites: List::new(vec![1]).unwrap(),
             required: None,
         };

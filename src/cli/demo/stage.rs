@@ -1,9 +1,10 @@
 //! What the demo stands on: its folder, its providers' processes, the count of what was done.
 
 use std::{
-    fs::File,
+    fs::{DirBuilder, File},
     future::Future,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -38,7 +39,7 @@ impl Folder {
     pub fn make(keep: Option<&Path>) -> std::io::Result<Self> {
         let name = format!("mimid-demo-{}", hex::encode(crypto::random::<6>()));
         let path = keep.map_or_else(|| std::env::temp_dir().join(name), Path::to_path_buf);
-        std::fs::create_dir_all(&path)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
         if keep.is_some() && std::fs::read_dir(&path)?.next().is_some() {
             return Err(std::io::Error::other(format!("{} is not empty", path.display())));
         }
@@ -110,7 +111,7 @@ impl Provider {
         let domain = Domain::new(domain).map_err(|error| Broke::Provider(error.to_string()))?;
         let folder = folder.join(domain.as_str());
         let data = folder.join(DATA);
-        std::fs::create_dir_all(&data).map_err(provider)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&data).map_err(provider)?;
         keys::self_signed_tls(&data, &domain)
             .map_err(|error| Broke::Provider(error.to_string()))?;
         let addresses = [free_address()?, free_address()?, free_address()?];

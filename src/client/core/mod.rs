@@ -13,6 +13,8 @@ mod build;
 mod complain;
 mod content;
 mod enter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod home;
 mod identity;
 mod moving;

@@ -7,7 +7,7 @@ use super::{CoreError, Event, Kind, Member, records::Request};
 use crate::{
     policy,
     wire::{
-        codec::{List, Opaque, Raw, append_vector, decode, encode},
+        codec::{List, Opaque, Raw, Secret, append_vector, decode, encode},
         extensions::{CLIENT_QUEUE_CONFIG, KeyPackageClass, KeyPackageQueue},
         ids::{ClientUri, Domain, GroupId, KeyPackageRef, Timestamp, UserUri},
         key_packages::{ConnectionOffer, ConnectionOfferTbs, ConnectionRequest, SealedOffer},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What an offer offers, and to whom.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct OfferTarget {
     pub recipient: UserUri,
     pub group: GroupId,
@@ -76,8 +76,8 @@ impl Member {
             recipient_user: target.recipient.clone(),
             group_id: target.group.clone(),
             hub_domain: target.hub.clone(),
-            join_code: fixed(target.join_code)?,
-            consent_token: bounded(target.consent_token.to_vec())?,
+            join_code: secret(target.join_code)?,
+            consent_token: secret(target.consent_token)?,
             credential: Raw::of(&self.identity.credential()),
             user_key: self.identity.vouch(signer.public())?,
             leaf_key: signer.public().clone(),
@@ -261,6 +261,6 @@ fn bounded<const MAX: usize, const MIN: usize>(
     Opaque::new(bytes).map_err(|_| CoreError::Invalid("a value is too long"))
 }
 
-fn fixed(bytes: [u8; 32]) -> Result<Opaque<32, 32>, CoreError> {
-    bounded(bytes.to_vec())
+fn secret<const MIN: usize>(bytes: [u8; 32]) -> Result<Secret<32, MIN>, CoreError> {
+    Secret::new(bytes).map_err(|_| CoreError::Invalid("a value is too long"))
 }

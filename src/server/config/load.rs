@@ -87,6 +87,14 @@ impl Config {
         loading.finish()
     }
 
+    /// As [`Config::load`] of a file with `text` in it.
+    #[cfg(fuzzing)]
+    pub fn of_text(text: &str) -> Result<Self, ConfigError> {
+        let mut loading = Loading::default();
+        loading.file(Path::new("fuzz.toml"), text);
+        loading.finish()
+    }
+
     /// Every setting with its value, as a TOML file.
     #[must_use]
     pub fn show(&self) -> String {

@@ -4,7 +4,7 @@ use mimid::{
     crypto::{self, SigningKey},
     wire::{
         client::{ClientMessage, ClientMessageTbs, Register},
-        codec::{Opaque, Raw, Text},
+        codec::{Opaque, Secret, Raw, Text},
         ds::ProtocolVersion,
         encode,
         extensions::{SignatureScheme, UserKey, UserKeyTbs},
@@ -50,7 +50,7 @@ impl Device {
             },
             scheme: self.key.scheme(),
             client_key: self.key.public().clone(),
-            token: Opaque::default(),
+            token: Secret::default(),
             csr: Opaque::default(),
         };
         self.message("/v1/register", &encode(&register))

@@ -10,7 +10,7 @@ use mimid::{
             Flag, MintedTokens, OpenStream, ProviderKeys, ProviderKeysAnswer, QueueTokens,
             Register, Registered,
         },
-        codec::{List, Opaque, Raw, ShortOpaque, Text},
+        codec::{List, Opaque, Raw, Secret, ShortOpaque, Text},
         ds::{DsContext, DsMessage, DsRequest, DsSenderId, WelcomeInfo},
         encode,
         extensions::{KeyPackageClass, SignatureScheme, UserKey, UserKeyTbs},
@@ -59,7 +59,7 @@ impl Device {
             },
             scheme: device.key.scheme(),
             client_key: device.key.public().clone(),
-            token: Opaque::default(),
+            token: Secret::default(),
             csr: Opaque::default(),
         };
         let registered: Registered = device.ask(provider, "/v1/register", &encode(&register));

@@ -4,7 +4,7 @@ use mimid::{
     crypto::sha256,
     wire::{
         client::*,
-        codec::{List, Opaque, Text},
+        codec::{List, Opaque, Secret, Text},
         ds::*,
         encode,
         extensions::*,
@@ -93,7 +93,7 @@ pub fn clients(samples: &mut Samples) {
             user_key: mls::user_key(&keys()["alice_user"], &alice, &mls_struct("alice_credential")),
             scheme: alice.scheme(),
             client_key: alice.public().clone(),
-            token: Opaque::new(b"invitation".to_vec()).unwrap(),
+            token: Secret::new(b"invitation".to_vec()).unwrap(),
             csr: Opaque::default(),
         },
     );
@@ -205,7 +205,7 @@ pub fn key_packages(samples: &mut Samples) {
     );
     let request = |required| GroupKeyPackageRequest {
         target_user: user("bob"),
-        consent_token: Opaque::new(vec![0x77; 32]).unwrap(),
+        consent_token: Secret::new(vec![0x77; 32]).unwrap(),
         ciphersuites: List::new(vec![1, 2]).unwrap(),
         required,
     };
@@ -248,8 +248,8 @@ pub fn key_packages(samples: &mut Samples) {
         recipient_user: user("bob"),
         group_id: group_id(),
         hub_domain: domain(),
-        join_code: Opaque::new(vec![8; 32]).unwrap(),
-        consent_token: Opaque::new(vec![0x77; 32]).unwrap(),
+        join_code: Secret::new(vec![8; 32]).unwrap(),
+        consent_token: Secret::new(vec![0x77; 32]).unwrap(),
         credential: mls_struct("alice_credential"),
         user_key: alice_user_key(),
         leaf_key: leaf.public().clone(),

@@ -5,7 +5,7 @@
 
 use mimid::wire::{
     client::*,
-    codec::{List, Opaque, Raw, ShortOpaque, Text},
+    codec::{List, Opaque, Raw, Secret, ShortOpaque, Text},
     ds::*,
     extensions::*,
     federation::*,
@@ -188,6 +188,11 @@ impl<const MAX: usize> Describe for Text<MAX> {
     }
 }
 impl<const MAX: usize, const MIN: usize> Describe for Opaque<MAX, MIN> {
+    fn describe(&self) -> Node {
+        Node::Opaque(self.as_slice().to_vec())
+    }
+}
+impl<const MAX: usize, const MIN: usize> Describe for Secret<MAX, MIN> {
     fn describe(&self) -> Node {
         Node::Opaque(self.as_slice().to_vec())
     }

@@ -52,31 +52,19 @@ pub fn fuzz_input(name: &str) -> Option<(&'static str, Vec<u8>)> {
         "S2SMessage" => whole("s2s_message"),
         _ => {
             // one target for many structs: the first byte says which
-            let at = STRUCTS.iter().position(|one| *one == kind)?;
-            Some(("key_packages_structs", vec![u8::try_from(at).unwrap()]))
+            let at = fuzzed_structs().iter().position(|one| one == kind)?;
+            Some(("wire_structs", vec![u8::try_from(at).unwrap()]))
         }
     }
 }
 
-/// In the order of `tests/fuzz/fuzz_targets/key_packages_structs.rs`.
-const STRUCTS: [&str; 16] = [
-    "PublishKeyPackages",
-    "ConnectionKeyPackageResponse",
-    "GroupKeyPackageRequest",
-    "GroupKeyPackageResponse",
-    "ConnectionRequest",
-    "ConnectionOffer",
-    "Register",
-    "GroupPolicy",
-    "UserKey",
-    "KeyPackageQueue",
-    "DSResponse",
-    "Dequeue",
-    "MigratedState",
-    "MigrationContent",
-    "Complain",
-    "ComplaintResponse",
-];
+/// By the names of PROTOCOL.md, in their order there.
+pub fn fuzzed_structs() -> Vec<String> {
+    let source = include_str!("../../fuzz/fuzz_targets/wire_structs.rs");
+    let list = source.split("= structs![").nth(1).expect("the list of structs");
+    let list = list.split("];").next().unwrap();
+    list.lines().filter_map(|line| line.trim().strip_suffix(',')).map(spec_name).collect()
+}
 
 /// Where the vectors are.
 pub fn folder() -> PathBuf {
