@@ -208,7 +208,7 @@ impl Client {
                         tracing::warn!(%group, %error, "a group of the user was not joined");
                     }
                 },
-                Err(CoreError::AlreadyIn(_)) => {}
+                Err(CoreError::AlreadyIn(_) | CoreError::ComingIn(_)) => {}
                 Err(error) => return Err(error.into()),
             }
             self.member().set(TO_JOIN, &groups[at + 1..].to_vec())?;

@@ -19,6 +19,7 @@ mod http;
 mod hub_keys;
 mod import;
 mod impostors;
+mod kills;
 mod large_group;
 mod layers;
 #[path = "../support/liar.rs"]

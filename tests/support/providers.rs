@@ -193,6 +193,13 @@ impl Provider {
         self.folder.join("log")
     }
 
+    /// Panics that are in its log, and what it calls a bug.
+    pub fn panics(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let is_one = |line: &&str| line.contains("panicked at");
+        log.lines().filter(is_one).map(|line| format!("{}: {line}", self.domain)).collect()
+    }
+
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
@@ -269,6 +276,11 @@ impl Providers {
             provider.start().await;
         }
         Self { all, links, folder }
+    }
+
+    /// Where all of them keep everything.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn of(&self, domain: &Domain) -> &Provider {

@@ -90,6 +90,9 @@ pub enum CoreError {
     NotActive(GroupId, GroupState),
     #[error("this client is already in {0}")]
     AlreadyIn(GroupId),
+    /// Somebody else has added this client, or it has asked already.
+    #[error("this client is coming into {0} already: `resume` and `receive` go on with that")]
+    ComingIn(GroupId),
     #[error("there is nothing left to do: {0}")]
     NothingToDo(&'static str),
     #[error("proposals are pending in {0}: they must be committed before a message can be sent")]
@@ -360,7 +363,7 @@ impl Member {
     /// Keeps a request to join `group` at `hub` from outside, by external commit or by asking to be added.
     ///
     /// # Errors
-    /// [`CoreError::AlreadyIn`], [`CoreError::Store`]
+    /// [`CoreError::AlreadyIn`], [`CoreError::ComingIn`], [`CoreError::Store`]
     pub fn join(
         &self,
         group: &GroupId,
@@ -373,6 +376,10 @@ impl Member {
             return Err(CoreError::Invalid("only Join and AskToJoin enter a group"));
         }
         self.home.step(|| {
+            // a second way in would begin the record anew under the first, and where it is refused, end what the first makes
+            if self.entering(group)? {
+                return Err(CoreError::ComingIn(group.clone()));
+            }
             self.expect_group(group, hub, name, now)?;
             self.keep_asked(group, operation)
         })

@@ -335,7 +335,7 @@ impl Member {
     }
 
     /// Whether a request that would make this client a member is unanswered.
-    fn entering(&self, id: &GroupId) -> Result<bool, CoreError> {
+    pub(super) fn entering(&self, id: &GroupId) -> Result<bool, CoreError> {
         Ok(self.pending()?.iter().any(|(_, group, operation)| {
             group == id
                 && matches!(

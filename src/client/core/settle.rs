@@ -429,7 +429,11 @@ impl Member {
         }
         self.home.remove(Kind::Pending, key)?;
         let mut record: GroupRecord = self.record(&pending.group)?;
-        if record.state == GroupState::Joining && pending.operation != Operation::AskToJoin {
+        let other_way = record.state == GroupState::Joining && self.entering(&pending.group)?;
+        if record.state == GroupState::Joining
+            && pending.operation != Operation::AskToJoin
+            && !other_way
+        {
             record.state = GroupState::Left;
             self.home.lift(&pending.group)?;
             self.put_record(&pending.group, &record)?;

@@ -517,6 +517,49 @@ fn welcome_that_comes_before_the_removal_is_taken_up_behind_it() {
 }
 
 #[test]
+fn who_has_a_welcome_to_take_up_cannot_come_in_another_way_and_loses_nothing_by_trying() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    let key_packages = vec![key_package(&bob, SUITES[0])];
+    let request = alice.begin(&group, Operation::AddUsers { key_packages }).unwrap();
+    let outbound = alice.outbound(request, *NOW).unwrap();
+    let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
+    let event = QueueEvent::Welcome { hub_domain: domain(), welcome: body.welcome.clone() };
+    let response = wire.accept(&outbound.message, alice.client());
+    alice.settle(request, &response, *NOW).unwrap();
+    let entry = |feed, sequence, event| QueueEntry {
+        feed: FeedId(feed),
+        sequence: Sequence(sequence),
+        previous: Sequence(0),
+        accepted_at: *NOW,
+        group_id: Opaque::new(group.as_bytes()).unwrap(),
+        event,
+    };
+    assert_eq!(bob.handle(&entry(0, 1, event), *NOW).unwrap(), Handled::Taken);
+    let joins = || bob.join(&group, &domain(), "", Operation::Join { code: None }, *NOW);
+    assert!(matches!(joins(), Err(CoreError::ComingIn(_))));
+    // what comes in the group waits for the Welcome, whatever was tried meanwhile
+    let joining = entry(1, 2, QueueEvent::RosterOnly);
+    assert_eq!(bob.handle(&joining, *NOW).unwrap(), Handled::Wait);
+    let (request, ..) = bob.pending().unwrap().pop().expect("the Welcome is to be taken up");
+    bob.outbound(request, *NOW).unwrap();
+    assert_eq!(bob.settle(request, &info(&alice, &group), *NOW).unwrap(), Settled::Entered);
+    wire.open(bob.client());
+    say(&mut wire, &alice, &group, "welcome");
+    wire.deliver(&group, &bob);
+    assert_eq!(texts(&bob), ["welcome"]);
+    // and who asks twice is told that it has asked
+    let carol = member("carol", "phone");
+    let first = carol.join(&group, &domain(), "", Operation::Join { code: None }, *NOW).unwrap();
+    let again = carol.join(&group, &domain(), "", Operation::Join { code: None }, *NOW);
+    assert!(matches!(again, Err(CoreError::ComingIn(_))));
+    carol.give_up(first).unwrap();
+    assert_eq!(carol.group(&group).unwrap().state, GroupState::Left);
+    carol.join(&group, &domain(), "", Operation::Join { code: None }, *NOW).unwrap();
+}
+
+#[test]
 fn client_that_missed_a_commit_begins_a_resync() {
     let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
     let mut wire = Wire::default();

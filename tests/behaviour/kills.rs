@@ -1,0 +1,178 @@
+//! Two providers, each a process on a store on disk, that are killed at random instants while real clients do everything at
+//! once; afterwards the harness's own record of what was answered is held against what every client was shown.
+//!
+//! `TEST_KILLS` says how many kills a run has, `TEST_SEED` repeats a run's plan (who does what, when who is killed; what
+//! meets what in the processes is up to them), `ops/kills` is the long run.
+
+mod crowd;
+mod history;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::providers::PATIENCE;
+use crowd::Crowd;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_answered_is_lost_by_kills_on_sled() {
+    run("sled").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_answered_is_lost_by_kills_on_fjall() {
+    run("fjall").await;
+}
+
+/// Kills behind which everything is looked through, and groups are made anew.
+const KILLS_PER_ROUND: u64 = 6;
+
+/// Of a run.
+#[derive(Default)]
+struct Tally {
+    kills: [u64; 2],
+    while_starting: u64,
+    rounds: u64,
+}
+
+async fn run(engine: &str) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seed = number("TEST_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
+    let kills = number("TEST_KILLS").unwrap_or(KILLS_PER_ROUND);
+    println!("{engine}: TEST_SEED={seed} TEST_KILLS={kills}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let crowd = Crowd::gather(engine, seed).await;
+    let mut tally = Tally::default();
+    while tally.kills.iter().sum::<u64>() < kills {
+        let left = kills - tally.kills.iter().sum::<u64>();
+        let maker = usize::try_from(tally.rounds % 4).unwrap();
+        crowd.new_group(maker).await;
+        crowd.new_group((maker + 2) % 4).await;
+        round(&crowd, &mut random, left.min(KILLS_PER_ROUND), &mut tally).await;
+        if let Err(problems) = settles(&crowd).await {
+            let logs = crowd.providers.logs();
+            let kept = crowd.providers.keep();
+            panic!(
+                "{engine}, TEST_SEED={seed}, round {}:\n{}\n{logs}everything is kept in {}",
+                tally.rounds,
+                problems.join("\n"),
+                kept.display()
+            );
+        }
+        tally.rounds += 1;
+        println!("{}", summary(engine, seed, &tally, &crowd));
+        crowd.leaves_groups().await;
+    }
+}
+
+fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let counts = &crowd.counts;
+    let (messages, commits) = (count(&counts.messages), count(&counts.commits));
+    format!(
+        "{} kills (a {}, b {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
+         {} moves), {} refused, {} without an answer at first; 0 lost, 0 doubled, 0 out of order, 0 epochs with two commits; \
+         all {} clients went on",
+        tally.kills.iter().sum::<u64>(),
+        tally.kills[0],
+        tally.kills[1],
+        tally.while_starting,
+        messages + commits,
+        count(&counts.moves),
+        count(&counts.refused),
+        count(&counts.unanswered),
+        crowd.people.len(),
+    )
+}
+
+/// Everyone lives while providers are killed.
+async fn round(crowd: &Crowd, random: &mut StdRng, kills: u64, tally: &mut Tally) {
+    let over = AtomicBool::new(false);
+    let lives = crowd.people.iter().map(|person| {
+        let random = StdRng::seed_from_u64(random.random());
+        crowd.lives(person, random, &over)
+    });
+    let lives = futures_util::future::join_all(lives.collect::<Vec<_>>());
+    let killer = async {
+        for _ in 0..kills {
+            kill(crowd, random, tally).await;
+        }
+        // what the last one broke off is gone on with
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        over.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(lives, killer);
+}
+
+/// One provider, or both, at a random instant: any, or just behind a request.
+async fn kill(crowd: &Crowd, random: &mut StdRng, tally: &mut Tally) {
+    if random.random() {
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
+    } else {
+        crowd.asked.notified().await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..50))).await;
+    }
+    let victims: &[usize] = match random.random_range(0..10) {
+        0..4 => &[0],
+        4..8 => &[1],
+        _ => &[0, 1],
+    };
+    for victim in victims {
+        crowd.kill(*victim);
+        tally.kills[*victim] += 1;
+    }
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
+    for victim in victims {
+        let provider = &crowd.providers.all[*victim];
+        if random.random_range(0..6) == 0 {
+            let starts_for = Duration::from_millis(random.random_range(0..200));
+            let _ = tokio::time::timeout(starts_for, provider.start()).await;
+            crowd.kill(*victim);
+            tally.kills[*victim] += 1;
+            tally.while_starting += 1;
+        }
+        provider.start().await;
+    }
+}
+
+/// Kills are over: everyone drains, speaks once more, and everything is judged. What is wrong at last, where that does not end.
+async fn settles(crowd: &Crowd) -> Result<(), Vec<String>> {
+    let deadline = Instant::now() + PATIENCE;
+    let (mut spoken, mut told) = (false, Instant::now());
+    loop {
+        let mut found = Vec::new();
+        if let Err(problem) = crowd.goes_on().await {
+            found.push(problem);
+        }
+        for group in crowd.groups.lock().unwrap().clone() {
+            if let Err(problem) = crowd.together(&group) {
+                found.push(problem);
+            }
+        }
+        if found.is_empty() && !spoken {
+            match crowd.last_words().await {
+                Ok(()) => spoken = true,
+                Err(problem) => found.push(problem),
+            }
+            continue;
+        }
+        if found.is_empty() {
+            found = crowd.judge();
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            found.truncate(40);
+            return Err(found);
+        }
+        if told.elapsed() > Duration::from_secs(10) {
+            println!("not settled yet: {}", found[0]);
+            told = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

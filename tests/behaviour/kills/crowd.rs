@@ -1,0 +1,499 @@
+//! Users of two providers with clients that do everything at once, and write down what they were answered.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use mimid::{
+    client::{
+        Authorization, Client, ClientError, Outcome, Registration,
+        core::{
+            Event, GroupState, Home, Member, NewProposal, Operation, PolicyChange, Refusal, SUITES,
+        },
+        http::{Caller, Http},
+        system_clock,
+    },
+    crypto,
+    wire::{
+        client::{Dequeue, Dequeued},
+        codec::List,
+        ds::DsError,
+        encode,
+        extensions::JoinPolicy,
+        ids::{ClientUri, Domain, GroupId, UserUri},
+        queueing::QueueEvent,
+    },
+};
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+use tokio::sync::Notify;
+
+use super::history::{Answer, Commit, History, Said, Wire};
+use crate::providers::{Player, Providers, accepted, connect};
+
+/// Who is there: the first of each provider makes groups.
+const PEOPLE: [&str; 6] = [
+    "alice@a.example/phone",
+    "ann@a.example/phone",
+    "bob@b.example/phone",
+    "ben@b.example/phone",
+    "alice@a.example/laptop",
+    "bob@b.example/laptop",
+];
+/// How long a client tries before it goes on with something else.
+const PATIENCE_OF_CLIENTS: Duration = Duration::from_millis(1_200);
+
+/// One client, whose process may end at any time: its home stays.
+pub struct Person {
+    pub uri: ClientUri,
+    user: UserUri,
+    home: PathBuf,
+    client: Mutex<Arc<Client>>,
+    wire: Mutex<Vec<Wire>>,
+    http: Http,
+    spoken: AtomicU64,
+    /// How often its provider was killed: counted before it is, and as far as its record says so.
+    deaths: Arc<AtomicU64>,
+    recorded_deaths: AtomicU64,
+}
+
+impl Person {
+    fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.client.lock().unwrap())
+    }
+
+    /// What was in memory is gone, and what is in its home is opened anew.
+    fn begins_anew(&self) {
+        let member = Member::open(Home::open(&self.home).unwrap()).unwrap();
+        let client = Client::open(member, system_clock()).unwrap();
+        *self.client.lock().unwrap() = Arc::new(client.with_patience(PATIENCE_OF_CLIENTS));
+    }
+
+    /// Its client with all the time there is: nobody is killed now.
+    fn at_peace(&self) -> Client {
+        let member = Member::open(Home::open(&self.home).unwrap()).unwrap();
+        Client::open(member, system_clock()).unwrap()
+    }
+
+    /// Takes in what is in its queue, and writes down what came and which acknowledgements were answered.
+    async fn receives(&self) -> Result<usize, ClientError> {
+        let client = self.client();
+        client.member().revive()?;
+        let (acks, key) = {
+            let member = client.member();
+            (member.acks()?, member.identity().client_key.clone())
+        };
+        let body =
+            encode(&Dequeue { acks: List::new(acks.clone()).unwrap(), max: 200, wait_ms: 0 });
+        let now = system_clock()();
+        let caller = Caller { client: &self.uri, key: &key, now };
+        let deaths = self.deaths.load(Ordering::SeqCst);
+        let answer = self.http.call::<Dequeued>(&caller, "/v1/dequeue", body, 0);
+        let Dequeued { entries } = answer.await.map_err(ClientError::from)?;
+        // an answer may be read behind the death of who gave it
+        let deaths_now = self.deaths.load(Ordering::SeqCst);
+        let recorded = self.recorded_deaths.swap(deaths_now, Ordering::SeqCst);
+        let mut wire = if recorded < deaths { vec![Wire::Killed] } else { Vec::new() };
+        wire.extend(
+            acks.iter()
+                .map(|ack| Wire::Acknowledged { feed: ack.feed.0, sequence: ack.sequence.0 }),
+        );
+        client.member().acknowledged(&acks)?;
+        wire.extend(entries.iter().map(|entry| {
+            let message = matches!(entry.event, QueueEvent::MlsMessage { .. });
+            let hash = message.then(|| crypto::sha256(&encode(&entry.event)));
+            let group = String::from_utf8(entry.group_id.as_slice().to_vec()).ok();
+            let group = group.and_then(|id| GroupId::new(id).ok());
+            Wire::Delivered { feed: entry.feed.0, sequence: entry.sequence.0, group, hash }
+        }));
+        if deaths < deaths_now {
+            wire.push(Wire::Killed);
+        }
+        self.wire.lock().unwrap().extend(wire);
+        client.member().handle_all(&entries, now)?;
+        Ok(entries.len())
+    }
+
+    fn state_in(&self, group: &GroupId) -> Option<GroupState> {
+        self.client().member().group(group).ok().map(|view| view.state)
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let events = self.client().member().events(0, usize::MAX).unwrap();
+        events.into_iter().map(|(_, event)| event).collect()
+    }
+}
+
+/// All of them, and what they know to have happened.
+pub struct Crowd {
+    pub providers: Providers,
+    pub people: Vec<Person>,
+    /// Of each provider; its people know of it too.
+    deaths: [Arc<AtomicU64>; 2],
+    pub groups: Mutex<Vec<GroupId>>,
+    history: Mutex<History>,
+    /// Errors that nothing explains.
+    odd: Mutex<Vec<String>>,
+    /// Somebody has just asked something.
+    pub asked: Notify,
+    pub counts: Counts,
+}
+
+/// What was answered.
+#[derive(Default)]
+pub struct Counts {
+    pub messages: AtomicU64,
+    pub commits: AtomicU64,
+    pub moves: AtomicU64,
+    pub refused: AtomicU64,
+    pub unanswered: AtomicU64,
+}
+
+impl Crowd {
+    pub async fn gather(engine: &str, seed: u64) -> Self {
+        let settings = format!(
+            "[store]\nengine = \"{engine}\"\n[migration]\nfreeze_timeout = \"1h\"\nresponse_lifetime = \"1h\"\n\
+             [groups]\nstrict_after = \"never\""
+        );
+        let providers =
+            Providers::start_with(&["a.example", "b.example"], seed, &settings, &[]).await;
+        let homes = providers.folder().join("homes");
+        std::fs::create_dir_all(&homes).unwrap();
+        let mut players: Vec<(Player, PathBuf)> = Vec::new();
+        for name in PEOPLE {
+            let (user, device) = name.split_once('/').unwrap();
+            let known = players
+                .iter()
+                .find(|(it, _)| format!("{}@{}", it.user.name(), it.user.domain()) == user);
+            let authorization = known.map(|(it, _)| it.client.authorize_device().unwrap());
+            let home = homes.join(name.replace(['/', '@'], "-"));
+            players.push((register(&providers, user, device, &home, authorization).await, home));
+        }
+        // everyone knows everyone, but for further devices, which know what their user knows
+        for one in 0..4 {
+            for other in 0..one {
+                connect(&players[one].0, &players[other].0).await;
+            }
+        }
+        let deaths: [Arc<AtomicU64>; 2] = Default::default();
+        let people = players.into_iter().map(|(player, home)| {
+            let Player { client, user, uri } = player;
+            let server = providers.of(&user.domain()).server();
+            let at = providers.all.iter().position(|it| it.domain == user.domain()).unwrap();
+            let http = Http::new(&server.url, server.certificate.as_deref().map(str::as_bytes));
+            Person {
+                uri,
+                user,
+                home,
+                client: Mutex::new(Arc::new(client.with_patience(PATIENCE_OF_CLIENTS))),
+                wire: Mutex::default(),
+                http: http.unwrap(),
+                spoken: AtomicU64::new(0),
+                deaths: Arc::clone(&deaths[at]),
+                recorded_deaths: AtomicU64::new(0),
+            }
+        });
+        let people: Vec<Person> = people.collect();
+        Self {
+            people,
+            providers,
+            deaths: deaths.clone(),
+            groups: Mutex::default(),
+            history: Mutex::default(),
+            odd: Mutex::default(),
+            asked: Notify::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self, at: usize) {
+        self.deaths[at].fetch_add(1, Ordering::SeqCst);
+        self.providers.all[at].kill();
+    }
+
+    /// A new group of everyone, which anyone may enter.
+    pub async fn new_group(&self, maker: usize) {
+        let person = &self.people[maker];
+        let client = person.at_peace();
+        let group = client.create_group("crowd", SUITES[0], None).await.unwrap();
+        self.history.lock().unwrap().makers.insert(group.clone(), person.uri.clone());
+        let open = PolicyChange::Join(JoinPolicy::Open);
+        self.committed(person, &group, accepted(client.change_policy(&group, vec![open]).await));
+        let users: HashSet<UserUri> = self.people.iter().map(|it| it.user.clone()).collect();
+        let others: Vec<UserUri> = users.into_iter().filter(|it| *it != person.user).collect();
+        self.committed(person, &group, accepted(client.add_users(&group, &others).await));
+        self.groups.lock().unwrap().push(group);
+    }
+
+    fn committed(&self, person: &Person, group: &GroupId, outcome: Outcome) {
+        let Outcome::Accepted(accepted) = outcome else { return };
+        self.counts.commits.fetch_add(1, Ordering::Relaxed);
+        self.history.lock().unwrap().commits.push(Commit {
+            group: group.clone(),
+            by: person.uri.clone(),
+            sequence: accepted.group_sequence.0,
+            epoch: accepted.epoch.0,
+        });
+    }
+
+    /// One person does one thing after the other until it is over; now and then its process ends in the middle.
+    pub async fn lives(&self, person: &Person, mut random: StdRng, over: &AtomicBool) {
+        while !over.load(Ordering::SeqCst) {
+            let ends = random.random_bool(0.03);
+            let after = Duration::from_millis(random.random_range(0..60));
+            let does = self.does_something(person, &mut random);
+            if ends {
+                let _ = tokio::time::timeout(after, does).await;
+                person.begins_anew();
+            } else {
+                does.await;
+            }
+        }
+    }
+
+    async fn does_something(&self, person: &Person, random: &mut StdRng) {
+        let group = self.groups.lock().unwrap().choose(random).cloned();
+        let Some(group) = group else { return };
+        let client = person.client();
+        let is_in = person.state_in(&group) == Some(GroupState::Active);
+        self.asked.notify_waiters();
+        let what = random.random_range(0..100);
+        if !is_in {
+            match what {
+                0..40 => {
+                    let joined = client.join(&group, &group.domain(), "crowd", None).await;
+                    // who is in by a join whose answer was lost is told that another one is none
+                    let is_in_by_another = matches!(
+                        &joined,
+                        Err(ClientError::Refused(Refusal(DsError::InvalidCommit { .. })))
+                    );
+                    if !is_in_by_another {
+                        self.commit_ends(person, &group, joined);
+                    }
+                }
+                _ => self.passes(person.receives().await.map(drop)),
+            }
+            return;
+        }
+        match what {
+            0..45 => self.says(person, &group).await,
+            45..70 => self.passes(person.receives().await.map(drop)),
+            70..75 => self.passes(client.receive(0).await.map(drop)),
+            75..78 => self.passes(client.resume().await.map(drop)),
+            78..90 => {
+                let outcome = client.update(&group, random.random()).await;
+                self.commit_ends(person, &group, outcome);
+            }
+            90..92 => {
+                let outcome = client.resync(&group).await;
+                self.commit_ends(person, &group, outcome);
+            }
+            92..94 => {
+                let leave = Operation::Propose { proposals: vec![NewProposal::Update] };
+                self.passes(client.operate(&group, leave).await.map(drop));
+            }
+            94..95 => self.passes(client.leave(&group).await.map(drop)),
+            95..97 => {
+                let other = self.people.choose(random).map(|it| it.user.clone());
+                let others = other.into_iter().filter(|it| *it != person.user).collect::<Vec<_>>();
+                let outcome = client.remove_users(&group, others).await;
+                self.commit_ends(person, &group, outcome);
+            }
+            97..99 => {
+                let others: Vec<UserUri> = self.people[..4]
+                    .iter()
+                    .filter(|it| it.user != person.user && person.state_in(&group).is_some())
+                    .map(|it| it.user.clone())
+                    .collect();
+                if let Some(other) = others.choose(random) {
+                    let outcome = client.add_users(&group, std::slice::from_ref(other)).await;
+                    self.commit_ends(person, &group, outcome);
+                }
+            }
+            _ => {
+                let target = self.providers.all.choose(random).map(|it| it.domain.clone());
+                let outcome = client.migrate(&group, &target.unwrap()).await;
+                if outcome.is_ok() {
+                    self.counts.moves.fetch_add(1, Ordering::Relaxed);
+                }
+                self.commit_ends(person, &group, outcome);
+            }
+        }
+    }
+
+    async fn says(&self, person: &Person, group: &GroupId) {
+        let number = person.spoken.fetch_add(1, Ordering::Relaxed);
+        let text = format!("{} {number}", person.uri);
+        let said = Said {
+            group: group.clone(),
+            by: person.uri.clone(),
+            text: text.clone(),
+            answer: Answer::Unknown,
+        };
+        // written down first: whoever hears it before its answer is here is right
+        let at = {
+            let mut history = self.history.lock().unwrap();
+            history.said.push(said);
+            history.said.len() - 1
+        };
+        let outcome = person.client().send_text(group, &text).await;
+        let answer = match &outcome {
+            Ok(Outcome::Accepted(accepted)) => {
+                self.counts.messages.fetch_add(1, Ordering::Relaxed);
+                Answer::Accepted { sequence: accepted.group_sequence.0, epoch: accepted.epoch.0 }
+            }
+            Err(ClientError::Refused(_)) => Answer::Refused,
+            Ok(Outcome::AlreadySo) | Err(_) => Answer::Unknown,
+        };
+        self.history.lock().unwrap().said[at].answer = answer;
+        self.passes(outcome.map(drop));
+    }
+
+    fn commit_ends(&self, person: &Person, group: &GroupId, outcome: Result<Outcome, ClientError>) {
+        match outcome {
+            Ok(outcome) => self.committed(person, group, outcome),
+            Err(error) => self.passes(Err(error)),
+        }
+    }
+
+    /// Errors that killed providers, races and the group's policy explain; others are kept.
+    fn passes(&self, outcome: Result<(), ClientError>) {
+        let Err(error) = outcome else { return };
+        let is_odd = match &error {
+            ClientError::Refused(Refusal(error)) => matches!(
+                error,
+                DsError::Internal { .. }
+                    | DsError::Malformed { .. }
+                    | DsError::Unauthenticated { .. }
+                    | DsError::InvalidCommit { .. }
+                    | DsError::InvalidGroupInfo { .. }
+                    | DsError::InvalidMessage { .. }
+                    | DsError::StaleRequest { .. }
+            ),
+            ClientError::Invalid(_) => true,
+            _ => false,
+        };
+        let counter = match &error {
+            error if error.passes() => &self.counts.unanswered,
+            _ => &self.counts.refused,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if is_odd {
+            self.odd.lock().unwrap().push(error.to_string());
+        }
+    }
+
+    /// Everyone takes in what there is and goes on with what has no answer; gives what is still to be done.
+    pub async fn goes_on(&self) -> Result<(), String> {
+        for person in &self.people {
+            let client = person.client();
+            let told = |error: ClientError| format!("{}: {error}", person.uri);
+            client.resume().await.map_err(told)?;
+            // what came meanwhile, and the answers to what that had it ask
+            while person.receives().await.map_err(told)? > 0 {
+                client.resume().await.map_err(told)?;
+            }
+            client.receive(0).await.map_err(told)?;
+            let pending = client.member().pending().unwrap();
+            if !pending.is_empty() {
+                return Err(format!("{} still asks {pending:?}", person.uri));
+            }
+        }
+        Ok(())
+    }
+
+    /// Those who are in `group`, once everybody has taken in what there is; an error where they are not together.
+    pub fn together(&self, group: &GroupId) -> Result<Vec<&Person>, String> {
+        let is_in = |it: &&Person| it.state_in(group) == Some(GroupState::Active);
+        let members: Vec<&Person> = self.people.iter().filter(is_in).collect();
+        let views: Vec<_> =
+            members.iter().map(|person| person.client().member().group(group).unwrap()).collect();
+        for (person, view) in members.iter().zip(&views) {
+            let first = &views[0];
+            if (&view.authenticator, &view.hub) != (&first.authenticator, &first.hub) {
+                return Err(format!(
+                    "{} is at epoch {:?} of {group} at {}, {} at {:?} at {}",
+                    members[0].uri, first.epoch, first.hub, person.uri, view.epoch, view.hub
+                ));
+            }
+        }
+        Ok(members)
+    }
+
+    /// Each member says a last word in each of its groups.
+    pub async fn last_words(&self) -> Result<(), String> {
+        for group in self.groups.lock().unwrap().clone() {
+            for person in self.together(&group)? {
+                let before = self.counts.messages.load(Ordering::Relaxed);
+                self.says(person, &group).await;
+                if self.counts.messages.load(Ordering::Relaxed) == before {
+                    return Err(format!("{} could not speak in {group}", person.uri));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is wrong by the record, and what nothing explains.
+    pub fn judge(&self) -> Vec<String> {
+        let mut history = self.history.lock().unwrap();
+        for person in &self.people {
+            let client = history.clients.entry(person.uri.clone()).or_default();
+            client.wire.clone_from(&person.wire.lock().unwrap());
+            client.events = person.events();
+        }
+        let broken = history.judge();
+        let mut found: Vec<String> =
+            broken.into_iter().map(|it| format!("{:?}: {}", it.rule, it.what)).collect();
+        found.extend(self.odd.lock().unwrap().iter().map(|odd| format!("unexplained: {odd}")));
+        for provider in &self.providers.all {
+            found.extend(provider.panics());
+        }
+        found
+    }
+
+    /// Forgets groups that are over and what was said in them, so that a long run stays small.
+    pub async fn leaves_groups(&self) {
+        let groups = std::mem::take(&mut *self.groups.lock().unwrap());
+        let makers: HashMap<GroupId, ClientUri> = self.history.lock().unwrap().makers.clone();
+        for group in groups {
+            for person in &self.people {
+                if makers.get(&group) == Some(&person.uri) {
+                    let _ = person.client().delete_group(&group).await;
+                }
+            }
+        }
+        let _ = self.goes_on().await;
+        for person in &self.people {
+            let client = person.client();
+            let last = client.member().last_event().unwrap();
+            client.member().forget_events(last).unwrap();
+            person.wire.lock().unwrap().clear();
+        }
+        *self.history.lock().unwrap() = History::default();
+    }
+}
+
+async fn register(
+    providers: &Providers,
+    user: &str,
+    device: &str,
+    home: &std::path::Path,
+    authorization: Option<Authorization>,
+) -> Player {
+    let (name, domain) = user.split_once('@').unwrap();
+    let domain = Domain::new(domain).unwrap();
+    let user = UserUri::of(&domain, name).unwrap();
+    let uri = ClientUri::of(&user, device).unwrap();
+    let server = providers.of(&domain).server();
+    let registration =
+        Registration { client: uri.clone(), server, token: Vec::new(), authorization };
+    let client = Client::register(Home::open(home).unwrap(), registration, system_clock()).await;
+    Player { client: client.unwrap(), user, uri }
+}
