@@ -4,7 +4,7 @@ use mimid::{
     crypto::{self, SigningKey},
     wire::{
         client::{ClientMessage, ClientMessageTbs, Register},
-        codec::{Opaque, Secret, Raw, Text},
+        codec::{Opaque, Raw, Secret, Text},
         ds::ProtocolVersion,
         encode,
         extensions::{SignatureScheme, UserKey, UserKeyTbs},
