@@ -245,13 +245,12 @@ impl World {
     /// Everything from the first client to the last check.
     async fn story(self: Rc<Self>) -> Result<(), String> {
         let agents = agent::populate(&self).await;
-        let agents = Rc::new(RefCell::new(agents));
         self.oracle.borrow_mut().take_in()?;
         self.phase.set(Phase::Faults);
         self.net
             .plant(self.plan.has(Mutation::DropsEntry), self.plan.has(Mutation::RefusesCommits));
         let mut tasks = Vec::new();
-        for agent in agents.borrow().iter() {
+        for agent in &agents {
             tasks.push(tokio::task::spawn_local(Rc::clone(agent).live(Rc::clone(&self))));
         }
         for at in 0..self.plan.providers {
@@ -263,7 +262,7 @@ impl World {
             self.sleep_ms(self.chance.between(60_000, 1_200_000)).await;
             self.judge().await?;
         }
-        self.settle(&agents.borrow(), tasks).await
+        self.settle(&agents, tasks).await
     }
 
     /// What can be judged at any time.

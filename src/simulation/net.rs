@@ -38,10 +38,13 @@ pub(super) struct Inside {
 
 /// What clients were handed since somebody looked, in order.
 #[derive(Clone, Default)]
-pub(super) struct Handed(Arc<Mutex<Vec<(ClientUri, Vec<QueueEntry>)>>>);
+pub(super) struct Handed(Arc<Mutex<Vec<Handful>>>);
+
+/// What one client was handed by one answer.
+pub(super) type Handful = (ClientUri, Vec<QueueEntry>);
 
 impl Handed {
-    pub fn take(&self) -> Vec<(ClientUri, Vec<QueueEntry>)> {
+    pub fn take(&self) -> Vec<Handful> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }

@@ -257,7 +257,7 @@ async fn write(
         }
         stepper.answer();
         flushes += 1;
-        if plan.has(Mutation::AnswersBeforeSync) && flushes % 10 == 0 {
+        if plan.has(Mutation::AnswersBeforeSync) && flushes.is_multiple_of(10) {
             *synced.lock().unwrap() = Some(disk.copy());
         }
     }
@@ -329,11 +329,13 @@ fn tampering(plan: &Plan) -> Option<Tamper> {
     let mutation = plan.mutation?;
     let gone = Mutex::new(std::collections::BTreeMap::new());
     Some(Box::new(move |mut batch: Batch| {
-        batch.writes.retain(|write| match (mutation, write) {
-            (Mutation::ForgetsOutbound, Write::Outbound { .. }) => false,
-            (Mutation::ForgetsClose, Write::Inbox { item: InboxItem::Close { .. }, .. }) => false,
-            (Mutation::ForgetsNotices, Write::GroupNotice { .. }) => false,
-            _ => true,
+        batch.writes.retain(|write| {
+            !matches!(
+                (mutation, write),
+                (Mutation::ForgetsOutbound, Write::Outbound { .. })
+                    | (Mutation::ForgetsClose, Write::Inbox { item: InboxItem::Close { .. }, .. })
+                    | (Mutation::ForgetsNotices, Write::GroupNotice { .. })
+            )
         });
         if mutation == Mutation::ThawsWhatHasGone {
             // what it was when it froze is what it is again

@@ -45,7 +45,8 @@ impl Scene {
         let group = alice.create_group("team", SUITES[0], None).await.unwrap();
         for other in std::iter::once(&eve).chain(&honest[1..]) {
             connected(alice, other).await;
-            alice.add_users(&group, &[other.member().client().user()]).await.unwrap();
+            let user = other.member().client().user();
+            alice.add_users(&group, &[user]).await.unwrap();
         }
         let mut scene = Self { provider, honest, eve, group, before: Vec::new() };
         scene.agree().await;

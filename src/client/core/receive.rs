@@ -595,9 +595,11 @@ impl Member {
         message: mls::ProtocolMessage,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let processed = group.process_message(&provider, message).map_err(|error| match error {
-            mls::ProcessMessageError::StorageError(error) => CoreError::from(error).into(),
-            error => Unacceptable::Refused(reason_of(&error), error.to_string()),
+        let processed = group.process_message(&provider, message).map_err(|error| {
+            if let mls::ProcessMessageError::StorageError(error) = error {
+                return CoreError::from(error).into();
+            }
+            Unacceptable::Refused(reason_of(&error), error.to_string())
         })?;
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();

@@ -11,7 +11,7 @@ use crate::{
         record::{Change, Kind},
     },
     store::records::{FeedEntry, LEAP, LogRecord},
-    wire::ids::{RecipientId, Sequence},
+    wire::ids::{LeafIndex, RecipientId, Sequence},
 };
 
 /// What a restore leaves in the group's log.
@@ -81,12 +81,16 @@ fn a_log_has_no_other_holes_and_an_older_snapshot_still_loads() {
         GroupState::load(Arc::clone(&scenario.hub), scenario.id.clone(), &scenario.first).unwrap();
     let last = scenario.records.last().unwrap();
     assert!(matches!(state.replay(last), Err(Reject::Broken(_))));
-    // a snapshot from before there were members to come anew
-    let bytes = scenario.state.snapshot().unwrap();
-    let (behind, older) = bytes.split_last().unwrap();
-    assert_eq!(*behind, 0, "none is the last byte");
-    let loaded = GroupState::load(Arc::clone(&scenario.hub), scenario.id.clone(), older).unwrap();
-    assert_eq!(loaded.to_snapshot().unwrap(), scenario.snapshot());
+    // a snapshot from before there were tails: nobody is behind in it
+    let older = to_record(&scenario.snapshot()).unwrap();
+    let loaded = GroupState::load(Arc::clone(&scenario.hub), scenario.id.clone(), &older).unwrap();
+    assert!(loaded.to_snapshot().unwrap().behind.is_empty());
+    // and who is behind stays so over a snapshot
+    let mut behind = scenario.snapshot();
+    behind.behind = vec![LeafIndex(1)];
+    let bytes = behind.to_bytes().unwrap();
+    let loaded = GroupState::load(Arc::clone(&scenario.hub), scenario.id.clone(), &bytes).unwrap();
+    assert_eq!(loaded.to_snapshot().unwrap(), behind);
 }
 
 #[test]

@@ -428,7 +428,8 @@ impl Crowd {
 
     /// Each member says a last word in each of its groups.
     pub async fn last_words(&self) -> Result<(), String> {
-        for group in self.groups.lock().unwrap().clone() {
+        let groups = self.groups.lock().unwrap().clone();
+        for group in groups {
             for person in self.together(&group)? {
                 let before = self.counts.messages.load(Ordering::Relaxed);
                 self.says(person, &group).await;
