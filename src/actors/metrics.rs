@@ -231,13 +231,14 @@ impl Metrics {
 
     /// Counters are there before the first event: a rate from nothing to one would not be seen.
     fn begin_at_zero(&self) {
-        let known: [(&IntCounterVec, &[&str]); 6] = [
+        let known: [(&IntCounterVec, &[&str]); 7] = [
             (&self.queue_passivations, &["idle", "drain", "deleted", "failed"]),
             (&self.queue_overflows, &["welcome", "notice", "request", "inbox", "inbox_hub"]),
             (&self.group_passivations, &["idle", "failed"]),
             (&self.guest_items, &["accepted"]),
             (&self.guest_full, &["copies", "bytes"]),
             (&self.authentications, &["ok"]),
+            (&self.complaints, &["resync", "wait", "void", "none"]),
         ];
         for (counters, labels) in known {
             for label in labels {

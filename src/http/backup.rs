@@ -57,6 +57,9 @@ impl Backups {
             seconds: Gauge::new("mimid_backup_last_seconds", "How long that took")?,
             bytes: IntGauge::new("mimid_backup_last_bytes", "How large it was")?,
         };
+        for outcome in ["whole", "broken_off"] {
+            metrics.ended.with_label_values(&[outcome]);
+        }
         registry.register(Box::new(metrics.ended.clone()))?;
         registry.register(Box::new(metrics.last_at.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;

@@ -74,6 +74,9 @@ impl HttpMetrics {
         for reason in super::stream::REASONS {
             metrics.stream_closes.with_label_values(&[reason]);
         }
+        for reason in ["tls", "handshake", "slow_reader"] {
+            metrics.connection_cuts.with_label_values(&["client", reason]);
+        }
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
