@@ -124,7 +124,8 @@ impl History {
         let mut changes: HashMap<(&GroupId, u64), (&ClientUri, &Event)> = HashMap::new();
         for (uri, client) in &self.clients {
             for event in &client.events {
-                let Event::Changed { group, epoch, .. } = event else { continue };
+                // who comes in anew is told what has changed meanwhile, by nobody in one epoch
+                let Event::Changed { group, epoch, by: Some(_), .. } = event else { continue };
                 let (other, first) = *changes.entry((group, epoch.0)).or_insert((uri, event));
                 if first != event {
                     let what = format!("{other} saw {first:?} and {uri} saw {event:?}");
