@@ -382,7 +382,35 @@ impl Member {
             return Ok(true);
         }
         let epoch = epoch_of(&self.load(id)?);
-        Ok(epoch.0 < read.0.saturating_add(PAST_EPOCHS_MAX as u64))
+        let has_keys = epoch.0 < read.0.saturating_add(PAST_EPOCHS_MAX as u64);
+        Ok(has_keys && !self.would_remove_us(id, message)?)
+    }
+
+    /// Whether a commit ends this client's membership: its keys go with it, and what is in front of it in the queue could not
+    /// be read any more.
+    fn would_remove_us(&self, id: &GroupId, message: &MlsMessage) -> Result<bool, CoreError> {
+        struct Seen(Result<bool, CoreError>);
+        impl From<CoreError> for Seen {
+            fn from(error: CoreError) -> Self {
+                Self(Err(error))
+            }
+        }
+        let message: MlsMessage = Raw::new(message.as_slice())?;
+        // only looked at: what is seen is handed out as an error, and nothing stays
+        let looked: Result<(), Seen> = self.home.attempt(|| {
+            let mut group = self.load(id)?;
+            let Some(protocol) = protocol_message(&message) else { return Err(Seen(Ok(false))) };
+            // what is wrong with it is said where it is followed
+            let seen = group.process_message(&self.home.provider(), protocol).is_ok_and(|it| {
+                let content = it.into_content();
+                matches!(content, mls::ProcessedMessageContent::StagedCommitMessage(staged) if staged.self_removed())
+            });
+            Err(Seen(Ok(seen)))
+        });
+        match looked {
+            Err(Seen(seen)) => seen,
+            Ok(()) => Ok(false),
+        }
     }
 
     /// Lets go of proposals that are not among those that the hub says are pending: it displaced them by ones that this

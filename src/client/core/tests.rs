@@ -560,6 +560,26 @@ fn who_has_a_welcome_to_take_up_cannot_come_in_another_way_and_loses_nothing_by_
 }
 
 #[test]
+fn who_hears_of_its_removal_by_an_answer_reads_what_is_in_front_of_it_first() {
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let mut wire = Wire::default();
+    let group = create(&mut wire, &alice, SUITES[0]);
+    add(&mut wire, &group, &alice, &bob);
+    say(&mut wire, &alice, &group, "before");
+    let users = vec![bob.client().user()];
+    operate(&mut wire, &alice, &group, Operation::RemoveUsers { users });
+    // bob has read none of it and commits: the hub shows what he missed
+    let request = bob.begin(&group, Operation::UpdateClient { rotate_key: false }).unwrap();
+    let outbound = bob.outbound(request, *NOW).unwrap();
+    let response = wire.accept(&outbound.message, bob.client());
+    assert!(matches!(bob.settle(request, &response, *NOW).unwrap(), Settled::Again { .. }));
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Active, "the queue comes first");
+    wire.deliver(&group, &bob);
+    assert_eq!(texts(&bob), ["before"]);
+    assert_eq!(bob.group(&group).unwrap().state, GroupState::Left);
+}
+
+#[test]
 fn client_that_missed_a_commit_begins_a_resync() {
     let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
     let mut wire = Wire::default();
