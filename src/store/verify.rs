@@ -1,7 +1,7 @@
 //! Whether a store that nobody has open is whole: `mimid verify`.
 //!
 //! One pass over all keys in their order. Each record is put together, decoded, and compared with its key and with those that it
-//! names; a group is loaded from its snapshots and its log, in [`group`]. Nothing is changed. In memory is one piece of the
+//! names; a group is loaded from its snapshots and its log, in `group`. Nothing is changed. In memory is one piece of the
 //! store and one group at a time; what is wrong is told as it is found.
 //!
 //! **What is not proved.** A record that was changed into another one that decodes and agrees with all the others: log records are not
