@@ -26,6 +26,14 @@ pub struct Said {
     pub answer: Answer,
 }
 
+impl Said {
+    /// Where it was accepted, as far as that is known.
+    fn epoch(&self) -> Option<(&str, u64)> {
+        let Answer::Accepted { epoch, .. } = self.answer else { return None };
+        Some((&self.text, epoch))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Accepted {
@@ -186,6 +194,7 @@ impl History {
 
     /// Goes through a client's events: what it heard, and when it was in which group.
     fn shown_to<'a>(&'a self, uri: &ClientUri, client: &'a Client) -> Shown<'a> {
+        let epochs: HashMap<&str, u64> = self.said.iter().filter_map(Said::epoch).collect();
         let mut shown = Shown::default();
         for (group, maker) in &self.makers {
             if maker == uri {
@@ -216,6 +225,7 @@ impl History {
                         shown.broken.push(broken(Rule::Doubled, what));
                     }
                     place.heard.push(text);
+                    place.last_heard = place.last_heard.max(epochs.get(text.as_str()).copied());
                 }
                 _ => {}
             }
@@ -328,15 +338,16 @@ struct In<'a> {
     whole: Vec<(u64, u64)>,
     /// Since which epoch it is in the group, and the last that it knows of.
     now: Option<(u64, u64)>,
+    /// Of what it was shown since it came in: the last epoch.
+    last_heard: Option<u64>,
     heard: Vec<&'a str>,
     heard_once: BTreeSet<&'a str>,
 }
 
 impl In<'_> {
     fn enter(&mut self, epoch: u64) {
-        // what came between its last look and its new beginning it cannot read
         self.loses(0);
-        self.now = Some((epoch, epoch));
+        (self.now, self.last_heard) = (Some((epoch, epoch)), None);
     }
 
     fn goes_on(&mut self, epoch: u64) {
@@ -350,17 +361,15 @@ impl In<'_> {
         self.whole.extend(self.now.take());
     }
 
-    /// It cannot follow: of the last epoch it may lack something, and of what comes until it enters anew.
+    /// It cannot follow, or begins anew: what had not reached it yet it cannot read any more. Before what it was shown last
+    /// it lacks nothing.
     fn loses(&mut self, _: u64) {
-        if let Some((from, last)) = &mut self.now
-            && *last < u64::MAX
-        {
-            if *from < *last {
-                self.whole.push((*from, *last - 1));
-            }
-            // still a member, of whom nothing is asked
-            (*from, *last) = (u64::MAX, u64::MAX);
+        let Some((from, _)) = self.now.filter(|(from, _)| *from < u64::MAX) else { return };
+        if let Some(last) = self.last_heard.filter(|last| from < *last) {
+            self.whole.push((from, last - 1));
         }
+        // still a member, of whom nothing is asked
+        self.now = Some((u64::MAX, u64::MAX));
     }
 
     fn must_hear(&self, epoch: u64) -> bool {
@@ -496,6 +505,12 @@ mod tests {
         let lost = Event::Lost { group: group(), why: String::new() };
         *events(&mut history, "carol") = vec![joined(1), lost, joined(3)];
         assert_eq!(rules(&history), []);
+        // but nothing is missing in front of what it was shown
+        let mut history = good();
+        let lost = Event::Lost { group: group(), why: String::new() };
+        *events(&mut history, "carol") =
+            vec![joined(1), changed(2, "bob"), shows("alice", "four"), lost];
+        assert_eq!(rules(&history), [Rule::Lost]);
         // removed in epoch 2: it has all before that
         let mut history = good();
         *events(&mut history, "carol") =
