@@ -98,7 +98,9 @@ impl Reserve {
             (state.free, state.looked_at) = (free, Some(Instant::now()));
             self.tell(before, &state);
         }
-        (state.level, reason(&state))
+        // every write asks, and mostly there is room: nothing is put into words then
+        let reason = if state.level == Level::Room { String::new() } else { reason(&state) };
+        (state.level, reason)
     }
 
     fn tell(&self, before: Level, state: &State) {
