@@ -648,7 +648,7 @@ fn sign(
 }
 
 /// The part of a GroupInfo that its epoch's state does not say: extensions and signature.
-pub(super) fn partial(
+pub(crate) fn partial(
     message: &mls::MlsMessageOut,
     suite: mls::Ciphersuite,
 ) -> Result<PartialGroupInfo, CoreError> {

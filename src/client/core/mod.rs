@@ -57,6 +57,10 @@ pub use records::{
 pub use settle::Settled;
 pub use view::{GroupView, MemberView};
 
+pub(crate) use build::partial;
+pub(crate) use enter::join_config;
+pub(crate) use identity::{capabilities, unknown};
+
 use home::{CborError, Kind};
 use identity::StoredKey;
 use records::{FeedRecord, GroupRecord, Pending};
