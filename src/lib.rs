@@ -15,8 +15,8 @@
 //! http        client and ops listeners                                      wire, actor handles
 //! server      composition root: config, clock, metrics, telemetry
 //! client      the client library                                            wire, crypto, policy, migration
-//! load        workloads of real clients, prepared and replayed              wire, crypto, policy, client
-//! cli         the subcommands                                               client, load, server
+//! load        load for providers: workloads of real clients, runs, reports      wire, crypto, policy, client
+//! cli         the subcommands                                               client, server, load
 //! ```
 #![forbid(unsafe_code)]
 

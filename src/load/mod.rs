@@ -1,15 +1,19 @@
 //! `mimid load`: workloads of real MLS clients, prepared at live providers and replayed at them.
 //!
 //! [`plan`] says what happens (pure, from a seed), [`crew`] makes the messages of one group, [`prepare`] registers the clients, creates
-//! the groups and writes a [`workload`]; replaying reads it step by step. Deliberately absent: anything of a server.
+//! the groups and writes a [`workload`]; replaying reads it step by step. What a run measured comes together in a [`recorder`] and is kept as
+//! a [`result`]. Deliberately absent: anything of a server.
 
 pub mod account;
 pub mod crew;
+pub mod latencies;
 pub mod lines;
 pub mod plan;
 pub mod prepare;
 pub mod progress;
+pub mod recorder;
 pub mod request;
+pub mod result;
 pub mod workload;
 
 use crate::{
