@@ -1,6 +1,7 @@
 //! `mimid load`: prepare a workload at live providers, replay it, and tell what came of it. Here: arguments in, lines out.
 
 mod prepare;
+mod run;
 mod targets;
 
 use std::{io::IsTerminal as _, process::ExitCode};
@@ -24,6 +25,10 @@ enum Command {
     /// The providers should be there for tests: what is registered and created stays. config/load.toml shows the limits to set,
     /// ops/load.md tried scenarios.
     Prepare(prepare::Args),
+    /// Replay a workload at the providers that it was prepared at, and measure
+    ///
+    /// Operations go to the groups by chance; in each group they keep their order. Ctrl-C ends it, and what was measured is kept.
+    Run(Box<run::Args>),
 }
 
 /// Runs a command and says how it went.
@@ -44,6 +49,7 @@ pub fn run(args: &Args) -> ExitCode {
     let done: Result<(), LoadError> = runtime.block_on(async {
         match &args.command {
             Command::Prepare(args) => prepare::run(args).await,
+            Command::Run(args) => run::run(args).await,
         }
     });
     match done {

@@ -6,14 +6,23 @@
 
 pub mod account;
 pub mod crew;
+pub mod drain;
+pub mod lanes;
 pub mod latencies;
 pub mod lines;
+mod machine;
+pub mod pace;
 pub mod plan;
 pub mod prepare;
 pub mod progress;
+pub mod race;
 pub mod recorder;
 pub mod request;
 pub mod result;
+pub mod run;
+mod script;
+mod send;
+mod view;
 pub mod workload;
 
 use crate::{
