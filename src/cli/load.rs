@@ -1,6 +1,7 @@
 //! `mimid load`: prepare a workload at live providers, replay it, and tell what came of it. Here: arguments in, lines out.
 
 mod prepare;
+mod report;
 mod targets;
 
 use std::{io::IsTerminal as _, process::ExitCode};
@@ -24,6 +25,11 @@ enum Command {
     /// The providers should be there for tests: what is registered and created stays. config/load.toml shows the limits to set,
     /// ops/load.md tried scenarios.
     Prepare(prepare::Args),
+    /// Say what a recorded run measured, or how two of them compare
+    ///
+    /// Latencies per operation, throughput, errors by code, and what the run cost each target by its own counters: CPU, memory, bytes
+    /// and flushes. What would mislead a reader comes first; ops/load-report.md explains every number.
+    Report(report::Args),
 }
 
 /// Runs a command and says how it went.
@@ -44,6 +50,7 @@ pub fn run(args: &Args) -> ExitCode {
     let done: Result<(), LoadError> = runtime.block_on(async {
         match &args.command {
             Command::Prepare(args) => prepare::run(args).await,
+            Command::Report(args) => report::run(args),
         }
     });
     match done {

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] says what happens (pure, from a seed), [`crew`] makes the messages of one group, [`prepare`] registers the clients, creates
 //! the groups and writes a [`workload`]; replaying reads it step by step. What a run measured comes together in a [`recorder`] and is kept as
-//! a [`result`]. Deliberately absent: anything of a server.
+//! a [`result`], and a [`report`] says it. Deliberately absent: anything of a server.
 
 pub mod account;
 pub mod crew;
@@ -12,8 +12,10 @@ pub mod plan;
 pub mod prepare;
 pub mod progress;
 pub mod recorder;
+pub mod report;
 pub mod request;
 pub mod result;
+mod scrape;
 pub mod workload;
 
 use crate::{
@@ -29,6 +31,10 @@ pub enum LoadError {
     Usage(String),
     #[error(transparent)]
     File(#[from] workload::FileError),
+    #[error(transparent)]
+    Result(#[from] result::ReadError),
+    #[error("cannot write the report to {to}: {error}")]
+    Report { to: String, error: std::io::Error },
     #[error(
         "no connection to {url} ({why}): is that a provider's client listener, and does it run?"
     )]
