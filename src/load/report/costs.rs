@@ -19,6 +19,8 @@ pub struct TargetCosts {
 /// Costs between two scrapes; none for what its counters do not tell.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Costs {
+    /// When the first scrape was, since the run's start.
+    pub from_ms: u64,
     pub elapsed_ms: u64,
     /// Requests that the listener for clients answered, whatever the answer.
     pub requests: Option<f64>,
@@ -115,6 +117,7 @@ impl Costs {
             (!anew && after >= before).then_some(after - before)
         };
         let mut costs = Self {
+            from_ms: *before_ms,
             elapsed_ms: after_ms.saturating_sub(*before_ms),
             requests: grown("mimid_http_requests_total", &[("listener", "client")]),
             accepted: grown("mimid_group_accepted_total", &[]),
@@ -158,6 +161,7 @@ impl Costs {
             all.iter().try_fold(none, |sum, it| Some(add(sum, of(it)?)))
         };
         let mut total = Self {
+            from_ms: all.iter().map(|it| it.from_ms).min().unwrap_or_default(),
             elapsed_ms: all.iter().map(|it| it.elapsed_ms).max().unwrap_or_default(),
             requests: sum(|it| it.requests),
             accepted: sum(|it| it.accepted),

@@ -67,7 +67,7 @@ pub fn report(report: &Report, series: &[Point]) -> String {
         section(
             &mut page,
             "What it cost the provider",
-            "By the target's own counters: what they said when the measured time ended less what they said when it began.",
+            "By the target's own counters: what they said in the end less what they said in the beginning. \"A second\" is of the time between.",
         );
         page.push_str("<div class=\"stack\">");
         costs.iter().for_each(|of| page.push_str(&table(of, &[])));
@@ -217,7 +217,10 @@ fn cards(report: &Report) -> String {
             format!("{} refused, {} unanswered", count(refused), count(unanswered)),
         ),
     ];
-    let most = report.operations.iter().filter(|of| !of.observed).max_by_key(|of| of.answered);
+    // messages are what a provider is there for; of a workload without any, what it has most of
+    let requests = || report.operations.iter().filter(|of| !of.observed);
+    let messages = requests().find(|of| of.name == "message" && of.answered > 0);
+    let most = messages.or_else(|| requests().max_by_key(|of| of.answered));
     for (share, name) in [(0.5, "p50"), (0.99, "p99")] {
         if let Some(of) = most.filter(|of| of.answered > 0) {
             let beside = format!("of {}", units_of(of));
