@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_file_beyond_a_bound_or_that_contradicts_itself_is_refused() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 9] = [
             (
                 |it| it.series = vec![it.series[0].clone(); POINTS_MAX + 1],
                 "1201 points in its series, at most 1200 can be",
@@ -368,6 +368,13 @@ mod tests {
             (
                 |it| it.operations.get_mut("message").unwrap().answered += 1,
                 "its histograms hold 1 and 1",
+            ),
+            (
+                |it| {
+                    let of = it.operations.get_mut("message").unwrap();
+                    (of.refused, of.unanswered) = (of.refused + 1, of.unanswered - 1);
+                },
+                "1 answers and 2 refusals",
             ),
             (
                 |it| it.operations.get_mut("message").unwrap().unanswered = u64::MAX,

@@ -257,6 +257,11 @@ mod tests {
             interval(&latencies, 0.5)
         };
         let overlap = |a: (u64, u64), b: (u64, u64)| a.0 <= b.1 && b.0 <= a.1;
+        let mut latencies = Latencies::new();
+        (1..=10_000).for_each(|ms| latencies.record(Duration::from_millis(ms)));
+        // 1.96 standard deviations of 0.5 % each
+        let (low, high) = interval(&latencies, 0.5);
+        assert!((4_895_000..4_910_000).contains(&low) && (5_090_000..5_105_000).contains(&high));
         assert!(overlap(of(1, 1000), of(1, 1200)));
         assert!(!overlap(of(1000, 1000), of(1000, 1200)));
     }
