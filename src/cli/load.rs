@@ -1,6 +1,7 @@
 //! `mimid load`: prepare a workload at live providers, replay it, and tell what came of it. Here: arguments in, lines out.
 
 mod prepare;
+mod report;
 mod run;
 mod targets;
 
@@ -29,6 +30,11 @@ enum Command {
     ///
     /// Operations go to the groups by chance; in each group they keep their order. Ctrl-C ends it, and what was measured is kept.
     Run(Box<run::Args>),
+    /// Say what a recorded run measured, or how two of them compare
+    ///
+    /// Latencies per operation, throughput, errors by code, and what the run cost each target by its own counters: CPU, memory, bytes
+    /// and flushes. What would mislead a reader comes first; ops/load-report.md explains every number.
+    Report(report::Args),
 }
 
 /// Runs a command and says how it went.
@@ -50,6 +56,7 @@ pub fn run(args: &Args) -> ExitCode {
         match &args.command {
             Command::Prepare(args) => prepare::run(args).await,
             Command::Run(args) => run::run(args).await,
+            Command::Report(args) => report::run(args),
         }
     });
     match done {

@@ -191,10 +191,12 @@ mod tests {
         for length in 0..whole.len() {
             assert_eq!(Latencies::decoded(&whole[..length]), Err(NoLatencies::Encoding));
         }
-        let mut wider = Vec::new();
-        let other = Histogram::<u64>::new_with_bounds(1, u64::MAX, 5).unwrap();
-        V2Serializer::new().serialize(&other, &mut wider).unwrap();
-        assert_eq!(Latencies::decoded(&wider), Err(NoLatencies::Bounds));
+        for (low, high, digits) in [(1, u64::MAX, 3), (1, US_MAX, 5), (2, US_MAX, 3)] {
+            let mut wider = Vec::new();
+            let other = Histogram::<u64>::new_with_bounds(low, high, digits).unwrap();
+            V2Serializer::new().serialize(&other, &mut wider).unwrap();
+            assert_eq!(Latencies::decoded(&wider), Err(NoLatencies::Bounds));
+        }
         assert_eq!(Latencies::try_from("?".to_owned()), Err(NoLatencies::Base64));
         let long = "A".repeat(TEXT_BYTES_MAX + 1);
         assert_eq!(Latencies::try_from(long), Err(NoLatencies::Bounds));

@@ -2,7 +2,7 @@
 //!
 //! [`plan`] says what happens (pure, from a seed), [`crew`] makes the messages of one group, [`prepare`] registers the clients, creates
 //! the groups and writes a [`workload`]; replaying reads it step by step. What a run measured comes together in a [`recorder`] and is kept as
-//! a [`result`]. Deliberately absent: anything of a server.
+//! a [`result`], and a [`report`] says it. Deliberately absent: anything of a server.
 
 pub mod account;
 pub mod crew;
@@ -17,9 +17,11 @@ pub mod prepare;
 pub mod progress;
 pub mod race;
 pub mod recorder;
+pub mod report;
 pub mod request;
 pub mod result;
 pub mod run;
+mod scrape;
 mod script;
 mod send;
 mod view;
@@ -38,6 +40,10 @@ pub enum LoadError {
     Usage(String),
     #[error(transparent)]
     File(#[from] workload::FileError),
+    #[error(transparent)]
+    Result(#[from] result::ReadError),
+    #[error("cannot write the report to {to}: {error}")]
+    Report { to: String, error: std::io::Error },
     #[error(
         "no connection to {url} ({why}): is that a provider's client listener, and does it run?"
     )]

@@ -402,7 +402,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Where names go that have no place of their own.
 const OTHER: &str = "other";
 /// More than this many cores are not slowed down by one another here.
-const SHARDS_MAX: usize = 16;
+const SHARDS_MAX: usize = 8;
 
 #[cfg(test)]
 mod tests {

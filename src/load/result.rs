@@ -237,11 +237,11 @@ impl RunResult {
         }
         for (name, of) in operations {
             if of.errors.len() > ERRORS_MAX {
-                return Err(format!("{name} has {} kinds of errors", of.errors.len()));
+                return Err(format!("{name:?} has {} kinds of errors", of.errors.len()));
             }
             if of.latencies.count() != of.answered || of.refusals.count() != of.refused {
                 return Err(format!(
-                    "{name} has {} answers and {} refusals, and its histograms hold {} and {}",
+                    "{name:?} has {} answers and {} refusals, and its histograms hold {} and {}",
                     of.answered,
                     of.refused,
                     of.latencies.count(),
@@ -250,7 +250,7 @@ impl RunResult {
             }
             let errors = of.errors.values().try_fold(0_u64, |sum, count| sum.checked_add(*count));
             if errors.is_none() || errors != of.refused.checked_add(of.unanswered) {
-                return Err(format!("{name}'s errors do not add up"));
+                return Err(format!("the errors of {name:?} do not add up"));
             }
         }
         if series.iter().any(|point| point.operations.len() > OPERATIONS_MAX) {
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn a_file_beyond_a_bound_or_that_contradicts_itself_is_refused() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 9] = [
             (
                 |it| it.series = vec![it.series[0].clone(); POINTS_MAX + 1],
                 "1201 points in its series, at most 1200 can be",
@@ -370,8 +370,15 @@ mod tests {
                 "its histograms hold 1 and 1",
             ),
             (
+                |it| {
+                    let of = it.operations.get_mut("message").unwrap();
+                    (of.refused, of.unanswered) = (of.refused + 1, of.unanswered - 1);
+                },
+                "1 answers and 2 refusals",
+            ),
+            (
                 |it| it.operations.get_mut("message").unwrap().unanswered = u64::MAX,
-                "errors do not add up",
+                "the errors of \"message\" do not add up",
             ),
             (
                 |it| {

@@ -26,6 +26,7 @@ mod layers;
 mod liar;
 mod lies;
 mod load;
+mod load_report;
 mod monitoring;
 mod move_bounds;
 mod moves;
