@@ -118,6 +118,12 @@ impl Pace {
         if self.has_all() || self.groups.is_empty() { now } else { self.pacing.until }
     }
 
+    /// When it is over by the clock.
+    #[must_use]
+    pub fn until(&self) -> Duration {
+        self.pacing.until
+    }
+
     /// Nothing more happens in a group.
     pub fn lose(&mut self, group: usize) {
         if let Some(at) = self.groups.iter().position(|it| *it == group) {

@@ -308,7 +308,7 @@ impl Replay {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         let mut stopped = false;
-        let mut ends_by = None;
+        let (mut ends_by, mut stopped_at) = (None, None);
         loop {
             let now = self.elapsed();
             let over = stopped || self.pace.is_over(now);
@@ -324,9 +324,15 @@ impl Replay {
             if over && self.running == 0 && (stopped || self.lanes.waiting() == 0) {
                 break;
             }
-            let grace = if stopped { GRACE_STOPPED } else { GRACE };
-            if over && now >= *ends_by.get_or_insert(now + grace) {
-                break;
+            if over {
+                let most = self.pace.until().max(now) + GRACE;
+                let ends_by = ends_by.get_or_insert(most);
+                if stopped {
+                    *ends_by = (*ends_by).min(*stopped_at.get_or_insert(now) + GRACE_STOPPED);
+                }
+                if now >= *ends_by {
+                    break;
+                }
             }
             let next = self.pace.next_at().filter(|_| !over);
             let wake = self.sender.began + next.unwrap_or(now + GRACE);

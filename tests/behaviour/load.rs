@@ -130,7 +130,8 @@ async fn a_workload_of_everything_is_accepted_to_its_end_and_beyond() {
     kept(&done, folder.path());
 
     // its commits are spent now; the groups in which all were sent go on with their messages
-    let again = replayed(&file, closed(40)).await;
+    let alone = Options { load: Load::Closed { concurrency: 1 }, ..closed(40) };
+    let again = replayed(&file, alone).await;
     let all = operations.iter().filter_map(|name| again.result.operations.get(*name));
     let (answered, refused) = all.fold((0, 0), |(answered, refused), of| {
         assert!(of.errors.keys().all(|code| code == "wrong_epoch"), "{:?}", of.errors);
