@@ -42,6 +42,8 @@ pub struct Prepare {
     /// What the operator gave out, where registration asks for it.
     pub token: Vec<u8>,
     pub file: PathBuf,
+    /// Of each group's members, at most.
+    pub adds_per_commit: usize,
     /// Groups at work at the same time.
     pub jobs: usize,
     pub is_quiet: bool,
@@ -257,7 +259,9 @@ async fn build(
     };
     send(&crew, request, "create a group").await?;
     let mut drivers = options.shape.drivers as usize - 1;
-    for newcomers in plan.members[1..].chunks(ADDS_MAX) {
+    // all drivers come in by the first commit
+    let adds = options.adds_per_commit.max(drivers).max(1);
+    for newcomers in plan.members[1..].chunks(adds) {
         let (newcomers, site) = (newcomers.to_vec(), Arc::clone(&site));
         let filled = busy(move || {
             let mut tokens = |account| site.token(account);
@@ -337,5 +341,3 @@ const CONNECTIONS: usize = 4;
 const REQUESTS: usize = 64;
 /// In one request; a provider mints 200 at most.
 const TOKENS_MAX: u8 = 200;
-/// In one commit; a hub's default takes so many.
-const ADDS_MAX: usize = 1000;

@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior},
@@ -21,7 +22,7 @@ use super::{
     plan::Op,
     race::{self, Round},
     recorder::Recorder,
-    result::{Load, Run, RunResult, SEND_LAG, Scrape, Workload as Described},
+    result::{Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload as Described},
     script::Script,
     send::{Sender, Verdict, Work},
     view::View,
@@ -103,23 +104,27 @@ pub async fn run(
         options.is_quiet,
     )
     .await?;
-    let mut scrapes = Vec::new();
-    for url in &options.ops {
-        scrapes.push((url.clone(), machine::scrape(url, 0).await));
-    }
+    // what waits in their queues from before is no part of the run
+    drains.settle(BACKLOG_MAX).await;
     let before = machine::processor_time();
     let started_at_ms = now().0;
-    let mut replay = Replay::new(workload, targets, lines, recorder, &options, drains.begin());
+    let began = drains.begin();
+    let first = tokio::spawn(scrape_at(began, options.warm_up, options.ops.clone()));
+    let mut replay = Replay::new(workload, targets, lines, recorder, &options, began);
     let interrupted = replay.go(stop).await?;
+    let scrapes = if first.is_finished() || replay.elapsed() >= options.warm_up {
+        first.await.unwrap_or_default()
+    } else {
+        // it was stopped before there was anything to measure
+        first.abort();
+        scrape_at(began, Duration::ZERO, options.ops.clone()).await
+    };
     drains.settle(SETTLE_MAX).await;
     let over_at = replay.over_at.unwrap_or_default();
     let measured = over_at.saturating_sub(options.warm_up);
-    let end_ms = millis(replay.elapsed());
-    let mut scraped = Vec::new();
-    for (url, before) in scrapes {
-        let after = machine::scrape(&url, end_ms).await;
-        scraped.push(Scrape { target: url, before, after });
-    }
+    let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
+    let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
+    let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
     replay.recorder.close_interval(replay.elapsed());
     let spent = machine::processor_time().zip(before).map(|(after, before)| after - before);
     let generator_us = spent.and_then(|spent| {
@@ -154,6 +159,13 @@ pub async fn run(
     Ok(Done { result, groups_lost, generator_us, delivered: drains.delivered(), interrupted })
 }
 
+/// The targets' metrics, `when` the run has gone on for so long.
+async fn scrape_at(began: Instant, when: Duration, ops: Vec<String>) -> Vec<Scraped> {
+    tokio::time::sleep_until(began + when).await;
+    let each = ops.iter().map(|url| machine::scrape(url, millis(began.elapsed())));
+    join_all(each).await
+}
+
 async fn open(path: PathBuf) -> Result<Workload, LoadError> {
     let opened = tokio::task::spawn_blocking(move || Workload::open(&path)).await;
     opened.unwrap_or(Err(LoadError::Interrupted))
@@ -184,14 +196,18 @@ fn drained(workload: &Workload, options: &Options) -> Result<Vec<u32>, LoadError
         return Ok(Vec::new());
     }
     let most = options.drain_clients.unwrap_or(usize::MAX);
+    let most = most.min(workload.accounts.len());
     let mut inside = std::collections::BTreeSet::new();
     for index in 0..workload.header.shape.groups as usize {
-        if inside.len() >= most.min(workload.accounts.len()) {
-            break;
+        // who came last has the fewest commits of the others' coming in before what is measured
+        for member in workload.group(index)?.0.members.into_iter().rev() {
+            if inside.len() == most {
+                return Ok(inside.into_iter().collect());
+            }
+            inside.insert(member);
         }
-        inside.extend(workload.group(index)?.0.members);
     }
-    Ok(inside.into_iter().take(most).collect())
+    Ok(inside.into_iter().collect())
 }
 
 /// Asks each target something as a client of its own, so that a wrong one is told of before the load begins.
@@ -536,4 +552,6 @@ pub const NOT_BEGUN: &str = "not_begun";
 const GRACE: Duration = Duration::from_secs(45);
 const GRACE_STOPPED: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(5);
+/// How long what waited in the queues before may take to be read.
+const BACKLOG_MAX: Duration = Duration::from_secs(120);
 const SETTLE_MAX: Duration = Duration::from_secs(15);

@@ -53,6 +53,7 @@ async fn prepared(providers: &Providers, shape: Shape, file: &Path) -> Prepared 
         targets: targets(providers),
         token: Vec::new(),
         file: file.to_owned(),
+        adds_per_commit: 2,
         jobs: 3,
         is_quiet: true,
     });
@@ -280,6 +281,7 @@ async fn what_cannot_be_replayed_says_what_to_do() {
         targets: targets(&providers),
         token: Vec::new(),
         file: file.clone(),
+        adds_per_commit: 1000,
         jobs: 1,
         is_quiet: true,
     });
@@ -292,6 +294,7 @@ async fn what_cannot_be_replayed_says_what_to_do() {
         targets: targets(&strict),
         token: Vec::new(),
         file: folder.path().join("none"),
+        adds_per_commit: 1000,
         jobs: 1,
         is_quiet: true,
     });

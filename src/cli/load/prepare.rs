@@ -48,6 +48,10 @@ pub(super) struct Args {
     /// What the operator gave out, where registration asks for it
     #[arg(long, default_value = "")]
     token: String,
+    /// Members that are added in one commit. Those of a group's first commit have all further ones in their queues; a hub takes 1000
+    /// unless its configuration says otherwise
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    adds_per_commit: usize,
     /// Groups at work at the same time; else four for each processor
     #[arg(long)]
     jobs: Option<usize>,
@@ -90,6 +94,7 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
         targets,
         token: args.token.as_bytes().to_vec(),
         file: args.file.clone(),
+        adds_per_commit: args.adds_per_commit,
         jobs: args.jobs.unwrap_or(processors * 4),
         is_quiet: args.quiet,
     };
