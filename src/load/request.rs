@@ -186,7 +186,7 @@ mod tests {
         );
         crypto::verify_with_label(
             account.key.scheme(),
-            account.key.public(),
+            account.key.public().as_slice(),
             LABEL,
             &message.to_be_signed(),
             message.signature.as_slice(),
