@@ -2,6 +2,7 @@
 
 mod prepare;
 mod report;
+mod run;
 mod targets;
 
 use std::{io::IsTerminal as _, process::ExitCode};
@@ -25,6 +26,10 @@ enum Command {
     /// The providers should be there for tests: what is registered and created stays. config/load.toml shows the limits to set,
     /// ops/load.md tried scenarios.
     Prepare(prepare::Args),
+    /// Replay a workload at the providers that it was prepared at, and measure
+    ///
+    /// Operations go to the groups by chance; in each group they keep their order. Ctrl-C ends it, and what was measured is kept.
+    Run(Box<run::Args>),
     /// Say what a recorded run measured, or how two of them compare
     ///
     /// Latencies per operation, throughput, errors by code, and what the run cost each target by its own counters: CPU, memory, bytes
@@ -50,6 +55,7 @@ pub fn run(args: &Args) -> ExitCode {
     let done: Result<(), LoadError> = runtime.block_on(async {
         match &args.command {
             Command::Prepare(args) => prepare::run(args).await,
+            Command::Run(args) => run::run(args).await,
             Command::Report(args) => report::run(args),
         }
     });

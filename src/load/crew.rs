@@ -5,8 +5,6 @@
 //! the same crew: one that is alone in its group knows what will be accepted, and builds ahead; one whose members race goes by what
 //! the hub answers. PROTOCOL.md §2; RFC 9420.
 
-#![allow(dead_code, reason = "replaying it follows")]
-
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 

@@ -6,16 +6,25 @@
 
 pub mod account;
 pub mod crew;
+pub mod drain;
+pub mod lanes;
 pub mod latencies;
 pub mod lines;
+mod machine;
+pub mod pace;
 pub mod plan;
 pub mod prepare;
 pub mod progress;
+pub mod race;
 pub mod recorder;
 pub mod report;
 pub mod request;
 pub mod result;
+pub mod run;
 mod scrape;
+mod script;
+mod send;
+mod view;
 pub mod workload;
 
 use crate::{

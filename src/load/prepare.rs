@@ -96,7 +96,7 @@ pub async fn prepare(options: Prepare) -> Result<Prepared, LoadError> {
     }
     drop(made);
     let bytes = writer.finish()?;
-    progress.end();
+    progress.finish();
     Ok(Prepared { bytes, registering, grouping: began.elapsed() - registering, live, steps })
 }
 
@@ -141,7 +141,7 @@ impl Site {
             .buffered(REQUESTS)
             .try_collect::<Vec<_>>()
             .await?;
-        progress.end();
+        progress.finish();
         Ok(Self { accounts: Arc::new(accounts), tokens, hub_keys })
     }
 
@@ -284,8 +284,15 @@ fn script(
     tokens: &mut dyn FnMut(u32) -> Result<QueueToken, LoadError>,
 ) -> Result<Block, LoadError> {
     let GroupPlan { hub, members, ops } = plan;
-    let mut group =
-        Group { id: crew.id().clone(), hub, members, epoch: crew.epoch().0, steps: 0, live: None };
+    let mut group = Group {
+        id: crew.id().clone(),
+        hub,
+        members,
+        epoch: crew.epoch().0,
+        steps: 0,
+        tail: 0,
+        live: None,
+    };
     let mut steps = Vec::new();
     let is_live = ops.iter().any(|op| matches!(op, Op::Race { .. }));
     let count = u32::try_from(ops.len()).unwrap_or(u32::MAX);
@@ -311,6 +318,8 @@ fn script(
         }
         group.steps = u32::try_from(steps.len()).unwrap_or(u32::MAX);
     }
+    let tail = steps.iter().rev().take_while(|step| step.holds == 0).count();
+    group.tail = u32::try_from(tail).unwrap_or(u32::MAX);
     let bytes = workload::block(&group, &steps)?;
     Ok(Block { index: 0, bytes, is_live, steps: count })
 }

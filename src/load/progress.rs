@@ -48,7 +48,8 @@ impl Progress {
         }
     }
 
-    pub fn end(self) {
+    /// It is as far as it comes.
+    pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish();
         }

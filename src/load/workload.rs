@@ -6,8 +6,6 @@
 //!
 //! Order: header, accounts; of each group its record and then its steps; the index; where the index begins.
 
-#![allow(dead_code, reason = "replaying it follows")]
-
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
@@ -65,6 +63,8 @@ pub(super) struct Group {
     pub epoch: u64,
     /// How many steps follow. 0 where it has races: then it is made live.
     pub steps: u32,
+    /// How many of the last ones are messages of the last epoch: they can be sent again and again.
+    pub tail: u32,
     pub live: Option<Live>,
 }
 
@@ -398,6 +398,7 @@ mod tests {
                 members: vec![0, 2],
                 epoch: 1,
                 steps: 2,
+                tail: 2,
                 live: None,
             };
             let step = |bytes: usize| Step {

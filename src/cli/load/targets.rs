@@ -23,6 +23,11 @@ pub(super) struct Targets {
 }
 
 impl Targets {
+    /// Whether any are named.
+    pub fn is_given(&self) -> bool {
+        !self.targets.is_empty() || !self.endpoints.is_empty()
+    }
+
     /// Those that are named; else the one whose endpoints.json is where `mimid serve` leaves it.
     pub fn named(&self) -> Result<Vec<Target>, LoadError> {
         if !self.targets.is_empty() {
