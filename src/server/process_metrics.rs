@@ -88,7 +88,7 @@ mod tests {
             assert_eq!(told.iter().filter(|name| *name == CPU).count(), 1);
             assert!(told.iter().all(|name| names.contains(name)), "{told:?}");
             let cpu = families.iter().find(|it| it.name() == CPU).unwrap();
-            let seconds = cpu.get_metric()[0].get_counter().value();
+            let seconds = cpu.get_metric()[0].get_counter().get_value();
             assert!(seconds >= 0.0);
             if seconds.fract() != 0.0 {
                 break;

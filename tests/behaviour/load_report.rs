@@ -154,7 +154,8 @@ fn a_file_that_is_no_whole_run_is_refused_and_nothing_is_written() {
         let compared = report(&[&"--compare", &run, file]);
         assert_eq!(compared.status.code(), Some(1));
     }
-    for wrong in [&[][..], &["a", "--compare", "a", "b"], &["--compare", "a"]] {
+    let wrong: [&[&str]; 3] = [&[], &["a", "--compare", "a", "b"], &["--compare", "a"]];
+    for wrong in wrong {
         let refused = Command::new(MIMID).args(["load", "report"]).args(wrong).output().unwrap();
         assert_eq!(refused.status.code(), Some(2), "{wrong:?}");
     }

@@ -172,7 +172,8 @@ fn notes(a: &Report, b: &Report) -> Vec<String> {
     pair("targets", x.targets.join(" "), y.targets.join(" "));
     for (of_a, of_b) in [(&x.options, &y.options), (&x.machine, &y.machine)] {
         // what a machine was doing is never the same twice
-        let lasting = |key: &&String| !key.starts_with("load average");
+        let passing = ["load average", "processor time"];
+        let lasting = |key: &&String| !passing.iter().any(|it| key.starts_with(it));
         let mut keys: Vec<&String> = of_a.keys().chain(of_b.keys()).filter(lasting).collect();
         keys.sort_unstable();
         keys.dedup();
@@ -272,12 +273,14 @@ mod tests {
         let add = other.operations.remove("add").unwrap();
         other.operations.insert("remove".into(), add);
         other.run.workload.seed = 9;
+        other.run.machine.insert("load average at start".into(), "7.5".into());
         other.scrapes.clear();
         let told = Comparison::new(Report::new(&testing::run(1)), Report::new(&other));
         let of = |name: &str| told.operations.iter().find(|of| of.name == name).unwrap();
         assert_eq!((of("add").answered_a, of("add").answered_b), (Some(1200), None));
         assert_eq!((of("remove").answered_a, of("remove").latency[0].ratio), (None, None));
         assert!(told.notes[0].contains("seed: 7 → 9"), "{:?}", told.notes);
+        assert!(!told.notes[0].contains("7.5"), "it is never the same: {:?}", told.notes);
         assert!(told.costs.iter().all(|of| of.ratio.is_none() && of.b.is_none()));
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn span(ms: u64) -> String {
     let (minutes, seconds) = (ms / 60_000, ms / 1000 % 60);
     match (minutes, seconds) {
         (0, 0) => format!("{ms} ms"),
-        (0, _) if ms % 1000 == 0 => format!("{seconds} s"),
+        (0, _) if ms.is_multiple_of(1000) => format!("{seconds} s"),
         (0, _) => format!("{} s", digits(ms as f64 / 1e3)),
         (minutes, 0) => format!("{minutes} min"),
         (minutes, seconds) => format!("{minutes} min {seconds} s"),
