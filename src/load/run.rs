@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior},
@@ -162,8 +161,11 @@ pub async fn run(
 /// The targets' metrics, `when` the run has gone on for so long.
 async fn scrape_at(began: Instant, when: Duration, ops: Vec<String>) -> Vec<Scraped> {
     tokio::time::sleep_until(began + when).await;
-    let each = ops.iter().map(|url| machine::scrape(url, millis(began.elapsed())));
-    join_all(each).await
+    let mut scraped = Vec::new();
+    for url in &ops {
+        scraped.push(machine::scrape(url, millis(began.elapsed())).await);
+    }
+    scraped
 }
 
 async fn open(path: PathBuf) -> Result<Workload, LoadError> {
