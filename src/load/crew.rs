@@ -23,7 +23,7 @@ use super::{
     request::{Kind, Request, Signer},
 };
 use crate::{
-    client::core::{Content, SUITES, capabilities, join_config, partial, unknown},
+    client::core::{Content, Hub, SUITES, capabilities, group_context, join_config, partial},
     crypto::MlsProvider,
     policy,
     wire::{
@@ -32,9 +32,7 @@ use crate::{
             Add, CreateGroup, DsRequest, DsSenderId, ExternalCommitInfo, GroupUpdate, JoinGroup,
             SendMessage, WelcomeInfo,
         },
-        extensions::{
-            ClientQueueConfig, GROUP_POLICY, JoinPolicy, PublicKey, QueueToken, USER_KEY,
-        },
+        extensions::{ClientQueueConfig, JoinPolicy, PublicKey, QueueToken},
         ids::{Epoch, GroupId, KeyPackageRef, LeafIndex, Timestamp},
         mls::{KeyPackage, MlsMessage},
     },
@@ -102,20 +100,8 @@ impl Crew {
         let provider = scratch();
         let mut policy = policy::default_policy(&account.user_key_hash()?);
         policy.join = JoinPolicy::Open;
-        let hub_credential = mls::BasicCredential::new(hub.as_str().as_bytes().to_vec());
-        let context = mls::Extensions::from_vec(vec![
-            mls::Extension::RequiredCapabilities(mls::RequiredCapabilitiesExtension::new(
-                &[mls::ExtensionType::Unknown(USER_KEY), mls::ExtensionType::Unknown(GROUP_POLICY)],
-                &[mls::ProposalType::SelfRemove],
-                &[],
-            )),
-            mls::Extension::ExternalSenders(vec![mls::ExternalSender::new(
-                hub_key.as_slice().into(),
-                hub_credential.into(),
-            )]),
-            unknown(GROUP_POLICY, encode(&policy)),
-        ])
-        .map_err(LoadError::mls)?;
+        let hub = Hub { domain: hub, external_sender: hub_key.clone() };
+        let context = group_context(&hub, &policy)?;
         let group = mls::MlsGroup::builder()
             .with_group_id(mls::GroupId::from_slice(id.as_bytes()))
             .ciphersuite(SUITES[0])

@@ -23,10 +23,10 @@ use super::{
     workload::{self, Group, Header, Live, Step, Target, Writer},
 };
 use crate::{
-    crypto,
+    client, crypto,
     wire::{
         client::{Flag, MintedTokens, ProviderKeys, ProviderKeysAnswer, QueueTokens, Registered},
-        codec::{List, Opaque},
+        codec::List,
         encode,
         extensions::{KeyPackageClass, PublicKey, QueueToken, SignatureScheme},
         ids::{ClientUri, RequestId, UserUri},
@@ -181,15 +181,7 @@ async fn hub_key(
             .await;
     let answer =
         answer.map_err(|error| LoadError::of(error, &target.url, "say what its keys are"))?;
-    let now = now();
-    let keys = answer.signature.keys.iter().chain(answer.verification.keys.iter());
-    let key = keys
-        .filter(|key| key.purpose.as_slice() == b"external-sender")
-        .filter(|key| key.scheme == SignatureScheme::ED25519)
-        .filter(|key| key.not_before <= now && now < key.not_after)
-        .max_by_key(|key| key.not_before)
-        .and_then(|key| Opaque::new(key.public_key.as_slice()).ok());
-    key.ok_or_else(|| {
+    client::hub_key(&answer, SignatureScheme::ED25519, now()).ok_or_else(|| {
         LoadError::Usage(format!("{} hosts no groups of ciphersuite 1", target.domain))
     })
 }

@@ -57,7 +57,7 @@ pub use records::{
 pub use settle::Settled;
 pub use view::{GroupView, MemberView};
 
-pub(crate) use build::partial;
+pub(crate) use build::{group_context, partial};
 pub(crate) use enter::join_config;
 pub(crate) use identity::{capabilities, unknown};
 
