@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
 
 use super::{
     LoadError,
@@ -31,15 +34,11 @@ pub(super) fn facts() -> BTreeMap<String, String> {
     facts
 }
 
-/// What this process has used of processors; none where the system does not say.
+/// What this process has used of processors.
 #[must_use]
-pub(super) fn processor_time() -> Option<Duration> {
-    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // behind the name, which may hold anything: state is field 3, user and system time are 14 and 15
-    let (_, rest) = stat.rsplit_once(')')?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+pub(super) fn processor_time() -> Duration {
+    // what a process has used is never negative
+    clock_gettime(ClockId::ProcessCPUTime).try_into().unwrap_or_default()
 }
 
 /// Makes sure that so many connections can be open.
@@ -92,7 +91,5 @@ async fn fetch(url: &str) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it is no text".to_owned())
 }
 
-/// Of Linux, on everything that it runs on.
-const TICKS_PER_SECOND: u64 = 100;
 const FILES_KEPT: u64 = 128;
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(10);

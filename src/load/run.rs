@@ -69,7 +69,7 @@ pub struct Done {
     pub result: RunResult,
     /// Groups in which nothing more could happen.
     pub groups_lost: usize,
-    /// The processors' time that the generator used for each operation that was begun.
+    /// The processors' time that the generator used for each operation that was begun; none where none was.
     pub generator_us: Option<u64>,
     pub delivered: u64,
     pub interrupted: bool,
@@ -125,11 +125,9 @@ pub async fn run(
     let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
     let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
     replay.recorder.close_interval(replay.elapsed());
-    let spent = machine::processor_time().zip(before).map(|(after, before)| after - before);
-    let generator_us = spent.and_then(|spent| {
-        let us = u64::try_from(spent.as_micros()).ok()?;
-        us.checked_div(replay.begun)
-    });
+    let spent = machine::processor_time().saturating_sub(before);
+    let spent_us = u64::try_from(spent.as_micros()).unwrap_or(u64::MAX);
+    let generator_us = spent_us.checked_div(replay.begun);
     if let Some(us) = generator_us {
         let what =
             "processor time of the generator for each operation, its clients' reading included";
@@ -357,16 +355,17 @@ impl Replay {
             tokio::select! {
                 biased;
                 () = &mut stop, if !stopped => stopped = true,
+                // before what is over: at a high rate something always is, and an interval is to be a second
+                _ = ticks.tick() => {
+                    let interval = self.recorder.close_interval(self.elapsed());
+                    self.view.show(&interval, self.lanes.waiting());
+                }
                 Some(over) = self.overs.recv() => {
                     self.took(over, stopped)?;
                     // others may be there, too: what is due is looked at behind all of them
                     while let Ok(over) = self.overs.try_recv() {
                         self.took(over, stopped)?;
                     }
-                }
-                _ = ticks.tick() => {
-                    let interval = self.recorder.close_interval(self.elapsed());
-                    self.view.show(&interval, self.lanes.waiting());
                 }
                 () = tokio::time::sleep_until(wake) => {}
             }
@@ -447,7 +446,10 @@ impl Replay {
             (Arc::clone(&self.sender), self.recorder.clone(), self.over.clone());
         match &mut self.scripts[group] {
             Script::Ahead(ahead) => {
-                let Some((step, id)) = ahead.take() else { return };
+                let Some((step, id)) = ahead.take() else {
+                    let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
+                    return;
+                };
                 let held = step.holds > 0;
                 let work = Work {
                     requests: step.requests,
@@ -479,7 +481,10 @@ impl Replay {
                     let _ = over.send(Over::Live { group, crew });
                 });
             }
-            Script::Unopened | Script::Gone => {}
+            // as one that is over at once: what is counted as running must end
+            Script::Unopened | Script::Gone => {
+                let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
+            }
         }
     }
 

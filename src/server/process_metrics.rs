@@ -1,7 +1,5 @@
-//! What the process takes, as Prometheus asks for it: prometheus' own collector, with CPU time in hundredths of a second. That one tells
+//! What the process takes, as Prometheus asks for it: prometheus' own collector, with CPU time in parts of a second. That one tells
 //! whole seconds, which is too coarse for what a request costs, or for a rate over a few scrapes.
-
-use std::fs;
 
 use prometheus::{
     Counter,
@@ -9,6 +7,7 @@ use prometheus::{
     process_collector::ProcessCollector,
     proto::MetricFamily,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 /// Exports `process_…`.
 pub struct ProcessMetrics(ProcessCollector);
@@ -42,40 +41,19 @@ impl Collector for ProcessMetrics {
 }
 
 fn cpu_family() -> Option<MetricFamily> {
-    let seconds = cpu_seconds(&fs::read_to_string("/proc/self/stat").ok()?)?;
+    let used = clock_gettime(ClockId::ProcessCPUTime);
     let counter = Counter::new(CPU, "Total user and system CPU time spent in seconds.").ok()?;
-    counter.inc_by(seconds);
+    counter.inc_by(used.tv_sec as f64 + used.tv_nsec as f64 / 1e9);
     counter.collect().pop()
 }
 
-/// User and system time in a process' `stat`, proc(5). The program's name before it may hold anything.
-fn cpu_seconds(stat: &str) -> Option<f64> {
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    let mut fields = behind_name.split_whitespace().skip(UTIME);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some((ticks()? + ticks()?) as f64 / TICKS_A_SECOND)
-}
-
 const CPU: &str = "process_cpu_seconds_total";
-/// Fields between the name and `utime`, which `stime` follows.
-const UTIME: usize = 11;
-/// `USER_HZ`: what Linux tells programs in, on whatever it runs that mimid is built for.
-const TICKS_A_SECOND: f64 = 100.0;
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-
-    #[test]
-    fn cpu_time_is_user_and_system_time_whatever_the_program_is_called() {
-        let stat = "17 (a b) 9 (x) S 1 17 17 0 -1 4194560 1 2 3 4 150 25 6 7 20 0 9 0 1";
-        assert_eq!(cpu_seconds(stat), Some(1.75));
-        for broken in ["", "17 (a)", "17 (a) S 1 17 17 0 -1 4194560 1 2 3 4 150", "x"] {
-            assert_eq!(cpu_seconds(broken), None);
-        }
-    }
 
     #[test]
     fn a_scrape_tells_cpu_time_once_and_finer_than_seconds() {
