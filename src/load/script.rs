@@ -133,22 +133,30 @@ impl Ahead {
 
     fn pass(&mut self) {
         if let Some((_, next)) = self.next.take() {
-            self.at = next;
-            self.index += 1;
-            self.request = None;
-            self.attempts = 0;
+            self.past(next);
         }
+    }
+
+    /// The step that came next is past; the one behind it is at `next`.
+    fn past(&mut self, next: u64) {
+        self.at = next;
+        self.index += 1;
+        self.request = None;
+        self.attempts = 0;
     }
 
     /// The step that [`Script::holds`] has looked at, and the id to send it under. A message is past by that, a commit when it was judged.
     pub fn take(&mut self) -> Option<(Step, RequestId)> {
         let id = *self.request.get_or_insert_with(|| RequestId(crypto::random()));
-        let (step, _) = self.next.as_ref()?;
-        let taken = Step { epoch: step.epoch, holds: step.holds, requests: step.requests.clone() };
-        if taken.holds == 0 {
-            self.pass();
+        let (step, next) = self.next.take()?;
+        if step.holds == 0 {
+            self.past(next);
+            return Some((step, id));
         }
-        Some((taken, id))
+        // it may have to be sent again
+        let again = Step { epoch: step.epoch, holds: step.holds, requests: step.requests.clone() };
+        self.next = Some((again, next));
+        Some((step, id))
     }
 
     /// What the hub made of a step that was `held`, or of a message. `false`: nothing more can happen in the group.

@@ -115,7 +115,7 @@ pub fn comparison(comparison: &Comparison) -> String {
         "Ratios of B to A: 2.00× is twice as long, or twice as many a second. ≈ marks what the sample alone may have made.",
     );
     page.push_str("<div class=\"stack\">");
-    page.push_str(&ratios(comparison));
+    page.push_str(&table(&tables::compared_latencies(comparison), &[]));
     page.push_str(&table(&tables::compared_values(comparison), &[]));
     page.push_str("</div><div class=\"columns small\" style=\"margin-top:1rem\">");
     for of in &comparison.operations {
@@ -292,28 +292,17 @@ fn table(of: &Table, colours: &[&str]) -> String {
                 let colour = colour.unwrap_or_default();
                 let _ = write!(told, "<th scope=\"row\">{colour}{}</th>", escaped(cell));
             } else {
-                let class = if cell.starts_with('~') { " class=\"thin\"" } else { "" };
+                let class = match cell.chars().next() {
+                    Some('~') => " class=\"thin\"",
+                    Some('≈') => " class=\"even\"",
+                    Some(_) | None => "",
+                };
                 let _ = write!(told, "<td{class}>{}</td>", escaped(cell));
             }
         }
         told.push_str("</tr>");
     }
     told + "</tbody></table></div>"
-}
-
-/// The table of ratios: a word's colour says in which direction, beside its number.
-fn ratios(comparison: &Comparison) -> String {
-    let of = tables::compared_latencies(comparison);
-    let mut told = table(&of, &[]);
-    for operation in &comparison.operations {
-        for figure in operation.latency.iter().filter(|it| it.within_noise) {
-            let Some(ratio) = figure.ratio else { continue };
-            let cell = format!("≈{}", super::units::ratio(ratio));
-            told = told
-                .replace(&format!("<td>{cell}</td>"), &format!("<td class=\"even\">{cell}</td>"));
-        }
-    }
-    told
 }
 
 fn colour(at: usize) -> String {
