@@ -1,6 +1,6 @@
 //! What a recorded run says: figures per operation, what they cost the targets, and what a reader must know before believing them.
 //!
-//! [`Report`] and [`Comparison`] are what is said; [`text`], [`json`] and [`html`] are ways to say it, and add nothing. All of it is pure.
+//! [`Report`] and [`Comparison`] are what is said; [`text`], JSON and [`html`] are ways to say it, and add nothing. All of it is pure.
 
 pub mod compare;
 pub mod costs;
