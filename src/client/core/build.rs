@@ -380,6 +380,7 @@ impl Member {
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,
             proofs: Vec::new(),
+            places: Vec::new(),
             welcome: None,
             left: None,
             resyncs: Vec::new(),

@@ -581,6 +581,7 @@ impl Member {
                 filter: FanoutFilter::All,
                 joined_at: now,
                 proofs: Vec::new(),
+                places: Vec::new(),
                 welcome: None,
                 left: None,
                 resyncs: Vec::new(),
