@@ -1,6 +1,8 @@
 //! All groups of the node: finding and activating their actors, admission, and the sweep that wakes those whose
 //! time has come.
 
+mod pending;
+
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -24,6 +26,7 @@ use super::{
     },
     moves::step,
     node::Node,
+    stages::{Stage, Stages},
 };
 use crate::{
     crypto::MlsCrypto,
@@ -42,6 +45,9 @@ use crate::{
         ids::{ClientUri, Domain, GroupId, Timestamp},
     },
 };
+
+use pending::Waiting;
+pub(super) use pending::WaitingCollector;
 
 /// Bounds and times of the node's groups.
 #[derive(Debug, Clone)]
@@ -101,6 +107,7 @@ pub struct Groups {
     /// Groups that could not be loaded, for a fault of ours that does not pass by itself, until when they are not tried again,
     /// and what is answered meanwhile.
     isolated: Mutex<HashMap<GroupId, (Timestamp, DsError)>>,
+    pub(super) waiting: Waiting,
 }
 
 /// Groups that are known to be isolated; of more, each request tries again.
@@ -149,6 +156,7 @@ impl Groups {
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
             isolated: Mutex::default(),
+            waiting: Waiting::default(),
             options,
         }
     }
@@ -305,17 +313,20 @@ impl Node {
         if let Some(error) = self.groups.isolation(&group, self.clock.now()) {
             return Err(error);
         }
+        let stages = Stages::current();
         let mut tries = 0;
         loop {
             self.groups.make_room(&group)?;
             let active = self.groups.find(self, &group);
             let permits = self.groups.admit(&active)?;
             let (reply, answer) = oneshot::channel();
+            stages.enter(Stage::Queue);
             active.actor.do_send(Operate {
                 request: Box::new(request.clone()),
                 reply,
                 permits,
                 span: Span::current(),
+                stages: stages.clone(),
             });
             if let Ok(answer) = answer.await {
                 return answer;

@@ -30,6 +30,7 @@ mod peer;
 pub mod peers;
 pub mod queue;
 mod relay;
+pub mod stages;
 pub mod tokens;
 
 pub use arrivals::ArrivalState;

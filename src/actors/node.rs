@@ -10,7 +10,7 @@ use super::{
     copies::Copies,
     deliver::Offers,
     departures::Departures,
-    groups::{GroupOptions, Groups},
+    groups::{GroupOptions, Groups, WaitingCollector},
     hints::Hints,
     hub_keys::of_providers,
     key_packages::Fetches,
@@ -125,6 +125,11 @@ impl Node {
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of groups that leave");
+        }
+        let collector = WaitingCollector::new(node.groups.waiting.clone(), Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of pending proposals");
         }
         node
     }

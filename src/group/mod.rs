@@ -309,6 +309,12 @@ impl GroupState {
         self.pending.iter().map(|pending| &pending.message)
     }
 
+    /// Since when the oldest of them is pending.
+    #[must_use]
+    pub fn pending_since(&self) -> Option<Timestamp> {
+        self.pending.iter().map(|pending| pending.record.since).min()
+    }
+
     /// Epochs that pending joiners may still ask for, each with the sequence of the commit that began it: an epoch of
     /// the same number may have been void before.
     #[must_use]

@@ -21,7 +21,10 @@ use super::{
     well_known::{self, DsDomain},
 };
 use crate::{
-    actors::Node,
+    actors::{
+        Node,
+        stages::{Stage, Stages},
+    },
     wire::{
         client::{
             ClientMessage, Complain, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
@@ -129,6 +132,7 @@ impl ClientApi {
         } else {
             self.front.place()?
         };
+        Stages::current().enter(Stage::Decode);
         let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
         self.front.in_time(longer, self.dispatch(endpoint, message)).await
@@ -140,64 +144,85 @@ impl ClientApi {
         endpoint: Endpoint,
         message: ClientMessage,
     ) -> Result<Answer, Refusal> {
-        let node = &self.node;
+        let (node, stages) = (&self.node, Stages::current());
+        stages.enter(Stage::Authenticate);
         if endpoint == Endpoint::Register {
+            stages.enter(Stage::Work);
             let register: Register = body_of(&message)?;
             return Answer::client(encode(&node.register(&message, register).await?));
         }
         let from = node.authenticate(&message, endpoint.path()).await?;
+        stages.enter(Stage::Decode);
         let answer = match endpoint {
             Endpoint::GroupOperation
             | Endpoint::WelcomeInformation
             | Endpoint::ExternalCommitInformation => {
-                return self.group_operation(endpoint, &from, body_of(&message)?).await;
+                let body: DsMessage = body_of(&message)?;
+                stages.enter(Stage::Work);
+                stages.name_operation(body.request.name());
+                return self.group_operation(endpoint, &from, body).await;
             }
             Endpoint::KeyPackages => {
                 let body: PublishKeyPackages = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.publish_key_packages(&from, body).await?)
             }
             Endpoint::QueueTokens => {
                 let body: QueueTokens = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.queue_tokens(&from, body).await?)
             }
-            Endpoint::Dequeue => encode(&self.dequeue(&from, body_of(&message)?).await?),
+            Endpoint::Dequeue => {
+                let body: Dequeue = body_of(&message)?;
+                stages.enter(Stage::Wait);
+                encode(&self.dequeue(&from, body).await?)
+            }
             Endpoint::ConnectionKeyPackages => {
                 let body: ConnectionKeyPackageRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.connection_key_packages(&from, body).await?)
             }
             Endpoint::GroupKeyPackages => {
                 let body: GroupKeyPackageRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.group_key_packages(&from, body).await?)
             }
             Endpoint::ConnectionRequest => {
                 let body: ConnectionRequestTo = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.connection_request(&from, body).await?)
             }
             Endpoint::ProviderKeys => {
                 let ProviderKeys { domain } = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.provider_keys(&domain).await?)
             }
             Endpoint::DeleteDevice => {
                 let body: DeleteDevice = body_of(&message)?;
+                stages.enter(Stage::Work);
                 node.delete_device(&from, body).await?;
                 Vec::new()
             }
             Endpoint::DeleteAccount => {
                 require_empty(&message)?;
+                stages.enter(Stage::Work);
                 node.delete_account(&from).await?;
                 Vec::new()
             }
             Endpoint::Consent => {
                 let body: Consent = body_of(&message)?;
+                stages.enter(Stage::Work);
                 node.consent(&from, body).await?;
                 Vec::new()
             }
             Endpoint::Complaint => {
                 let body: Complain = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.complain(&from, body).await?)
             }
             Endpoint::MigrationRequest => {
                 let body: MigrationRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.request_migration(body).await?)
             }
             Endpoint::Register | Endpoint::Stream | Endpoint::Unknown => {
@@ -250,9 +275,9 @@ async fn posted(
     payload: web::Payload,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
-    let span = trace::of_client(&request, endpoint.path());
+    let trace = trace::of_client(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
-    api.front.serve(endpoint.path(), endpoint.form(), span, handle).await
+    api.front.serve(endpoint.path(), endpoint.form(), trace, handle).await
 }
 
 async fn wrong_method(

@@ -28,7 +28,10 @@ use super::{
     well_known::{self, DsDomain},
 };
 use crate::{
-    actors::Node,
+    actors::{
+        Node,
+        stages::{Stage, Stages},
+    },
     federation::{Federation, Opened},
     rate::Limiter,
     wire::{
@@ -177,6 +180,8 @@ impl FederationApi {
     }
 
     async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
+        let stages = Stages::current();
+        stages.enter(Stage::Authenticate);
         let opened = match self.open(endpoint, bytes).await {
             Ok(opened) => opened,
             // said to the provider that sends, and not by the group to its client: a relay must tell them apart
@@ -188,6 +193,10 @@ impl FederationApi {
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
         let places = (self.places.take(&opened.sender)?, self.front.place_of_its_own()?);
         let event = opened.event;
+        stages.enter(Stage::Work);
+        if let EventType::DeliveryService(operation) = event {
+            stages.name_operation(operation);
+        }
         let answer = match self.node.federated_in(opened, places).await {
             Ok(bytes) => Answer::ok(bytes),
             Err(error) => Answer::refused(form(endpoint), error.into()),
@@ -205,9 +214,9 @@ async fn taken(
     payload: web::Payload,
     api: web::Data<FederationApi>,
 ) -> HttpResponse {
-    let span = trace::of_peer(&request, endpoint.path());
+    let trace = trace::of_peer(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
-    api.front.serve(endpoint.path(), form(endpoint), span, handle).await
+    api.front.serve(endpoint.path(), form(endpoint), trace, handle).await
 }
 
 /// This provider's own keys. They are not secret, and whoever asks has no key of ours to check a signature with.

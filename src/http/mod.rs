@@ -27,6 +27,7 @@ pub mod migrations;
 mod ops;
 mod pace;
 pub mod peers;
+mod slow;
 mod status;
 mod stream;
 mod tls;

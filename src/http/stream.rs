@@ -65,8 +65,8 @@ pub async fn open(
             let http = response.status().as_u16();
             api.front.metrics.answered(LISTENER, Endpoint::Stream.path(), http, started.elapsed());
             let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
-            let span = trace::of_client(&request, Endpoint::Stream.path());
-            rt::spawn(run(api.clone(), session, frames).instrument(span));
+            let trace = trace::of_client(&request, Endpoint::Stream.path());
+            rt::spawn(run(api.clone(), session, frames).instrument(trace.span));
             response
         }
         Err(error) => refuse(Refusal::http(

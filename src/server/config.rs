@@ -170,6 +170,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A level, or directives as tracing's EnvFilter takes them.
     pub level: String,
+    /// A request that takes so long is said, with where the time went.
+    pub slow_request: Option<Duration>,
 }
 
 choice! {
@@ -255,7 +257,11 @@ impl Default for Config {
                 drain_timeout: http.drain_timeout,
             },
             rates: Rates::default(),
-            log: Log { format: LogFormat::Human, level: "info".to_owned() },
+            log: Log {
+                format: LogFormat::Human,
+                level: "info".to_owned(),
+                slow_request: http.slow_after,
+            },
         }
     }
 }
@@ -320,5 +326,5 @@ settings! {
         address_per_second, address_burst, peer_per_second, peer_burst, group_per_second, group_burst, member_per_second,
         member_burst,
     ]
-    log: [format, level]
+    log: [format, level, slow_request]
 }

@@ -40,6 +40,7 @@ mod proxy;
 mod samples;
 mod secrets;
 mod serve;
+mod stages;
 mod supervised;
 #[path = "../support/mod.rs"]
 mod support;
