@@ -24,6 +24,7 @@ use super::{
     group::{
         Asked, Complain, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply, RosterFor, Tick,
     },
+    live::Live,
     moves::step,
     node::Node,
     stages::{Stage, Stages},
@@ -50,7 +51,7 @@ use pending::Waiting;
 pub(super) use pending::WaitingCollector;
 
 /// Bounds and times of the node's groups.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GroupOptions {
     pub settings: Settings,
     pub rates: GroupQuotas,
@@ -94,7 +95,7 @@ impl GroupOptions {
 
 /// The node's groups.
 pub struct Groups {
-    pub(super) options: GroupOptions,
+    pub(super) options: Live<GroupOptions>,
     hub: Arc<Hub>,
     active: Mutex<HashMap<GroupId, Active>>,
     /// Where the next one is looked for that may go.
@@ -157,7 +158,7 @@ impl Groups {
             turning: Turning::default(),
             isolated: Mutex::default(),
             waiting: Waiting::default(),
-            options,
+            options: Live::new(options),
         }
     }
 

@@ -68,7 +68,7 @@ use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
 pub use reject::Reject;
 
 /// What holds for every group of a hub.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// This provider: the hub of its groups.
     pub hub: Domain,

@@ -7,7 +7,6 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use tls_codec::DeserializeBytes;
-use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, Refusal},
@@ -17,12 +16,14 @@ use super::{
     limits::Limits,
     listen::Listening,
     metrics::HttpMetrics,
+    permits::Permits,
     stream, trace,
     well_known::{self, DsDomain},
 };
 use crate::{
     actors::{
         Node,
+        live::Live,
         stages::{Stage, Stages},
     },
     wire::{
@@ -56,42 +57,45 @@ pub fn client_listener(
     drain: Drain,
     ds_domain: Option<DsDomain>,
 ) -> io::Result<Listener> {
+    let limits = Arc::new(Live::new(limits));
     let listening = Listening {
         listener: LISTENER,
         address: listen,
         tls,
-        limits: limits.clone(),
+        limits: Arc::clone(&limits),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
     };
     let api = web::Data::new(ClientApi::new(node, limits, metrics, drain));
-    listening.bind(move |routes| {
-        routes.app_data(api.clone());
-        for endpoint in Endpoint::POSTED {
-            routes.service(
-                web::resource(endpoint.path())
-                    .route(
-                        web::post().to(move |request, payload, api| {
+    let adjusted = api.clone();
+    listening.bind(
+        move |limits| adjusted.adjust(&limits.shared),
+        move |routes| {
+            routes.app_data(api.clone());
+            for endpoint in Endpoint::POSTED {
+                routes.service(
+                    web::resource(endpoint.path())
+                        .route(web::post().to(move |request, payload, api| {
                             posted(endpoint, request, payload, api)
-                        }),
-                    )
-                    .default_service(web::to(move |request, api| {
-                        wrong_method(endpoint, "POST", request, api)
+                        }))
+                        .default_service(web::to(move |request, api| {
+                            wrong_method(endpoint, "POST", request, api)
+                        })),
+                );
+            }
+            routes.service(
+                web::resource(Endpoint::Stream.path())
+                    .route(web::get().to(stream::open))
+                    .default_service(web::to(|request, api| {
+                        wrong_method(Endpoint::Stream, "GET", request, api)
                     })),
             );
-        }
-        routes.service(
-            web::resource(Endpoint::Stream.path())
-                .route(web::get().to(stream::open))
-                .default_service(web::to(|request, api| {
-                    wrong_method(Endpoint::Stream, "GET", request, api)
-                })),
-        );
-        if let Some(said) = &ds_domain {
-            well_known::routes(routes, LISTENER, said, &api.front.metrics);
-        }
-        routes.default_service(web::to(unknown_path));
-    })
+            if let Some(said) = &ds_domain {
+                well_known::routes(routes, LISTENER, said, &api.front.metrics);
+            }
+            routes.default_service(web::to(unknown_path));
+        },
+    )
 }
 
 /// What every handler of this listener shares.
@@ -100,17 +104,28 @@ pub(super) struct ClientApi {
     pub front: Front,
     pub drain: Drain,
     /// Long polls and streams.
-    pub waiting: Arc<Semaphore>,
+    pub waiting: Permits,
 }
 
 impl ClientApi {
-    pub(super) fn new(node: Node, limits: Limits, metrics: HttpMetrics, drain: Drain) -> Self {
+    pub(super) fn new(
+        node: Node,
+        limits: Arc<Live<Limits>>,
+        metrics: HttpMetrics,
+        drain: Drain,
+    ) -> Self {
         Self {
-            waiting: Arc::new(Semaphore::new(limits.waiting_max)),
+            waiting: Permits::new(limits.waiting_max),
             front: Front::new(LISTENER, limits, metrics, Arc::clone(&node.clock)),
             node,
             drain,
         }
+    }
+
+    /// From now on these bounds hold.
+    fn adjust(&self, limits: &Limits) {
+        self.waiting.resize(limits.waiting_max);
+        self.front.adjust(limits);
     }
 
     async fn handle(

@@ -20,7 +20,7 @@ use super::{
     body::{self, BodyBudget},
     endpoint::Form,
     front::{Front, Listener, NO_SUCH_ENDPOINT, rate_limited},
-    limits::FederationLimits,
+    limits::{FederationLimits, Limits},
     listen::Listening,
     lobby::{Doors, Places},
     metrics::HttpMetrics,
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     actors::{
         Node,
+        live::Live,
         stages::{Stage, Stages},
     },
     federation::{Federation, Opened},
@@ -76,40 +77,46 @@ pub fn federation_listener(
     metrics: HttpMetrics,
     ds_domain: DsDomain,
 ) -> io::Result<Listener> {
+    let shared = Arc::new(Live::new(limits.shared.clone()));
     let listening = Listening {
         listener: LISTENER,
         address: listen,
         tls,
-        limits: limits.shared.clone(),
+        limits: Arc::clone(&shared),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
     };
-    let api = web::Data::new(FederationApi::new(node, federation, limits, metrics));
-    listening.bind(move |routes| {
-        routes.app_data(api.clone());
-        for endpoint in SIGNED {
-            let take = move |request, payload, api| taken(endpoint, request, payload, api);
-            let mut resource = web::resource(endpoint.path())
-                .route(web::post().to(take))
-                .default_service(web::to(move |request, api| wrong_method(endpoint, request, api)));
-            // TR lists them as GET with a body
-            if methods(endpoint) == GET_AND_POST {
-                resource = resource.route(web::get().to(take));
+    let api = web::Data::new(FederationApi::new(node, federation, shared, &limits, metrics));
+    let adjusted = api.clone();
+    listening.bind(
+        move |limits| adjusted.adjust(limits),
+        move |routes| {
+            routes.app_data(api.clone());
+            for endpoint in SIGNED {
+                let take = move |request, payload, api| taken(endpoint, request, payload, api);
+                let mut resource =
+                    web::resource(endpoint.path()).route(web::post().to(take)).default_service(
+                        web::to(move |request, api| wrong_method(endpoint, request, api)),
+                    );
+                // TR lists them as GET with a body
+                if methods(endpoint) == GET_AND_POST {
+                    resource = resource.route(web::get().to(take));
+                }
+                routes.service(resource);
             }
-            routes.service(resource);
-        }
-        for endpoint in KEYS {
-            routes.service(
-                web::resource(endpoint.path())
-                    .route(web::get().to(move |request, api| keys(endpoint, request, api)))
-                    .default_service(web::to(move |request, api| {
-                        wrong_method(endpoint, request, api)
-                    })),
-            );
-        }
-        well_known::routes(routes, LISTENER, &ds_domain, &api.front.metrics);
-        routes.default_service(web::to(unknown_path));
-    })
+            for endpoint in KEYS {
+                routes.service(
+                    web::resource(endpoint.path())
+                        .route(web::get().to(move |request, api| keys(endpoint, request, api)))
+                        .default_service(web::to(move |request, api| {
+                            wrong_method(endpoint, request, api)
+                        })),
+                );
+            }
+            well_known::routes(routes, LISTENER, &ds_domain, &api.front.metrics);
+            routes.default_service(web::to(unknown_path));
+        },
+    )
 }
 
 pub(super) struct FederationApi {
@@ -129,13 +136,13 @@ impl FederationApi {
     pub(super) fn new(
         node: Node,
         federation: Arc<Federation>,
-        limits: FederationLimits,
+        shared: Arc<Live<Limits>>,
+        limits: &FederationLimits,
         metrics: HttpMetrics,
     ) -> Self {
-        let FederationLimits { shared, requests_per_peer_max, requests_per_peer } = limits;
-        let places = if requests_per_peer_max == 0 { usize::MAX } else { requests_per_peer_max };
+        let places = places_of(limits);
         Self {
-            rates: Limiter::new(requests_per_peer, PEERS_COUNTED_MAX),
+            rates: Limiter::new(limits.requests_per_peer, PEERS_COUNTED_MAX),
             places: Places::new(places),
             doors: Doors::new(shared.requests_max, places),
             contents: BodyBudget::new(2 * CONTENT_BYTES_MAX),
@@ -143,6 +150,15 @@ impl FederationApi {
             node,
             federation,
         }
+    }
+
+    /// From now on these bounds hold.
+    fn adjust(&self, limits: &FederationLimits) {
+        let places = places_of(limits);
+        self.rates.replace(limits.requests_per_peer);
+        self.places.resize(places);
+        self.doors.resize(limits.shared.requests_max, places);
+        self.front.adjust(&limits.shared);
     }
 
     async fn handle(
@@ -206,6 +222,11 @@ impl FederationApi {
         }
         Ok(answer)
     }
+}
+
+fn places_of(limits: &FederationLimits) -> usize {
+    let places = limits.requests_per_peer_max;
+    if places == 0 { usize::MAX } else { places }
 }
 
 async fn taken(

@@ -17,7 +17,7 @@ use actix_web::{
     },
     web,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tracing::Instrument;
 
 use super::{
@@ -25,14 +25,16 @@ use super::{
     answer::{Answer, Refusal},
     body::{self, Body, BodyBudget},
     endpoint::Form,
-    limits::Limits,
+    limits::{FederationLimits, Limits},
     metrics::HttpMetrics,
+    permits::Permits,
     slow::{Answered, SlowLog, millis},
     trace::{REQUEST_ID, Trace},
 };
 use crate::{
     actors::{
         Clock,
+        live::Live,
         stages::{Stage, Stages},
     },
     rate::TooMany,
@@ -44,16 +46,21 @@ pub struct Listener {
     pub address: SocketAddr,
     pub server: Server,
     pub handle: ServerHandle,
+    /// Has it go by other bounds from now on, as far as that can be while it runs: what is bound or made once stays.
+    pub adjust: Adjust,
 }
+
+/// What a listener does with other bounds; of the client listener the shared ones count.
+pub type Adjust = Arc<dyn Fn(&FederationLimits) + Send + Sync>;
 
 /// The bounds of a listener, and what it counts.
 pub(super) struct Front {
     /// Its name in metrics and logs.
     pub listener: &'static str,
-    pub limits: Limits,
+    pub limits: Arc<Live<Limits>>,
     pub metrics: HttpMetrics,
     clock: Arc<dyn Clock>,
-    requests: Arc<Semaphore>,
+    requests: Permits,
     bodies: BodyBudget,
     answers: BodyBudget,
     addresses: Addresses,
@@ -63,12 +70,12 @@ pub(super) struct Front {
 impl Front {
     pub fn new(
         listener: &'static str,
-        limits: Limits,
+        limits: Arc<Live<Limits>>,
         metrics: HttpMetrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            requests: Arc::new(Semaphore::new(limits.requests_max)),
+            requests: Permits::new(limits.requests_max),
             bodies: BodyBudget::new(limits.bodies_bytes_max),
             answers: BodyBudget::new(limits.answers_bytes_max),
             addresses: Addresses::new(limits.requests_per_address, limits.loopback_is_proxy),
@@ -78,6 +85,15 @@ impl Front {
             metrics,
             clock,
         }
+    }
+
+    /// From now on these bounds hold.
+    pub fn adjust(&self, limits: &Limits) {
+        self.requests.resize(limits.requests_max);
+        self.bodies.resize(limits.bodies_bytes_max);
+        self.answers.resize(limits.answers_bytes_max);
+        self.addresses.adjust(limits);
+        self.limits.replace(limits.clone());
     }
 
     /// Counts a request against the address that it comes from.
@@ -107,7 +123,7 @@ impl Front {
 
     /// The same for what goes on when its request is gone.
     pub fn place_of_its_own(&self) -> Result<OwnedSemaphorePermit, DsError> {
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| busy())
+        self.requests.try_acquire_owned().map_err(|_| busy())
     }
 
     /// Waits for `work` as long as an answer may take, and `longer`.

@@ -142,7 +142,7 @@ async fn begin(
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
-        let permit = api.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
+        let permit = api.waiting.try_acquire_owned().map_err(|_| busy())?;
         Ok((api.node.open_stream(&client, window).await?, permit))
     };
     let opened = time::timeout(api.front.limits.answer_timeout, open).await.unwrap_or_else(|_| {
