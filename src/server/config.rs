@@ -4,6 +4,7 @@
 //! file is read, with its places and suggestions, is in `load`; what values may be in `check`; what the parts of a node
 //! make of them in `parts`.
 
+mod again;
 mod check;
 mod federation;
 mod load;
@@ -13,6 +14,7 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use again::Adopted;
 pub use federation::{Federation, Migration, Rates};
 pub use load::{ConfigError, Place, Problem, token_hash};
 
@@ -271,6 +273,7 @@ struct Row {
     key: &'static str,
     set: fn(&mut Config, Given<'_>) -> Result<(), String>,
     show: fn(&Config) -> String,
+    copy: fn(&mut Config, &Config),
 }
 
 macro_rules! settings {
@@ -283,6 +286,7 @@ macro_rules! settings {
                     Ok(())
                 },
                 show: |config| config.$top.show(),
+                copy: |to, from| to.$top.clone_from(&from.$top),
             },)*
             $($(Row {
                 key: concat!(stringify!($section), ".", stringify!($name)),
@@ -291,6 +295,7 @@ macro_rules! settings {
                     Ok(())
                 },
                 show: |config| config.$section.$name.show(),
+                copy: |to, from| to.$section.$name.clone_from(&from.$section.$name),
             },)*)*
         ];
     };

@@ -37,6 +37,7 @@ mod power;
 mod providers;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod reload;
 mod samples;
 mod secrets;
 mod serve;
