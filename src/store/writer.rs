@@ -513,11 +513,12 @@ impl Writer {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut view.pending)
         };
-        shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
+        // before who waits for it is woken: it reads its times at once
         let durable = Instant::now();
         for times in self.answers.iter().filter_map(|staged| staged.times.as_ref()) {
             let _ = times.durable.set(durable);
         }
+        shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
         let took = durable.saturating_duration_since(applied.started);
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let histograms = &shared.counters.histograms;
