@@ -24,7 +24,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::{
     errors::{of_ack, of_store, rate_limited, unauthenticated, unavailable},
     hints::{Wake, Woken, locked},
-    limits::Limits,
     node::Node,
 };
 use crate::{
@@ -51,7 +50,6 @@ pub use super::tokens::{BindError, TokenUse};
 pub struct Queues {
     slots: Mutex<HashMap<ClientUri, Slot>>,
     next_id: AtomicU64,
-    actors_max: usize,
 }
 
 #[derive(Clone)]
@@ -62,13 +60,8 @@ struct Slot {
 }
 
 impl Queues {
-    #[must_use]
-    pub fn new(limits: &Limits) -> Self {
-        Self {
-            slots: Mutex::new(HashMap::new()),
-            next_id: AtomicU64::new(1),
-            actors_max: limits.queue_actors_max,
-        }
+    pub(super) fn new() -> Self {
+        Self { slots: Mutex::new(HashMap::new()), next_id: AtomicU64::new(1) }
     }
 
     fn next_id(&self) -> u64 {
@@ -190,7 +183,7 @@ impl Node {
         if let Some(slot) = slots.get(client).filter(|slot| slot.addr.connected()) {
             return Ok(slot.clone());
         }
-        if slots.len() >= self.queues.actors_max {
+        if slots.len() >= self.limits.queue_actors_max {
             return Err(unavailable("too many clients are online; try again later"));
         }
         let wake = Wake::new(self.queues.next_id());
