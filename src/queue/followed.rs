@@ -556,7 +556,8 @@ impl Copy<'_> {
     fn keep_entry(&mut self, entry: FeedEntry) {
         let Some(head) = &mut self.head else { return };
         head.log_bytes += entry_bytes(&entry);
-        let record = LogRecord { feed: entry, change: Vec::new() };
+        let record = LogRecord { feed: entry, change: Vec::new(), follows: None };
+        let record = head.append(record);
         self.writes.push(Write::Log { group: self.group.clone(), record });
     }
 
@@ -808,6 +809,7 @@ fn new_head(group: &GroupId, next: Sequence, now: Timestamp) -> GroupHead {
         joiner_infos: Vec::new(),
         wake_at: None,
         hub_key: None,
+        last: None,
     }
 }
 

@@ -25,6 +25,7 @@ mod layers;
 #[path = "../support/liar.rs"]
 mod liar;
 mod lies;
+mod links;
 mod monitoring;
 mod move_bounds;
 mod moves;
