@@ -598,7 +598,7 @@ pub const REPEAT_WINDOW_MS: u64 = 24 * 3600 * 1000;
 pub const RECENT_MAX: usize = 256;
 
 /// Changes of a filter that are remembered ahead of the cursor.
-const FILTERS_MAX: usize = 64;
+pub(super) const FILTERS_MAX: usize = 64;
 
 /// The client's own feed.
 pub const OWN: FeedId = FeedId(0);
