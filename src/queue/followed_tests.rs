@@ -575,6 +575,15 @@ fn two_snapshots_of_one_sequence_leave_rows_beside_each_other() {
 }
 
 #[test]
+fn two_snapshots_of_one_sequence_in_one_batch_leave_rows_beside_each_other() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(4, vec![add(1, 1)])]);
+    assert_eq!(guest.take(vec![snapshot(4, vec![add(2, 1)]), snapshot(4, vec![add(3, 1)])]), []);
+    assert_eq!(guest.is_in(), BTreeMap::from([(3, client(1))]));
+    assert_eq!(guest.inbox.len(), 5, "opened, closed, opened, closed, opened");
+}
+
+#[test]
 fn clock_of_the_hub_does_not_keep_entries_for_ever() {
     let mut guest = Guest::default();
     guest.take(vec![snapshot(1, vec![add(1, 1)])]);
