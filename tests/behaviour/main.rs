@@ -26,6 +26,8 @@ mod layers;
 mod liar;
 mod lies;
 mod links;
+mod load;
+mod load_report;
 mod monitoring;
 mod move_bounds;
 mod moves;
