@@ -56,6 +56,35 @@ fn filter_holds_from_its_sequence_on() {
 }
 
 #[test]
+fn who_changes_its_filter_very_often_gets_more_than_it_asked_for_and_not_less() {
+    let changes = FILTERS_MAX + 9;
+    for muted_first in [true, false] {
+        let mut world = World::new();
+        world.join(1, false);
+        for change in 0..changes {
+            world.filter(1, change.is_multiple_of(2) == muted_first);
+            world.append(1, false, None);
+            world.append(1, true, None);
+        }
+        world.drain_inbox();
+        world.crash();
+        let got: Vec<u64> = world.online().iter().map(|entry| entry.sequence.0).collect();
+        let asked: Vec<u64> = world.log(1).memberships[0].expected.iter().map(|it| it.0).collect();
+        let lost: Vec<&u64> = asked.iter().filter(|sequence| !got.contains(sequence)).collect();
+        assert!(lost.is_empty(), "{lost:?} of {asked:?}");
+        // while its changes are told apart, and from the last on, it gets exactly what it asked for
+        let exactly = |all: &[u64]| {
+            let told_apart = 3 * (FILTERS_MAX as u64 - 2);
+            let last = 3 * (changes as u64 - 1);
+            let is_exact = |at: &&u64| **at < told_apart || **at > last;
+            all.iter().filter(is_exact).copied().collect::<Vec<u64>>()
+        };
+        assert_eq!(exactly(&got), exactly(&asked));
+        assert!(world.subscriptions.values().all(|one| one.filters.len() == FILTERS_MAX));
+    }
+}
+
+#[test]
 fn removing_commit_is_the_last_entry_before_removed() {
     let mut world = World::new();
     world.join(1, false);

@@ -350,6 +350,8 @@ pub(super) fn ack(feed: u64, sequence: u64) -> FeedAck {
 pub(super) struct Received {
     pub(super) group: Vec<u8>,
     pub(super) got: BTreeMap<u64, QueueEvent>,
+    /// Came behind `last`, in a repeat of what its filter had left out at first: the client drops it.
+    pub(super) late: BTreeSet<u64>,
     pub(super) last: u64,
     pub(super) acknowledged: u64,
     pub(super) gaps: Vec<(u64, u64)>,
@@ -379,6 +381,12 @@ impl Client {
                     feed.gaps.push((entry.previous.0, next_available.0));
                 }
                 let before = feed.got.range(..sequence).next_back().map_or(0, |(known, _)| *known);
+                let late = feed.late.range(..sequence).next_back().map_or(0, |late| *late);
+                let before = before.max(late);
+                let lost = matches!(entry.event, QueueEvent::Gap { .. } | QueueEvent::GroupDeleted);
+                if !lost && !feed.got.contains_key(&sequence) {
+                    feed.late.insert(sequence);
+                }
                 let chained = entry.previous.0 == before || !feed.gaps.is_empty();
                 assert!(chained, "{entry:?} again, after {before}");
                 continue;
@@ -596,9 +604,11 @@ impl Play {
                 if let (true, Some(last)) = (membership.removed, membership.last) {
                     assert_eq!(received.got.get(&(last + 1)), Some(&QueueEvent::Removed));
                 }
+                // who changes its filter so often gets more than it asked for
+                let more = membership.filters + 1 > FILTERS_MAX;
+                let is_due = |sequence: &u64| expected.contains(sequence);
+                assert!(more || received.late.iter().all(is_due), "{:?} of {seed}", received.late);
                 for (sequence, event) in &received.got {
-                    // who changes its filter so often gets more than it asked for
-                    let more = membership.filters + 1 >= FILTERS_MAX;
                     let is_gap = matches!(event, QueueEvent::Gap { .. });
                     let known = expected.contains(sequence) || is_gap || more;
                     assert!(known, "{} of {} was never for this client", sequence, seed);
