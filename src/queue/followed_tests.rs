@@ -500,6 +500,21 @@ fn copy_whose_clients_are_gone_keeps_what_was_there_and_nothing_more() {
 }
 
 #[test]
+fn end_of_a_membership_that_was_not_kept_is_told_whether_the_log_goes_on_behind_it_or_not() {
+    let mut guest = Guest::default();
+    guest.take(vec![snapshot(1, vec![add(1, 1)])]);
+    // its queue is not good any more, and nothing is kept until somebody else comes
+    guest.take(vec![quiet(1, vec![update(1, 101)]), said(2), quiet(3, vec![remove(1)])]);
+    assert_eq!(guest.kept(), [1]);
+    let told = [(3, 0, "gap"), (4, 3, "removed")];
+    assert_eq!(short(&guest.read(&client(1))), told, "nothing comes any more that could wake it");
+    guest.take(vec![quiet(4, vec![add(2, 2)]), said(5), said(6)]);
+    assert_eq!(guest.kept(), [1, 5, 6]);
+    assert_eq!(short(&guest.read(&client(1))), told);
+    assert_eq!(short(&guest.read(&client(2))), [(5, 0, "message"), (6, 5, "message")]);
+}
+
+#[test]
 fn hole_in_what_nobody_read_is_told_to_who_may_have_been_there() {
     for (roster, kept, expected) in [
         (vec![add(1, 200)], vec![], vec![]),
