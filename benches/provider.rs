@@ -19,7 +19,7 @@ use criterion::{criterion_group, criterion_main};
 
 criterion_group!(wire, decode::largest_structs);
 criterion_group!(groups, group::update_commit, group::overhead, group::send_message);
-criterion_group!(stores, store::batches);
+criterion_group!(stores, store::batches, store::links);
 criterion_group!(providers, replication::messages, moving::pauses);
 criterion_main!(wire, groups, stores, providers);
 

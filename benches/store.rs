@@ -6,7 +6,8 @@ use std::time::Instant;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use mimid::{
     store::{
-        self, Batch, Condition, SharedStore, StoreConfig, Write,
+        self, Batch, Condition, Page, SharedStore, StoreConfig, Write,
+        links::Link,
         records::{FeedEntry, GroupHead, GroupStatus, LogRecord},
     },
     wire::ids::{Domain, Epoch, GroupId, RecipientId, Sequence, Timestamp},
@@ -14,6 +15,53 @@ use mimid::{
 
 /// About what a message of ordinary length takes.
 const EVENT_BYTES: usize = 400;
+
+/// What a log's hash chain costs: the link of one message, and a page of a feed with links and without.
+pub fn links(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut group = c.benchmark_group("log links");
+    for bytes in [EVENT_BYTES, 4_000, 64_000] {
+        let record = message(Sequence(7), bytes);
+        group.bench_with_input(BenchmarkId::new("of a message", bytes), &record, |b, record| {
+            b.iter(|| Link::START.to(&record.feed, &record.change));
+        });
+    }
+    for linked in [false, true] {
+        let store = store::memory::Disk::new().open().unwrap();
+        let mut head = runtime.block_on(create(&store));
+        let mut batch = Batch::new();
+        for at in 1..=PAGE as u64 {
+            let record = message(Sequence(at), EVENT_BYTES);
+            let record = if linked { head.append(record) } else { record };
+            batch.push(Write::Log { group: head.group.clone(), record });
+        }
+        runtime.block_on(store.write(batch.and(Write::GroupHead(head.clone())))).unwrap();
+        let page = Page { items_max: PAGE, bytes_max: usize::MAX };
+        let name = BenchmarkId::new("feed page of 64", if linked { "linked" } else { "unlinked" });
+        group.bench_function(name, |b| {
+            b.iter(|| runtime.block_on(store.feed(&head.group, Sequence(0), page)).unwrap());
+        });
+        let name = BenchmarkId::new("log page of 64", if linked { "linked" } else { "unlinked" });
+        group.bench_function(name, |b| {
+            b.iter(|| runtime.block_on(store.log(&head.group, Sequence(0), page)).unwrap());
+        });
+    }
+    group.finish();
+}
+
+const PAGE: usize = 64;
+
+fn message(sequence: Sequence, event_bytes: usize) -> LogRecord {
+    let feed = FeedEntry {
+        sequence,
+        accepted_at: Timestamp(0),
+        except: Some(RecipientId(1)),
+        origin: None,
+        handshake: false,
+        event: vec![7; event_bytes],
+    };
+    LogRecord { feed, change: vec![7; 60], follows: None }
+}
 
 /// The engines with files, and the sizes of writers; each engine's turn is whole, as a node's is.
 pub fn batches(c: &mut Criterion) {
@@ -81,6 +129,7 @@ async fn create(store: &SharedStore) -> GroupHead {
         joiner_infos: Vec::new(),
         wake_at: None,
         hub_key: None,
+        last: None,
     };
     let batch =
         Batch::new().when(Condition::GroupUnknown(group)).and(Write::GroupHead(head.clone()));
@@ -96,15 +145,8 @@ async fn append(store: SharedStore, mut head: GroupHead, count: u64) {
             next_sequence: head.next_sequence,
             revision: head.revision,
         };
-        let feed = FeedEntry {
-            sequence: head.next_sequence,
-            accepted_at: Timestamp(0),
-            except: Some(RecipientId(1)),
-            origin: None,
-            handshake: false,
-            event: vec![7; EVENT_BYTES],
-        };
-        let record = LogRecord { feed, change: vec![7; 60] };
+        let record = message(head.next_sequence, EVENT_BYTES);
+        let record = head.append(record);
         head.next_sequence = head.next_sequence.next();
         head.revision += 1;
         let batch = Batch::new()

@@ -39,6 +39,7 @@ use crate::{
     queue::followed::{self, GoodTokens, Outcome, Room, Stored},
     store::{
         Batch, Condition, StoreError, Write,
+        links::Link,
         records::{
             Arrival, FeedEntry, FollowedMember, GoneReason, GroupHead, GroupNotice, GroupStatus,
             InboxItem, InboxKey, LogRecord, Moves, RefusedNonce, Replica, ReplicaMode,
@@ -381,6 +382,7 @@ impl Node {
         let moved_at = Sequence(next.0 - 1);
         let first_sequence = copy.as_ref().map_or(next, |copy| copy.first_sequence);
         let mut log_bytes = copy.as_ref().map_or(0, |copy| copy.log_bytes);
+        let mut last = copy.as_ref().and_then(|copy| copy.last);
         if copied_to <= moved_at && copy.is_some() {
             // what its own clients have of the feed has no hole where the source said that the group has moved
             let whole = copied_to == moved_at;
@@ -400,7 +402,8 @@ impl Node {
                     event: if is_last { event.clone() } else { Vec::new() },
                 };
                 log_bytes += followed::entry_bytes(&feed);
-                let record = LogRecord { feed, change: Vec::new() };
+                let record = LogRecord { feed, change: Vec::new(), follows: None };
+                let record = Link::append(&mut last, record);
                 batch.push(Write::Log { group: group.clone(), record });
                 if sequence.0 - copied_to.0 > HOLE_MAX {
                     return Err(too_large("the feed has too large a hole", HOLE_MAX as usize));
@@ -421,7 +424,9 @@ impl Node {
                 event: Vec::new(),
             };
             log_bytes += followed::entry_bytes(&feed);
-            let record = LogRecord { feed, change: Vec::new() };
+            // in the midst of what is linked already
+            let follows = Some(Link::BESIDE);
+            let record = LogRecord { feed, change: Vec::new(), follows };
             batch.push(Write::Log { group: group.clone(), record });
         }
         let snapshot = state.snapshot().map_err(of_reject)?;
@@ -456,6 +461,7 @@ impl Node {
             joiner_infos,
             wake_at: Some(now),
             hub_key: state.key_stand(),
+            last,
         };
         batch.push(Write::GroupHead(head));
         let arrival = Arrival {

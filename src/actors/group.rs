@@ -189,7 +189,7 @@ impl GroupActor {
             next_sequence: loaded.head.next_sequence,
             revision: loaded.head.revision,
         });
-        fill(&mut batch, &self.id, effects);
+        fill(&mut batch, &mut loaded.head, effects);
         let since = &mut loaded.since_snapshot;
         for record in &effects.records {
             since.records += 1;
@@ -618,11 +618,13 @@ impl Handler<Import> for GroupActor {
     }
 }
 
-/// Log records, inbox rows and what guests are owed of what a merge left.
-pub(super) fn fill(batch: &mut Batch, group: &GroupId, effects: &Effects) {
+/// Log records, which `head` then ends with, inbox rows and what guests are owed of what a merge left.
+pub(super) fn fill(batch: &mut Batch, head: &mut GroupHead, effects: &Effects) {
     for record in &effects.records {
-        batch.push(Write::Log { group: group.clone(), record: record.clone() });
+        let record = head.append(record.clone());
+        batch.push(Write::Log { group: head.group.clone(), record });
     }
+    let group = &head.group;
     for (index, (client, sequence, item)) in effects.inbox.iter().enumerate() {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         let key = InboxKey::Group { group: group.clone(), sequence: *sequence, index };

@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 use super::{
     copies::{Grown, HubBounds, KnownRoster},
     deliver::Sender,
-    errors::{of_store, too_large},
+    errors::{is_damage, of_store, too_large},
     node::Node,
     tokens::{BindError, TokenUse},
 };
@@ -104,8 +104,14 @@ impl Node {
         let (of_groups, of_direct) =
             futures_util::future::join(join_all(of_groups), join_all(direct)).await;
         let mut failures = too_many;
-        for found in of_groups {
-            failures.extend(found.map_err(of_store)?);
+        for (found, items) in of_groups.into_iter().zip(groups.values()) {
+            match found.map_err(of_store) {
+                // it comes again until what is damaged is restored, and no other group waits with it
+                Err(error) if is_damage(&error) => {
+                    failures.extend(items.iter().map(|(item, _)| later(*item, Sequence(0))));
+                }
+                found => failures.extend(found?),
+            }
         }
         for found in of_direct {
             failures.extend(found?);
@@ -338,6 +344,8 @@ impl Node {
             Ok(QueueingServiceResponse::InvalidClientQueueInformation) => {
                 fails(DeliveryProblem::InvalidClientQueueInformation)
             }
+            // of this recipient alone
+            Err(error) if is_damage(&error) => fails(DeliveryProblem::QueueFull),
             Err(error) => Err(error),
         }
     }

@@ -798,6 +798,54 @@ async fn chain_that_cannot_be_checked_now_stops_no_other_group() {
     assert!(world.node.store.group_head(&remote(1)).await.unwrap().is_some());
 }
 
+#[actix::test]
+async fn damage_of_one_group_or_client_stops_no_other_and_what_it_stopped_comes_again() {
+    let mut world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let (damaged, whole) = (remote(1), remote(2));
+    let opened = snapshot(&damaged, 1, vec![add(1, &token(&world, &alice).await)]);
+    assert_eq!(deliver(&world, &hub(), vec![opened, said(&world, &damaged, 1)]).await, []);
+    let (of_alice, of_bob) = (token(&world, &alice).await, token(&world, &bob).await);
+    let connection = world.tokens(&alice, TokenClass::Connection, 1).await.remove(0);
+    let direct = DeliveryItem::Direct {
+        item_id: [1; 16],
+        client_queue_information: connection.clone(),
+        event: QueueEvent::ConnectionRequest {
+            sender_domain: hub(),
+            offer: offer(connection.clone(), 1),
+        },
+    };
+    // alice's queue has a head from here on
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 1);
+    let items = |world: &World, at| {
+        vec![
+            said(world, &damaged, 2),
+            snapshot(&whole, 1, vec![add(1, &of_alice), add(2, &of_bob)]),
+            said(world, &damaged, 3),
+            said(world, &whole, at),
+            direct.clone(),
+        ]
+    };
+    let full = |item| (item, DeliveryProblem::QueueFull, 0, 0);
+    let heads = world.disk.damage("group head");
+    let queues = world.disk.damage("queue head");
+    world.restart();
+    let sent = items(&world, 1);
+    assert_eq!(deliver(&world, &hub(), sent.clone()).await, [full(0), full(2), full(4)]);
+    assert_eq!(deliver(&world, &hub(), sent).await, [full(0), full(2), full(4)], "again");
+    let got = groups_of(&world.dequeue(&bob, &[], 0).await);
+    assert_eq!(got, [(whole.as_str().to_owned(), 1)], "who has nothing to do with it");
+
+    assert_eq!((heads.len(), queues.len()), (1, 1));
+    world.disk.tamper(|map| map.extend(heads.into_iter().chain(queues)));
+    world.restart();
+    assert_eq!(deliver(&world, &hub(), items(&world, 2)).await, []);
+    let mut got = groups_of(&world.dequeue(&alice, &[], 0).await);
+    got.retain(|(group, _)| group == damaged.as_str());
+    let all: Vec<u64> = got.iter().map(|(_, sequence)| *sequence).collect();
+    assert_eq!(all, [1, 2, 3], "nothing of it is lost");
+}
+
 /// c.example is the hub of a group that b.example made.
 async fn to_c(world: &World, group: &GroupId) -> Domain {
     let c = Domain::new("c.example").unwrap();

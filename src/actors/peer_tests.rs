@@ -331,6 +331,7 @@ impl World {
                 joiner_infos: Vec::new(),
                 wake_at: None,
                 hub_key: None,
+                last: None,
             }))
             .and(Write::Log {
                 group: group(seed),
@@ -344,6 +345,7 @@ impl World {
                         event: encode(&QueueEvent::GroupDeleted),
                     },
                     change: Vec::new(),
+                    follows: None,
                 },
             });
         let until = Sequence(sequence);

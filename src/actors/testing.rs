@@ -178,6 +178,7 @@ impl World {
                 joiner_infos: Vec::new(),
                 wake_at: None,
                 hub_key: None,
+                last: None,
             }))
             .and(Write::Log {
                 group: group(seed),
@@ -191,6 +192,7 @@ impl World {
                         event: encode(&event(u32::try_from(sequence).unwrap())),
                     },
                     change: Vec::new(),
+                    follows: None,
                 },
             });
         let clients: Vec<ClientUri> = inbox.iter().map(|(client, _)| client.clone()).collect();

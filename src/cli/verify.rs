@@ -153,6 +153,15 @@ pub(super) fn shown(summary: &Summary, of: Option<&(Header, Trailer)>) -> String
         counts.join(", "),
         summary.leftovers
     ));
+    for (chain, logs) in &summary.chains {
+        let what = match *chain {
+            "whole" => "whole",
+            "begun" => "whole since this store was first used by a mimid that has one",
+            "none" => "not begun yet: they were written by an earlier mimid",
+            _ => "broken",
+        };
+        told.push_str(&format!("hash chains of logs: {logs} {what}\n"));
+    }
     told.push_str(&match summary.problems {
         0 => "it is whole".to_owned(),
         1 => "1 problem".to_owned(),

@@ -392,6 +392,7 @@ impl GroupState {
         let record = LogRecord {
             feed: FeedEntry { sequence, accepted_at: at, except, origin, handshake, event },
             change: to_record(&change).map_err(broken)?,
+            follows: None,
         };
         self.apply(&record, change.clone(), commit, pending)?;
         let outbound = &mut effects.outbound;

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// What a read of a group's feed found. `entries` begin at or behind the sequence that was asked for and may be
-/// fewer than there are.
+/// What a read of a group's feed found: first its head, then its entries. `entries` begin at or behind the sequence that was
+/// asked for and may be fewer than there are, but never none where there is one.
 #[derive(Debug, Clone)]
 pub struct FeedView {
     /// The oldest sequence that is still there.
@@ -134,8 +134,11 @@ impl Feed {
         self.skip_to(first.max(self.subscription.from), &view, room, now, out)?;
         let read_until = view.entries.last().map(|entry| entry.sequence);
         for entry in &view.entries {
-            if entry.sequence <= self.cursor || entry.sequence > last {
+            if entry.sequence <= self.cursor {
                 continue;
+            }
+            if entry.sequence > last {
+                break;
             }
             self.skip_to(entry.sequence, &view, room, now, out)?;
             if self.wants(entry) {
@@ -151,6 +154,10 @@ impl Feed {
                 }
             }
             self.cursor = self.cursor.max(entry.sequence);
+        }
+        // what a copy did not keep up to the end of a membership does not come any more, whether its log goes on or not
+        if self.cursor < last && last < view.next && read_until.is_none_or(|until| until > last) {
+            self.skip_to(last.next(), &view, room, now, out)?;
         }
         if self.cursor == last && self.subscription.removed {
             self.give(last.next(), now, QueueEvent::Removed, 0, room, out)?;

@@ -184,6 +184,7 @@ pub fn follow(
         members: stored.members.into_iter().map(|member| (member.recipient, member)).collect(),
         writes: Vec::new(),
         roster_changed: stored.hub.is_some_and(|known| known != *hub),
+        rows: None,
         moved_to: None,
         out: Outcome::default(),
     };
@@ -250,6 +251,8 @@ struct Copy<'a> {
     writes: Vec<Write>,
     /// The record of who follows and whom is to be written.
     roster_changed: bool,
+    /// Where the rows of the last snapshot end that is in this batch.
+    rows: Option<(Sequence, u32)>,
     /// The hub has said that the group is hosted elsewhere from here on.
     moved_to: Option<Domain>,
     out: Outcome,
@@ -482,6 +485,8 @@ impl Copy<'_> {
         let revision = self.before.as_ref().map_or(0, |head| head.revision);
         // rows that an earlier snapshot left at the same sequence stay in front of these
         let index = SNAPSHOT_ROWS | (u32::try_from(revision & 0x7FFF).unwrap_or(0) << 16);
+        // so do those of one that came with it
+        let index = self.rows.filter(|(at, _)| *at == last).map_or(index, |(_, index)| index);
         let mut place = Place { sequence: last, index };
         let left: Vec<RecipientId> =
             self.members.keys().filter(|known| !named.contains(known)).copied().collect();
@@ -506,6 +511,7 @@ impl Copy<'_> {
                 RosterChange::Remove { .. } | RosterChange::Update { .. } => {}
             }
         }
+        self.rows = Some((last, place.index));
         Ok(())
     }
 
@@ -556,7 +562,8 @@ impl Copy<'_> {
     fn keep_entry(&mut self, entry: FeedEntry) {
         let Some(head) = &mut self.head else { return };
         head.log_bytes += entry_bytes(&entry);
-        let record = LogRecord { feed: entry, change: Vec::new() };
+        let record = LogRecord { feed: entry, change: Vec::new(), follows: None };
+        let record = head.append(record);
         self.writes.push(Write::Log { group: self.group.clone(), record });
     }
 
@@ -808,6 +815,7 @@ fn new_head(group: &GroupId, next: Sequence, now: Timestamp) -> GroupHead {
         joiner_infos: Vec::new(),
         wake_at: None,
         hub_key: None,
+        last: None,
     }
 }
 

@@ -11,4 +11,15 @@ pub mod token;
 #[cfg(test)]
 mod followed_tests;
 #[cfg(test)]
+mod followed_world;
+#[cfg(fuzzing)]
+pub mod fuzzing;
+#[cfg(test)]
 mod state_tests;
+#[cfg(test)]
+mod state_world;
+// the same files: clippy knows tests by the line above
+#[cfg(all(fuzzing, not(test)))]
+mod followed_world;
+#[cfg(all(fuzzing, not(test)))]
+mod state_world;

@@ -364,10 +364,12 @@ impl QueueState {
             InboxItem::Filter { group, recipient, from, handshake_only } => {
                 if let Some(feed) = self.membership(&group, recipient) {
                     let filters = &mut feed.subscription.filters;
-                    // who asks for this many changes gets more than it asked for, not less
-                    let handshake_only = handshake_only && filters.len() < FILTERS_MAX;
+                    // who asks for this many changes gets more than it asked for between the last of them, not less
                     if filters.len() >= FILTERS_MAX {
                         filters.truncate(FILTERS_MAX - 1);
+                        if let Some((_, handshake_only)) = filters.last_mut() {
+                            *handshake_only = false;
+                        }
                     }
                     filters.push((from, handshake_only));
                     let feed = feed.subscription.feed;
@@ -597,8 +599,9 @@ pub const REPEAT_WINDOW_MS: u64 = 24 * 3600 * 1000;
 /// Item ids that are remembered of one queue; beyond, the oldest is forgotten.
 pub const RECENT_MAX: usize = 256;
 
-/// Changes of a filter that are remembered ahead of the cursor.
-const FILTERS_MAX: usize = 64;
+/// Changes of a filter that are remembered ahead of the cursor. Beyond, the last stands, and between it and the others all is
+/// delivered.
+pub(super) const FILTERS_MAX: usize = 64;
 
 /// The client's own feed.
 pub const OWN: FeedId = FeedId(0);

@@ -2,345 +2,24 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use proptest::prelude::*;
 
-use super::{feed::FeedView, state::*};
+use super::{state::*, state_world::*};
 use crate::{
     store::{
-        Batch, Condition, Write,
-        records::{FeedEntry, InboxItem, InboxKey, OwnEntry, OwnSequence, QueueHead, Subscription},
+        Write,
+        records::{InboxItem, InboxKey},
     },
     wire::{
-        codec::{decode, encode},
-        ids::{ClientUri, Domain, FeedId, GroupId, RecipientId, Sequence, Timestamp},
-        queueing::{FeedAck, QueueEntry, QueueEvent},
+        codec::decode,
+        ids::{FeedId, Sequence},
+        queueing::{QueueEntry, QueueEvent},
     },
 };
-
-const NOW: Timestamp = Timestamp(1_700_000_000_000);
-const LIMITS: QueueLimits =
-    QueueLimits { own_entries_max: 100, own_welcomes_max: 200, subscriptions_max: 50 };
-const WIDE: usize = 1 << 30;
-
-fn group(seed: u8) -> GroupId {
-    GroupId::of(&Domain::new("a.example").unwrap(), [seed; 16])
-}
-
-/// Every message is another one, told apart by its number.
-fn event(number: u32) -> Vec<u8> {
-    encode(&QueueEvent::KeyPackagesLow { left: number })
-}
-
-fn number(event: &QueueEvent) -> u32 {
-    match event {
-        QueueEvent::KeyPackagesLow { left } => *left,
-        other => panic!("not a numbered event: {other:?}"),
-    }
-}
-
-/// One hub, one store and one client's queue.
-struct World {
-    logs: BTreeMap<u8, Log>,
-    inbox: BTreeMap<InboxKey, InboxItem>,
-    head: QueueHead,
-    own: BTreeMap<OwnSequence, OwnEntry>,
-    subscriptions: BTreeMap<FeedId, Subscription>,
-    state: QueueState,
-    limits: QueueLimits,
-    numbers: u32,
-    recipients: u64,
-    overflows: Vec<Overflow>,
-    page: usize,
-}
-
-struct Log {
-    entries: Vec<FeedEntry>,
-    first: Sequence,
-    member: Option<RecipientId>,
-    handshake_only: bool,
-    deleted: bool,
-    gone: bool,
-    /// (from, last, what the client is to get of it: sequences, removed)
-    memberships: Vec<Membership>,
-}
-
-#[derive(Debug, Default)]
-struct Membership {
-    from: u64,
-    last: Option<u64>,
-    removed: bool,
-    expected: Vec<(u64, u32)>,
-}
-
-impl World {
-    fn new() -> Self {
-        Self::with(LIMITS)
-    }
-
-    fn with(limits: QueueLimits) -> Self {
-        Self {
-            logs: BTreeMap::new(),
-            inbox: BTreeMap::new(),
-            head: QueueHead::default(),
-            own: BTreeMap::new(),
-            subscriptions: BTreeMap::new(),
-            state: QueueState::load(client(), QueueHead::default(), Vec::new(), limits),
-            limits,
-            numbers: 0,
-            recipients: 0,
-            overflows: Vec::new(),
-            page: 3,
-        }
-    }
-
-    fn log(&mut self, seed: u8) -> &mut Log {
-        self.logs.entry(seed).or_insert_with(|| Log {
-            entries: Vec::new(),
-            first: Sequence(1),
-            member: None,
-            handshake_only: false,
-            deleted: false,
-            gone: false,
-            memberships: Vec::new(),
-        })
-    }
-
-    fn next(&mut self, seed: u8) -> u64 {
-        self.log(seed).entries.len() as u64 + 1
-    }
-
-    fn append(&mut self, seed: u8, handshake: bool, except: Option<RecipientId>) -> u64 {
-        self.numbers += 1;
-        let number = self.numbers;
-        let sequence = self.next(seed);
-        let log = self.log(seed);
-        log.entries.push(FeedEntry {
-            sequence: Sequence(sequence),
-            accepted_at: NOW,
-            except,
-            origin: None,
-            handshake,
-            event: event(number),
-        });
-        if log.member.is_some() && (log.member != except) && (handshake || !log.handshake_only) {
-            log.memberships.last_mut().unwrap().expected.push((sequence, number));
-        }
-        self.state.grown(&group(seed));
-        sequence
-    }
-
-    fn own_message(&mut self, seed: u8) -> u64 {
-        let member = self.log(seed).member;
-        self.append(seed, false, member)
-    }
-
-    fn leave_item(&mut self, seed: u8, sequence: u64, item: InboxItem) {
-        let key = InboxKey::Group { group: group(seed), sequence: Sequence(sequence), index: 0 };
-        self.inbox.insert(key, item);
-    }
-
-    fn join(&mut self, seed: u8, welcome: bool) {
-        if self.log(seed).member.is_some() {
-            return;
-        }
-        let sequence = self.append(seed, true, None);
-        self.recipients += 1;
-        let recipient = RecipientId(self.recipients);
-        self.numbers += 1;
-        let item = InboxItem::Open {
-            group: group(seed),
-            recipient,
-            from: Sequence(sequence + 1),
-            handshake_only: false,
-            event: welcome.then(|| event(self.numbers)),
-        };
-        self.leave_item(seed, sequence, item);
-        let log = self.log(seed);
-        log.member = Some(recipient);
-        log.handshake_only = false;
-        log.memberships.push(Membership { from: sequence + 1, ..Membership::default() });
-    }
-
-    fn leave(&mut self, seed: u8, removed: bool) {
-        let Some(recipient) = self.log(seed).member else { return };
-        let last = self.append(seed, true, None);
-        let log = self.log(seed);
-        log.member = None;
-        let membership = log.memberships.last_mut().unwrap();
-        (membership.last, membership.removed) = (Some(last), removed);
-        let last = Sequence(last);
-        let item = InboxItem::Close { group: group(seed), recipient, last, removed };
-        self.leave_item(seed, last.0, item);
-    }
-
-    fn filter(&mut self, seed: u8, handshake_only: bool) {
-        let Some(recipient) = self.log(seed).member else { return };
-        // a change of the filter is an item that nobody receives
-        let sequence = self.next(seed);
-        let log = self.log(seed);
-        log.handshake_only = handshake_only;
-        log.entries.push(FeedEntry {
-            sequence: Sequence(sequence),
-            accepted_at: NOW,
-            except: None,
-            origin: None,
-            handshake: false,
-            event: Vec::new(),
-        });
-        let from = Sequence(sequence + 1);
-        let item = InboxItem::Filter { group: group(seed), recipient, from, handshake_only };
-        self.leave_item(seed, sequence, item);
-    }
-
-    fn notice(&mut self, id: u8) {
-        self.numbers += 1;
-        let item = InboxItem::Event { group: None, event: event(self.numbers) };
-        self.inbox.insert(InboxKey::Item([id; 16]), item);
-    }
-
-    /// Drops what every persisted cursor has passed; `by_age` drops more.
-    fn trim(&mut self, seed: u8, by_age: bool) {
-        let pending = self.inbox.values().any(
-            |item| matches!(item, InboxItem::Open { group: opened, .. } if *opened == group(seed)),
-        );
-        let slowest = self
-            .subscriptions
-            .values()
-            .filter(|subscription| subscription.group == group(seed))
-            .map(|subscription| subscription.acknowledged.0)
-            .min();
-        let log = self.log(seed);
-        let end = log.entries.len() as u64;
-        let until = match slowest {
-            _ if by_age => end,
-            Some(slowest) if !pending => slowest,
-            _ => return,
-        };
-        log.first = log.first.max(Sequence(until.min(end) + 1));
-    }
-
-    fn write(&mut self, batch: Batch) {
-        for condition in &batch.conditions {
-            match condition {
-                Condition::QueueAt { revision, .. } => assert_eq!(self.head.revision, *revision),
-                other => panic!("{other:?}"),
-            }
-        }
-        for write in batch.writes {
-            match write {
-                Write::QueueHead { head, .. } => self.head = head,
-                Write::Own { entry, .. } => {
-                    self.own.insert(entry.sequence, entry);
-                }
-                Write::TrimOwn { until, .. } => self.own.retain(|sequence, _| *sequence > until),
-                Write::Subscription { subscription, .. } => {
-                    self.subscriptions.insert(subscription.feed, subscription);
-                }
-                Write::DropSubscription { feed, .. } => {
-                    self.subscriptions.remove(&feed);
-                }
-                Write::InboxTaken { key, .. } => {
-                    self.inbox.remove(&key);
-                }
-                Write::GroupNotice { .. } => {}
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    fn drain_inbox(&mut self) {
-        let items: Vec<_> = self.inbox.clone().into_iter().collect();
-        if !items.is_empty() {
-            let taken = self.state.take(items, NOW);
-            self.overflows.extend(taken.overflows);
-            self.write(taken.batch);
-        }
-    }
-
-    fn view(&mut self, group: &GroupId, from: Sequence) -> FeedView {
-        let page = self.page;
-        let log = self
-            .logs
-            .values()
-            .zip(self.logs.keys())
-            .find(|(_, seed)| super::state_tests::group(**seed) == *group);
-        let (log, _) = log.unwrap();
-        let entries = log.entries.iter().filter(|entry| entry.sequence >= from.max(log.first));
-        FeedView {
-            first: log.first,
-            next: Sequence(log.entries.len() as u64 + 1),
-            deleted: log.deleted,
-            gone: log.gone,
-            entries: entries.take(page).cloned().collect(),
-        }
-    }
-
-    /// One turn of the actor; `between` happens before its read, behind its first look into the inbox.
-    fn step(&mut self, between: impl FnOnce(&mut Self)) -> Option<Vec<QueueEntry>> {
-        self.drain_inbox();
-        match self.state.next() {
-            Next::Idle | Next::Full => None,
-            Next::ReadOwn { from } => {
-                let page: Vec<_> =
-                    self.own.range(from..).take(self.page).map(|(_, e)| e.clone()).collect();
-                assert!(!page.is_empty(), "what is to be read is there");
-                Some(self.state.fed_own(page))
-            }
-            Next::ReadFeed { feed, group, from } => {
-                between(self);
-                let view = self.view(&group, from);
-                self.drain_inbox();
-                Some(self.state.fed(feed, view, NOW))
-            }
-        }
-    }
-
-    fn receive(&mut self) -> Vec<QueueEntry> {
-        let mut all = Vec::new();
-        while let Some(entries) = self.step(|_| {}) {
-            all.extend(entries);
-        }
-        all
-    }
-
-    fn online(&mut self) -> Vec<QueueEntry> {
-        self.state.rewind(WIDE, WIDE);
-        self.receive()
-    }
-
-    fn persist(&mut self) {
-        if let Some(batch) = self.state.persist() {
-            self.write(batch);
-        }
-    }
-
-    fn crash(&mut self) {
-        let subscriptions = self.subscriptions.values().cloned().collect();
-        self.state = QueueState::load(client(), self.head.clone(), subscriptions, self.limits);
-    }
-
-    fn learn(&mut self, acks: &[FeedAck]) {
-        for (feed, group) in self.state.unknown_ends(acks) {
-            let next = self.view(&group, Sequence(0)).next;
-            self.state.learn_end(feed, next);
-        }
-    }
-}
-
-fn client() -> ClientUri {
-    ClientUri::new("mimi://a.example/d/alice/phone").unwrap()
-}
 
 fn sequences(entries: &[QueueEntry]) -> Vec<(u64, u64)> {
     entries.iter().map(|entry| (entry.feed.0, entry.sequence.0)).collect()
 }
-
-fn ack(feed: u64, sequence: u64) -> FeedAck {
-    FeedAck { feed: FeedId(feed), sequence: Sequence(sequence) }
-}
-
 #[test]
 fn welcome_comes_before_the_feed_that_it_opens() {
     let mut world = World::new();
@@ -374,6 +53,35 @@ fn filter_holds_from_its_sequence_on() {
     world.filter(1, false); // 6
     world.append(1, false, None); // 7
     assert_eq!(sequences(&world.online()), [(1, 2), (1, 5), (1, 7)]);
+}
+
+#[test]
+fn who_changes_its_filter_very_often_gets_more_than_it_asked_for_and_not_less() {
+    let changes = FILTERS_MAX + 9;
+    for muted_first in [true, false] {
+        let mut world = World::new();
+        world.join(1, false);
+        for change in 0..changes {
+            world.filter(1, change.is_multiple_of(2) == muted_first);
+            world.append(1, false, None);
+            world.append(1, true, None);
+        }
+        world.drain_inbox();
+        world.crash();
+        let got: Vec<u64> = world.online().iter().map(|entry| entry.sequence.0).collect();
+        let asked: Vec<u64> = world.log(1).memberships[0].expected.iter().map(|it| it.0).collect();
+        let lost: Vec<&u64> = asked.iter().filter(|sequence| !got.contains(sequence)).collect();
+        assert!(lost.is_empty(), "{lost:?} of {asked:?}");
+        // while its changes are told apart, and from the last on, it gets exactly what it asked for
+        let exactly = |all: &[u64]| {
+            let told_apart = 3 * (FILTERS_MAX as u64 - 2);
+            let last = 3 * (changes as u64 - 1);
+            let is_exact = |at: &&u64| **at < told_apart || **at > last;
+            all.iter().filter(is_exact).copied().collect::<Vec<u64>>()
+        };
+        assert_eq!(exactly(&got), exactly(&asked));
+        assert!(world.subscriptions.values().all(|one| one.filters.len() == FILTERS_MAX));
+    }
 }
 
 #[test]
@@ -717,64 +425,6 @@ fn skipped_entries_need_no_acknowledgement() {
     let cursor = world.subscriptions[&FeedId(1)].acknowledged;
     assert_eq!(cursor, Sequence(6), "they do not hold the feed back from being trimmed");
 }
-
-/// What the client library keeps of a feed: enough to prove that nothing was left out.
-#[derive(Debug, Default)]
-struct Received {
-    group: Vec<u8>,
-    got: BTreeMap<u64, QueueEvent>,
-    last: u64,
-    acknowledged: u64,
-    gaps: Vec<(u64, u64)>,
-}
-
-#[derive(Default)]
-struct Client {
-    feeds: BTreeMap<u64, Received>,
-    welcomes: usize,
-}
-
-impl Client {
-    fn take(&mut self, entries: &[QueueEntry], opened_with_welcome: &BTreeSet<u64>) {
-        for entry in entries {
-            let feed = self.feeds.entry(entry.feed.0).or_default();
-            let sequence = entry.sequence.0;
-            if sequence <= feed.last {
-                assert!(sequence > feed.acknowledged, "acknowledged and delivered again");
-                if let Some(known) = feed.got.get(&sequence) {
-                    let gap = |event: &QueueEvent| matches!(event, QueueEvent::Gap { .. });
-                    assert!(known == &entry.event || gap(&entry.event), "a repeat that differs");
-                }
-                if let QueueEvent::Gap { next_available } = entry.event {
-                    feed.gaps.push((entry.previous.0, next_available.0));
-                }
-                let before = feed.got.range(..sequence).next_back().map_or(0, |(known, _)| *known);
-                let chained = entry.previous.0 == before || !feed.gaps.is_empty();
-                assert!(chained, "{entry:?} again, after {before}");
-                continue;
-            }
-            // acknowledgements that a crash lost may leave a gap that begins before what was received
-            let known = |sequence: u64| sequence == 0 || feed.got.contains_key(&sequence);
-            let chained = entry.previous.0 == feed.last
-                || (matches!(entry.event, QueueEvent::Gap { .. }) && known(entry.previous.0));
-            assert!(chained, "{entry:?} after {}", feed.last);
-            if let QueueEvent::Gap { next_available } = entry.event {
-                feed.gaps.push((entry.previous.0, next_available.0));
-            }
-            feed.last = sequence;
-            feed.group = entry.group_id.as_slice().to_vec();
-            feed.got.insert(sequence, entry.event.clone());
-            if entry.feed.0 == 0 && !entry.group_id.as_slice().is_empty() {
-                self.welcomes += 1;
-            }
-            if entry.feed.0 != 0 {
-                let due = opened_with_welcome.iter().filter(|feed| **feed <= entry.feed.0).count();
-                assert!(self.welcomes >= due, "a feed began before its Welcome");
-            }
-        }
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: Some(Box::new(proptest::test_runner::FileFailurePersistence::WithSource("regressions"))), ..ProptestConfig::default() })]
 
@@ -782,128 +432,32 @@ proptest! {
     fn nothing_is_lost_doubled_or_reordered(
         ops in proptest::collection::vec((0u8..15, 0u8..3, any::<u8>()), 1..250),
     ) {
-        let mut world = World::new();
-        let mut client = Client::default();
-        let mut aged = BTreeSet::new();
-        world.state.rewind(WIDE, WIDE);
+        let mut play = Play::new(LIMITS);
+        for (op, seed, x) in ops {
+            play.act(op, seed, x);
+        }
+        play.end();
+    }
+
+    /// Of a queue that is soon full, too, and of groups that are deleted: what does not fit is told.
+    #[test]
+    fn small_queues_lose_nothing_without_a_word(
+        (own, welcomes, groups) in (1usize..6, 1usize..6, 1usize..4),
+        ops in proptest::collection::vec((0u8..16, 0u8..4, any::<u8>()), 1..250),
+    ) {
+        let mut play = Play::new(QueueLimits {
+            own_entries_max: own,
+            own_welcomes_max: own + welcomes,
+            subscriptions_max: groups,
+        });
         for (op, seed, x) in ops {
             match op {
-                0..=2 => { world.append(seed, x & 1 == 1, None); }
-                3 => { world.own_message(seed); }
-                4 => world.join(seed, x & 1 == 1),
-                5 => world.leave(seed, x & 7 != 0),
-                6 => world.filter(seed, x & 1 == 1),
-                7 => world.notice(x),
-                8..=10 => {
-                    for _ in 0..=(x % 6) {
-                        let entries = world.step(|world| match x % 5 {
-                            0 => { world.leave(seed, true); world.append(seed, true, None); }
-                            1 => { world.append(seed, false, None); }
-                            2 => world.trim(seed, false),
-                            _ => {}
-                        });
-                        let welcomed = welcomed(&world);
-                        client.take(&entries.unwrap_or_default(), &welcomed);
-                    }
-                }
-                11 => {
-                    let pick = |(feed, received): (&u64, &Received)| {
-                        let at = received.got.keys().rev().nth(usize::from(x % 4))?;
-                        Some(ack(*feed, *at))
-                    };
-                    let acks: Vec<FeedAck> = client.feeds.iter().filter_map(pick).collect();
-                    world.learn(&acks);
-                    world.state.acknowledge(&acks).expect("what was delivered is acknowledged");
-                    for ack in acks {
-                        let feed = client.feeds.get_mut(&ack.feed.0).unwrap();
-                        feed.acknowledged = feed.acknowledged.max(ack.sequence.0);
-                    }
-                }
-                12 => {
-                    world.state.rewind(usize::from(x) * 20, usize::from(x % 8) + 1);
-                }
-                13 => {
-                    if x & 1 == 1 { world.persist(); }
-                    if x & 2 == 2 {
-                        // acknowledgements that were not persisted are lost with the process
-                        world.crash();
-                        for (feed, received) in &mut client.feeds {
-                            let kept = match world.subscriptions.get(&FeedId(*feed)) {
-                                Some(subscription) => subscription.acknowledged.0,
-                                None if *feed == 0 => world.head.acknowledged_own.0,
-                                None => received.acknowledged,
-                            };
-                            received.acknowledged = received.acknowledged.min(kept);
-                        }
-                        world.state.rewind(WIDE, WIDE);
-                    }
-                }
-                _ => {
-                    let by_age = x % 8 == 0;
-                    if by_age { aged.insert(seed); }
-                    world.trim(seed, by_age);
-                }
+                15 => play.delete(seed),
+                op => play.act(op, seed, x),
             }
         }
-        // in the end the client takes everything
-        world.crash();
-        for received in client.feeds.values_mut() { received.acknowledged = 0; }
-        world.state.rewind(WIDE, WIDE);
-        let entries = world.receive();
-        let welcomed = welcomed(&world);
-        client.take(&entries, &welcomed);
-        prop_assert_eq!(world.state.next(), Next::Idle);
-
-        for (seed, log) in &world.logs {
-            let mut feeds: Vec<&Received> = client
-                .feeds
-                .iter()
-                .filter(|(feed, received)| **feed != 0 && received.group == group(*seed).as_bytes())
-                .map(|(_, received)| received)
-                .collect();
-            for membership in &log.memberships {
-                let mut expected: Vec<u64> = membership.expected.iter().map(|(s, _)| *s).collect();
-                if membership.removed { expected.extend(membership.last.map(|last| last + 1)); }
-                if expected.is_empty() { continue; }
-                // memberships and feeds of one group are in the same order; one without entries has no feed
-                let at = feeds.iter().position(|received| {
-                    received.got.keys().all(|s| *s + 1 >= membership.from
-                        && membership.last.is_none_or(|last| *s <= last + 1))
-                });
-                let received = at.map(|at| feeds.remove(at));
-                let received = match received { Some(received) => received, None => {
-                    prop_assert!(false, "no feed for {membership:?}");
-                    unreachable!()
-                }};
-                for (sequence, number_expected) in &membership.expected {
-                    match received.got.get(sequence) {
-                        Some(QueueEvent::Gap { .. }) | None => {
-                            prop_assert!(aged.contains(seed), "{sequence} of {seed} was lost");
-                            prop_assert!(
-                                received.gaps.iter().any(|(from, next)| from < sequence && sequence < next),
-                                "{sequence} of {seed} was lost without a word"
-                            );
-                        }
-                        Some(event) => prop_assert_eq!(number(event), *number_expected),
-                    }
-                }
-                if let (true, Some(last)) = (membership.removed, membership.last) {
-                    prop_assert_eq!(received.got.get(&(last + 1)), Some(&QueueEvent::Removed));
-                }
-                for (sequence, event) in &received.got {
-                    let known = expected.contains(sequence) || matches!(event, QueueEvent::Gap { .. });
-                    prop_assert!(known, "{} of {} was never for this client", sequence, seed);
-                }
-            }
-        }
-        let own: Vec<u64> = client.feeds.get(&0).map(|own| own.got.keys().copied().collect()).unwrap_or_default();
-        prop_assert_eq!(own, (1..world.head.next_own.0.max(1)).collect::<Vec<_>>());
+        play.end();
     }
-}
-
-/// Feeds that a Welcome opened, as far as it is still in the store.
-fn welcomed(world: &World) -> BTreeSet<u64> {
-    world.own.values().filter_map(|entry| entry.opens).map(|feed| feed.0).collect()
 }
 
 #[test]

@@ -142,7 +142,7 @@ fn group_leaps(mut head: GroupHead, by: u64, now: Timestamp) -> Result<Batch, St
     head.log_bytes += (change.len() + 64) as u64;
     head.last_accepted_at = head.last_accepted_at.max(now);
     let group = head.group.clone();
-    let record = LogRecord { feed, change };
+    let record = head.append(LogRecord { feed, change, follows: None });
     Ok(Batch::new().and(Write::Log { group, record }).and(Write::GroupHead(head)))
 }
 

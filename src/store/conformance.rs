@@ -1233,12 +1233,12 @@ async fn an_encoding_of_the_future_is_refused_with_a_hint() {
     disk.tamper(|map| {
         let value = map.get_mut(&super::keys::group_head(&group("g"))).unwrap();
         let mut changed = value.to_vec();
-        changed[4] = 3;
+        changed[4] = 9;
         *value = changed.into();
     });
     let found = disk.open().unwrap().group_head(&group("g")).await;
     let Err(StoreError::Corrupt { what }) = found else { panic!("{found:?}") };
-    assert!(what.contains("encoding 3") && what.contains("newer mimid"), "{what}");
+    assert!(what.contains("encoding 9") && what.contains("newer mimid"), "{what}");
 }
 
 #[test]

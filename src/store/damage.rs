@@ -84,6 +84,7 @@ mod tests {
             joiner_infos: Vec::new(),
             wake_at: None,
             hub_key: None,
+            last: None,
         }
     }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     StoreError,
+    links::Link,
     records::{
         ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, RefusedNonce, Replica,
         ReplicaMode, SetAside, TokenId,
@@ -34,16 +35,18 @@ pub(super) type Key = Vec<u8>;
 /// The encoding that is written today. Every one that was ever released must still be read.
 pub(super) const VERSION: u8 = 1;
 
-/// Of log records. 2: an entry names the provider of the client that sent it.
-pub(super) const LOG_VERSION: u8 = 2;
+/// Of log records. 2: an entry names the provider of the client that sent it. 3: a record says which one it follows; what
+/// has no link is of encoding 2.
+pub(super) const LOG_VERSION: u8 = 3;
+const UNLINKED_LOG_VERSION: u8 = 2;
 /// Of replicas.
 const REPLICA_VERSION: u8 = 2;
 
 /// Of refused nonces. 2: the provider that it was refused to is in it.
 const REFUSED_NONCE_VERSION: u8 = 2;
 
-/// Of group heads. 2: a head says which key its hub signs with in the group.
-pub(super) const GROUP_HEAD_VERSION: u8 = 2;
+/// Of group heads. 2: a head says which key its hub signs with in the group. 3: and with which record its log ends.
+pub(super) const GROUP_HEAD_VERSION: u8 = 3;
 
 /// How much of a record one value holds.
 pub(super) const CHUNK_BYTES: usize = 4_000;
@@ -565,8 +568,9 @@ pub(super) fn decode_group_head(group: &GroupId, record: &[u8]) -> Result<GroupH
 pub(super) fn any_group_head(record: &[u8]) -> Result<GroupHead, StoreError> {
     match record.split_first() {
         Some((&GROUP_HEAD_VERSION, body)) => plain("group head", body),
-        // the first encoding lacks what is last now: none
-        Some((&VERSION, body)) => plain("group head", &[body, &[0]].concat()),
+        // earlier encodings lack what is last now: none
+        Some((2, body)) => plain("group head", &[body, &[0]].concat()),
+        Some((&VERSION, body)) => plain("group head", &[body, &[0, 0]].concat()),
         Some((version, _)) => Err(unknown_encoding("group head", *version)),
         None => Err(corrupt("group head: empty")),
     }
@@ -631,34 +635,55 @@ pub(super) fn owner(record: &[u8]) -> Result<&str, StoreError> {
         .map_err(|error| corrupt(format!("a record's owner: {error}")))
 }
 
-/// version, length of the delivery part (4 bytes), delivery part, change.
+/// version, length of the delivery part (4 bytes), the link (16 bytes, from encoding 3 on), delivery part, change.
 pub(super) fn encode_log(record: &LogRecord) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = vec![LOG_VERSION, 0, 0, 0, 0];
+    let mut bytes = vec![UNLINKED_LOG_VERSION, 0, 0, 0, 0];
+    if let Some(Link(follows)) = record.follows {
+        bytes[0] = LOG_VERSION;
+        bytes.extend_from_slice(&follows);
+    }
+    let head_bytes = bytes.len();
     bytes = postcard::to_extend(&record.feed, bytes)
         .map_err(|error| corrupt(format!("a log record that cannot be encoded: {error}")))?;
-    let len = u32::try_from(bytes.len() - LOG_HEAD_BYTES)
+    let len = u32::try_from(bytes.len() - head_bytes)
         .map_err(|_| corrupt("a log record of more than 4 GB cannot be written"))?;
-    bytes[1..LOG_HEAD_BYTES].copy_from_slice(&len.to_be_bytes());
+    bytes[1..5].copy_from_slice(&len.to_be_bytes());
     bytes.extend_from_slice(&record.change);
     Ok(bytes)
 }
 
-const LOG_HEAD_BYTES: usize = 5;
+/// What stands in front of a log record's delivery part.
+struct LogHead {
+    version: u8,
+    follows: Option<Link>,
+    /// Where the delivery part is.
+    feed: std::ops::Range<usize>,
+}
+
+fn log_head(record: &[u8]) -> Result<LogHead, StoreError> {
+    let cut_off = || corrupt("log record: cut off");
+    let (version, body) = match record.split_first() {
+        Some((version @ 1..=LOG_VERSION, body)) => (*version, body),
+        Some((version, _)) => return Err(unknown_encoding("log record", *version)),
+        None => return Err(corrupt("log record: empty")),
+    };
+    let (len, body) = body.split_first_chunk::<4>().ok_or_else(cut_off)?;
+    let (follows, from) = match version {
+        1..=UNLINKED_LOG_VERSION => (None, 5),
+        _ => (Some(Link(*body.first_chunk::<16>().ok_or_else(cut_off)?)), 5 + 16),
+    };
+    let until = usize::saturating_add(from, u32::from_be_bytes(*len) as usize);
+    Ok(LogHead { version, follows, feed: from..until })
+}
 
 /// How many bytes of a log record, from its beginning, hold its delivery part.
 pub(super) fn feed_bytes(record: &[u8]) -> Result<usize, StoreError> {
-    let (_, body) = log_version(record)?;
-    let (len, _) = body.split_first_chunk::<4>().ok_or_else(|| corrupt("log record: cut off"))?;
-    Ok(LOG_HEAD_BYTES.saturating_add(u32::from_be_bytes(*len) as usize))
+    Ok(log_head(record)?.feed.end)
 }
 
-/// Which of its encodings a log record has, and what follows.
-fn log_version(record: &[u8]) -> Result<(u8, &[u8]), StoreError> {
-    match record.split_first() {
-        Some((version @ 1..=LOG_VERSION, body)) => Ok((*version, body)),
-        Some((version, _)) => Err(unknown_encoding("log record", *version)),
-        None => Err(corrupt("log record: empty")),
-    }
+/// Which link a log record follows, by its beginning.
+pub(super) fn follows(record: &[u8]) -> Result<Option<Link>, StoreError> {
+    Ok(log_head(record)?.follows)
 }
 
 /// A feed entry of encoding 1.
@@ -673,10 +698,9 @@ struct FeedEntry1 {
 
 /// `record` may end behind its delivery part.
 pub(super) fn decode_feed(record: &[u8]) -> Result<FeedEntry, StoreError> {
-    let until = feed_bytes(record)?;
-    let body = record.get(LOG_HEAD_BYTES..until).ok_or_else(|| corrupt("log record: cut off"))?;
-    let (version, _) = log_version(record)?;
-    if version == LOG_VERSION {
+    let LogHead { version, feed, .. } = log_head(record)?;
+    let body = record.get(feed).ok_or_else(|| corrupt("log record: cut off"))?;
+    if version > 1 {
         return plain("log record", body);
     }
     let FeedEntry1 { sequence, accepted_at, except, handshake, event } = plain("log record", body)?;
@@ -684,9 +708,10 @@ pub(super) fn decode_feed(record: &[u8]) -> Result<FeedEntry, StoreError> {
 }
 
 pub(super) fn decode_log(mut record: Vec<u8>) -> Result<LogRecord, StoreError> {
+    let LogHead { follows, feed: at, .. } = log_head(&record)?;
     let feed = decode_feed(&record)?;
-    record.drain(..feed_bytes(&record)?);
-    Ok(LogRecord { feed, change: record })
+    record.drain(..at.end);
+    Ok(LogRecord { feed, change: record, follows })
 }
 
 /// What an index holds: the key that it points to.

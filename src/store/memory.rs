@@ -97,8 +97,20 @@ impl Disk {
 
     /// Changes what the disk holds behind the store's back; seen by the next store that is opened.
     #[cfg(test)]
-    pub(super) fn tamper(&self, tamper: impl FnOnce(&mut BTreeMap<Vec<u8>, Arc<[u8]>>)) {
+    pub(crate) fn tamper(&self, tamper: impl FnOnce(&mut BTreeMap<Vec<u8>, Arc<[u8]>>)) {
         tamper(&mut locked(&self.durable));
+    }
+
+    /// No record of this kind can be read any more, from the next store that is opened on. Gives what was there.
+    #[cfg(test)]
+    pub(crate) fn damage(&self, kind: &str) -> BTreeMap<Vec<u8>, Arc<[u8]>> {
+        let mut before = BTreeMap::new();
+        self.tamper(|map| {
+            for (key, value) in map.iter_mut().filter(|(key, _)| super::keys::kind(key) == kind) {
+                before.insert(key.clone(), std::mem::replace(value, [0, 0, 0, 1, 99].into()));
+            }
+        });
+        before
     }
 }
 

@@ -20,6 +20,7 @@
 //!
 //! From the top down: `reader` answers reads, `writer` is the one thread that writes (`spread`: large snapshots; `tee`: a
 //! copy while it writes, [`backup`]: what is made of that), `plan` and `stage` are what a batch means in keys, `damage` knows which records cannot be read,
+//! `links` chains the records of a log,
 //! `reserve` keeps room on the disk, `keys` maps records to keys and values, `engine` is the seam
 //! to `sled`, `fjall` (`folder`: what both have around a database) and [`memory`], [`faults`] breaks an engine on purpose.
 
@@ -35,6 +36,7 @@ mod folder;
 pub mod fuzzing;
 mod histograms;
 mod keys;
+pub mod links;
 pub mod memory;
 mod plan;
 mod reader;

@@ -19,6 +19,7 @@ use super::{
     engine::{Changes, Engine, Failure},
     histograms::Histograms,
     keys::{self, Key, Range},
+    links::Links,
     records::{
         Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
         GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
@@ -312,6 +313,58 @@ impl Reader<'_> {
     }
 }
 
+impl Reader<'_> {
+    /// Whether what follows the record under `last`, which `links` has come to, is what follows it in the log: the next record,
+    /// or the end that the group's head knows.
+    fn goes_on(
+        &self,
+        group: &GroupId,
+        range: &Range,
+        last: &[u8],
+        links: Links,
+    ) -> Result<(), StoreError> {
+        let behind = Range { from: [last, &[0]].concat(), until: range.until.clone() };
+        let next = self.heads(&behind, items(1), |_| Ok(0))?;
+        let (key, checked) = match next.first() {
+            Some((key, head)) => {
+                let follows = keys::split_head(head).and_then(|(_, first)| keys::follows(first));
+                // a next one that cannot be read is damage of its own, told where that is read
+                let Ok(follows) = follows else { return Ok(()) };
+                (key.as_slice(), links.may_follow(follows))
+            }
+            None => {
+                let key = keys::group_head(group);
+                let Some(head) = stage::record(self, &key)
+                    .and_then(|head| head.map(|it| keys::decode_group_head(group, &it)).transpose())
+                    .map_err(|error| self.damages.named(&key, error))?
+                else {
+                    return Ok(());
+                };
+                (last, links.may_end(head.last))
+            }
+        };
+        checked.map_err(|error| self.damages.named(key, keys::corrupt(error.to_string())))
+    }
+}
+
+/// Whether `entry`, whose record begins with `head`, follows those that were read before it, as far as that can be told of a
+/// record that is read in part. What follows the last one is not looked at: who is given one entry pays for no hash.
+fn linked(
+    links: &mut Links,
+    head: &[u8],
+    entry: &FeedEntry,
+    is_last: bool,
+) -> Result<(), StoreError> {
+    let (len, first) = keys::split_head(head)?;
+    let follows = keys::follows(first)?;
+    let change = first.get(keys::feed_bytes(first)?..).filter(|_| first.len() == len);
+    let followed = match change.filter(|_| !is_last) {
+        Some(change) => links.follow(follows, entry, change),
+        None => links.may_follow(follows).map(|()| *links = Links::Fresh),
+    };
+    followed.map_err(|error| keys::corrupt(error.to_string()))
+}
+
 /// All that a read may return where only items are counted.
 fn items(items_max: usize) -> Page {
     Page { items_max, bytes_max: usize::MAX }
@@ -349,7 +402,25 @@ impl Store for NodeStore {
     }
 
     fn log(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<LogRecord>> {
-        self.many(keys::log_from(group, from), page, keys::decode_log)
+        let (range, group) = (keys::log_from(group, from), group.clone());
+        Box::pin(self.read(move |reader| {
+            let heads =
+                reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
+            let mut links = Links::default();
+            let whole = |(key, head): &(Key, Vec<u8>)| {
+                let record = stage::whole(reader, key, head).and_then(keys::decode_log);
+                let linked = record.and_then(|record| {
+                    let followed = links.follow(record.follows, &record.feed, &record.change);
+                    followed.map(|()| record).map_err(|error| keys::corrupt(error.to_string()))
+                });
+                linked.map_err(|error| reader.damages.named(key, error))
+            };
+            let records: Vec<LogRecord> = heads.iter().map(whole).collect::<Result<_, _>>()?;
+            if let Some((last, _)) = heads.last() {
+                reader.goes_on(&group, &range, last, links)?;
+            }
+            Ok(records)
+        }))
     }
 
     fn feed(&self, group: &GroupId, from: Sequence, page: Page) -> Answer<'_, Vec<FeedEntry>> {
@@ -359,12 +430,18 @@ impl Store for NodeStore {
                 keys::split_head(value).and_then(|(_, first)| keys::feed_bytes(first))
             };
             let heads = reader.heads(&range, page, feed_bytes)?;
+            let (mut links, mut left) = (Links::default(), heads.len());
             heads
                 .iter()
                 .map(|(key, head)| {
                     feed_bytes(head)
                         .and_then(|bytes| stage::beginning(reader, key, head, bytes))
                         .and_then(|record| keys::decode_feed(&record))
+                        .and_then(|entry| {
+                            left -= 1;
+                            linked(&mut links, head, &entry, left == 0)?;
+                            Ok(entry)
+                        })
                         .map_err(|error| reader.damages.named(key, error))
                 })
                 .collect()

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::links::Link;
 use crate::wire::ids::{
     ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence,
     Timestamp,
@@ -34,6 +35,8 @@ pub struct GroupHead {
     pub wake_at: Option<Timestamp>,
     /// Of a group hosted here; none where that was not noted yet (heads of the first encoding).
     pub hub_key: Option<KeyStand>,
+    /// The link of the log's last record; none where that has none (heads of encodings 1 and 2).
+    pub last: Option<Link>,
 }
 
 /// The first 16 bytes of a public key's SHA-256.
@@ -137,6 +140,10 @@ pub struct LogRecord {
     pub feed: FeedEntry,
     /// What the message did to the group's state, encoded by `group` (opaque here).
     pub change: Vec<u8>,
+    /// The link of the record before it in this log; none in records of encodings 1 and 2. It is set where the record is
+    /// appended ([`GroupHead::append`]); in what is on its way elsewhere there is none.
+    #[serde(skip)]
+    pub follows: Option<Link>,
 }
 
 /// The part of a log record that queues read.

@@ -4,9 +4,9 @@
 //! names; a group is loaded from its snapshots and its log, in `group`. Nothing is changed. In memory is one piece of the
 //! store and one group at a time; what is wrong is told as it is found.
 //!
-//! **What is not proved.** A record that was changed into another one that decodes and agrees with all the others: log records are not
-//! chained by hashes (commits are, by MLS' own transcript hash; messages have their place in the log's order). The engines'
-//! own checksums stand for the bytes.
+//! **What is not proved.** A record that was changed into another one that decodes and agrees with all the others. A log's records
+//! cannot be: each says which one it follows ([`super::links`]), as far as they were written with links. For what is in no log, and for the
+//! small feed of each client, the engines' own checksums stand.
 
 mod group;
 
@@ -21,6 +21,7 @@ use super::{
     engine::{Engine, Failure},
     folder::engine_in,
     keys::{self, Key, tag},
+    links::Links,
     records::{
         Account, Device, GroupHead, GroupNotice, InboxItem, InboxKey, OutboundRoster, OwnEntry,
         QueueHead, StoredKeyPackage, Subscription, TokenRecord,
@@ -58,6 +59,8 @@ pub struct Summary {
     pub records: BTreeMap<&'static str, u64>,
     /// What a write that was broken off has left; the node removes it by itself.
     pub leftovers: u64,
+    /// Logs by what their hash chain is: `whole`, `begun` (its oldest records have no links), `none` yet, `broken`.
+    pub chains: BTreeMap<&'static str, u64>,
     pub problems: u64,
 }
 
@@ -98,6 +101,10 @@ struct Log {
     next: Sequence,
     /// It was said that something is wrong with it.
     is_said: bool,
+    /// Its hash chain, as far as it was gone through.
+    links: Links,
+    has_unlinked: bool,
+    is_broken: bool,
 }
 
 /// The engine, as what records are read from.

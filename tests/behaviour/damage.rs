@@ -214,6 +214,37 @@ pub fn every_damage_is_named(backup: &Path, kinds_there: &[u8]) {
     };
     names("a record of the log stands for another", &doubled, "log record", "that says it is");
 
+    // what decodes, and is in its place, and is not what was written: only the log's chain tells
+    let messages: Vec<_> = log
+        .iter()
+        .filter(|key| matches!(feed_of(&whole[*key]), Some(feed) if whole[*key][feed.start] < 0x80))
+        .collect();
+    let [.., one, other] = messages.as_slice() else { panic!("no messages") };
+    let changed = |records: &mut Records| {
+        let end = feed_of(&whole[*one]).unwrap().end;
+        records.get_mut(*one).unwrap()[end - 1] ^= 1;
+    };
+    names("a message is another", &changed, "log record", "the chain breaks at record");
+    let exchanged = |records: &mut Records| {
+        records.insert((*one).clone(), in_place_of(&whole[*one], &whole[*other]));
+        records.insert((*other).clone(), in_place_of(&whole[*other], &whole[*one]));
+    };
+    names("two messages change places", &exchanged, "log record", "the chain breaks at record");
+    let of_before = |records: &mut Records| {
+        let value = records.get_mut(*one).unwrap();
+        // encoding 2 has no link
+        value[4] = 2;
+        value.drain(9..25);
+        let len = (value.len() as u32 - 4).to_be_bytes();
+        value[..4].copy_from_slice(&len);
+    };
+    names("one without a link", &of_before, "log record", "an older record stands for it");
+    let last = |records: &mut Records| {
+        let end = feed_of(&whole[log.last().unwrap()]).unwrap().end;
+        records.get_mut(log.last().unwrap()).unwrap()[end - 1] ^= 1;
+    };
+    names("the last is another", &last, "log record", "it is not the log of this head");
+
     // what members signed: the tree and the context in a snapshot
     let snapshot = &snapshots[0];
     let len = whole[snapshot].len();
@@ -226,4 +257,19 @@ pub fn every_damage_is_named(backup: &Path, kinds_there: &[u8]) {
     });
     let named = named.count();
     assert!(named * 10 >= places.len() * 8, "{named} of {}", places.len());
+}
+
+/// Where the delivery part is in a log record of today's encoding that stands whole under its own key: length (4), version (1),
+/// length of that part (4), link (16).
+fn feed_of(value: &[u8]) -> Option<std::ops::Range<usize>> {
+    let len = u32::from_be_bytes(*value.get(5..)?.first_chunk()?) as usize;
+    let feed = 25..25 + len;
+    (value.len() < 4_000 && value[4] == 3 && feed.end <= value.len()).then_some(feed)
+}
+
+/// The record `other` with the link and the sequence (a byte) of `own`.
+fn in_place_of(own: &[u8], other: &[u8]) -> Vec<u8> {
+    let mut value = other.to_vec();
+    value[9..26].copy_from_slice(&own[9..26]);
+    value
 }

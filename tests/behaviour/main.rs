@@ -25,6 +25,7 @@ mod layers;
 #[path = "../support/liar.rs"]
 mod liar;
 mod lies;
+mod links;
 mod load;
 mod load_report;
 mod monitoring;

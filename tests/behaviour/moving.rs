@@ -11,7 +11,7 @@ use mimid::{
         ClientError,
         core::{Event, PolicyChange, Refusal},
     },
-    store::{self, StoreConfig, records::GroupStatus},
+    store::{self, StoreConfig, records::GroupStatus, verify::verify},
     wire::{
         extensions::Role,
         ids::{Domain, GroupId},
@@ -116,6 +116,12 @@ impl Scene {
             let is_hub = at == hub;
             let expected = if is_hub { GroupStatus::Active } else { GroupStatus::Followed };
             assert_eq!(head.status, expected, "{}", provider.domain);
+            drop(store);
+            // the chain of its log goes on over every move
+            let mut problems = Vec::new();
+            let looked = verify(&provider.store(), &mut |problem| problems.push(problem)).unwrap();
+            assert!(problems.is_empty(), "{}: {problems:#?}", provider.domain);
+            assert!(looked.chains.keys().all(|chain| *chain == "whole"), "{:?}", looked.chains);
         }
     }
 }

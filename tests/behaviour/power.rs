@@ -185,7 +185,7 @@ fn record_of(writer: u8, sequence: Sequence) -> LogRecord {
         handshake: false,
         event,
     };
-    LogRecord { feed, change: vec![writer; 60] }
+    LogRecord { feed, change: vec![writer; 60], follows: None }
 }
 
 async fn create(store: &SharedStore, writer: u8) -> GroupHead {
@@ -204,6 +204,7 @@ async fn create(store: &SharedStore, writer: u8) -> GroupHead {
         joiner_infos: Vec::new(),
         wake_at: None,
         hub_key: None,
+        last: None,
     };
     let unknown = Condition::GroupUnknown(group(writer));
     store.write(Batch::new().when(unknown).and(Write::GroupHead(head.clone()))).await.unwrap();

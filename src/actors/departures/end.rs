@@ -45,7 +45,7 @@ impl Node {
         response: &MigrationResponse,
     ) -> Result<Went, StoreError> {
         let group = &departure.group;
-        let Some(head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
+        let Some(mut head) = self.frozen_head(group).await? else { return Ok(Went::Over) };
         let hub = self.hub();
         let broken = |error: &dyn std::fmt::Display| StoreError::Corrupt {
             what: format!("the move of {group}: {error}"),
@@ -65,8 +65,8 @@ impl Node {
         let mut owed = effects;
         let target = &departure.target;
         owed.outbound.retain(|it| it.peer != *target);
-        fill(&mut batch, group, &owed);
-        let moved = LogRecord {
+        fill(&mut batch, &mut head, &owed);
+        let moved = head.append(LogRecord {
             feed: FeedEntry {
                 sequence: moved_at,
                 accepted_at: now,
@@ -76,7 +76,8 @@ impl Node {
                 event: encode(&QueueEvent::GroupMoved { confirmation: confirmation.clone() }),
             },
             change: Vec::new(),
-        };
+            follows: None,
+        });
         let head_bytes = head.log_bytes;
         let bytes: u64 = owed.records.iter().chain([&moved]).map(record_bytes).sum();
         batch.push(Write::Log { group: group.clone(), record: moved });

@@ -104,13 +104,13 @@ impl GroupActor {
                 wake_at: None,
                 joiner_infos: Vec::new(),
                 hub_key: state.key_stand(),
+                last: None,
             };
             let wake_at = wake_at(&actor.node.groups.options, &state, &head);
-            let head = GroupHead { wake_at, ..head };
-            let mut batch = Batch::new()
-                .when(Condition::GroupUnknown(actor.id.clone()))
-                .and(Write::GroupHead(head.clone()));
-            fill(&mut batch, &actor.id, &effects);
+            let mut head = GroupHead { wake_at, ..head };
+            let mut batch = Batch::new().when(Condition::GroupUnknown(actor.id.clone()));
+            fill(&mut batch, &mut head, &effects);
+            batch.push(Write::GroupHead(head.clone()));
             let since = SinceSnapshot { snapshot_bytes: snapshot.len(), ..Default::default() };
             batch.push(Write::Snapshot { group: actor.id.clone(), at, bytes: snapshot });
             batch.conditions.extend(conditions);

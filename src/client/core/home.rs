@@ -160,6 +160,40 @@ impl Home {
         Self::with(Connection::open_in_memory()?)
     }
 
+    /// What is in it, in a database of its own in memory: for fuzz targets, which begin many times with the same.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    #[cfg(fuzzing)]
+    pub(super) fn copy(&self) -> Result<Self, CoreError> {
+        let copy = Connection::open_in_memory()?;
+        copy.execute_batch("BEGIN")?;
+        let mut schema = self.connection.prepare(
+            "SELECT type, name, sql FROM sqlite_schema
+             WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*' ORDER BY type DESC",
+        )?;
+        let mut made = schema.query([])?;
+        while let Some(row) = made.next()? {
+            let (kind, name, sql): (String, String, String) =
+                (row.get(0)?, row.get(1)?, row.get(2)?);
+            copy.execute_batch(&sql)?;
+            if kind != "table" {
+                continue;
+            }
+            let mut rows = self.connection.prepare(&format!("SELECT * FROM \"{name}\""))?;
+            let columns = rows.column_count();
+            let places = vec!["?"; columns].join(", ");
+            let mut put = copy.prepare(&format!("INSERT INTO \"{name}\" VALUES ({places})"))?;
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let values: Result<Vec<Value>, _> = (0..columns).map(|at| row.get(at)).collect();
+                put.execute(rusqlite::params_from_iter(values?))?;
+            }
+        }
+        copy.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"))?;
+        Ok(Self { connection: copy, crypto: MlsCrypto::default() })
+    }
+
     fn with(mut connection: Connection) -> Result<Self, CoreError> {
         let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if version > SCHEMA_VERSION {

@@ -198,6 +198,15 @@ impl Member {
         Ok(Self { home, identity })
     }
 
+    /// The same client, with all that it knows, in a home of its own in memory: for fuzz targets.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    #[cfg(fuzzing)]
+    pub(crate) fn copy(&self) -> Result<Self, CoreError> {
+        Ok(Self { home: self.home.copy()?, identity: self.identity.clone() })
+    }
+
     /// Whether a client lives in `home`.
     ///
     /// # Errors

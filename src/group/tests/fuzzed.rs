@@ -1,12 +1,13 @@
 //! Bytes as what is done to a group: steps of honest members, requests of theirs that were changed on the way and signed
 //! anew, repeats, requests of another time, and the hub's clock.
 //!
-//! The fixture checks at every request that a refusal, an answer and staging change nothing, and that what is loaded from
-//! the log equals the live group. Here: one commit per epoch, an admin in every group, the roster is the tree's.
+//! The fixture checks at every request that a refusal, an answer and staging change nothing. Here: one commit per epoch, an
+//! admin in every group, the roster is the tree's; what is loaded from the log equals the live group, where the hub restarts
+//! and in the end. Every run begins with a copy of one group and its clients, which are made once.
 
 use super::{
     scenario::{Scenario, respond, say, uri},
-    steps::{Pick, Step, group, members, run, settle},
+    steps::{NAMES, Pick, Step, group, members, run, settle},
 };
 use crate::{
     client::core::{NewProposal, Operation},
@@ -46,7 +47,8 @@ const STEPS_MAX: usize = 24;
 /// Where the hub breaks a promise.
 pub fn sequence(bytes: &[u8]) {
     let mut bytes = bytes.iter().copied();
-    let mut scenario = group();
+    let mut scenario = START.with(Scenario::copy);
+    scenario.reloads = false;
     let mut sent: Vec<Sent> = Vec::new();
     let mut honest = true;
     for _ in 0..STEPS_MAX {
@@ -72,7 +74,10 @@ pub fn sequence(bytes: &[u8]) {
             11 => run(&mut scenario, &Step::Moderator(next())),
             12 => run(&mut scenario, &Step::Gone(next())),
             13 => run(&mut scenario, &Step::Deliver(next())),
-            14 => run(&mut scenario, &Step::<Byte>::Restart(next().0 % 2 == 0)),
+            14 => {
+                scenario.is_reloaded();
+                run(&mut scenario, &Step::<Byte>::Restart(next().0 % 2 == 0));
+            }
             15 => run(&mut scenario, &Step::Race(vec![next(), next(), next()])),
             16 => {
                 // up to eleven days at once; the hub does what is due
@@ -94,6 +99,20 @@ pub fn sequence(bytes: &[u8]) {
         assert!(moved <= u64::try_from(new).unwrap_or(u64::MAX), "an epoch needs a record");
         holds(&scenario);
     }
+    scenario.is_reloaded();
+}
+
+thread_local! {
+    static START: Scenario = start();
+}
+
+/// The group that every run begins with, and everybody who may come into it.
+fn start() -> Scenario {
+    let mut scenario = group();
+    for name in NAMES {
+        scenario.client(name);
+    }
+    scenario
 }
 
 /// A request of a member, changed and signed by it anew, or sent before; accepted as it came or not, the hub answers.

@@ -334,7 +334,7 @@ fn whatever_else_the_hub_proposes_of_a_group_context_is_refused_by_the_policy_an
         let accepted_at = scenario.now;
         let (except, origin, handshake) = (None, None, true);
         let feed = FeedEntry { sequence, accepted_at, except, origin, handshake, event };
-        scenario.records.push(LogRecord { feed, change: Vec::new() });
+        scenario.records.push(LogRecord { feed, change: Vec::new(), follows: None });
         scenario.deliver("bob/phone");
         let told = |event: &Event| matches!(event, Event::Misbehaviour { .. });
         let events = scenario.events("bob/phone");

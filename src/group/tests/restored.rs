@@ -26,7 +26,7 @@ fn restored(scenario: &mut Scenario) -> Sequence {
         event: Vec::new(),
     };
     let change = Change { request: None, sender: None, kind: Kind::Restored };
-    let record = LogRecord { feed, change: to_record(&change).unwrap() };
+    let record = LogRecord { feed, change: to_record(&change).unwrap(), follows: None };
     scenario.state.replay(&record).unwrap();
     scenario.records.push(record);
     sequence

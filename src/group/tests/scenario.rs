@@ -1,5 +1,7 @@
 //! A hub, one group, and its clients: feeds and Welcomes are delivered as the queues would, the clock is set by hand.
 
+#![cfg_attr(fuzzing, allow(dead_code, reason = "the tests use all of it"))]
+
 use std::{
     collections::BTreeMap,
     rc::Rc,
@@ -72,6 +74,7 @@ pub(super) fn hub_keys(since: Timestamp) -> [HubKey; 2] {
 }
 
 /// One membership as its queue has it.
+#[derive(Clone)]
 struct Feed {
     id: FeedId,
     /// What its client was asked in by.
@@ -86,6 +89,9 @@ struct Feed {
 
 struct Client {
     member: Rc<Member>,
+    /// It is another scenario's, until it is used.
+    #[cfg(fuzzing)]
+    is_shared: bool,
     own: Vec<QueueEvent>,
     own_delivered: usize,
     feeds: Vec<Feed>,
@@ -105,6 +111,8 @@ pub(super) struct Scenario {
     guests: BTreeMap<RecipientId, ClientUri>,
     users: BTreeMap<String, SigningKey>,
     clients: BTreeMap<String, Client>,
+    /// Whether each step is followed by a look whether what is loaded from the log equals what is live.
+    pub reloads: bool,
 }
 
 /// What a scenario begins with.
@@ -194,11 +202,42 @@ impl Scenario {
             guests: BTreeMap::new(),
             users,
             clients: BTreeMap::new(),
+            reloads: true,
         };
         scenario.clients.insert(creator.to_owned(), Client::new(member));
         scenario.leave_for_clients(creation.effects.inbox);
         scenario.leave_for_guests(creation.effects.outbound);
         scenario
+    }
+
+    /// The same again, apart from this one: what takes long to make is made once.
+    #[cfg(fuzzing)]
+    pub(super) fn copy(&self) -> Self {
+        let hub = Arc::new(Hub {
+            settings: self.hub.settings.clone(),
+            crypto: MlsCrypto::default(),
+            keys: HubKeys::new(self.hub.keys.all().to_vec()),
+            rates: GroupRates::default(),
+        });
+        let mut state = GroupState::load(Arc::clone(&hub), self.id.clone(), &self.first).unwrap();
+        for record in &self.records {
+            state.replay(record).unwrap();
+        }
+        let clients = self.clients.iter().map(|(name, client)| (name.clone(), client.copy()));
+        Self {
+            hub,
+            now: self.now,
+            id: self.id.clone(),
+            state,
+            first: self.first.clone(),
+            records: self.records.clone(),
+            unclaimed: self.unclaimed.clone(),
+            owed: self.owed.clone(),
+            guests: self.guests.clone(),
+            users: self.users.clone(),
+            clients: clients.collect(),
+            reloads: self.reloads,
+        }
     }
 
     /// The client `name`, made at its first use.
@@ -208,6 +247,10 @@ impl Scenario {
             .clients
             .entry(name.to_owned())
             .or_insert_with(|| Client::new(new_member(users, name)));
+        #[cfg(fuzzing)]
+        if std::mem::take(&mut made.is_shared) {
+            made.member = Rc::new(made.member.copy().unwrap());
+        }
         Rc::clone(&made.member)
     }
 
@@ -323,6 +366,13 @@ impl Scenario {
         }
         self.leave_for_clients(effects.inbox);
         self.leave_for_guests(effects.outbound);
+        if self.reloads {
+            self.is_reloaded();
+        }
+    }
+
+    /// What is loaded from the log equals what is live.
+    pub(super) fn is_reloaded(&self) {
         let reloaded = self.reloaded();
         assert_eq!(reloaded.to_snapshot().unwrap(), self.snapshot(), "reloaded is live");
         assert!(reloaded.guests().eq(self.state.guests()), "reloaded is live");
@@ -609,7 +659,25 @@ impl Scenario {
 
 impl Client {
     fn new(member: Rc<Member>) -> Self {
-        Self { member, own: Vec::new(), own_delivered: 0, feeds: Vec::new() }
+        Self {
+            member,
+            #[cfg(fuzzing)]
+            is_shared: false,
+            own: Vec::new(),
+            own_delivered: 0,
+            feeds: Vec::new(),
+        }
+    }
+
+    #[cfg(fuzzing)]
+    fn copy(&self) -> Self {
+        Self {
+            member: Rc::clone(&self.member),
+            is_shared: true,
+            own: self.own.clone(),
+            own_delivered: self.own_delivered,
+            feeds: self.feeds.clone(),
+        }
     }
 
     fn leave(&mut self, item: InboxItem) {

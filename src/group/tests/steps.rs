@@ -8,7 +8,7 @@ use crate::{
     wire::extensions::{JoinPolicy, Role},
 };
 
-const NAMES: [&str; 6] =
+pub(super) const NAMES: [&str; 6] =
     ["alice/phone", "b:bob/phone", "b:bob/laptop", "carol/phone", "c:dave/phone", "b:erin/phone"];
 
 /// One of those that there are.

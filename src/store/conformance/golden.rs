@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 use super::samples::*;
 use crate::{
     migration::source::Phase,
-    store::{Batch, Condition, SharedStore, Write, memory::Disk, records::*},
+    store::{Batch, Condition, SharedStore, Write, links::Link, memory::Disk, records::*},
     wire::ids::*,
 };
 
@@ -34,6 +34,8 @@ fn records() -> Vec<(&'static str, Write)> {
     hosted.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed });
     let mut followed = head("golden", 9, 2);
     followed.status = GroupStatus::Followed;
+    followed.last = Some(Link([7; 16]));
+    let linked = |record| LogRecord { follows: Some(Link([9; 16])), ..record };
     let b = || domain("b");
     let recipient_gone = GroupNotice::RecipientGone {
         peer: b(),
@@ -41,9 +43,11 @@ fn records() -> Vec<(&'static str, Write)> {
         reason: GoneReason::QueueGone,
     };
     vec![
-        ("group_head2", Write::GroupHead(hosted)),
-        ("group_head2_deleted", Write::GroupHead(deleted)),
-        ("group_head2_followed", Write::GroupHead(followed)),
+        ("group_head3", Write::GroupHead(hosted)),
+        ("group_head3_deleted", Write::GroupHead(deleted)),
+        ("group_head3_followed", Write::GroupHead(followed)),
+        ("log3", log_write("golden", linked(record(5, 40, 60)))),
+        ("log3_in_parts", log_write("golden", linked(record(6, 3_000, 6_000)))),
         ("log2", log_write("golden", record(5, 40, 60))),
         ("log2_in_parts", log_write("golden", record(6, 3_000, 6_000))),
         ("snapshot", Write::Snapshot { group: g(), at: Sequence(9), bytes: noise(9, 4_100) }),
@@ -299,7 +303,36 @@ async fn log_records_of_encoding_1_still_read() {
     }
 }
 
-/// Encoding 1 of heads knew no key of the hub; nothing writes it any more. What is written over it is of encoding 2.
+/// Encoding 2 of heads knew no link; nothing writes it any more.
+#[tokio::test]
+async fn group_heads_of_encoding_2_still_read() {
+    let mut expected = head("golden", 300, 70_000);
+    let proposed = Some(KeyPrint([7; 16]));
+    expected.hub_key = Some(KeyStand { key: KeyPrint([6; 16]), proposed });
+    let mut deleted = head("golden", 7, 8);
+    deleted.status = GroupStatus::Deleted;
+    deleted.previous_snapshot = Some(Sequence(3));
+    deleted.wake_at = Some(Timestamp(1_700_000_000_000));
+    let mut followed = head("golden", 9, 2);
+    followed.status = GroupStatus::Followed;
+    for (name, expected) in [
+        ("group_head2", expected),
+        ("group_head2_deleted", deleted),
+        ("group_head2_followed", followed),
+    ] {
+        let disk = Disk::new();
+        disk.tamper(|map| {
+            for line in fs::read_to_string(file(name)).unwrap().lines() {
+                let (key, value) = line.split_once(' ').unwrap();
+                map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+            }
+        });
+        let found = disk.open().unwrap().group_head(&group("golden")).await;
+        assert_eq!(found, Ok(Some(expected)), "{name}");
+    }
+}
+
+/// Encoding 1 of heads knew no key of the hub; nothing writes it any more. What is written over it is of today's encoding.
 #[tokio::test]
 async fn group_heads_of_encoding_1_still_read_and_are_written_anew() {
     let disk = Disk::new();

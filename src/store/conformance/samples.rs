@@ -100,6 +100,7 @@ pub(in crate::store) fn head(name: &str, next: u64, revision: u64) -> GroupHead 
         joiner_infos: vec![Epoch(1)],
         wake_at: None,
         hub_key: None,
+        last: None,
     }
 }
 
@@ -114,6 +115,7 @@ pub(in crate::store) fn record(at: u64, event: usize, change: usize) -> LogRecor
             event: noise(at, event),
         },
         change: noise(at + 1, change),
+        follows: None,
     }
 }
 

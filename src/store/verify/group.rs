@@ -18,6 +18,7 @@ use crate::{
         StoreError,
         engine::Failure,
         keys::{self, tag},
+        links::Links,
         records::{Departure, Followed, FollowedMember, GroupHead, GroupStatus, LogRecord, Moves},
         stage,
     },
@@ -197,7 +198,15 @@ impl Verify<'_> {
             self.end_log();
             let head = self.store.head(&group)?;
             let next = head.as_ref().map_or(Sequence(0), |head| head.first_sequence);
-            self.log = Some(Log { group, head, next, is_said: false });
+            self.log = Some(Log {
+                group,
+                head,
+                next,
+                is_said: false,
+                links: Links::default(),
+                has_unlinked: false,
+                is_broken: false,
+            });
         }
         let Some(log) = &mut self.log else { return Ok(FINE) };
         let Some(head) = &log.head else {
@@ -242,12 +251,38 @@ impl Verify<'_> {
         if sequence > log.next && !leaps && !followed {
             say(format!("records {} to {} of its log are not there", log.next, sequence.0 - 1));
         }
+        log.has_unlinked |= record.follows.is_none();
+        if let Err(error) = log.links.follow(record.follows, &record.feed, &record.change) {
+            say(format!("the chain breaks at record {sequence}: {error}"));
+            log.is_broken = true;
+            log.links = Links::default();
+            // what it holds may be wrong, where it stands it is what is there
+            let _ = log.links.follow(record.follows, &record.feed, &record.change);
+        }
         log.next = sequence.next();
         Ok(judged)
     }
 
     pub(super) fn end_log(&mut self) {
-        self.log = None;
+        let Some(Log { head: Some(head), links, has_unlinked, is_broken, next, .. }) =
+            self.log.take()
+        else {
+            return;
+        };
+        let ended = links.may_end(head.last);
+        let chain = match (&ended, links) {
+            _ if is_broken => "broken",
+            (Err(_), _) => "broken",
+            (Ok(()), Links::Fresh | Links::Without) => "none",
+            (Ok(()), Links::At(_)) if has_unlinked => "begun",
+            (Ok(()), Links::At(_)) => "whole",
+        };
+        *self.summary.chains.entry(chain).or_default() += 1;
+        if let Err(error) = ended {
+            let remedy = if is_copy(&head) { PEER } else { GROUP };
+            let what = format!("the chain breaks before {next}: {error}");
+            self.tell("log record", &[], Wrong::of(&head.group, what, remedy));
+        }
     }
 
     pub(super) fn snapshot(&mut self, key: &[u8], record: &[u8]) -> Judged {
