@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use super::{
@@ -42,7 +45,7 @@ pub struct Nonces {
     seen: Mutex<Seen>,
     window_ms: u64,
     per_client_max: usize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// How often all nonces are looked through at the most.
@@ -68,8 +71,13 @@ impl Nonces {
             seen: Mutex::new(Seen::default()),
             window_ms: limits.clock_skew_ms,
             per_client_max: limits.nonces_per_client_max,
-            max: limits.nonces_max,
+            max: AtomicUsize::new(limits.nonces_max),
         }
+    }
+
+    /// From now on so many are remembered in all.
+    pub fn resize(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Remembers the nonce of a message that is authentic otherwise, until its timestamp alone refuses it.
@@ -84,7 +92,8 @@ impl Nonces {
         let Seen { clients, count, swept_at } = &mut *seen;
         let is_old = |timestamp: Timestamp| timestamp.plus_ms(self.window_ms) < now;
         // full of what is still good, another look a moment later finds nothing that may go
-        let is_full = *count >= self.max && now.ms_since(*swept_at) > SWEPT_EVERY_MS;
+        let max = self.max.load(Ordering::Relaxed);
+        let is_full = *count >= max && now.ms_since(*swept_at) > SWEPT_EVERY_MS;
         if is_full || now.ms_since(*swept_at) > self.window_ms {
             *swept_at = now;
             clients.retain(|_, nonces| {
@@ -101,7 +110,7 @@ impl Nonces {
         if nonces.iter().any(|(known, _)| *known == nonce) {
             return Err(NonceProblem::Repeated);
         }
-        if nonces.len() >= self.per_client_max || *count >= self.max {
+        if nonces.len() >= self.per_client_max || *count >= max {
             return Err(NonceProblem::TooMany);
         }
         nonces.push_back((nonce, timestamp));

@@ -1,7 +1,13 @@
 //! What comes in for one client from outside its groups: single messages of a hub (DS §6.1) and connection requests
 //! (TR §5.6). It is left in the client's inbox, under its hash: a repeat within a day is stored once.
 
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use super::{
     errors::{of_store, rate_limited},
@@ -35,7 +41,7 @@ use openmls::prelude::{MlsMessageBodyIn, ProtocolMessage};
 /// Who left connection offers for whom, in this hour.
 pub struct Offers {
     hour: Mutex<Hour>,
-    max: u32,
+    max: AtomicU32,
 }
 
 #[derive(Default)]
@@ -73,7 +79,13 @@ enum Target {
 impl Offers {
     #[must_use]
     pub fn new(limits: &Limits) -> Self {
-        Self { hour: Mutex::new(Hour::default()), max: limits.connection_offers_per_hour }
+        let max = AtomicU32::new(limits.connection_offers_per_hour);
+        Self { hour: Mutex::new(Hour::default()), max }
+    }
+
+    /// From now on so many may be left in an hour.
+    pub fn set_max(&self, max: u32) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Counts an offer.
@@ -101,7 +113,7 @@ impl Offers {
             }
         }
         let count = hour.left.entry(pair).or_default();
-        if *count >= self.max {
+        if *count >= self.max.load(Ordering::Relaxed) {
             return Err(rate_limited("too many connection requests to this user", left_ms));
         }
         *count += 1;

@@ -14,6 +14,7 @@ use super::{
     moves::step,
     node::Node,
     peer::recipient_of,
+    stages::Stages,
 };
 use crate::{
     federation::Opened,
@@ -38,6 +39,7 @@ use crate::{
 async fn whole<T: 'static>(
     work: impl Future<Output = Result<T, DsError>> + 'static,
 ) -> Result<T, DsError> {
+    let work = Stages::current().scope(work);
     actix_rt::spawn(work.in_current_span()).await.map_err(internal)?
 }
 

@@ -23,7 +23,14 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
 use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
-use super::{arbiters::blocking, groups::GroupOptions, history, moves::migrating, node::Node};
+use super::{
+    arbiters::blocking,
+    groups::GroupOptions,
+    history,
+    moves::migrating,
+    node::Node,
+    stages::{Stage, Stages},
+};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
@@ -58,6 +65,7 @@ pub struct Operate {
     pub permits: [OwnedSemaphorePermit; 2],
     /// What the request's log lines stand in.
     pub span: Span,
+    pub stages: Stages,
 }
 
 /// A guest's clients in the group, and where the group stands. PROTOCOL.md §3, "snapshot".
@@ -168,6 +176,7 @@ impl GroupActor {
 
     fn leave(&mut self, ctx: &mut Context<Self>) {
         self.leaving = true;
+        self.node.groups.waiting.note(&self.id, None);
         self.node.groups.forget(&self.id, &ctx.address());
         ctx.stop();
     }
@@ -201,11 +210,13 @@ impl GroupActor {
             head.wake_at = wake_at(&self.node.groups.options, &loaded.state, head);
         }
         batch.push(Write::GroupHead(head.clone()));
+        self.node.groups.waiting.note(&self.id, loaded.state.pending_since());
         Some(batch)
     }
 
     fn operate(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        let Operate { request, reply, permits, span } = operate;
+        let Operate { request, reply, permits, span, stages } = operate;
+        stages.enter(Stage::Stage);
         self.last_used = self.node.clock.now();
         if let Some(error) = &self.broken {
             let error = match (&request.message.request, error) {
@@ -234,7 +245,7 @@ impl GroupActor {
         let now = self.node.clock.now();
         if self.loaded.as_ref().is_some_and(|loaded| loaded.state.has_late_adds(now)) {
             // what nobody can commit must not stand in the way; unanswered, a request goes to the next actor
-            self.hub_acts(&[], Box::new(|_| ()), ctx);
+            Stages::none().within(|| self.hub_acts(&[], Box::new(|_| ()), ctx));
             if self.leaving {
                 return;
             }
@@ -252,8 +263,11 @@ impl GroupActor {
         let Some(loaded) = self.loaded.take() else { return };
         let pool = Arc::clone(&self.node.groups.cpu);
         let staging = span.clone();
+        stages.enter(Stage::Queue);
+        let turn = stages.clone();
         let work = async move {
             let _permit = pool.acquire_owned().await;
+            turn.enter(Stage::Stage);
             blocking(move || {
                 let stage = || loaded.state.stage(&request, now);
                 let decided = catch_unwind(AssertUnwindSafe(|| staging.in_scope(stage)));
@@ -264,7 +278,8 @@ impl GroupActor {
         let staged = work.into_actor(self).map(move |result, actor: &mut Self, ctx| match result {
             Ok((loaded, decided, request)) => {
                 actor.loaded = Some(loaded);
-                span.in_scope(|| actor.decided(decided, *request, reply, permits, now, ctx));
+                let go_on = || actor.decided(decided, *request, reply, permits, now, ctx);
+                span.in_scope(|| stages.within(go_on));
             }
             Err(_) => {
                 let _ = reply.send(Err(internal("the group's worker ended")));
@@ -303,6 +318,7 @@ impl GroupActor {
             Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
             Some(Ok(Decision::History(epoch, since))) => {
                 let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
+                Stages::current().enter(Stage::Work);
                 // a read of what is durable: it waits for no write, and nobody waits for it
                 let read = async move {
                     let _turn = Arc::clone(&node.groups.cpu).acquire_owned().await;
@@ -329,7 +345,7 @@ impl GroupActor {
                 self.accept(*staged, Vec::new(), Vec::new(), reply, permits, now, ctx);
             }
             Some(Ok(Decision::Write(staged))) => {
-                let (node, id) = (self.node.clone(), self.id.clone());
+                let (node, id, stages) = (self.node.clone(), self.id.clone(), Stages::current());
                 let bind = async move {
                     let bound = bind_all(&node, &id, &staged).await;
                     (staged, bound)
@@ -337,10 +353,12 @@ impl GroupActor {
                 let bound =
                     bind.into_actor(self).map(move |(staged, bound), actor: &mut Self, ctx| {
                         match bound {
-                            Ok((conditions, writes)) => {
+                            Ok((conditions, writes)) => stages.within(|| {
                                 actor.accept(*staged, conditions, writes, reply, permits, now, ctx);
+                            }),
+                            Err(error) => {
+                                stages.within(|| actor.answer(Err(error), reply, permits));
                             }
-                            Err(error) => actor.answer(Err(error), reply, permits),
                         }
                     });
                 // nothing else may be staged before this is merged
@@ -356,7 +374,12 @@ impl GroupActor {
         reply: oneshot::Sender<Reply>,
         permits: [OwnedSemaphorePermit; 2],
     ) {
+        let stages = Stages::current();
+        if !self.flights.is_empty() {
+            stages.enter(Stage::Flush);
+        }
         self.when_durable(Box::new(move |outcome| {
+            stages.enter(Stage::Answer);
             let _ = reply.send(outcome.map_err(|error| of_store(error.clone())).and(answer));
             drop(permits);
         }));
@@ -377,6 +400,7 @@ impl GroupActor {
         ctx: &mut Context<Self>,
     ) {
         let Some(loaded) = self.loaded.as_mut() else { return };
+        let pending_since = loaded.state.pending_since();
         let merged = catch_unwind(AssertUnwindSafe(|| loaded.state.merge(staged)));
         let effects = match merged {
             Ok(Ok(effects)) => effects,
@@ -392,6 +416,10 @@ impl GroupActor {
                 return;
             }
         };
+        if let (true, Some(since)) = (effects.committed, pending_since) {
+            let waited_ms = now.ms_since(since);
+            self.node.metrics.group_pending_seconds.observe(waited_ms as f64 / 1000.0);
+        }
         let accepted = effects.accepted;
         let tell = self.tell(&effects);
         let Some(mut batch) = self.batch(&effects, now) else { return };
@@ -493,6 +521,7 @@ impl Actor for GroupActor {
                     if state.back_to(now).is_some() {
                         ctx.notify(Judge { ask: None });
                     }
+                    actor.node.groups.waiting.note(&actor.id, state.pending_since());
                     actor.loaded = Some(Loaded { state: Box::new(state), head, since_snapshot });
                 }
                 Ok(None) => {}
@@ -538,7 +567,8 @@ impl Actor for GroupActor {
 impl Handler<Operate> for GroupActor {
     type Result = ();
     fn handle(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        operate.span.clone().in_scope(|| self.operate(operate, ctx));
+        let (span, stages) = (operate.span.clone(), operate.stages.clone());
+        span.in_scope(|| stages.within(|| self.operate(operate, ctx)));
     }
 }
 

@@ -1,6 +1,8 @@
 //! All groups of the node: finding and activating their actors, admission, and the sweep that wakes those whose
 //! time has come.
 
+mod pending;
+
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -22,8 +24,10 @@ use super::{
     group::{
         Asked, Complain, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply, RosterFor, Tick,
     },
+    live::Live,
     moves::step,
     node::Node,
+    stages::{Stage, Stages},
 };
 use crate::{
     crypto::MlsCrypto,
@@ -43,8 +47,11 @@ use crate::{
     },
 };
 
+use pending::Waiting;
+pub(super) use pending::WaitingCollector;
+
 /// Bounds and times of the node's groups.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct GroupOptions {
     pub settings: Settings,
     pub rates: GroupQuotas,
@@ -88,7 +95,7 @@ impl GroupOptions {
 
 /// The node's groups.
 pub struct Groups {
-    pub(super) options: GroupOptions,
+    pub(super) options: Live<GroupOptions>,
     hub: Arc<Hub>,
     active: Mutex<HashMap<GroupId, Active>>,
     /// Where the next one is looked for that may go.
@@ -101,6 +108,7 @@ pub struct Groups {
     /// Groups that could not be loaded, for a fault of ours that does not pass by itself, until when they are not tried again,
     /// and what is answered meanwhile.
     isolated: Mutex<HashMap<GroupId, (Timestamp, DsError)>>,
+    pub(super) waiting: Waiting,
 }
 
 /// Groups that are known to be isolated; of more, each request tries again.
@@ -149,7 +157,8 @@ impl Groups {
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
             isolated: Mutex::default(),
-            options,
+            waiting: Waiting::default(),
+            options: Live::new(options),
         }
     }
 
@@ -305,17 +314,20 @@ impl Node {
         if let Some(error) = self.groups.isolation(&group, self.clock.now()) {
             return Err(error);
         }
+        let stages = Stages::current();
         let mut tries = 0;
         loop {
             self.groups.make_room(&group)?;
             let active = self.groups.find(self, &group);
             let permits = self.groups.admit(&active)?;
             let (reply, answer) = oneshot::channel();
+            stages.enter(Stage::Queue);
             active.actor.do_send(Operate {
                 request: Box::new(request.clone()),
                 reply,
                 permits,
                 span: Span::current(),
+                stages: stages.clone(),
             });
             if let Ok(answer) = answer.await {
                 return answer;

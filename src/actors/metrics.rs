@@ -34,6 +34,8 @@ pub struct Metrics {
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
     pub group_epoch_conflicts: IntCounter,
+    /// Of the oldest proposal that a commit found pending.
+    pub group_pending_seconds: Histogram,
     /// To groups hosted here. `outcome`: resync, wait, void, none, or a status' name.
     pub complaints: IntCounterVec,
     pub epochs_voided: IntCounter,
@@ -155,6 +157,18 @@ impl Metrics {
                 "Requests that came for another epoch than the current one.",
             )?,
 
+            group_pending_seconds: {
+                let options = HistogramOpts::new(
+                    "mimid_group_pending_seconds",
+                    "How long the oldest proposal that was pending had waited when a commit came.",
+                );
+                let buckets = vec![
+                    0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0, 604800.0,
+                ];
+                let metric = Histogram::with_opts(options.buckets(buckets))?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
             complaints: counters(
                 "mimid_complaints_total",
                 "Complaints of members about commits in groups hosted here, by what they were answered.",

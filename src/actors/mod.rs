@@ -23,6 +23,7 @@ pub mod hub_keys;
 pub mod import;
 pub mod key_packages;
 pub mod limits;
+pub mod live;
 pub mod metrics;
 mod moves;
 pub mod node;
@@ -30,6 +31,7 @@ mod peer;
 pub mod peers;
 pub mod queue;
 mod relay;
+pub mod stages;
 pub mod tokens;
 
 pub use arrivals::ArrivalState;

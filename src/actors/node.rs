@@ -10,11 +10,12 @@ use super::{
     copies::Copies,
     deliver::Offers,
     departures::Departures,
-    groups::{GroupOptions, Groups},
+    groups::{GroupOptions, Groups, WaitingCollector},
     hints::Hints,
     hub_keys::of_providers,
     key_packages::Fetches,
     limits::Limits,
+    live::Live,
     metrics::Metrics,
     peers::{PeerCollector, Peers},
     queue::Queues,
@@ -55,9 +56,9 @@ pub struct NodeInner {
     pub(crate) clock: Arc<dyn Clock>,
     /// What was signed before this is refused: its nonce may have been seen by the process before.
     pub(crate) started: Started,
-    pub(crate) limits: Limits,
+    pub(crate) limits: Live<Limits>,
     pub(crate) groups: Groups,
-    pub(crate) registration: Registration,
+    pub(crate) registration: Live<Registration>,
     pub(crate) token_keys: TokenKeys,
     pub(crate) metrics: Metrics,
     pub(crate) arbiters: ArbiterPool,
@@ -86,7 +87,7 @@ impl Node {
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
-            queues: Queues::new(&parts.limits),
+            queues: Queues::new(),
             federation: parts.federation,
             copies: Copies::default(),
             relays: Relays::default(),
@@ -98,8 +99,8 @@ impl Node {
             domain: parts.domain,
             store: parts.store,
             clock: parts.clock,
-            limits: parts.limits,
-            registration: parts.registration,
+            limits: Live::new(parts.limits),
+            registration: Live::new(parts.registration),
             token_keys: parts.token_keys,
             metrics: parts.metrics,
             arbiters: parts.arbiters,
@@ -126,7 +127,23 @@ impl Node {
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of groups that leave");
         }
+        let collector = WaitingCollector::new(node.groups.waiting.clone(), Arc::clone(&node.clock));
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of pending proposals");
+        }
         node
+    }
+
+    /// From now on these bounds hold, as far as they are looked at while the node runs: those of a group's rules
+    /// ([`GroupOptions::settings`]), of peers ([`Limits::peers`]) and what is made once are as the node began.
+    pub fn replace_limits(&self, limits: Limits, groups: GroupOptions, registration: Registration) {
+        self.nonces.resize(limits.nonces_max);
+        self.offers.set_max(limits.connection_offers_per_hour);
+        self.hub().rates.replace(groups.rates);
+        self.limits.replace(limits);
+        self.groups.options.replace(groups);
+        self.registration.replace(registration);
     }
 
     /// Whether clients of `peer` may be in groups hosted here.

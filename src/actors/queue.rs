@@ -25,7 +25,6 @@ use super::{
     arbiters::Duty,
     errors::{of_ack, of_store, rate_limited, unauthenticated, unavailable},
     hints::{Wake, Woken, locked},
-    limits::Limits,
     node::Node,
 };
 use crate::{
@@ -52,7 +51,6 @@ pub use super::tokens::{BindError, TokenUse};
 pub struct Queues {
     slots: Mutex<HashMap<ClientUri, Slot>>,
     next_id: AtomicU64,
-    actors_max: usize,
 }
 
 #[derive(Clone)]
@@ -63,13 +61,8 @@ struct Slot {
 }
 
 impl Queues {
-    #[must_use]
-    pub fn new(limits: &Limits) -> Self {
-        Self {
-            slots: Mutex::new(HashMap::new()),
-            next_id: AtomicU64::new(1),
-            actors_max: limits.queue_actors_max,
-        }
+    pub(super) fn new() -> Self {
+        Self { slots: Mutex::new(HashMap::new()), next_id: AtomicU64::new(1) }
     }
 
     fn next_id(&self) -> u64 {
@@ -191,7 +184,7 @@ impl Node {
         if let Some(slot) = slots.get(client).filter(|slot| slot.addr.connected()) {
             return Ok(slot.clone());
         }
-        if slots.len() >= self.queues.actors_max {
+        if slots.len() >= self.limits.queue_actors_max {
             return Err(unavailable("too many clients are online; try again later"));
         }
         let wake = Wake::new(self.queues.next_id());

@@ -1,4 +1,4 @@
-//! `mimid serve`: a provider until SIGTERM or SIGINT. SIGHUP has it read certificates and keys again.
+//! `mimid serve`: a provider until SIGTERM or SIGINT. SIGHUP has it read its configuration, certificates and keys again.
 
 use std::{
     path::{Path, PathBuf},
@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> ExitCode {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 () = running.ended() => break,
-                _ = hangup.recv() => running.reload(),
+                _ = hangup.recv() => running.reload_with(args.load()),
                 () = supervisor.is_due() => {
                     // of a node whose thread hangs nothing is said, and it is started again
                     let now = running.beat();

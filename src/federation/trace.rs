@@ -28,6 +28,12 @@ impl TraceId {
         // all zeroes mean "none" on the wire
         Self(if random == [0; 16] { [1; 16] } else { random })
     }
+
+    /// What a text says; none where it is not 32 lower-case hex digits, or zero.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        digits::<16>(text).filter(|id| *id != [0; 16]).map(Self)
+    }
 }
 
 impl TraceParent {
@@ -43,13 +49,13 @@ impl TraceParent {
     pub fn parse(header: &str) -> Option<Self> {
         let mut parts = header.trim_matches([' ', '\t']).split('-');
         let version = digits::<1>(parts.next()?)?[0];
-        let trace = digits::<16>(parts.next()?)?;
+        let trace = TraceId::parse(parts.next()?)?;
         let parent = digits::<8>(parts.next()?)?;
         let flags = digits::<1>(parts.next()?)?[0];
         // later versions may go on behind the flags, this one does not; 255 is no version
         let is_known = version < 255 && (version > 0 || parts.next().is_none());
-        let is_good = is_known && trace != [0; 16] && parent != [0; 8];
-        is_good.then_some(Self { trace: TraceId(trace), parent, is_sampled: flags & 1 == 1 })
+        let is_good = is_known && parent != [0; 8];
+        is_good.then_some(Self { trace, parent, is_sampled: flags & 1 == 1 })
     }
 }
 

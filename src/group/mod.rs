@@ -68,7 +68,7 @@ use record::{Change, CommitRecord, Joiner, Kind, Member, Pending, Snapshot};
 pub use reject::Reject;
 
 /// What holds for every group of a hub.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// This provider: the hub of its groups.
     pub hub: Domain,
@@ -307,6 +307,12 @@ impl GroupState {
     /// The proposals that the next commit of a member must cover.
     pub fn pending_messages(&self) -> impl Iterator<Item = &MlsMessage> {
         self.pending.iter().map(|pending| &pending.message)
+    }
+
+    /// Since when the oldest of them is pending.
+    #[must_use]
+    pub fn pending_since(&self) -> Option<Timestamp> {
+        self.pending.iter().map(|pending| pending.record.since).min()
     }
 
     /// Epochs that pending joiners may still ask for, each with the sequence of the commit that began it: an epoch of

@@ -5,7 +5,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use super::limits::Limits;
@@ -18,7 +21,7 @@ use crate::{
 /// The addresses that asked for something of late.
 pub struct Addresses {
     limiter: Limiter<IpAddr>,
-    loopback_is_proxy: bool,
+    loopback_is_proxy: AtomicBool,
 }
 
 /// Addresses remembered at the same time. Beyond, strangers share one bucket until some have rested.
@@ -26,13 +29,24 @@ const ADDRESSES_MAX: usize = 100_000;
 
 impl Addresses {
     pub fn new(quota: Quota, loopback_is_proxy: bool) -> Self {
+        let loopback_is_proxy = AtomicBool::new(loopback_is_proxy);
         Self { limiter: Limiter::new(quota, ADDRESSES_MAX), loopback_is_proxy }
+    }
+
+    /// From now on these bounds hold.
+    pub fn adjust(&self, limits: &Limits) {
+        self.limiter.replace(limits.requests_per_address);
+        self.loopback_is_proxy.store(limits.loopback_is_proxy, Ordering::Relaxed);
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        address.is_loopback() && self.loopback_is_proxy.load(Ordering::Relaxed)
     }
 
     /// Counts one request of `peer`.
     pub fn admit(&self, peer: SocketAddr, now: Timestamp) -> Result<(), TooMany> {
         let address = who(peer.ip());
-        if address.is_loopback() && self.loopback_is_proxy {
+        if self.is_proxy(address) {
             return Ok(());
         }
         self.limiter.check(&address, now)
@@ -43,7 +57,7 @@ impl Addresses {
 /// ask for something.
 pub struct Gate {
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    per_address_max: usize,
+    per_address_max: AtomicUsize,
     rates: Addresses,
     clock: Arc<dyn Clock>,
 }
@@ -58,20 +72,27 @@ impl Gate {
     pub fn new(limits: &Limits, clock: Arc<dyn Clock>) -> Self {
         Self {
             open: Arc::default(),
-            per_address_max: limits.connections_per_address_max,
+            per_address_max: AtomicUsize::new(limits.connections_per_address_max),
             rates: Addresses::new(limits.requests_per_address, limits.loopback_is_proxy),
             clock,
         }
+    }
+
+    /// From now on these bounds hold, for who comes.
+    pub fn adjust(&self, limits: &Limits) {
+        self.per_address_max.store(limits.connections_per_address_max, Ordering::Relaxed);
+        self.rates.adjust(limits);
     }
 
     /// A place for a connection of `peer`, or why it gets none. There are as many as there are connections.
     pub fn enter(&self, peer: SocketAddr) -> Result<Place, &'static str> {
         self.rates.admit(peer, self.clock.now()).map_err(|_| "address_rate")?;
         let address = who(peer.ip());
-        let is_proxy = address.is_loopback() && self.rates.loopback_is_proxy;
+        let is_proxy = self.rates.is_proxy(address);
+        let per_address_max = self.per_address_max.load(Ordering::Relaxed);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_default();
-        if *count >= self.per_address_max && !is_proxy {
+        if *count >= per_address_max && !is_proxy {
             return Err("address_full");
         }
         *count += 1;

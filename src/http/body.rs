@@ -8,11 +8,12 @@ use actix_web::{
     web,
 };
 use futures_util::StreamExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     answer::{OCTET_STREAM, Refusal},
     limits::SMALL_BODY_BYTES,
+    permits::Permits,
 };
 use crate::wire::ds::{Detail, DsError};
 
@@ -20,8 +21,8 @@ use crate::wire::ds::{Detail, DsError};
 /// neither takes the other's.
 #[derive(Clone)]
 pub struct BodyBudget {
-    large: Arc<Semaphore>,
-    small: Arc<Semaphore>,
+    large: Arc<Permits>,
+    small: Arc<Permits>,
 }
 
 /// What one body takes of it.
@@ -29,10 +30,15 @@ pub type Share = OwnedSemaphorePermit;
 
 impl BodyBudget {
     pub fn new(bytes_max: usize) -> Self {
-        let kib = bytes_max.div_ceil(KIB).min(Semaphore::MAX_PERMITS);
-        // some hundred small ones fit into the smallest
-        let small = kib.max(SMALL_KIB_MIN);
-        Self { large: Arc::new(Semaphore::new(kib)), small: Arc::new(Semaphore::new(small)) }
+        let (large, small) = kib_of(bytes_max);
+        Self { large: Arc::new(Permits::new(large)), small: Arc::new(Permits::new(small)) }
+    }
+
+    /// From now on there is so much.
+    pub fn resize(&self, bytes_max: usize) {
+        let (large, small) = kib_of(bytes_max);
+        self.large.resize(large);
+        self.small.resize(small);
     }
 
     /// The share of a body of so many bytes that is in memory already. None where there is none left; nothing where the
@@ -45,8 +51,14 @@ impl BodyBudget {
     }
 }
 
-fn take(of: &Arc<Semaphore>, kib: usize) -> Option<Share> {
-    Arc::clone(of).try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).ok()
+fn kib_of(bytes_max: usize) -> (usize, usize) {
+    let kib = bytes_max.div_ceil(KIB);
+    // some hundred small ones fit into the smallest
+    (kib, kib.max(SMALL_KIB_MIN))
+}
+
+fn take(of: &Permits, kib: usize) -> Option<Share> {
+    of.try_acquire_many_owned(u32::try_from(kib).unwrap_or(u32::MAX)).ok()
 }
 
 /// A body in memory, with the share of the budget that it takes.

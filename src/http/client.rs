@@ -7,7 +7,6 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use tls_codec::DeserializeBytes;
-use tokio::sync::Semaphore;
 
 use super::{
     answer::{Answer, Refusal},
@@ -17,11 +16,16 @@ use super::{
     limits::Limits,
     listen::Listening,
     metrics::HttpMetrics,
+    permits::Permits,
     stream, trace,
     well_known::{self, DsDomain},
 };
 use crate::{
-    actors::Node,
+    actors::{
+        Node,
+        live::Live,
+        stages::{Stage, Stages},
+    },
     wire::{
         client::{
             ClientMessage, Complain, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
@@ -53,42 +57,45 @@ pub fn client_listener(
     drain: Drain,
     ds_domain: Option<DsDomain>,
 ) -> io::Result<Listener> {
+    let limits = Arc::new(Live::new(limits));
     let listening = Listening {
         listener: LISTENER,
         address: listen,
         tls,
-        limits: limits.clone(),
+        limits: Arc::clone(&limits),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
     };
     let api = web::Data::new(ClientApi::new(node, limits, metrics, drain));
-    listening.bind(move |routes| {
-        routes.app_data(api.clone());
-        for endpoint in Endpoint::POSTED {
-            routes.service(
-                web::resource(endpoint.path())
-                    .route(
-                        web::post().to(move |request, payload, api| {
+    let adjusted = api.clone();
+    listening.bind(
+        move |limits| adjusted.adjust(&limits.shared),
+        move |routes| {
+            routes.app_data(api.clone());
+            for endpoint in Endpoint::POSTED {
+                routes.service(
+                    web::resource(endpoint.path())
+                        .route(web::post().to(move |request, payload, api| {
                             posted(endpoint, request, payload, api)
-                        }),
-                    )
-                    .default_service(web::to(move |request, api| {
-                        wrong_method(endpoint, "POST", request, api)
+                        }))
+                        .default_service(web::to(move |request, api| {
+                            wrong_method(endpoint, "POST", request, api)
+                        })),
+                );
+            }
+            routes.service(
+                web::resource(Endpoint::Stream.path())
+                    .route(web::get().to(stream::open))
+                    .default_service(web::to(|request, api| {
+                        wrong_method(Endpoint::Stream, "GET", request, api)
                     })),
             );
-        }
-        routes.service(
-            web::resource(Endpoint::Stream.path())
-                .route(web::get().to(stream::open))
-                .default_service(web::to(|request, api| {
-                    wrong_method(Endpoint::Stream, "GET", request, api)
-                })),
-        );
-        if let Some(said) = &ds_domain {
-            well_known::routes(routes, LISTENER, said, &api.front.metrics);
-        }
-        routes.default_service(web::to(unknown_path));
-    })
+            if let Some(said) = &ds_domain {
+                well_known::routes(routes, LISTENER, said, &api.front.metrics);
+            }
+            routes.default_service(web::to(unknown_path));
+        },
+    )
 }
 
 /// What every handler of this listener shares.
@@ -97,17 +104,28 @@ pub(super) struct ClientApi {
     pub front: Front,
     pub drain: Drain,
     /// Long polls and streams.
-    pub waiting: Arc<Semaphore>,
+    pub waiting: Permits,
 }
 
 impl ClientApi {
-    pub(super) fn new(node: Node, limits: Limits, metrics: HttpMetrics, drain: Drain) -> Self {
+    pub(super) fn new(
+        node: Node,
+        limits: Arc<Live<Limits>>,
+        metrics: HttpMetrics,
+        drain: Drain,
+    ) -> Self {
         Self {
-            waiting: Arc::new(Semaphore::new(limits.waiting_max)),
+            waiting: Permits::new(limits.waiting_max),
             front: Front::new(LISTENER, limits, metrics, Arc::clone(&node.clock)),
             node,
             drain,
         }
+    }
+
+    /// From now on these bounds hold.
+    fn adjust(&self, limits: &Limits) {
+        self.waiting.resize(limits.waiting_max);
+        self.front.adjust(limits);
     }
 
     async fn handle(
@@ -129,6 +147,7 @@ impl ClientApi {
         } else {
             self.front.place()?
         };
+        Stages::current().enter(Stage::Decode);
         let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
         self.front.in_time(longer, self.dispatch(endpoint, message)).await
@@ -140,64 +159,85 @@ impl ClientApi {
         endpoint: Endpoint,
         message: ClientMessage,
     ) -> Result<Answer, Refusal> {
-        let node = &self.node;
+        let (node, stages) = (&self.node, Stages::current());
+        stages.enter(Stage::Authenticate);
         if endpoint == Endpoint::Register {
+            stages.enter(Stage::Work);
             let register: Register = body_of(&message)?;
             return Answer::client(encode(&node.register(&message, register).await?));
         }
         let from = node.authenticate(&message, endpoint.path()).await?;
+        stages.enter(Stage::Decode);
         let answer = match endpoint {
             Endpoint::GroupOperation
             | Endpoint::WelcomeInformation
             | Endpoint::ExternalCommitInformation => {
-                return self.group_operation(endpoint, &from, body_of(&message)?).await;
+                let body: DsMessage = body_of(&message)?;
+                stages.enter(Stage::Work);
+                stages.name_operation(body.request.name());
+                return self.group_operation(endpoint, &from, body).await;
             }
             Endpoint::KeyPackages => {
                 let body: PublishKeyPackages = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.publish_key_packages(&from, body).await?)
             }
             Endpoint::QueueTokens => {
                 let body: QueueTokens = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.queue_tokens(&from, body).await?)
             }
-            Endpoint::Dequeue => encode(&self.dequeue(&from, body_of(&message)?).await?),
+            Endpoint::Dequeue => {
+                let body: Dequeue = body_of(&message)?;
+                stages.enter(Stage::Wait);
+                encode(&self.dequeue(&from, body).await?)
+            }
             Endpoint::ConnectionKeyPackages => {
                 let body: ConnectionKeyPackageRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.connection_key_packages(&from, body).await?)
             }
             Endpoint::GroupKeyPackages => {
                 let body: GroupKeyPackageRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.group_key_packages(&from, body).await?)
             }
             Endpoint::ConnectionRequest => {
                 let body: ConnectionRequestTo = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.connection_request(&from, body).await?)
             }
             Endpoint::ProviderKeys => {
                 let ProviderKeys { domain } = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.provider_keys(&domain).await?)
             }
             Endpoint::DeleteDevice => {
                 let body: DeleteDevice = body_of(&message)?;
+                stages.enter(Stage::Work);
                 node.delete_device(&from, body).await?;
                 Vec::new()
             }
             Endpoint::DeleteAccount => {
                 require_empty(&message)?;
+                stages.enter(Stage::Work);
                 node.delete_account(&from).await?;
                 Vec::new()
             }
             Endpoint::Consent => {
                 let body: Consent = body_of(&message)?;
+                stages.enter(Stage::Work);
                 node.consent(&from, body).await?;
                 Vec::new()
             }
             Endpoint::Complaint => {
                 let body: Complain = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.complain(&from, body).await?)
             }
             Endpoint::MigrationRequest => {
                 let body: MigrationRequest = body_of(&message)?;
+                stages.enter(Stage::Work);
                 encode(&node.request_migration(body).await?)
             }
             Endpoint::Register | Endpoint::Stream | Endpoint::Unknown => {
@@ -250,9 +290,9 @@ async fn posted(
     payload: web::Payload,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
-    let span = trace::of_client(&request, endpoint.path());
+    let trace = trace::of_client(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
-    api.front.serve(endpoint.path(), endpoint.form(), span, handle).await
+    api.front.serve(endpoint.path(), endpoint.form(), trace, handle).await
 }
 
 async fn wrong_method(

@@ -9,7 +9,7 @@ use super::{
     federation::{FederationApi, SIGNED, form},
 };
 use crate::{
-    actors::Node,
+    actors::{Node, live::Live},
     federation::{Federation, HttpAnswer},
     wire::{encode, federation::S2SEndpoint},
 };
@@ -27,9 +27,16 @@ impl Doors {
         let metrics = HttpMetrics::register(&prometheus::Registry::new()).unwrap();
         let (drain, draining) = DrainSwitch::new();
         let limits = FederationLimits::default();
+        let shared = || Arc::new(Live::new(Limits::default()));
         Self {
-            client: ClientApi::new(node.clone(), Limits::default(), metrics.clone(), draining),
-            federation: FederationApi::new(node.clone(), Arc::clone(federation), limits, metrics),
+            client: ClientApi::new(node.clone(), shared(), metrics.clone(), draining),
+            federation: FederationApi::new(
+                node.clone(),
+                Arc::clone(federation),
+                shared(),
+                &limits,
+                metrics,
+            ),
             keys: Arc::clone(federation),
             _drain: drain,
         }

@@ -20,7 +20,7 @@ use super::{
     body::{self, BodyBudget},
     endpoint::Form,
     front::{Front, Listener, NO_SUCH_ENDPOINT, rate_limited},
-    limits::FederationLimits,
+    limits::{FederationLimits, Limits},
     listen::Listening,
     lobby::{Doors, Places},
     metrics::HttpMetrics,
@@ -28,7 +28,11 @@ use super::{
     well_known::{self, DsDomain},
 };
 use crate::{
-    actors::Node,
+    actors::{
+        Node,
+        live::Live,
+        stages::{Stage, Stages},
+    },
     federation::{Federation, Opened},
     rate::Limiter,
     wire::{
@@ -73,40 +77,46 @@ pub fn federation_listener(
     metrics: HttpMetrics,
     ds_domain: DsDomain,
 ) -> io::Result<Listener> {
+    let shared = Arc::new(Live::new(limits.shared.clone()));
     let listening = Listening {
         listener: LISTENER,
         address: listen,
         tls,
-        limits: limits.shared.clone(),
+        limits: Arc::clone(&shared),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
     };
-    let api = web::Data::new(FederationApi::new(node, federation, limits, metrics));
-    listening.bind(move |routes| {
-        routes.app_data(api.clone());
-        for endpoint in SIGNED {
-            let take = move |request, payload, api| taken(endpoint, request, payload, api);
-            let mut resource = web::resource(endpoint.path())
-                .route(web::post().to(take))
-                .default_service(web::to(move |request, api| wrong_method(endpoint, request, api)));
-            // TR lists them as GET with a body
-            if methods(endpoint) == GET_AND_POST {
-                resource = resource.route(web::get().to(take));
+    let api = web::Data::new(FederationApi::new(node, federation, shared, &limits, metrics));
+    let adjusted = api.clone();
+    listening.bind(
+        move |limits| adjusted.adjust(limits),
+        move |routes| {
+            routes.app_data(api.clone());
+            for endpoint in SIGNED {
+                let take = move |request, payload, api| taken(endpoint, request, payload, api);
+                let mut resource =
+                    web::resource(endpoint.path()).route(web::post().to(take)).default_service(
+                        web::to(move |request, api| wrong_method(endpoint, request, api)),
+                    );
+                // TR lists them as GET with a body
+                if methods(endpoint) == GET_AND_POST {
+                    resource = resource.route(web::get().to(take));
+                }
+                routes.service(resource);
             }
-            routes.service(resource);
-        }
-        for endpoint in KEYS {
-            routes.service(
-                web::resource(endpoint.path())
-                    .route(web::get().to(move |request, api| keys(endpoint, request, api)))
-                    .default_service(web::to(move |request, api| {
-                        wrong_method(endpoint, request, api)
-                    })),
-            );
-        }
-        well_known::routes(routes, LISTENER, &ds_domain, &api.front.metrics);
-        routes.default_service(web::to(unknown_path));
-    })
+            for endpoint in KEYS {
+                routes.service(
+                    web::resource(endpoint.path())
+                        .route(web::get().to(move |request, api| keys(endpoint, request, api)))
+                        .default_service(web::to(move |request, api| {
+                            wrong_method(endpoint, request, api)
+                        })),
+                );
+            }
+            well_known::routes(routes, LISTENER, &ds_domain, &api.front.metrics);
+            routes.default_service(web::to(unknown_path));
+        },
+    )
 }
 
 pub(super) struct FederationApi {
@@ -126,13 +136,13 @@ impl FederationApi {
     pub(super) fn new(
         node: Node,
         federation: Arc<Federation>,
-        limits: FederationLimits,
+        shared: Arc<Live<Limits>>,
+        limits: &FederationLimits,
         metrics: HttpMetrics,
     ) -> Self {
-        let FederationLimits { shared, requests_per_peer_max, requests_per_peer } = limits;
-        let places = if requests_per_peer_max == 0 { usize::MAX } else { requests_per_peer_max };
+        let places = places_of(limits);
         Self {
-            rates: Limiter::new(requests_per_peer, PEERS_COUNTED_MAX),
+            rates: Limiter::new(limits.requests_per_peer, PEERS_COUNTED_MAX),
             places: Places::new(places),
             doors: Doors::new(shared.requests_max, places),
             contents: BodyBudget::new(2 * CONTENT_BYTES_MAX),
@@ -140,6 +150,15 @@ impl FederationApi {
             node,
             federation,
         }
+    }
+
+    /// From now on these bounds hold.
+    fn adjust(&self, limits: &FederationLimits) {
+        let places = places_of(limits);
+        self.rates.replace(limits.requests_per_peer);
+        self.places.resize(places);
+        self.doors.resize(limits.shared.requests_max, places);
+        self.front.adjust(&limits.shared);
     }
 
     async fn handle(
@@ -177,6 +196,8 @@ impl FederationApi {
     }
 
     async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
+        let stages = Stages::current();
+        stages.enter(Stage::Authenticate);
         let opened = match self.open(endpoint, bytes).await {
             Ok(opened) => opened,
             // said to the provider that sends, and not by the group to its client: a relay must tell them apart
@@ -188,6 +209,10 @@ impl FederationApi {
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
         let places = (self.places.take(&opened.sender)?, self.front.place_of_its_own()?);
         let event = opened.event;
+        stages.enter(Stage::Work);
+        if let EventType::DeliveryService(operation) = event {
+            stages.name_operation(operation);
+        }
         let answer = match self.node.federated_in(opened, places).await {
             Ok(bytes) => Answer::ok(bytes),
             Err(error) => Answer::refused(form(endpoint), error.into()),
@@ -199,15 +224,20 @@ impl FederationApi {
     }
 }
 
+fn places_of(limits: &FederationLimits) -> usize {
+    let places = limits.requests_per_peer_max;
+    if places == 0 { usize::MAX } else { places }
+}
+
 async fn taken(
     endpoint: S2SEndpoint,
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<FederationApi>,
 ) -> HttpResponse {
-    let span = trace::of_peer(&request, endpoint.path());
+    let trace = trace::of_peer(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
-    api.front.serve(endpoint.path(), form(endpoint), span, handle).await
+    api.front.serve(endpoint.path(), form(endpoint), trace, handle).await
 }
 
 /// This provider's own keys. They are not secret, and whoever asks has no key of ours to check a signature with.

@@ -11,22 +11,32 @@ use std::{
 use actix_web::{
     HttpRequest, HttpResponse,
     dev::{Server, ServerHandle},
-    http::{StatusCode, header},
+    http::{
+        StatusCode,
+        header::{self, HeaderValue},
+    },
     web,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-use tracing::{Instrument, Span};
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
+use tracing::Instrument;
 
 use super::{
     addresses::Addresses,
     answer::{Answer, Refusal},
     body::{self, Body, BodyBudget},
     endpoint::Form,
-    limits::Limits,
+    limits::{FederationLimits, Limits},
     metrics::HttpMetrics,
+    permits::Permits,
+    slow::{Answered, SlowLog, millis},
+    trace::{REQUEST_ID, Trace},
 };
 use crate::{
-    actors::Clock,
+    actors::{
+        Clock,
+        live::Live,
+        stages::{Stage, Stages},
+    },
     rate::TooMany,
     wire::ds::{Detail, DsError},
 };
@@ -36,38 +46,54 @@ pub struct Listener {
     pub address: SocketAddr,
     pub server: Server,
     pub handle: ServerHandle,
+    /// Has it go by other bounds from now on, as far as that can be while it runs: what is bound or made once stays.
+    pub adjust: Adjust,
 }
+
+/// What a listener does with other bounds; of the client listener the shared ones count.
+pub type Adjust = Arc<dyn Fn(&FederationLimits) + Send + Sync>;
 
 /// The bounds of a listener, and what it counts.
 pub(super) struct Front {
     /// Its name in metrics and logs.
     pub listener: &'static str,
-    pub limits: Limits,
+    pub limits: Arc<Live<Limits>>,
     pub metrics: HttpMetrics,
     clock: Arc<dyn Clock>,
-    requests: Arc<Semaphore>,
+    requests: Permits,
     bodies: BodyBudget,
     answers: BodyBudget,
     addresses: Addresses,
+    slow: SlowLog,
 }
 
 impl Front {
     pub fn new(
         listener: &'static str,
-        limits: Limits,
+        limits: Arc<Live<Limits>>,
         metrics: HttpMetrics,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
-            requests: Arc::new(Semaphore::new(limits.requests_max)),
+            requests: Permits::new(limits.requests_max),
             bodies: BodyBudget::new(limits.bodies_bytes_max),
             answers: BodyBudget::new(limits.answers_bytes_max),
             addresses: Addresses::new(limits.requests_per_address, limits.loopback_is_proxy),
+            slow: SlowLog::new(),
             listener,
             limits,
             metrics,
             clock,
         }
+    }
+
+    /// From now on these bounds hold.
+    pub fn adjust(&self, limits: &Limits) {
+        self.requests.resize(limits.requests_max);
+        self.bodies.resize(limits.bodies_bytes_max);
+        self.answers.resize(limits.answers_bytes_max);
+        self.addresses.adjust(limits);
+        self.limits.replace(limits.clone());
     }
 
     /// Counts a request against the address that it comes from.
@@ -97,7 +123,7 @@ impl Front {
 
     /// The same for what goes on when its request is gone.
     pub fn place_of_its_own(&self) -> Result<OwnedSemaphorePermit, DsError> {
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| busy())
+        self.requests.try_acquire_owned().map_err(|_| busy())
     }
 
     /// Waits for `work` as long as an answer may take, and `longer`.
@@ -117,41 +143,61 @@ impl Front {
         }
     }
 
-    /// Lets `handle` answer the request that `span` is about.
+    /// Lets `handle` answer the request that `trace` is about.
     pub async fn serve(
         &self,
         path: &'static str,
         form: Form,
-        span: Span,
+        trace: Trace,
         handle: impl Future<Output = Result<Answer, Refusal>>,
     ) -> HttpResponse {
         let answered = async {
             let started = Instant::now();
             let _in_flight = self.metrics.begin(self.listener);
             let outcome = handle.await;
+            Stages::current().enter(Stage::Answer);
             let answer = outcome.unwrap_or_else(|refusal| Answer::refused(form, refusal));
             let answer = match answer.within(&self.answers) {
                 Ok(answer) => answer,
                 Err(refusal) => Answer::refused(form, refusal),
             };
-            self.finish(path, started, answer)
+            let mut response = self.finish(path, started, answer);
+            if let Ok(id) = HeaderValue::from_str(&trace.id.to_string()) {
+                response.headers_mut().insert(REQUEST_ID, id);
+            }
+            response
         };
-        answered.instrument(span).await
+        Stages::begin().scope(answered).instrument(trace.span).await
     }
 
     /// Counts the answer, says so in the log, and makes it HTTP.
     pub fn finish(&self, path: &'static str, started: Instant, answer: Answer) -> HttpResponse {
-        let (took, http) = (started.elapsed(), answer.http.as_u16());
-        self.metrics.answered(self.listener, path, http, took);
+        let answered = Answered {
+            listener: self.listener,
+            endpoint: path,
+            status: answer.status,
+            http: answer.http.as_u16(),
+            bytes: answer.bytes.len(),
+            took: started.elapsed(),
+            spent: Stages::current().spent(),
+        };
+        self.metrics.answered(self.listener, path, answered.http, answered.took);
+        for (stage, time) in answered.spent.stages() {
+            self.metrics.spent(path, stage, time);
+        }
         tracing::debug!(
             listener = self.listener,
             endpoint = path,
-            status = answer.status,
-            http,
-            took_ms = took.as_secs_f64() * 1000.0,
-            bytes = answer.bytes.len(),
+            status = answered.status,
+            http = answered.http,
+            took_ms = millis(answered.took),
+            bytes = answered.bytes,
             "request"
         );
+        if self.limits.slow_after.is_some_and(|slow| answered.in_hand() >= slow) {
+            self.metrics.slow(self.listener, path);
+            self.slow.say(&answered);
+        }
         answer.into_response()
     }
 
@@ -168,7 +214,7 @@ impl Front {
             &format!("{path} is called with {allowed}, not {}", request.method()),
         );
         let mut response = self.finish(path, Instant::now(), Answer::refused(form, refusal));
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allowed));
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
         response
     }
 

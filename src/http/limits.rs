@@ -47,6 +47,8 @@ pub struct Limits {
     pub stream_ping: Duration,
     /// How long a client may leave a frame unread before its stream is cut.
     pub stream_stall: Duration,
+    /// A request that this provider has had in hand for so long is in the log, with where the time went; none: never.
+    pub slow_after: Option<Duration>,
     /// How long requests in flight may take to end when the node stops.
     pub drain_timeout: Duration,
 }
@@ -88,6 +90,7 @@ impl Default for Limits {
             stream_open_timeout: Duration::from_secs(5),
             stream_ping: Duration::from_secs(30),
             stream_stall: Duration::from_secs(60),
+            slow_after: Some(Duration::from_secs(1)),
             drain_timeout: Duration::from_secs(20),
         }
     }

@@ -21,13 +21,13 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     addresses::Gate,
     connection::{AtWork, Bounded, Bounds, State},
-    front::Listener,
+    front::{Adjust, Listener},
     h2::Http2,
-    limits::Limits,
+    limits::{FederationLimits, Limits},
     linger::linger,
     metrics::HttpMetrics,
 };
-use crate::actors::Clock;
+use crate::actors::{Clock, live::Live};
 
 /// What a listener is made of, beside its routes.
 pub(super) struct Listening {
@@ -35,7 +35,7 @@ pub(super) struct Listening {
     pub listener: &'static str,
     pub address: SocketAddr,
     pub tls: rustls::ServerConfig,
-    pub limits: Limits,
+    pub limits: Arc<Live<Limits>>,
     pub metrics: HttpMetrics,
     pub clock: Arc<dyn Clock>,
 }
@@ -47,6 +47,7 @@ impl Listening {
     /// Where the address cannot be bound.
     pub fn bind(
         self,
+        adjust: impl Fn(&FederationLimits) + Send + Sync + 'static,
         routes: impl Fn(&mut web::ServiceConfig) + Send + Clone + 'static,
     ) -> io::Result<Listener> {
         let Self { listener, address, mut tls, limits, metrics, clock } = self;
@@ -55,6 +56,11 @@ impl Listening {
         tls.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(tls));
         let gate = Arc::new(Gate::new(&limits, clock));
+        let doorkeeper = Arc::clone(&gate);
+        let adjust: Adjust = Arc::new(move |limits: &FederationLimits| {
+            doorkeeper.adjust(&limits.shared);
+            adjust(limits);
+        });
         let builder = Server::build();
         let drain = builder.graceful_shutdown_signal();
         let workers = limits.workers.max(1);
@@ -69,11 +75,15 @@ impl Listening {
                 acceptor: acceptor.clone(),
             };
             let (routes, drain) = (routes.clone(), drain.clone());
-            let bytes_max = limits.request_bytes_max;
+            let limits = Arc::clone(&limits);
             fn_factory(move || {
                 let (entrance, drain) = (entrance.clone(), drain.clone());
+                let limits = Arc::clone(&limits);
                 let app = || {
-                    let linger = from_fn(move |request, next| linger(bytes_max, request, next));
+                    let limits = Arc::clone(&limits);
+                    let linger = from_fn(move |request, next| {
+                        linger(limits.request_bytes_max, request, next)
+                    });
                     let app = App::new().wrap(linger).wrap(from_fn(at_work));
                     let app = app.configure(routes.clone()).into_factory();
                     let app = app.map_err(|error: Error| Response::from(error));
@@ -117,7 +127,7 @@ impl Listening {
             .disable_signals()
             .listen(listener, socket, serve)?
             .run();
-        Ok(Listener { address, handle: server.handle(), server })
+        Ok(Listener { address, handle: server.handle(), server, adjust })
     }
 }
 
@@ -133,7 +143,7 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<std::net::TcpListener
 #[derive(Clone)]
 struct Entrance {
     listener: &'static str,
-    limits: Limits,
+    limits: Arc<Live<Limits>>,
     metrics: HttpMetrics,
     gate: Arc<Gate>,
     acceptor: TlsAcceptor,

@@ -9,12 +9,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::SemaphorePermit;
 
-use super::front::busy;
+use super::{front::busy, permits::Permits};
 use crate::{
     federation::Familiarity,
     wire::{
@@ -27,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Places {
     taken: Arc<Mutex<HashMap<Domain, usize>>>,
-    per_peer_max: usize,
+    per_peer_max: AtomicUsize,
 }
 
 /// One of them, until it is dropped.
@@ -39,13 +42,18 @@ pub struct Place {
 
 impl Places {
     pub fn new(per_peer_max: usize) -> Self {
-        Self { taken: Arc::default(), per_peer_max }
+        Self { taken: Arc::default(), per_peer_max: AtomicUsize::new(per_peer_max) }
+    }
+
+    /// From now on each has so many, for what comes.
+    pub fn resize(&self, per_peer_max: usize) {
+        self.per_peer_max.store(per_peer_max, Ordering::Relaxed);
     }
 
     pub fn take(&self, peer: &Domain) -> Result<Place, DsError> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(peer.clone()).or_default();
-        if *count >= self.per_peer_max {
+        if *count >= self.per_peer_max.load(Ordering::Relaxed) {
             return Err(DsError::Unavailable {
                 detail: Detail::truncated("too many requests of this provider at once; retry"),
                 retry_after_ms: 500,
@@ -79,7 +87,7 @@ pub struct Doors {
 /// Places in all, and of each domain.
 #[derive(Debug)]
 struct Room {
-    all: Semaphore,
+    all: Permits,
     each: Places,
 }
 
@@ -93,8 +101,18 @@ pub struct Waits<'a> {
 impl Doors {
     /// For a listener of so many requests at work, in all and of one provider.
     pub fn new(requests_max: usize, per_peer_max: usize) -> Self {
-        let room = || Room::new((requests_max / ROOM_PART).max(1));
+        let room = || Room::new(room_of(requests_max));
         Self { known: Places::new(per_peer_max), acquainted: room(), strangers: room() }
+    }
+
+    /// From now on as if made for so many.
+    pub fn resize(&self, requests_max: usize, per_peer_max: usize) {
+        self.known.resize(per_peer_max);
+        for room in [&self.acquainted, &self.strangers] {
+            let places = room_of(requests_max);
+            room.all.resize(places);
+            room.each.resize(share_of(places));
+        }
     }
 
     /// A place for a message by whom it says that it is from; none where it does not begin as one.
@@ -113,7 +131,7 @@ impl Doors {
 
 impl Room {
     fn new(places: usize) -> Self {
-        Self { all: Semaphore::new(places), each: Places::new((places / SHARE_PART).max(1)) }
+        Self { all: Permits::new(places), each: Places::new(share_of(places)) }
     }
 
     fn enter(&self, sender: Option<&Domain>) -> Result<Waits<'_>, DsError> {
@@ -121,6 +139,14 @@ impl Room {
         let permit = self.all.try_acquire().map_err(|_| busy())?;
         Ok(Waits { _place: place, _permit: Some(permit) })
     }
+}
+
+fn room_of(requests_max: usize) -> usize {
+    (requests_max / ROOM_PART).max(1)
+}
+
+fn share_of(places: usize) -> usize {
+    (places / SHARE_PART).max(1)
 }
 
 /// A room has one in so many of the places that requests are worked on in.

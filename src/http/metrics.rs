@@ -6,11 +6,16 @@ use prometheus::{
     HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::endpoint::Endpoint;
+use crate::actors::stages::Stage;
+
 /// Counters of all listeners. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpMetrics {
     requests: IntCounterVec,
     seconds: HistogramVec,
+    stage_seconds: HistogramVec,
+    slow: IntCounterVec,
     in_flight: IntGaugeVec,
     ds_requests: IntCounterVec,
     connections: IntGaugeVec,
@@ -39,6 +44,24 @@ impl HttpMetrics {
                     "From a request's head to its answer; of /v1/dequeue the waiting for entries is a part",
                 )
                 .buckets(buckets),
+                &["listener", "endpoint"],
+            )?,
+            stage_seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "mimid_request_stage_seconds",
+                    "Where the time of a request goes; the stages that it was in add up to the whole",
+                )
+                .buckets(vec![
+                    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0,
+                    5.0,
+                ]),
+                &["endpoint", "stage"],
+            )?,
+            slow: IntCounterVec::new(
+                Opts::new(
+                    "mimid_http_requests_slow_total",
+                    "Requests that this provider had in hand for longer than log.slow_request; the log says where the time went",
+                ),
                 &["listener", "endpoint"],
             )?,
             in_flight: IntGaugeVec::new(
@@ -77,8 +100,11 @@ impl HttpMetrics {
         for reason in ["tls", "handshake", "slow_reader"] {
             metrics.connection_cuts.with_label_values(&["client", reason]);
         }
+        metrics.slow.with_label_values(&["client", Endpoint::GroupOperation.path()]);
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.stage_seconds.clone()))?;
+        registry.register(Box::new(metrics.slow.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.ds_requests.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
@@ -108,6 +134,15 @@ impl HttpMetrics {
     ) {
         self.requests.with_label_values(&[listener, path, &status.to_string()]).inc();
         self.seconds.with_label_values(&[listener, path]).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn spent(&self, path: &'static str, stage: Stage, time: Duration) {
+        let seconds = self.stage_seconds.with_label_values(&[path, stage.name()]);
+        seconds.observe(time.as_secs_f64());
+    }
+
+    pub(super) fn slow(&self, listener: &'static str, path: &'static str) {
+        self.slow.with_label_values(&[listener, path]).inc();
     }
 
     pub(super) fn ds_answered(&self, operation: &'static str, status: &'static str) {

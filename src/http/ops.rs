@@ -8,6 +8,7 @@
 use std::{
     io,
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -108,7 +109,8 @@ pub fn ops_listener(
     .bind(listen)?;
     let address = server.addrs().first().copied().unwrap_or(listen);
     let server = server.run();
-    Ok(Listener { address, handle: server.handle(), server })
+    // nothing of it is configured
+    Ok(Listener { address, handle: server.handle(), server, adjust: Arc::new(|_| ()) })
 }
 
 /// The process answers.

@@ -65,8 +65,8 @@ pub async fn open(
             let http = response.status().as_u16();
             api.front.metrics.answered(LISTENER, Endpoint::Stream.path(), http, started.elapsed());
             let frames = frames.max_frame_size(FRAME_UP_BYTES_MAX);
-            let span = trace::of_client(&request, Endpoint::Stream.path());
-            rt::spawn(run(api.clone(), session, frames).instrument(span));
+            let trace = trace::of_client(&request, Endpoint::Stream.path());
+            rt::spawn(run(api.clone(), session, frames).instrument(trace.span));
             response
         }
         Err(error) => refuse(Refusal::http(
@@ -142,7 +142,7 @@ async fn begin(
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
-        let permit = api.waiting.clone().try_acquire_owned().map_err(|_| busy())?;
+        let permit = api.waiting.try_acquire_owned().map_err(|_| busy())?;
         Ok((api.node.open_stream(&client, window).await?, permit))
     };
     let opened = time::timeout(api.front.limits.answer_timeout, open).await.unwrap_or_else(|_| {

@@ -29,6 +29,18 @@ pub enum TlsError {
 #[derive(Debug)]
 pub struct Certificates(RwLock<Arc<CertifiedKey>>);
 
+/// A certificate chain and its key that belong together.
+#[derive(Debug)]
+pub struct Certified(Arc<CertifiedKey>);
+
+impl Certified {
+    /// # Errors
+    /// As [`Certificates::new`].
+    pub fn new(chain_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(certified(chain_pem, key_pem)?)))
+    }
+}
+
 impl Certificates {
     /// This chain (the server's own certificate first) and its key, both PEM.
     ///
@@ -43,11 +55,15 @@ impl Certificates {
     /// # Errors
     /// As [`Self::new`]; what was before stays then.
     pub fn replace(&self, chain_pem: &[u8], key_pem: &[u8]) -> Result<bool, TlsError> {
-        let new = Arc::new(certified(chain_pem, key_pem)?);
+        Ok(self.take(Certified::new(chain_pem, key_pem)?))
+    }
+
+    /// The same with what is known to be good.
+    pub fn take(&self, Certified(new): Certified) -> bool {
         let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let is_other = current.cert != new.cert;
         *current = new;
-        Ok(is_other)
+        is_other
     }
 
     /// When the server's own certificate ends; none where it does not say so in a way that is understood.

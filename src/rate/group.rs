@@ -32,6 +32,12 @@ impl GroupRates {
         }
     }
 
+    /// From now on these hold; see [`Limiter::replace`].
+    pub fn replace(&self, quotas: GroupQuotas) {
+        self.groups.replace(quotas.group);
+        self.members.replace(quotas.member);
+    }
+
     /// Counts a request of `sender` to `group`. The member comes first: one that asks too much takes nothing from its
     /// group.
     ///

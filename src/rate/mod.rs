@@ -12,7 +12,7 @@ use std::{
     fmt,
     hash::Hash,
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -56,7 +56,11 @@ impl TooMany {
 }
 
 /// The buckets of all keys that were seen of late.
-pub struct Limiter<K: Hash + Eq + Clone>(Option<Mutex<Kept<K>>>);
+pub struct Limiter<K: Hash + Eq + Clone> {
+    quota: Mutex<Quota>,
+    keys_max: usize,
+    kept: RwLock<Option<Mutex<Kept<K>>>>,
+}
 
 struct Kept<K: Hash + Eq + Clone> {
     limiter: RateLimiter<Option<K>, Buckets<K>, FakeRelativeClock, NoOpMiddleware<Nanos>>,
@@ -75,14 +79,21 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     /// Beyond `keys_max` keys that have not rested, new ones share one bucket.
     #[must_use]
     pub fn new(quota: Quota, keys_max: usize) -> Self {
-        let kept = quota.into_governor().map(|quota| {
-            let clock = FakeRelativeClock::default();
-            let buckets = Buckets(Arc::default());
-            let limiter = RateLimiter::new(quota, buckets.clone(), clock.clone());
-            let swept = clock.now();
-            Mutex::new(Kept { limiter, buckets, keys_max, clock, told: None, swept })
-        });
-        Self(kept)
+        let kept = RwLock::new(Kept::new(quota, keys_max));
+        Self { quota: Mutex::new(quota), keys_max, kept }
+    }
+
+    /// From now on a key may ask for so much. Where that is another quota than before all begin anew: what they have used up of
+    /// the one says nothing about the other.
+    pub fn replace(&self, quota: Quota) {
+        let before = std::mem::replace(
+            &mut *self.quota.lock().unwrap_or_else(PoisonError::into_inner),
+            quota,
+        );
+        if before != quota {
+            let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+            *kept = Kept::new(quota, self.keys_max);
+        }
     }
 
     /// Counts one request of `key` at `now`.
@@ -90,18 +101,30 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     /// # Errors
     /// Where it is one too many: it is not counted then.
     pub fn check(&self, key: &K, now: Timestamp) -> Result<(), TooMany> {
-        let Some(kept) = &self.0 else { return Ok(()) };
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = &*kept else { return Ok(()) };
         kept.lock().unwrap_or_else(PoisonError::into_inner).check(key, now)
     }
 
     #[cfg(test)]
     fn keys(&self) -> usize {
-        let Some(kept) = &self.0 else { return 0 };
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(kept) = &*kept else { return 0 };
         kept.lock().unwrap_or_else(PoisonError::into_inner).buckets.lock().len()
     }
 }
 
 impl<K: Hash + Eq + Clone> Kept<K> {
+    fn new(quota: Quota, keys_max: usize) -> Option<Mutex<Self>> {
+        quota.into_governor().map(|quota| {
+            let clock = FakeRelativeClock::default();
+            let buckets = Buckets(Arc::default());
+            let limiter = RateLimiter::new(quota, buckets.clone(), clock.clone());
+            let swept = clock.now();
+            Mutex::new(Self { limiter, buckets, keys_max, clock, told: None, swept })
+        })
+    }
+
     fn check(&mut self, key: &K, now: Timestamp) -> Result<(), TooMany> {
         let passed_ms = now.ms_since(self.told.unwrap_or(now)).min(JUMP_MS_MAX);
         self.told = Some(now);
@@ -156,7 +179,8 @@ impl<K: Hash + Eq + Clone> StateStore for Buckets<K> {
 
 impl<K: Hash + Eq + Clone> fmt::Debug for Limiter<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Limiter" } else { "Limiter(none)" })
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        f.write_str(if kept.is_some() { "Limiter" } else { "Limiter(none)" })
     }
 }
 
@@ -207,6 +231,21 @@ mod tests {
             limiter.check(&1, T0).unwrap();
         }
         limiter.check(&1, T0).unwrap_err();
+    }
+
+    #[test]
+    fn another_quota_begins_anew_and_the_same_one_does_not() {
+        let limiter = limiter(1, 2);
+        let check = |n| (0..n).map(|_| limiter.check(&1, T0).is_ok()).collect::<Vec<_>>();
+        assert_eq!(check(3), [true, true, false]);
+        limiter.replace(Quota { per_second: 1, burst: 2 });
+        assert_eq!(check(1), [false]);
+        limiter.replace(Quota { per_second: 3, burst: 3 });
+        assert_eq!(check(4), [true, true, true, false]);
+        limiter.replace(Quota::default());
+        assert_eq!(check(4), [true; 4]);
+        limiter.replace(Quota { per_second: 1, burst: 1 });
+        assert_eq!(check(2), [true, false]);
     }
 
     #[test]

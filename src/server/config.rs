@@ -4,6 +4,7 @@
 //! file is read, with its places and suggestions, is in `load`; what values may be in `check`; what the parts of a node
 //! make of them in `parts`.
 
+mod again;
 mod check;
 mod federation;
 mod load;
@@ -13,6 +14,7 @@ mod tests;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use again::Adopted;
 pub use federation::{Federation, Migration, Rates};
 pub use load::{ConfigError, Place, Problem, token_hash};
 
@@ -170,6 +172,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A level, or directives as tracing's EnvFilter takes them.
     pub level: String,
+    /// A request that takes so long is said, with where the time went.
+    pub slow_request: Option<Duration>,
 }
 
 choice! {
@@ -255,7 +259,11 @@ impl Default for Config {
                 drain_timeout: http.drain_timeout,
             },
             rates: Rates::default(),
-            log: Log { format: LogFormat::Human, level: "info".to_owned() },
+            log: Log {
+                format: LogFormat::Human,
+                level: "info".to_owned(),
+                slow_request: http.slow_after,
+            },
         }
     }
 }
@@ -265,6 +273,7 @@ struct Row {
     key: &'static str,
     set: fn(&mut Config, Given<'_>) -> Result<(), String>,
     show: fn(&Config) -> String,
+    copy: fn(&mut Config, &Config),
 }
 
 macro_rules! settings {
@@ -277,6 +286,7 @@ macro_rules! settings {
                     Ok(())
                 },
                 show: |config| config.$top.show(),
+                copy: |to, from| to.$top.clone_from(&from.$top),
             },)*
             $($(Row {
                 key: concat!(stringify!($section), ".", stringify!($name)),
@@ -285,6 +295,7 @@ macro_rules! settings {
                     Ok(())
                 },
                 show: |config| config.$section.$name.show(),
+                copy: |to, from| to.$section.$name.clone_from(&from.$section.$name),
             },)*)*
         ];
     };
@@ -320,5 +331,5 @@ settings! {
         address_per_second, address_burst, peer_per_second, peer_burst, group_per_second, group_burst, member_per_second,
         member_burst,
     ]
-    log: [format, level]
+    log: [format, level, slow_request]
 }

@@ -11,6 +11,7 @@ mod key_file;
 pub mod keys;
 mod outside;
 mod process_metrics;
+mod reload;
 pub(crate) mod run;
 pub mod s2s_keys;
 pub mod sender_keys;

@@ -19,16 +19,17 @@ use std::{
 };
 
 use prometheus::{IntGaugeVec, Opts};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::{
     certificate_metrics::CertificateMetrics,
-    config::{self, Config, Engine, RegistrationMode},
+    config::{self, Config, ConfigError, Engine, RegistrationMode},
     endpoints::{self, Endpoints},
     files,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
     process_metrics::ProcessMetrics,
+    reload::{Asked, Doors, Gauges, Reload},
     sender_keys::{SenderKeyFile, Senders},
     store_metrics::StoreMetrics,
 };
@@ -107,7 +108,7 @@ pub enum StopError {
 pub struct Running {
     endpoints: Endpoints,
     stop: Option<oneshot::Sender<()>>,
-    reload: Arc<Notify>,
+    reload: Arc<Asked>,
     ended: watch::Receiver<bool>,
     beat: Arc<AtomicU64>,
     thread: JoinHandle<Result<(), StopError>>,
@@ -135,7 +136,13 @@ impl Running {
 
     /// Reads certificates, keys and roots again. What cannot be used is in the log, and what was before goes on.
     pub fn reload(&self) {
-        self.reload.notify_one();
+        self.reload.ask(None);
+    }
+
+    /// The same with a configuration that was read again, or with why that could not be: then nothing changes. Of it is taken
+    /// what a running node can take; the log names what waits for a restart.
+    pub fn reload_with(&self, config: Result<Config, ConfigError>) {
+        self.reload.ask(Some(config));
     }
 
     /// Drains and waits until the node is gone: its ports and its store are free then. Blocks the thread.
@@ -167,7 +174,7 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
     let (stop, stopped) = oneshot::channel();
     let (tell_end, ended) = watch::channel(false);
     let (tell_up, up) = mpsc::channel();
-    let reload = Arc::new(Notify::new());
+    let reload = Arc::new(Asked::default());
     let reloading = Arc::clone(&reload);
     let beat = Arc::new(AtomicU64::new(0));
     let beating = Arc::clone(&beat);
@@ -234,8 +241,8 @@ struct Composed {
 struct Again {
     config: Config,
     data_dir: PathBuf,
-    client: Arc<Certificates>,
-    federation: Option<(Outside, Arc<Certificates>)>,
+    reload: Reload,
+    outside: Option<Outside>,
     node: Node,
     senders: SenderKeyFile,
     /// When the groups' hub keys are looked at next, where there are old ones.
@@ -269,6 +276,7 @@ impl Composed {
         let http_metrics = HttpMetrics::register(&metrics.registry)?;
         register_process_metrics(&metrics.registry, &store)?;
         let registry = metrics.registry.clone();
+        let gauges = Gauges::register(&registry)?;
         let outside = match config.federation.listen {
             Some(listen) => {
                 let senders = keys.external_senders.held.clone();
@@ -344,10 +352,27 @@ impl Composed {
             .write(&data_dir)
             .map_err(|source| StartError::DataDir { path: data_dir.clone(), source })?;
         let drain_timeout = config.limits.drain_timeout;
+        let doors = |name, listener: &Listener, certificates: &Arc<Certificates>| Doors {
+            name,
+            certificates: Arc::clone(certificates),
+            adjust: Arc::clone(&listener.adjust),
+        };
+        let reload = Reload {
+            node: node.clone(),
+            store: Arc::clone(&store),
+            client: doors("client", &client, &client_certificates),
+            federation: outside
+                .as_ref()
+                .zip(federation.as_ref())
+                .map(|((_, _, own), listener)| doors("federation", listener, own)),
+            files,
+            gauges,
+            changes: 0,
+        };
         let again = Again {
             data_dir: data_dir.clone(),
-            client: client_certificates,
-            federation: outside.map(|(_, outside, certificates)| (outside, certificates)),
+            reload,
+            outside: outside.map(|(_, outside, _)| outside),
             node: node.clone(),
             senders: keys.sender_file,
             look_at: Timestamp(0),
@@ -374,7 +399,7 @@ impl Composed {
     async fn run(
         self,
         stop: oneshot::Receiver<()>,
-        reload: Arc<Notify>,
+        reload: Arc<Asked>,
         wanted: bool,
     ) -> Result<(), StopError> {
         let Self { data_dir, endpoints, node, store, threads, client, ops, .. } = self;
@@ -453,17 +478,18 @@ impl Composed {
 
 impl Again {
     /// Looks every minute, more often while a root is waited for, and when told to.
-    async fn run(mut self, told: Arc<Notify>) {
+    async fn run(mut self, told: Arc<Asked>) {
         loop {
             self.hub_keys().await;
-            let waits =
-                self.federation.as_ref().is_some_and(|(outside, _)| outside.waits_for_roots());
+            let waits = self.outside.as_ref().is_some_and(Outside::waits_for_roots);
             let pause = if waits { LOOK_OFTEN } else { LOOK_EVERY };
             tokio::select! {
-                () = told.notified() => self.certificates(),
+                () = told.asked() => {
+                    self.reload.take(&mut self.config, &self.data_dir, told.take());
+                }
                 () = tokio::time::sleep(pause) => {}
             }
-            if let Some((outside, _)) = &self.federation {
+            if let Some(outside) = &self.outside {
                 outside.refresh();
                 outside.federation.sweep();
             }
@@ -531,26 +557,6 @@ impl Again {
     fn take_senders(&self, keys: Senders) {
         self.node.replace_retired_senders(keys.retired);
         self.node.replace_external_senders(keys.held);
-    }
-
-    fn certificates(&self) {
-        let client = client_files(&self.config, &self.data_dir);
-        again("client", &self.client, client);
-        if let Some((_, certificates)) = &self.federation {
-            let files = federation_files(&self.config, &self.data_dir);
-            again("federation", certificates, files);
-        }
-    }
-}
-
-fn again(listener: &str, certificates: &Certificates, files: Result<TlsFiles, KeysError>) {
-    let replaced = files.map_err(|error| error.to_string()).and_then(|files| {
-        certificates.replace(&files.chain_pem, &files.key_pem).map_err(|error| error.to_string())
-    });
-    match replaced {
-        Ok(true) => tracing::info!(listener, "the certificate was replaced"),
-        Ok(false) => tracing::info!(listener, "the certificate is the same as before"),
-        Err(error) => tracing::error!(listener, %error, "the certificate cannot be read again"),
     }
 }
 
@@ -621,14 +627,14 @@ fn keep_domain(data_dir: &Path, domain: &Domain) -> Result<(), StartError> {
     }
 }
 
-fn client_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
+pub(super) fn client_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
     match (&config.client.certificate, &config.client.key) {
         (Some(certificate), Some(key)) => keys::operators_tls(certificate, key),
         (None | Some(_), None | Some(_)) => keys::self_signed_tls(data_dir, &config.domain),
     }
 }
 
-fn federation_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
+pub(super) fn federation_files(config: &Config, data_dir: &Path) -> Result<TlsFiles, KeysError> {
     match (&config.federation.certificate, &config.federation.key) {
         (Some(certificate), Some(key)) => keys::operators_tls(certificate, key),
         (None | Some(_), None | Some(_)) => client_files(config, data_dir),
@@ -657,7 +663,7 @@ fn domain_name(config: &Config, bound: SocketAddr) -> String {
     }
 }
 
-fn registration(config: &config::Registration) -> Registration {
+pub(super) fn registration(config: &config::Registration) -> Registration {
     match config.mode {
         RegistrationMode::Open => Registration::Open,
         RegistrationMode::Closed => Registration::Closed,

@@ -36,6 +36,8 @@ const FREE: (&str, &str) = (
 );
 const ROOM: (&str, &str) =
     ("mimid_store_room", "1 while what is new is taken, 0 where the disk is nearly full");
+const WAITING: (&str, &str) =
+    ("mimid_store_batches_waiting", "Batches that wait for a flush, or are in one");
 const DAMAGED: (&str, &str) = (
     "mimid_store_damaged_records",
     "Stored records that were found since the start and cannot be read, by kind",
@@ -49,10 +51,13 @@ impl StoreMetrics {
         for (name, help, _) in COUNTERS {
             descs.extend(Counter::new(name, help)?.desc().into_iter().cloned());
         }
-        for (name, help) in [ON_DISK, WRITABLE, FREE, ROOM] {
+        for (name, help) in [ON_DISK, WRITABLE, FREE, ROOM, WAITING] {
             descs.extend(Gauge::new(name, help)?.desc().into_iter().cloned());
         }
         descs.extend(damaged()?.desc().into_iter().cloned());
+        for histogram in store.histograms().all() {
+            descs.extend(histogram.desc().into_iter().cloned());
+        }
         Ok(Self { store, descs })
     }
 
@@ -71,6 +76,7 @@ impl StoreMetrics {
             (WRITABLE, Some(writable)),
             (FREE, stats.disk_free_bytes.map(|bytes| bytes as f64)),
             (ROOM, Some(room)),
+            (WAITING, Some(stats.batches_waiting as f64)),
         ];
         for ((name, help), value) in gauges {
             let Some(value) = value else { continue };
@@ -85,6 +91,9 @@ impl StoreMetrics {
             damaged.with_label_values(&[kind]).set(records as f64);
         }
         families.extend(damaged.collect());
+        for histogram in self.store.histograms().all() {
+            families.extend(histogram.collect());
+        }
         Ok(families)
     }
 }

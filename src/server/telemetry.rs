@@ -1,8 +1,8 @@
 //! Log lines: structured, one per event, to stderr, for people or as JSON. No payloads, ever.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{EnvFilter, fmt, reload::Handle};
 
 use super::config::{Log, LogFormat};
 
@@ -12,15 +12,42 @@ use super::config::{Log, LogFormat};
 /// Where the level is none.
 pub fn start(log: &Log) -> Result<(), String> {
     let builder = fmt().with_env_filter(filter(&log.level)?).with_writer(std::io::stderr);
-    let started = match log.format {
+    // who started logging first keeps it, and its level
+    match log.format {
         LogFormat::Human => {
-            builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_target(false);
+            let builder = builder.with_filter_reloading();
+            let set = setter(builder.reload_handle());
+            if builder.try_init().is_ok() {
+                let _ = SET_LEVEL.set(set);
+            }
         }
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    // who started logging first keeps it
-    drop(started);
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let set = setter(builder.reload_handle());
+            if builder.try_init().is_ok() {
+                let _ = SET_LEVEL.set(set);
+            }
+        }
+    }
     Ok(())
+}
+
+/// From now on what `level` lets through is said. Where somebody else started logging nothing changes.
+///
+/// # Errors
+/// Where the level is none.
+pub fn set_level(level: &str) -> Result<(), String> {
+    let filter = filter(level)?;
+    SET_LEVEL.get().map_or(Ok(()), |set| set(filter))
+}
+
+type SetLevel = Box<dyn Fn(EnvFilter) -> Result<(), String> + Send + Sync>;
+
+static SET_LEVEL: OnceLock<SetLevel> = OnceLock::new();
+
+fn setter<S: 'static>(handle: Handle<EnvFilter, S>) -> SetLevel {
+    Box::new(move |filter| handle.reload(filter).map_err(|error| error.to_string()))
 }
 
 /// The filter for a level (mimid's own; of libraries only what is wrong) or for directives (`info,mimid::http=debug`).

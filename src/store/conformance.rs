@@ -963,6 +963,7 @@ for_every_engine! {
             conditions: condition.into_iter().collect(),
             writes: vec![Write::Snapshot { group: g.clone(), at, bytes: bytes.clone() }],
             low_priority: true,
+            times: None,
         };
         let flush = async |batch: Batch| {
             let answer = store.write(batch);

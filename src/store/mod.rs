@@ -33,6 +33,7 @@ mod fjall;
 mod folder;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod histograms;
 mod keys;
 pub mod memory;
 mod plan;
@@ -53,7 +54,13 @@ mod backup_tests;
 #[cfg(test)]
 mod conformance;
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
 pub use tee::{Piece, Record};
 use tokio::sync::mpsc;
@@ -62,6 +69,7 @@ use crate::wire::ids::{
     ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
 };
 pub use damage::DamagedByKind;
+pub use histograms::Histograms;
 use records::{
     Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
     GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
@@ -371,6 +379,29 @@ pub struct Batch {
     /// Snapshots go in a lane of their own, so that a large group never stands before everyone's commits: behind what
     /// waits in the normal lane, in order among themselves, a large one over several flushes (visible all at once).
     pub low_priority: bool,
+    /// Where the writer says when this one was where; for whoever wants to know where the time goes.
+    pub times: Option<Arc<WriteTimes>>,
+}
+
+/// When a batch was where on its way to the disk. Complete before the batch is answered.
+#[derive(Debug, Default)]
+pub struct WriteTimes {
+    applied: OnceLock<Instant>,
+    durable: OnceLock<Instant>,
+}
+
+impl WriteTimes {
+    /// When the writer had taken it and handed it to the engine.
+    #[must_use]
+    pub fn applied(&self) -> Option<Instant> {
+        self.applied.get().copied()
+    }
+
+    /// When its flush was done.
+    #[must_use]
+    pub fn durable(&self) -> Option<Instant> {
+        self.durable.get().copied()
+    }
 }
 
 impl Batch {
@@ -528,6 +559,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// What an operator sees: counters since the process started.
     fn stats(&self) -> StoreStats;
+    /// The same as distributions; clones of those that are counted in.
+    fn histograms(&self) -> Histograms;
     /// Records that were found since the start and cannot be read. Each is in the log once.
     fn damaged(&self) -> DamagedByKind;
     /// Whether writes are taken; the reason where they are not.

@@ -3,8 +3,10 @@
 //! Here: what each [`Write`] and each [`Condition`] means in keys. It is worked out on the caller's thread, so that the one that
 //! writes does little. Keys and encodings are in [`keys`]; the steps are run in [`stage`](super::stage).
 
+use std::sync::Arc;
+
 use super::{
-    Batch, Condition, StoreError, Write,
+    Batch, Condition, StoreError, Write, WriteTimes,
     keys::{self, Key, Range, VERSION},
     records::{Account, Departure, Device, Followed, Moves, OwnSequence, QueueHead, TokenRecord},
 };
@@ -20,6 +22,7 @@ pub(super) struct Plan {
     pub writes: u64,
     /// About what it takes in memory and to write.
     pub bytes: usize,
+    pub times: Option<Arc<WriteTimes>>,
 }
 
 /// What must hold for the record under `key`.
@@ -68,7 +71,7 @@ impl Plan {
     /// # Errors
     /// [`StoreError::Corrupt`] for a record that cannot be encoded.
     pub fn of(batch: Batch) -> Result<Self, StoreError> {
-        let Batch { conditions, writes, low_priority } = batch;
+        let Batch { conditions, writes, low_priority, times } = batch;
         let checks: Vec<_> = conditions.into_iter().map(Check::of).collect();
         let mut steps = Vec::with_capacity(writes.len());
         let count = writes.len() as u64;
@@ -76,7 +79,7 @@ impl Plan {
             Step::of(write, &mut steps)?;
         }
         let bytes = checks.len() * 64 + steps.iter().map(Step::bytes).sum::<usize>();
-        Ok(Self { checks, steps, low_priority, writes: count, bytes })
+        Ok(Self { checks, steps, low_priority, writes: count, bytes, times })
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     Answer, Batch, DamagedByKind, InboxUse, OpenError, Page, Piece, Store, StoreError, StoreStats,
     damage::Damages,
     engine::{Changes, Engine, Failure},
+    histograms::Histograms,
     keys::{self, Key, Range},
     records::{
         Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
@@ -739,6 +740,10 @@ impl Store for NodeStore {
             disk_free_bytes: self.reserve.free_bytes(),
             batches_waiting: self.shared.batches_waiting(),
         }
+    }
+
+    fn histograms(&self) -> Histograms {
+        self.shared.counters.histograms.clone()
     }
 
     fn damaged(&self) -> DamagedByKind {

@@ -95,7 +95,8 @@ impl Spread {
     /// went ahead.
     pub fn finish(self, engine: &dyn Engine, changes: &mut Changes) -> Result<Staged, Failure> {
         let Self { job, step: large, key, intact, .. } = self;
-        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let Job { plan, answer, queued } = job;
+        let Plan { checks, steps, low_priority, writes, bytes, times } = plan;
         let mut stage = Stage::new(engine, changes);
         let result = stage.check(&checks).and_then(|()| {
             for (index, step) in steps.into_iter().enumerate() {
@@ -119,7 +120,7 @@ impl Spread {
             }
         };
         changes.extend(own);
-        Ok(Staged { answer, result, low_priority, bytes, writes })
+        Ok(Staged { answer, result, low_priority, bytes, writes, queued, times })
     }
 
     /// Gives the batch up.

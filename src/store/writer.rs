@@ -33,9 +33,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) mod stepped;
 
 use super::{
-    Batch, StoreError,
+    Batch, StoreError, WriteTimes,
     damage::Damages,
     engine::{Changes, Engine, Failure},
+    histograms::Histograms,
     keys,
     plan::Plan,
     spread::Spread,
@@ -94,6 +95,7 @@ pub(super) struct Counters {
     pub flush_us_total: AtomicU64,
     pub writes: AtomicU64,
     pub bytes_written: AtomicU64,
+    pub histograms: Histograms,
 }
 
 #[derive(Default)]
@@ -129,6 +131,7 @@ enum Phase {
 pub(super) struct Job {
     pub plan: Plan,
     pub answer: oneshot::Sender<Result<(), StoreError>>,
+    pub queued: Instant,
 }
 
 impl Shared {
@@ -155,7 +158,7 @@ impl Shared {
             }
             lane.batches += 1;
             lane.bytes += plan.bytes;
-            lane.jobs.push_back(Job { plan, answer });
+            lane.jobs.push_back(Job { plan, answer, queued: Instant::now() });
         }
         self.wake.notify_one();
         self.engine.queued();
@@ -259,6 +262,8 @@ pub(super) struct Staged {
     pub low_priority: bool,
     pub bytes: usize,
     pub writes: u64,
+    pub queued: Instant,
+    pub times: Option<Arc<WriteTimes>>,
 }
 
 /// What is visible and not durable yet.
@@ -419,7 +424,8 @@ impl Writer {
     /// Checks a batch and adds what it changes. Its answer waits for the flush even where it is a refusal, since
     /// that may rest on a batch of the same flush.
     fn stage(&mut self, job: Job, changes: &mut Changes) {
-        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let Job { plan, answer, queued } = job;
+        let Plan { checks, steps, low_priority, writes, bytes, times } = plan;
         let mut stage = Stage::new(&*self.shared.engine, changes);
         let result = stage
             .check(&checks)
@@ -427,7 +433,7 @@ impl Writer {
             .map(|()| stage.done());
         let result = result.map(|own| self.merge(own, changes));
         // also where it could not be judged for a read that failed: nothing of it was put with the others then
-        self.answers.push(Staged { answer, result, low_priority, bytes, writes });
+        self.answers.push(Staged { answer, result, low_priority, bytes, writes, queued, times });
     }
 
     fn merge(&mut self, own: Changes, changes: &mut Changes) {
@@ -480,6 +486,16 @@ impl Writer {
         let bytes: usize =
             changes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len)).sum();
         let started = Instant::now();
+        for staged in &self.answers {
+            if let Some(times) = &staged.times {
+                let _ = times.applied.set(started);
+            }
+            // snapshots wait behind all else, as they should
+            if !staged.low_priority {
+                let waited = started.saturating_duration_since(staged.queued);
+                shared.counters.histograms.wait_seconds.observe(waited.as_secs_f64());
+            }
+        }
         {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
             view.applied = self.sequence;
@@ -497,8 +513,18 @@ impl Writer {
             let mut view = shared.view.write().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut view.pending)
         };
+        // before who waits for it is woken: it reads its times at once
+        let durable = Instant::now();
+        for times in self.answers.iter().filter_map(|staged| staged.times.as_ref()) {
+            let _ = times.durable.set(durable);
+        }
         shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
-        let us = u64::try_from(applied.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let took = durable.saturating_duration_since(applied.started);
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let histograms = &shared.counters.histograms;
+        histograms.flush_seconds.observe(took.as_secs_f64());
+        histograms.flush_batches.observe(self.answers.len() as f64);
+        histograms.flush_bytes.observe(applied.bytes as f64);
         shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
         shared.counters.flush_us_total.fetch_add(us, Ordering::Relaxed);
         shared.counters.bytes_written.fetch_add(applied.bytes as u64, Ordering::Relaxed);

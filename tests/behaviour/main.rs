@@ -37,9 +37,11 @@ mod power;
 mod providers;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod reload;
 mod samples;
 mod secrets;
 mod serve;
+mod stages;
 mod supervised;
 #[path = "../support/mod.rs"]
 mod support;

@@ -200,6 +200,12 @@ impl Provider {
         log.lines().filter(is_one).map(|line| format!("{}: {line}", self.domain)).collect()
     }
 
+    /// All lines of its log.
+    pub fn log_lines(&self) -> impl Iterator<Item = String> + use<> {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        log.lines().map(str::to_owned).collect::<Vec<_>>().into_iter()
+    }
+
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();

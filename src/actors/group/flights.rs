@@ -1,9 +1,14 @@
 //! Writes on their way, and who waits for them: answers leave in the order of the writes.
 
+use std::sync::Arc;
+
 use actix::prelude::*;
 
 use super::GroupActor;
-use crate::store::{Batch, StoreError};
+use crate::{
+    actors::stages::Stages,
+    store::{Batch, StoreError},
+};
 
 /// A write on its way, with everybody who waits for it.
 pub(super) struct Flight {
@@ -25,7 +30,18 @@ impl GroupActor {
     }
 
     /// Hands `batch` to the store, in order, and runs `waiter` when it is durable.
-    pub(super) fn write(&mut self, batch: Batch, waiter: Waiter, ctx: &mut Context<Self>) {
+    pub(super) fn write(&mut self, mut batch: Batch, waiter: Waiter, ctx: &mut Context<Self>) {
+        let stages = Stages::current();
+        let waiter = match stages.write_begins() {
+            None => waiter,
+            Some(times) => {
+                batch.times = Some(Arc::clone(&times));
+                Box::new(move |outcome: Result<(), &StoreError>| {
+                    stages.write_is_there(&times);
+                    waiter(outcome);
+                }) as Waiter
+            }
+        };
         let number = self.next_flight;
         self.next_flight += 1;
         let answer = self.node.store.write(batch);

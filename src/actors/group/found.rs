@@ -16,6 +16,7 @@ use crate::{
         errors::{internal, of_reject, of_store},
         node::Node,
         queue::BindError,
+        stages::Stages,
     },
     group::{GroupState, Reject, Request, Staged},
     store::{
@@ -67,7 +68,7 @@ impl GroupActor {
         ctx: &mut Context<Self>,
     ) {
         let crate::group::Creation { state, effects, binds } = creation;
-        let (node, id) = (self.node.clone(), self.id.clone());
+        let (node, id, stages) = (self.node.clone(), self.id.clone(), Stages::current());
         let bind = async move { bind_queues(&node, &id, &binds).await };
         let bound = bind.into_actor(self).map(move |bound, actor: &mut Self, ctx| {
             let (conditions, writes) = match bound {
@@ -132,7 +133,7 @@ impl GroupActor {
                 let _ = reply.send(answer);
                 drop(permits);
             });
-            actor.write(batch, waiter, ctx);
+            stages.within(|| actor.write(batch, waiter, ctx));
         });
         ctx.wait(bound);
     }

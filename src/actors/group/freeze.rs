@@ -86,6 +86,7 @@ impl GroupActor {
         batch.push(Write::GroupHead(GroupHead { status, revision, ..head }));
         // what comes from now on is told to come again
         self.broken = Some(migrating(0));
+        self.node.groups.waiting.note(&self.id, None);
         let (node, id, address) = (self.node.clone(), self.id.clone(), ctx.address());
         let waiter: Waiter = Box::new(move |outcome| {
             match outcome {

@@ -205,6 +205,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     time("limits.stream_open_timeout", limits.stream_open_timeout, 10, 300);
     time("limits.stream_ping", limits.stream_ping, 10, 600);
     time("limits.stream_stall", limits.stream_stall, 10, 3600);
+    if let Some(after) = log.slow_request {
+        time("log.slow_request", after, 0, 3600);
+    }
     time("limits.drain_timeout", limits.drain_timeout, 1000, 600);
     wrong
 }

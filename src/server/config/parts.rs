@@ -105,6 +105,7 @@ impl Config {
     pub fn client_limits(&self) -> http::Limits {
         http::Limits {
             requests_per_address: quota(self.rates.address_per_second, self.rates.address_burst),
+            slow_after: self.log.slow_request,
             ..self.limits.http()
         }
     }

@@ -159,7 +159,12 @@ impl Change {
             revision: *revision,
         });
         let writes = self.ops.iter().map(|op| op.write(names));
-        Batch { conditions: conditions.collect(), writes: writes.collect(), low_priority }
+        Batch {
+            conditions: conditions.collect(),
+            writes: writes.collect(),
+            low_priority,
+            times: None,
+        }
     }
 }
 
