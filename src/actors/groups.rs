@@ -65,7 +65,8 @@ pub struct GroupOptions {
     pub requests_max: usize,
     /// Requests to one group in hand; beyond: rate_limited.
     pub requests_per_group_max: usize,
-    /// Groups up to this size are staged on their actor's own thread, larger ones in the pool.
+    /// Requests to groups up to this size are staged on their actor's own thread, those to larger ones in the pool; but messages, which
+    /// cost the same in any, always on the actor's.
     pub inline_members_max: usize,
     /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; at twice as many, one more is
     /// `unavailable`.
