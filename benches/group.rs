@@ -12,7 +12,7 @@ use std::{
 
 use criterion::{BatchSize, BenchmarkId, Criterion};
 use mimid::{
-    client::core::{Content, Member, Operation},
+    client::core::{Content, Member, Operation, SUITES},
     crypto::{MlsCrypto, SigningKey, verify_with_label},
     group::{
         Decision, Effects, GroupState, Hub, Request,
@@ -23,7 +23,7 @@ use mimid::{
             Accepted, DsMessage, DsRequest, DsResponse, DsResponseBody, DsSenderId, Outcome,
             ProtocolVersion,
         },
-        extensions::SignatureScheme,
+        extensions::{KeyPackageClass, SignatureScheme},
         ids::{Domain, GroupId, Sequence, Timestamp},
         mls::MlsMessage,
     },
@@ -237,6 +237,54 @@ pub fn overhead(_: &mut Criterion) {
         let met = if ours <= target { "met" } else { "missed" };
         println!(
             "{size:>7}  {bare:>7.0}  {same:>14.0}  {ours:>15.0}  {ratio:>17.2}  {beyond:>15.0}  {target:>6.0}: {met}"
+        );
+    }
+}
+
+/// One Commit that adds many at once to a group of ten, turn by turn: what openmls alone takes of it, and what all that a hub does
+/// takes. Prints the medians, and the longest of ours.
+pub fn adds(_: &mut Criterion) {
+    if !crate::is_asked_for("adds/one commit") {
+        return;
+    }
+    println!("\none commit that adds many, in turns: medians in ms");
+    println!("   adds  commit   openmls  stage and merge  longest  openmls' share   target");
+    let sizes = if crate::is_test() { [(9, 1), (99, 1)] } else { [(99, 40), (999, 8)] };
+    for ((count, turns), target) in sizes.into_iter().zip([50.0, 300.0]) {
+        let scene = Scene::of(10);
+        let domain = Domain::new("a.example").unwrap();
+        let key_packages = (0..count)
+            .map(|index| {
+                let newcomer = hosted::new_client(&domain, &format!("newcomer{index}"), "phone");
+                let (class, suite) = (KeyPackageClass::Group, SUITES[0]);
+                let made = newcomer.key_packages(class, suite, false, 1, scene.now).unwrap();
+                made[0].as_slice().to_vec()
+            })
+            .collect();
+        let message = scene.request(Operation::AddUsers { key_packages });
+        let DsRequest::AddUsers(add) = &message.request else { panic!("adds") };
+        let crypto = MlsCrypto::default();
+        let (mut bare, mut ours) = (Vec::new(), Vec::new());
+        for _ in 0..turns {
+            let tree = Tree::load(&scene.tree).unwrap();
+            let began = Instant::now();
+            let tree = process_and_merge(&crypto, tree, black_box(&add.commit));
+            bare.push(began.elapsed());
+            drop(tree);
+            let (state, message) = (scene.state(), message.clone());
+            let began = Instant::now();
+            let left = scene.accept(state, black_box(message));
+            ours.push(began.elapsed());
+            drop(left);
+        }
+        let longest = ours.iter().max().unwrap().as_secs_f64() * 1e3;
+        let millis = |all: &[Duration]| median(all.iter().map(|one| one.as_secs_f64() * 1e3));
+        let (bare, ours) = (millis(&bare), millis(&ours));
+        let met = if ours <= target { "met" } else { "missed" };
+        println!(
+            "{count:>7}  {:>3} KB  {bare:>8.1}  {ours:>15.1}  {longest:>7.1}  {:>13.0}%  {target:>5.0}: {met}",
+            add.commit.as_slice().len() >> 10,
+            bare / ours * 100.0,
         );
     }
 }

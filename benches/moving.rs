@@ -244,7 +244,7 @@ async fn start(folder: &Path) -> [Provider; 2] {
 }
 
 /// Registers a client that nobody runs, and gives a queue token of its.
-async fn enrol(http: &Http, one: &SynthMember) -> QueueToken {
+pub async fn enrol(http: &Http, one: &SynthMember) -> QueueToken {
     let caller = Caller { client: &one.client, key: &one.leaf_key, now: system_now() };
     let register = encode(&one.register());
     let _: Registered = http.call(&caller, "/v1/register", register, 0).await.unwrap();

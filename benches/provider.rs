@@ -11,17 +11,31 @@ mod providers;
 #[path = "../tests/support/proxy.rs"]
 mod proxy;
 mod replication;
+mod scale;
+mod served;
 mod store;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use criterion::{criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 
 criterion_group!(wire, decode::largest_structs);
-criterion_group!(groups, group::update_commit, group::overhead, group::send_message);
+criterion_group!(groups, group::update_commit, group::overhead, group::adds, group::send_message);
 criterion_group!(stores, store::batches, store::links);
 criterion_group!(providers, replication::messages, moving::pauses);
-criterion_main!(wire, groups, stores, providers);
+
+fn main() {
+    wire();
+    groups();
+    stores();
+    providers();
+    served::accept();
+    served::deliver();
+    served::storm();
+    scale::start();
+    scale::active();
+    Criterion::default().configure_from_args().final_summary();
+}
 
 /// Whether this is `cargo test`: everything runs, once and small. As criterion tells: only `cargo bench` says `--bench`.
 fn is_test() -> bool {

@@ -1,10 +1,13 @@
 //! The threads that actors live on. They are not the HTTP workers: a commit to a large group costs
 //! milliseconds, and must not stand between a socket and its TLS handshake.
 //!
+//! Who decides and who delivers live on different ones: when thousands of clients come back at once and read what they
+//! missed, each of their queues wants its turn, and a group among them would answer nobody until all had it.
+//!
 //! Deliberately absent: who lives where beyond "the same key, the same thread", and any limit on how much a
 //! thread is given (admission is a permit inside each command, see STYLE.md on actix).
 
-use std::io;
+use std::{io, sync::Arc};
 
 use actix::{Actor, Addr, Context};
 use actix_rt::{Arbiter, ArbiterHandle, task::JoinError};
@@ -12,7 +15,17 @@ use actix_rt::{Arbiter, ArbiterHandle, task::JoinError};
 /// A fixed set of threads, each with its own event loop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ArbiterPool {
-    handles: std::sync::Arc<[ArbiterHandle]>,
+    deciding: Arc<[ArbiterHandle]>,
+    delivering: Arc<[ArbiterHandle]>,
+}
+
+/// What an actor does, and so which threads it may live on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty {
+    /// It says what becomes of a group.
+    Decide,
+    /// It brings what was decided to a client or to a peer.
+    Deliver,
 }
 
 /// What [`ArbiterPool::start`] gives beside the pool: ends the threads.
@@ -20,15 +33,18 @@ pub struct ArbiterPool {
 pub struct ArbiterThreads(Vec<Arbiter>);
 
 impl ArbiterPool {
-    /// Starts `threads` threads (at least one). Must be called inside an actix `System`.
+    /// Starts `threads` threads (at least one) for each [`Duty`]. Must be called inside an actix `System`.
     ///
     /// # Errors
     /// Where the operating system gives no more threads.
     pub fn start(threads: usize) -> io::Result<(Self, ArbiterThreads)> {
-        let arbiters =
-            (0..threads.max(1)).map(|_| Arbiter::try_new()).collect::<io::Result<Vec<_>>>()?;
-        let handles = arbiters.iter().map(Arbiter::handle).collect();
-        Ok((Self { handles }, ArbiterThreads(arbiters)))
+        let start =
+            || (0..threads.max(1)).map(|_| Arbiter::try_new()).collect::<io::Result<Vec<_>>>();
+        let (mut deciding, delivering) = (start()?, start()?);
+        let handles = |of: &[Arbiter]| of.iter().map(Arbiter::handle).collect();
+        let pool = Self { deciding: handles(&deciding), delivering: handles(&delivering) };
+        deciding.extend(delivering);
+        Ok((pool, ArbiterThreads(deciding)))
     }
 
     /// No threads: everything runs where it is asked for, in the order in which it is. What computes for long does so too, on this
@@ -37,36 +53,44 @@ impl ArbiterPool {
     #[must_use]
     pub fn inline() -> Self {
         INLINE.set(true);
-        Self { handles: std::sync::Arc::new([]) }
+        Self { deciding: Arc::new([]), delivering: Arc::new([]) }
     }
 
     /// Whether there are no threads.
     #[must_use]
     pub(super) fn is_inline(&self) -> bool {
-        cfg!(test) && self.handles.is_empty()
+        cfg!(test) && self.deciding.is_empty()
     }
 
-    /// The thread of `hash`: the same for as long as the process lives.
-    #[must_use]
-    pub fn on(&self, hash: u64) -> &ArbiterHandle {
-        let threads = self.handles.len() as u64;
-        // the remainder is below `threads`, which came from a usize
-        &self.handles[usize::try_from(hash % threads).unwrap_or_default()]
+    /// The thread of `hash` for `duty`: the same for as long as the process lives.
+    fn on(&self, duty: Duty, hash: u64) -> &ArbiterHandle {
+        let handles = match duty {
+            Duty::Decide => &self.deciding,
+            Duty::Deliver => &self.delivering,
+        };
+        // the remainder is below the number of threads, which is a usize
+        &handles[usize::try_from(hash % handles.len() as u64).unwrap_or_default()]
     }
 
     /// Runs `future` on the thread of `hash`. `false` where that thread has ended: it will never run.
-    pub fn spawn_on(&self, hash: u64, future: impl Future<Output = ()> + Send + 'static) -> bool {
+    pub fn spawn_on(
+        &self,
+        duty: Duty,
+        hash: u64,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) -> bool {
         #[cfg(test)]
         if self.is_inline() {
             actix_rt::spawn(future);
             return true;
         }
-        self.on(hash).spawn(future)
+        self.on(duty, hash).spawn(future)
     }
 
     /// Starts an actor on the thread of `hash`. `make` runs there, so the actor need not be `Send`.
     pub fn start_actor_on<A>(
         &self,
+        duty: Duty,
         hash: u64,
         make: impl FnOnce(&mut Context<A>) -> A + Send + 'static,
     ) -> Addr<A>
@@ -77,12 +101,7 @@ impl ArbiterPool {
         if self.is_inline() {
             return A::create(make);
         }
-        A::start_in_arbiter(self.on(hash), make)
-    }
-
-    #[must_use]
-    pub fn threads(&self) -> usize {
-        self.handles.len()
+        A::start_in_arbiter(self.on(duty, hash), make)
     }
 }
 
@@ -120,25 +139,27 @@ impl ArbiterThreads {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Duty::*, *};
 
     #[test]
     fn one_hash_is_one_thread_and_different_hashes_share_the_pool() {
         actix_rt::System::new().block_on(async {
             let (pool, threads) = ArbiterPool::start(2).unwrap();
-            let thread_of = async |hash: u64| {
+            let thread_for = async |duty: Duty, hash: u64| {
                 let (tell, told) = tokio::sync::oneshot::channel();
-                assert!(pool.spawn_on(hash, async move {
+                assert!(pool.spawn_on(duty, hash, async move {
                     let _ = tell.send(std::thread::current().id());
                 }));
                 told.await.unwrap()
             };
-            let (even, odd) = (thread_of(4).await, thread_of(7).await);
+            let (even, odd) = (thread_for(Decide, 4).await, thread_for(Decide, 7).await);
             assert_ne!(even, odd);
-            assert_eq!(thread_of(4).await, even);
+            assert_eq!(thread_for(Decide, 4).await, even);
             assert_ne!(even, std::thread::current().id());
+            let delivering = thread_for(Deliver, 4).await;
+            assert!(![even, odd].contains(&delivering), "who delivers holds up nobody who decides");
             threads.stop_and_join();
-            assert!(!pool.spawn_on(4, async {}), "a thread that has ended takes nothing");
+            assert!(!pool.spawn_on(Decide, 4, async {}), "a thread that has ended takes nothing");
         });
     }
 }

@@ -21,6 +21,7 @@ use std::{
 use tokio::sync::{Notify, oneshot};
 
 use super::{
+    arbiters::Duty,
     clock::Clock,
     errors::{not_authorized, of_store},
     group::Reply,
@@ -164,7 +165,7 @@ impl Node {
             run
         };
         let (node, group) = (self.clone(), group.clone());
-        self.arbiters.spawn_on(super::groups::hash_of(&group), async move {
+        self.arbiters.spawn_on(Duty::Decide, super::groups::hash_of(&group), async move {
             node.metrics.departures_under_way.inc();
             node.depart(&group, &run).await;
             node.metrics.departures_under_way.dec();

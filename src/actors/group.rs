@@ -254,7 +254,10 @@ impl GroupActor {
             self.create_or_refuse(*request, reply, permits, now, ctx);
             return;
         };
-        if loaded.state.member_count() <= self.node.groups.options.inline_members_max {
+        // of a message one leaf is looked at, whatever the size
+        let is_small = matches!(request.message.request, DsRequest::SendMessage(_))
+            || loaded.state.member_count() <= self.node.groups.options.inline_members_max;
+        if is_small {
             let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
             self.decided(decided.ok(), *request, reply, permits, now, ctx);
             return;

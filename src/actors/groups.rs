@@ -18,7 +18,7 @@ use tracing::Span;
 
 use super::{
     accounts::deletions,
-    arbiters::blocking,
+    arbiters::{Duty, blocking},
     copies::is_copy,
     errors::{DAMAGED_RETRY_MS, internal, of_reject, of_store},
     group::{
@@ -65,7 +65,8 @@ pub struct GroupOptions {
     pub requests_max: usize,
     /// Requests to one group in hand; beyond: rate_limited.
     pub requests_per_group_max: usize,
-    /// Groups up to this size are staged on their actor's own thread, larger ones in the pool.
+    /// Requests to groups up to this size are staged on their actor's own thread, those to larger ones in the pool; but messages, which
+    /// cost the same in any, always on the actor's.
     pub inline_members_max: usize,
     /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; at twice as many, one more is
     /// `unavailable`.
@@ -227,9 +228,9 @@ impl Groups {
             return known.clone();
         }
         let (actor_node, hub, id) = (node.clone(), Arc::clone(&self.hub), group.clone());
-        let actor = node
-            .arbiters
-            .start_actor_on(hash_of(group), move |_| GroupActor::new(actor_node, hub, id));
+        let actor = node.arbiters.start_actor_on(Duty::Decide, hash_of(group), move |_| {
+            GroupActor::new(actor_node, hub, id)
+        });
         let admission = Arc::new(Semaphore::new(self.options.requests_per_group_max));
         let new = Active { actor, admission };
         active.insert(group.clone(), new.clone());
@@ -452,7 +453,7 @@ impl Node {
             return;
         }
         let (node, group) = (self.clone(), group.clone());
-        self.arbiters.spawn_on(hash_of(&group), async move {
+        self.arbiters.spawn_on(Duty::Decide, hash_of(&group), async move {
             if let Err(error) = node.take_notices_of(&group).await {
                 tracing::warn!(%group, %error, "what is left for a group cannot be taken now");
             }

@@ -18,6 +18,7 @@ use actix::{Addr, Recipient};
 use tokio::sync::oneshot;
 
 use super::{
+    arbiters::Duty,
     hints::{Woken, locked},
     node::Node,
     peer::PeerActor,
@@ -199,9 +200,9 @@ impl Peers {
         let mut hasher = DefaultHasher::new();
         peer.hash(&mut hasher);
         let (node_of, of, its) = (node.clone(), peer.clone(), Arc::clone(&ear));
-        let addr = node
-            .arbiters
-            .start_actor_on(hasher.finish(), move |_| PeerActor::new(node_of, federation, of, its));
+        let addr = node.arbiters.start_actor_on(Duty::Deliver, hasher.finish(), move |_| {
+            PeerActor::new(node_of, federation, of, its)
+        });
         slots.active.insert(peer.clone(), Slot { addr, ear });
         Heard::Started
     }

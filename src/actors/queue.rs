@@ -22,6 +22,7 @@ use actix::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
+    arbiters::Duty,
     errors::{of_ack, of_store, rate_limited, unauthenticated, unavailable},
     hints::{Wake, Woken, locked},
     node::Node,
@@ -190,8 +191,9 @@ impl Node {
         let mut hasher = DefaultHasher::new();
         client.hash(&mut hasher);
         let (node, of, ear) = (self.clone(), client.clone(), Arc::clone(&wake));
-        let addr =
-            self.arbiters.start_actor_on(hasher.finish(), move |_| QueueActor::new(node, of, ear));
+        let addr = self.arbiters.start_actor_on(Duty::Deliver, hasher.finish(), move |_| {
+            QueueActor::new(node, of, ear)
+        });
         let permits = Arc::new(Semaphore::new(self.limits.queue_requests_max));
         let slot = Slot { addr, wake, permits };
         slots.insert(client.clone(), slot.clone());

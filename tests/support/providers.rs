@@ -99,11 +99,12 @@ impl Provider {
         std::fs::write(at("mimid.toml"), config).unwrap();
     }
 
-    /// Starts the process and waits until it serves.
+    /// Starts the process and waits until it serves. `TEST_MIMID` names another binary: what was before, to measure against.
     pub async fn start(&self) {
         assert!(self.child.lock().unwrap().is_none(), "{} runs already", self.domain);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
-        let child = Command::new(MIMID)
+        let built = std::env::var("TEST_MIMID").unwrap_or_else(|_| MIMID.to_owned());
+        let child = Command::new(built)
             .args(["serve", "--config"])
             .arg(self.folder.join("mimid.toml"))
             .env_remove("MIMID_CONFIG")
@@ -130,6 +131,20 @@ impl Provider {
             assert!(Instant::now() < deadline, "{} does not start", self.domain);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Of the process that runs.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().unwrap().as_ref().unwrap().id()
+    }
+
+    /// What its process has computed up to now, by the kernel's count.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // behind the name, which may hold anything: state is the third field, utime and stime the 14th and 15th
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let ticks = fields.split(' ').skip(11).take(2).map(|it| it.parse::<u64>().unwrap());
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
     /// SIGKILL, to this process and no other.
