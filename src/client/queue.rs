@@ -34,7 +34,8 @@ impl Client {
     /// # Errors
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
-        self.member().revive()?;
+        let now = self.now();
+        self.member().revive(now)?;
         self.resume_in_passing().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
@@ -199,6 +200,8 @@ impl Client {
     }
 
     async fn open_stream(&self) -> Result<Stream, ClientError> {
+        let now = self.now();
+        self.member().revive(now)?;
         // what is unanswered comes first: entries may rest on it
         self.resume_in_passing().await?;
         let stream = self.as_caller(async |http, caller| http.stream(caller).await).await?;

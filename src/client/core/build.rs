@@ -396,6 +396,7 @@ impl Member {
             welcome: None,
             left: None,
             resyncs: Vec::new(),
+            behind: Vec::new(),
         };
         self.put_record(id, &record)
     }

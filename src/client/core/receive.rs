@@ -10,13 +10,14 @@ use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
     Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
+    behind::ENDING,
     build::references,
     complain::reason_of,
     enter::join_config,
     epoch_of,
     identity::StoredKey,
     moving::{BadMove, HubAt, judge_hub, judge_proposed_hub},
-    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
+    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending, Proofs},
     view::{policy_of, roster_of},
 };
 use crate::{
@@ -57,6 +58,16 @@ pub(super) enum Followed {
     Wait,
     /// The group went where this state cannot follow.
     Lost,
+    /// It ends this client's membership: its keys go with it, so what the queue holds in front of it is read first.
+    Held,
+}
+
+/// How a handshake message came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Queue,
+    /// A hub showed it, ahead of the queue.
+    Answer,
 }
 
 /// What a Welcome shows before it is taken up.
@@ -69,7 +80,9 @@ pub(super) struct Seen {
 
 /// Why a commit is not merged.
 #[derive(Debug, thiserror::Error)]
-enum Unacceptable {
+pub(super) enum Unacceptable {
+    #[error("it ends this client's membership")]
+    Ends,
     #[error(transparent)]
     Core(#[from] CoreError),
     #[error("{0}")]
@@ -188,7 +201,7 @@ impl Member {
                 Ok(Handled::Taken)
             }
             (event, Some(group)) if entry.feed != FeedId(0) => {
-                self.take_group_event(entry, event, group)
+                self.take_group_event(entry, event, group, now)
             }
             _ => Ok(Handled::Taken),
         }
@@ -199,6 +212,7 @@ impl Member {
         entry: &QueueEntry,
         event: &QueueEvent,
         id: &GroupId,
+        now: Timestamp,
     ) -> Result<Handled, CoreError> {
         let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())? else {
             return Ok(Handled::Taken);
@@ -213,10 +227,22 @@ impl Member {
         }
         if record.feed != Some(entry.feed) {
             if is_of_earlier_membership(&record, event) {
+                // or of this one, where nothing had come of it before this client came in anew
+                if let QueueEvent::MlsMessage { message } = event {
+                    self.read_behind(entry, id, &mut record, message)?;
+                }
                 return Ok(Handled::Taken);
             }
             record.feed = Some(entry.feed);
             self.put_record(id, &record)?;
+        }
+        if self.pass_behind(id, &mut record, entry.sequence, now)? {
+            self.put_record(id, &record)?;
+        }
+        if let QueueEvent::MlsMessage { message } = event
+            && self.read_behind(entry, id, &mut record, message)?
+        {
+            return Ok(Handled::Taken);
         }
         if let QueueEvent::MlsMessage { message } = event
             && let Some(message) = protocol_message(message)
@@ -230,9 +256,11 @@ impl Member {
             QueueEvent::MlsMessage { message } => match record.state {
                 GroupState::Active => {
                     if is_handshake(message) {
-                        Ok(match self.follow(id, message)? {
+                        Ok(match self.follow(id, message, Way::Queue)? {
                             Followed::Wait => Handled::Wait,
-                            Followed::Yes | Followed::No | Followed::Lost => Handled::Taken,
+                            Followed::Yes | Followed::No | Followed::Lost | Followed::Held => {
+                                Handled::Taken
+                            }
                         })
                     } else {
                         self.read_message(entry, id, message)
@@ -241,19 +269,28 @@ impl Member {
                 // what is of the epoch that this client stays in, and was sent before the commit that it cannot use
                 GroupState::Lost if self.doubt_of(id)?.is_some() => {
                     if is_handshake(message) {
-                        self.follow(id, message)?;
+                        self.follow(id, message, Way::Queue)?;
                     } else if is_of_epoch_until(message, epoch_of(&self.load(id)?)) {
                         return self.read_message(entry, id, message);
                     }
                     Ok(Handled::Taken)
                 }
-                GroupState::Joining | GroupState::Lost | GroupState::Left | GroupState::Deleted => {
+                // it comes in anew; what is in front of that, and this state has keys for, is read
+                GroupState::Lost => {
+                    if self.is_behind_resync(id, message)? {
+                        return Ok(Handled::Wait);
+                    }
+                    self.read_quietly(entry, id, message, &mut record.proofs)?;
+                    self.put_record(id, &record)?;
                     Ok(Handled::Taken)
                 }
+                GroupState::Joining | GroupState::Left | GroupState::Deleted => Ok(Handled::Taken),
             },
             QueueEvent::GroupDeleted => {
                 if record.state != GroupState::Deleted {
                     record.state = GroupState::Deleted;
+                    self.forget_behind(id, &mut record)?;
+                    self.has_ended(id)?;
                     self.put_record(id, &record)?;
                     self.home.lift(id)?;
                     self.push(&Event::Deleted { group: id.clone() })?;
@@ -311,15 +348,18 @@ impl Member {
     }
 
     /// Everything that the queue holds has come: a group that its feed has said nothing of since the provider went back may not be
-    /// known there any more, or not with this client. It is entered anew. Gives how many those are.
+    /// known there any more, or not with this client. It is entered anew. One that the hub said this client is not in is over.
+    /// Gives how many those are.
     ///
     /// # Errors
     /// [`CoreError::Store`]
     pub fn settle_doubts(&self) -> Result<usize, CoreError> {
-        if self.home.find::<serde::de::IgnoredAny>(Kind::Setting, DOUBTED)?.is_none() {
+        let known = |name| self.home.find::<serde::de::IgnoredAny>(Kind::Setting, name);
+        if known(DOUBTED)?.is_none() && known(ENDING)?.is_none() {
             return Ok(0);
         }
         self.home.step(|| {
+            let ended = self.settle_endings()?;
             let doubted: Vec<GroupId> = self.home.find(Kind::Setting, DOUBTED)?.unwrap_or_default();
             for id in &doubted {
                 if self.record(id)?.state == GroupState::Active {
@@ -330,7 +370,7 @@ impl Member {
             if !doubted.is_empty() {
                 self.home.remove(Kind::Setting, DOUBTED)?;
             }
-            Ok(doubted.len())
+            Ok(ended + doubted.len())
         })
     }
 
@@ -451,7 +491,7 @@ impl Member {
         }
     }
 
-    fn read_message(
+    pub(super) fn read_message(
         &self,
         entry: &QueueEntry,
         id: &GroupId,
@@ -521,7 +561,12 @@ impl Member {
     }
 
     /// Takes in a proposal or a commit of the group's current epoch.
-    pub(super) fn follow(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
+    pub(super) fn follow(
+        &self,
+        id: &GroupId,
+        message: &MlsMessage,
+        way: Way,
+    ) -> Result<Followed, CoreError> {
         let mut group = self.load(id)?;
         let Some(protocol) = protocol_message(message) else {
             return Ok(Followed::No);
@@ -544,19 +589,32 @@ impl Member {
             return Ok(Followed::Lost);
         }
         if is_commit {
-            // one commit per epoch: what this client sent for it cannot be accepted any more
-            if let Some((key, mut pending)) = in_flight {
+            // one commit per epoch: what this client sent for it cannot be accepted any more. Its proposals can have been, and
+            // then the commit covers them
+            if let Some((key, mut pending)) = in_flight
+                && !pending.proposes()
+            {
                 self.overtaken(&key, &mut pending)?;
                 group = self.load(id)?;
             }
         }
-        match self.home.attempt(|| self.process(id, &mut group, protocol)) {
-            Ok(followed) => Ok(followed),
+        match self.home.attempt(|| self.process(id, &mut group, protocol, way)) {
+            Ok(followed) => {
+                if is_commit
+                    && followed == Followed::Yes
+                    && let Some((key, mut pending)) = self.in_flight(id)?
+                {
+                    self.overtaken(&key, &mut pending)?;
+                }
+                Ok(followed)
+            }
+            Err(Unacceptable::Ends) => Ok(Followed::Held),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) if is_commit => {
                 let reason = match &problem {
                     Unacceptable::Refused(reason, _) => *reason,
-                    Unacceptable::Core(_)
+                    Unacceptable::Ends
+                    | Unacceptable::Core(_)
                     | Unacceptable::Change(_)
                     | Unacceptable::Denied(_)
                     | Unacceptable::Leaf(_)
@@ -593,6 +651,7 @@ impl Member {
         id: &GroupId,
         group: &mut mls::MlsGroup,
         message: mls::ProtocolMessage,
+        way: Way,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
         let processed = group.process_message(&provider, message).map_err(|error| {
@@ -609,6 +668,9 @@ impl Member {
                 self.take_proposal(id, group, *proposal, &aad)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
+                if way == Way::Answer && staged.self_removed() {
+                    return Err(Unacceptable::Ends);
+                }
                 self.take_commit(id, group, *staged, &sender, &aad)
             }
             mls::ProcessedMessageContent::OwnPendingCommit => {
@@ -633,27 +695,10 @@ impl Member {
         proposal: mls::QueuedProposal,
         aad: &[u8],
     ) -> Result<Followed, Unacceptable> {
-        let reference = proposal.proposal_reference_ref().as_slice().to_vec();
-        if references(group).contains(&reference) {
-            return Ok(Followed::No);
-        }
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
         let mut record = self.record(id)?;
-        let mut act = self.act(&proposal, group, &roster, &record)?;
-        if let Author::Newcomer { proof } = &mut act.author {
-            *proof = decode::<JoinProof>(aad).ok();
-            if let Some(proof) = proof {
-                record.proofs.push((reference.clone(), encode(proof)));
-            }
-        }
-        policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
-        judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
-        if !self.make_place(group, &act, &reference, &roster, &record)? {
-            // it was displaced by what this client proposed itself and knew of first
-            return Ok(Followed::No);
-        }
-        let provider = self.home.provider();
-        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
+        let roster = roster_of(group)?;
+        let held = self.hold_proposal(id, group, proposal, aad, &mut record.proofs)?;
+        let Some(act) = held else { return Ok(Followed::No) };
         self.put_record(id, &record)?;
         self.push(&Event::Proposed {
             group: id.clone(),
@@ -663,23 +708,62 @@ impl Member {
         Ok(Followed::Yes)
     }
 
-    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands.
+    /// Judges a proposal and lets it take its place; none where it was there, or is displaced itself.
+    pub(super) fn hold_proposal(
+        &self,
+        id: &GroupId,
+        group: &mut mls::MlsGroup,
+        proposal: mls::QueuedProposal,
+        aad: &[u8],
+        proofs: &mut Proofs,
+    ) -> Result<Option<Act>, Unacceptable> {
+        let reference = proposal.proposal_reference_ref().as_slice().to_vec();
+        if references(group).contains(&reference) {
+            return Ok(None);
+        }
+        let (roster, before) = (roster_of(group)?, policy_of(group)?);
+        let mut act = self.act(&proposal, group, &roster, proofs)?;
+        let mut shown = None;
+        if let Author::Newcomer { proof } = &mut act.author {
+            *proof = decode::<JoinProof>(aad).ok();
+            shown = proof.as_ref().map(encode);
+        }
+        policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
+        judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
+        // what this client has proposed and has no answer to displaces nothing yet: the hub may never have heard of it
+        let unanswered = match self.in_flight(id)? {
+            Some((_, Pending { built: Some(built), .. })) => built.effect.proposed(),
+            Some(_) | None => Vec::new(),
+        };
+        if !self.make_place(group, &act, &reference, &roster, proofs, &unanswered)? {
+            return Ok(None);
+        }
+        let provider = self.home.provider();
+        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
+        proofs.extend(shown.map(|proof| (reference, proof)));
+        Ok(Some(act))
+    }
+
+    /// What `act` displaces at the hub is displaced here, `unanswered` left aside; false where it is itself displaced by what
+    /// stands.
     fn make_place(
         &self,
         group: &mut mls::MlsGroup,
         act: &Act,
         reference: &[u8],
         roster: &Roster,
-        record: &GroupRecord,
+        proofs: &Proofs,
+        unanswered: &[Vec<u8>],
     ) -> Result<bool, Unacceptable> {
-        let standing: Vec<mls::QueuedProposal> = group
-            .pending_proposals()
-            .filter(|it| it.proposal_reference_ref().as_slice() != reference)
-            .cloned()
-            .collect();
+        let is_other = |it: &&mls::QueuedProposal| {
+            let it = it.proposal_reference_ref().as_slice();
+            it != reference && !unanswered.iter().any(|other| other == it)
+        };
+        let standing: Vec<mls::QueuedProposal> =
+            group.pending_proposals().filter(is_other).cloned().collect();
         let acts = standing
             .iter()
-            .map(|it| self.act(it, group, roster, record))
+            .map(|it| self.act(it, group, roster, proofs))
             .collect::<Result<Vec<_>, _>>()?;
         let refs: Vec<&Act> = acts.iter().collect();
         let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
@@ -701,18 +785,25 @@ impl Member {
     /// Proposals of this client's own that the hub accepted take their place among the others.
     pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
         let mut group = self.load(id)?;
-        let (roster, record) = (roster_of(&group)?, self.record(id)?);
+        let (roster, proofs) = (roster_of(&group)?, self.record(id)?.proofs);
         for reference in own {
             let found = group
                 .pending_proposals()
                 .find(|it| it.proposal_reference_ref().as_slice() == reference)
                 .cloned();
             let Some(proposal) = found else { continue };
-            let placed = self
-                .act(&proposal, &group, &roster, &record)
-                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, &record));
+            let placed = self.act(&proposal, &group, &roster, &proofs).and_then(|act| {
+                self.make_place(&mut group, &act, reference, &roster, &proofs, &[])
+            });
             match placed {
-                Ok(_) => {}
+                Ok(true) => {}
+                // one that came meanwhile has displaced it at the hub
+                Ok(false) => group
+                    .remove_pending_proposal(
+                        self.home.provider().storage(),
+                        proposal.proposal_reference_ref(),
+                    )
+                    .map_err(CoreError::mls)?,
                 Err(Unacceptable::Core(error)) => return Err(error),
                 Err(problem) => return Err(CoreError::mls(problem)),
             }
@@ -725,15 +816,42 @@ impl Member {
         proposal: &mls::QueuedProposal,
         group: &mls::MlsGroup,
         roster: &Roster,
-        record: &GroupRecord,
+        proofs: &Proofs,
     ) -> Result<Act, Unacceptable> {
         let before = policy_of(group)?;
         let mut act =
             change::of_proposal(proposal, roster, group.public_group().group_context(), &before)?;
         if let Author::Newcomer { proof } = &mut act.author {
-            *proof = proof_of(record, proposal.proposal_reference_ref().as_slice());
+            *proof = proof_of(proofs, proposal.proposal_reference_ref().as_slice());
         }
         Ok(act)
+    }
+
+    /// Judges a commit as the hub does: what it does, and who was in the group in front of it.
+    pub(super) fn judge_commit(
+        &self,
+        id: &GroupId,
+        group: &mls::MlsGroup,
+        staged: &mls::StagedCommit,
+        sender: &mls::Sender,
+        aad: &[u8],
+        proofs: &Proofs,
+    ) -> Result<(CommitChange, Roster), Unacceptable> {
+        let (roster, before) = (roster_of(group)?, policy_of(group)?);
+        let proof = decode::<JoinProof>(aad).ok();
+        let mut what = change::of_commit(
+            staged,
+            sender,
+            proof,
+            &roster,
+            group.public_group().group_context(),
+            &before,
+        )?;
+        fill_in_proofs(&mut what, staged, proofs);
+        roster.check(&what.for_check())?;
+        policy::judge(&before, &roster, id, committer_in(sender), &what.acts)?;
+        judge_hub(staged, sender, aad, &HubAt::of(group)?.domain)?;
+        Ok((what, roster))
     }
 
     fn take_commit(
@@ -744,34 +862,15 @@ impl Member {
         sender: &mls::Sender,
         aad: &[u8],
     ) -> Result<Followed, Unacceptable> {
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let record = self.record(id)?;
-        let proof = decode::<JoinProof>(aad).ok();
-        let mut what = change::of_commit(
-            &staged,
-            sender,
-            proof,
-            &roster,
-            group.public_group().group_context(),
-            &before,
-        )?;
-        fill_in_proofs(&mut what, &staged, &record);
-        roster.check(&what.for_check())?;
-        let committer = match sender {
-            mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
-            mls::Sender::External(_)
-            | mls::Sender::NewMemberProposal
-            | mls::Sender::NewMemberCommit => None,
-        };
-        policy::judge(&before, &roster, id, committer, &what.acts)?;
+        let mut record = self.record(id)?;
+        let (what, roster) = self.judge_commit(id, group, &staged, sender, aad, &record.proofs)?;
         let hub = HubAt::of(group)?;
-        judge_hub(&staged, sender, aad, &hub.domain)?;
         let removed: Vec<ClientUri> = what
             .removed
             .iter()
             .filter_map(|leaf| roster.get(*leaf).map(|it| it.client.clone()))
             .collect();
-        let by = match (committer, &what.joined) {
+        let by = match (committer_in(sender), &what.joined) {
             (Some(leaf), _) => roster.get(leaf).map(|it| it.client.clone()),
             (None, Some(joined)) => Some(joined.client.clone()),
             (None, None) => {
@@ -783,7 +882,6 @@ impl Member {
         group
             .merge_staged_commit(&self.home.provider(), staged)
             .map_err(|error| Unacceptable::Mls(error.to_string()))?;
-        let mut record = record;
         record.proofs.clear();
         if out {
             self.leave(id, record)?;
@@ -806,6 +904,8 @@ impl Member {
     pub(super) fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
         record.state = GroupState::Left;
         let kept = record.welcome.take();
+        self.forget_behind(id, &mut record)?;
+        self.has_ended(id)?;
         self.put_record(id, &record)?;
         for (request, group, operation) in self.pending()? {
             if group == *id
@@ -875,17 +975,26 @@ fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
     }
 }
 
-fn proof_of(record: &GroupRecord, reference: &[u8]) -> Option<JoinProof> {
-    let (_, proof) = record.proofs.iter().find(|(known, _)| known == reference)?;
+fn committer_in(sender: &mls::Sender) -> Option<LeafIndex> {
+    match sender {
+        mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
+        mls::Sender::External(_)
+        | mls::Sender::NewMemberProposal
+        | mls::Sender::NewMemberCommit => None,
+    }
+}
+
+fn proof_of(proofs: &Proofs, reference: &[u8]) -> Option<JoinProof> {
+    let (_, proof) = proofs.iter().find(|(known, _)| known == reference)?;
     decode(proof).ok()
 }
 
 /// The proofs of newcomers whose proposals a commit covers stand in those proposals, not in the commit.
-fn fill_in_proofs(what: &mut CommitChange, staged: &mls::StagedCommit, record: &GroupRecord) {
+fn fill_in_proofs(what: &mut CommitChange, staged: &mls::StagedCommit, known: &Proofs) {
     let mut proofs = staged
         .queued_proposals()
         .filter(|it| *it.sender() == mls::Sender::NewMemberProposal)
-        .map(|it| proof_of(record, it.proposal_reference_ref().as_slice()));
+        .map(|it| proof_of(known, it.proposal_reference_ref().as_slice()));
     for act in &mut what.acts {
         if let (Author::Newcomer { proof }, What::Add(_)) = (&mut act.author, &act.what) {
             *proof = proofs.next().flatten();

@@ -83,7 +83,7 @@ impl Person {
     /// Takes in what is in its queue, and writes down what came and which acknowledgements were answered.
     async fn receives(&self) -> Result<usize, ClientError> {
         let client = self.client();
-        client.member().revive()?;
+        client.member().revive(system_clock()())?;
         let (acks, key) = {
             let member = client.member();
             (member.acks()?, member.identity().client_key.clone())
