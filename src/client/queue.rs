@@ -49,8 +49,11 @@ impl Client {
             idle = if round.taken > 0 { 0 } else { idle + 1 };
             let nothing = round.taken == 0 && round.again == 0 && !round.waits;
             if round.entries == 0 || nothing || idle > IDLE_ROUNDS_MAX {
-                if round.entries == 0 && self.member().settle_doubts()? > 0 {
-                    self.resume_in_passing().await?;
+                if round.entries == 0 {
+                    // a doubt becomes a resync, and where that is refused, an end
+                    while self.member().settle_doubts()? > 0 {
+                        self.resume_in_passing().await?;
+                    }
                 }
                 return Ok(taken);
             }
