@@ -170,10 +170,13 @@ async fn settles(crowd: &Crowd, looks: bool) -> Result<(), Vec<String>> {
         }
         if found.is_empty() && !spoken {
             match crowd.last_words().await {
-                Ok(()) => spoken = true,
+                // what was said is taken in before anything is judged
+                Ok(()) => {
+                    spoken = true;
+                    continue;
+                }
                 Err(problem) => found.push(problem),
             }
-            continue;
         }
         if found.is_empty() {
             found = crowd.judge();
