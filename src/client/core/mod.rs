@@ -18,6 +18,7 @@ mod enter;
 pub mod fuzzing;
 mod home;
 mod identity;
+mod judge;
 mod moving;
 mod offer;
 mod receive;

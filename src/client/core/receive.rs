@@ -6,31 +6,29 @@
 
 use std::collections::BTreeSet;
 
-use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
+use openmls::{group::StagedWelcome, prelude as mls};
 
 use super::{
     Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
     behind::ENDING,
-    build::references,
     complain::reason_of,
     enter::join_config,
     epoch_of,
     identity::StoredKey,
-    moving::{BadMove, HubAt, judge_hub, judge_proposed_hub},
-    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending, Proofs},
-    view::{policy_of, roster_of},
+    judge::committer_in,
+    moving::{BadMove, HubAt},
+    records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
+    view::roster_of,
 };
 use crate::{
     policy::{
         self, Denied,
-        change::{self, Act, Author, ChangeProblem, CommitChange, What},
-        pending,
+        change::{Act, Author, ChangeProblem, What},
         roster::Roster,
     },
     wire::{
-        codec::{Raw, decode, encode},
+        codec::Raw,
         ds::ComplaintReason,
-        extensions::JoinProof,
         ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent},
@@ -708,152 +706,6 @@ impl Member {
         Ok(Followed::Yes)
     }
 
-    /// Judges a proposal and lets it take its place; none where it was there, or is displaced itself.
-    pub(super) fn hold_proposal(
-        &self,
-        id: &GroupId,
-        group: &mut mls::MlsGroup,
-        proposal: mls::QueuedProposal,
-        aad: &[u8],
-        proofs: &mut Proofs,
-    ) -> Result<Option<Act>, Unacceptable> {
-        let reference = proposal.proposal_reference_ref().as_slice().to_vec();
-        if references(group).contains(&reference) {
-            return Ok(None);
-        }
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let mut act = self.act(&proposal, group, &roster, proofs)?;
-        let mut shown = None;
-        if let Author::Newcomer { proof } = &mut act.author {
-            *proof = decode::<JoinProof>(aad).ok();
-            shown = proof.as_ref().map(encode);
-        }
-        policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
-        judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
-        // what this client has proposed and has no answer to displaces nothing yet: the hub may never have heard of it
-        let unanswered = match self.in_flight(id)? {
-            Some((_, Pending { built: Some(built), .. })) => built.effect.proposed(),
-            Some(_) | None => Vec::new(),
-        };
-        if !self.make_place(group, &act, &reference, &roster, proofs, &unanswered)? {
-            return Ok(None);
-        }
-        let provider = self.home.provider();
-        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
-        proofs.extend(shown.map(|proof| (reference, proof)));
-        Ok(Some(act))
-    }
-
-    /// What `act` displaces at the hub is displaced here, `unanswered` left aside; false where it is itself displaced by what
-    /// stands.
-    fn make_place(
-        &self,
-        group: &mut mls::MlsGroup,
-        act: &Act,
-        reference: &[u8],
-        roster: &Roster,
-        proofs: &Proofs,
-        unanswered: &[Vec<u8>],
-    ) -> Result<bool, Unacceptable> {
-        let is_other = |it: &&mls::QueuedProposal| {
-            let it = it.proposal_reference_ref().as_slice();
-            it != reference && !unanswered.iter().any(|other| other == it)
-        };
-        let standing: Vec<mls::QueuedProposal> =
-            group.pending_proposals().filter(is_other).cloned().collect();
-        let acts = standing
-            .iter()
-            .map(|it| self.act(it, group, roster, proofs))
-            .collect::<Result<Vec<_>, _>>()?;
-        let refs: Vec<&Act> = acts.iter().collect();
-        let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
-            Ok(displaced) => displaced,
-            Err(pending::PendingProblem::LeavingAlready) => return Ok(false),
-            Err(_) => Vec::new(),
-        };
-        let provider = self.home.provider();
-        for index in displaced {
-            if let Some(old) = standing.get(index) {
-                group
-                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
-                    .map_err(CoreError::mls)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Proposals of this client's own that the hub accepted take their place among the others.
-    pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
-        let mut group = self.load(id)?;
-        let (roster, proofs) = (roster_of(&group)?, self.record(id)?.proofs);
-        for reference in own {
-            let found = group
-                .pending_proposals()
-                .find(|it| it.proposal_reference_ref().as_slice() == reference)
-                .cloned();
-            let Some(proposal) = found else { continue };
-            let placed = self.act(&proposal, &group, &roster, &proofs).and_then(|act| {
-                self.make_place(&mut group, &act, reference, &roster, &proofs, &[])
-            });
-            match placed {
-                Ok(true) => {}
-                // one that came meanwhile has displaced it at the hub
-                Ok(false) => group
-                    .remove_pending_proposal(
-                        self.home.provider().storage(),
-                        proposal.proposal_reference_ref(),
-                    )
-                    .map_err(CoreError::mls)?,
-                Err(Unacceptable::Core(error)) => return Err(error),
-                Err(problem) => return Err(CoreError::mls(problem)),
-            }
-        }
-        Ok(())
-    }
-
-    fn act(
-        &self,
-        proposal: &mls::QueuedProposal,
-        group: &mls::MlsGroup,
-        roster: &Roster,
-        proofs: &Proofs,
-    ) -> Result<Act, Unacceptable> {
-        let before = policy_of(group)?;
-        let mut act =
-            change::of_proposal(proposal, roster, group.public_group().group_context(), &before)?;
-        if let Author::Newcomer { proof } = &mut act.author {
-            *proof = proof_of(proofs, proposal.proposal_reference_ref().as_slice());
-        }
-        Ok(act)
-    }
-
-    /// Judges a commit as the hub does: what it does, and who was in the group in front of it.
-    pub(super) fn judge_commit(
-        &self,
-        id: &GroupId,
-        group: &mls::MlsGroup,
-        staged: &mls::StagedCommit,
-        sender: &mls::Sender,
-        aad: &[u8],
-        proofs: &Proofs,
-    ) -> Result<(CommitChange, Roster), Unacceptable> {
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let proof = decode::<JoinProof>(aad).ok();
-        let mut what = change::of_commit(
-            staged,
-            sender,
-            proof,
-            &roster,
-            group.public_group().group_context(),
-            &before,
-        )?;
-        fill_in_proofs(&mut what, staged, proofs);
-        roster.check(&what.for_check())?;
-        policy::judge(&before, &roster, id, committer_in(sender), &what.acts)?;
-        judge_hub(staged, sender, aad, &HubAt::of(group)?.domain)?;
-        Ok((what, roster))
-    }
-
     fn take_commit(
         &self,
         id: &GroupId,
@@ -972,33 +824,6 @@ fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
         | QueueEvent::Welcome { .. }
         | QueueEvent::ConnectionRequest { .. }
         | QueueEvent::KeyPackagesLow { .. } => false,
-    }
-}
-
-fn committer_in(sender: &mls::Sender) -> Option<LeafIndex> {
-    match sender {
-        mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
-        mls::Sender::External(_)
-        | mls::Sender::NewMemberProposal
-        | mls::Sender::NewMemberCommit => None,
-    }
-}
-
-fn proof_of(proofs: &Proofs, reference: &[u8]) -> Option<JoinProof> {
-    let (_, proof) = proofs.iter().find(|(known, _)| known == reference)?;
-    decode(proof).ok()
-}
-
-/// The proofs of newcomers whose proposals a commit covers stand in those proposals, not in the commit.
-fn fill_in_proofs(what: &mut CommitChange, staged: &mls::StagedCommit, known: &Proofs) {
-    let mut proofs = staged
-        .queued_proposals()
-        .filter(|it| *it.sender() == mls::Sender::NewMemberProposal)
-        .map(|it| proof_of(known, it.proposal_reference_ref().as_slice()));
-    for act in &mut what.acts {
-        if let (Author::Newcomer { proof }, What::Add(_)) = (&mut act.author, &act.what) {
-            *proof = proofs.next().flatten();
-        }
     }
 }
 
