@@ -13,8 +13,8 @@ use super::{
     build::PAST_EPOCHS_MAX,
     epoch_of,
     home::LiftedGroup,
-    receive::{Unacceptable, protocol_message},
-    records::{GroupRecord, Proofs},
+    receive::{Unacceptable, Way, protocol_message},
+    records::{GroupRecord, Noted, Places, Proofs},
 };
 use crate::wire::{
     codec::decode,
@@ -37,6 +37,7 @@ pub(super) struct Behind {
     until: Sequence,
     left_at: Timestamp,
     proofs: Proofs,
+    places: Places,
 }
 
 impl Member {
@@ -53,7 +54,8 @@ impl Member {
         self.home.drop_in(id, &state)?;
         self.home.put(Kind::Behind, &key(id, until), &state)?;
         record.behind.retain(|it| it.until != until);
-        record.behind.push(Behind { until, left_at: now, proofs: record.proofs.clone() });
+        let (proofs, places) = (record.proofs.clone(), record.places.clone());
+        record.behind.push(Behind { until, left_at: now, proofs, places });
         while record.behind.len() > STATES_MAX {
             let oldest = record.behind.remove(0);
             self.home.remove(Kind::Behind, &key(id, oldest.until))?;
@@ -117,7 +119,8 @@ impl Member {
         };
         let present = self.home.lift(id)?;
         self.home.drop_in(id, &state)?;
-        self.read_quietly(entry, id, message, &mut behind.proofs)?;
+        let noted = Noted { proofs: &mut behind.proofs, places: &mut behind.places };
+        self.read_quietly(entry, id, message, noted)?;
         self.home.put(Kind::Behind, &key, &self.home.lift(id)?)?;
         self.home.drop_in(id, &present)?;
         self.put_record(id, record)?;
@@ -131,7 +134,7 @@ impl Member {
         entry: &QueueEntry,
         id: &GroupId,
         message: &MlsMessage,
-        proofs: &mut Proofs,
+        noted: Noted<'_>,
     ) -> Result<(), CoreError> {
         let Some(protocol) = protocol_message(message) else { return Ok(()) };
         let mut group = self.load(id)?;
@@ -146,7 +149,10 @@ impl Member {
         if theirs != ours {
             return Ok(());
         }
-        match self.home.attempt(|| self.follow_quietly(id, &mut group, protocol, proofs)) {
+        match self
+            .home
+            .attempt(|| self.follow_quietly(id, &mut group, protocol, entry.sequence, noted))
+        {
             Ok(()) => Ok(()),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) => {
@@ -161,7 +167,8 @@ impl Member {
         id: &GroupId,
         group: &mut mls::MlsGroup,
         message: mls::ProtocolMessage,
-        proofs: &mut Proofs,
+        at: Sequence,
+        mut noted: Noted<'_>,
     ) -> Result<(), Unacceptable> {
         let provider = self.home.provider();
         let processed = group
@@ -172,16 +179,16 @@ impl Member {
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                self.hold_proposal(id, group, *proposal, &aad, proofs)?;
+                self.hold_proposal(id, group, *proposal, &aad, Way::Queue(at), &mut noted)?;
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
-                self.judge_commit(id, group, &staged, &sender, &aad, proofs)?;
+                self.judge_commit(id, group, &staged, &sender, &aad, noted.proofs)?;
                 // behind one that removes this client there is nothing to read, and its keys are for what is in front of it
                 if !staged.self_removed() {
                     group
                         .merge_staged_commit(&provider, *staged)
                         .map_err(|error| Unacceptable::Mls(error.to_string()))?;
-                    proofs.clear();
+                    noted.clear();
                 }
             }
             mls::ProcessedMessageContent::ApplicationMessage(_)

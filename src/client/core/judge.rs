@@ -7,8 +7,8 @@ use super::{
     CoreError, Member,
     build::references,
     moving::{HubAt, judge_hub, judge_proposed_hub},
-    receive::Unacceptable,
-    records::{Pending, Proofs},
+    receive::{Unacceptable, Way},
+    records::{GroupRecord, Noted, Pending, Places, Proofs},
     view::{policy_of, roster_of},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
     wire::{
         codec::{decode, encode},
         extensions::JoinProof,
-        ids::{GroupId, LeafIndex},
+        ids::{GroupId, LeafIndex, Sequence},
     },
 };
 
@@ -33,14 +33,18 @@ impl Member {
         group: &mut mls::MlsGroup,
         proposal: mls::QueuedProposal,
         aad: &[u8],
-        proofs: &mut Proofs,
+        way: Way,
+        noted: &mut Noted<'_>,
     ) -> Result<Option<Act>, Unacceptable> {
         let reference = proposal.proposal_reference_ref().as_slice().to_vec();
+        if let Way::Queue(at) = way {
+            note_place(noted.places, group, &reference, at);
+        }
         if references(group).contains(&reference) {
             return Ok(None);
         }
         let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let mut act = self.act(&proposal, group, &roster, proofs)?;
+        let mut act = self.act(&proposal, group, &roster, noted.proofs)?;
         let mut shown = None;
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = decode::<JoinProof>(aad).ok();
@@ -48,41 +52,54 @@ impl Member {
         }
         policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
         judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
-        // what this client has proposed and has no answer to displaces nothing yet: the hub may never have heard of it
+        // what this client has proposed and has no answer to displaces nothing yet: the hub may never have heard of it, and where
+        // it stands, if anywhere, the answer says
         let unanswered = match self.in_flight(id)? {
             Some((_, Pending { built: Some(built), .. })) => built.effect.proposed(),
             Some(_) | None => Vec::new(),
         };
-        if !self.make_place(group, &act, &reference, &roster, proofs, &unanswered)? {
+        if !self.make_place(group, &act, &reference, &roster, noted, &unanswered)? {
             return Ok(None);
         }
         let provider = self.home.provider();
         group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
-        proofs.extend(shown.map(|proof| (reference, proof)));
+        noted.proofs.extend(shown.map(|proof| (reference, proof)));
         Ok(Some(act))
     }
 
-    /// What `act` displaces at the hub is displaced here, `unanswered` left aside; false where it is itself displaced by what
-    /// stands.
+    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands, or came later and was
+    /// heard of first. Nothing is decided about what is `unanswered`.
     fn make_place(
         &self,
         group: &mut mls::MlsGroup,
         act: &Act,
         reference: &[u8],
         roster: &Roster,
-        proofs: &Proofs,
+        noted: &Noted<'_>,
         unanswered: &[Vec<u8>],
     ) -> Result<bool, Unacceptable> {
-        let is_other = |it: &&mls::QueuedProposal| {
-            let it = it.proposal_reference_ref().as_slice();
-            it != reference && !unanswered.iter().any(|other| other == it)
+        let at = noted.place_of(reference);
+        let (mut standing, mut acts, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        for it in group.pending_proposals() {
+            let other = it.proposal_reference_ref().as_slice();
+            if other == reference || unanswered.iter().any(|own| own == other) {
+                continue;
+            }
+            let other_act = self.act(it, group, roster, noted.proofs)?;
+            if at.zip(noted.place_of(other)).is_some_and(|(at, other)| other > at) {
+                later.push(other_act);
+            } else {
+                standing.push(it.clone());
+                acts.push(other_act);
+            }
+        }
+        let displaces_it = |later: &Act| {
+            let displaced = pending::place(&[act], later, roster.len(), usize::MAX);
+            displaced.is_ok_and(|displaced| !displaced.is_empty())
         };
-        let standing: Vec<mls::QueuedProposal> =
-            group.pending_proposals().filter(is_other).cloned().collect();
-        let acts = standing
-            .iter()
-            .map(|it| self.act(it, group, roster, proofs))
-            .collect::<Result<Vec<_>, _>>()?;
+        if later.iter().any(displaces_it) {
+            return Ok(false);
+        }
         let refs: Vec<&Act> = acts.iter().collect();
         let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
             Ok(displaced) => displaced,
@@ -100,22 +117,32 @@ impl Member {
         Ok(true)
     }
 
-    /// Proposals of this client's own that the hub accepted take their place among the others.
-    pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
+    /// Proposals of this client's own that the hub accepted `at` take their place among the others.
+    pub(super) fn place_own(
+        &self,
+        id: &GroupId,
+        own: &[Vec<u8>],
+        at: Sequence,
+        record: &mut GroupRecord,
+    ) -> Result<(), CoreError> {
         let mut group = self.load(id)?;
-        let (roster, proofs) = (roster_of(&group)?, self.record(id)?.proofs);
+        let roster = roster_of(&group)?;
+        let noted = record.noted();
+        for reference in own {
+            note_place(noted.places, &group, reference, at);
+        }
         for reference in own {
             let found = group
                 .pending_proposals()
                 .find(|it| it.proposal_reference_ref().as_slice() == reference)
                 .cloned();
             let Some(proposal) = found else { continue };
-            let placed = self.act(&proposal, &group, &roster, &proofs).and_then(|act| {
-                self.make_place(&mut group, &act, reference, &roster, &proofs, &[])
-            });
+            let placed = self
+                .act(&proposal, &group, &roster, noted.proofs)
+                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, &noted, &[]));
             match placed {
                 Ok(true) => {}
-                // one that came meanwhile has displaced it at the hub
+                // another one came behind it and was heard of first
                 Ok(false) => group
                     .remove_pending_proposal(
                         self.home.provider().storage(),
@@ -181,6 +208,13 @@ pub(super) fn committer_in(sender: &mls::Sender) -> Option<LeafIndex> {
         | mls::Sender::NewMemberProposal
         | mls::Sender::NewMemberCommit => None,
     }
+}
+
+/// Where a proposal stands is kept for as long as it, or what may have displaced it, is pending.
+fn note_place(places: &mut Places, group: &mls::MlsGroup, reference: &[u8], at: Sequence) {
+    let pending = references(group);
+    places.retain(|(known, _)| known != reference && pending.contains(known));
+    places.push((reference.to_vec(), at));
 }
 
 fn proof_of(proofs: &Proofs, reference: &[u8]) -> Option<JoinProof> {

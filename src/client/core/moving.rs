@@ -298,7 +298,7 @@ impl Member {
         let at = Sequence(confirmation.next_sequence.0.saturating_sub(2));
         self.keep_what_would_go(&pending.group, &mut record, &group, at, now)?;
         group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
-        record.proofs.clear();
+        record.noted().clear();
         self.follow_hub(&pending.group, &mut record, before, &group)?;
         self.put_record(&pending.group, &record)?;
         self.home.remove(Kind::Pending, key)?;

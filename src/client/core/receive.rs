@@ -63,7 +63,8 @@ pub(super) enum Followed {
 /// How a handshake message came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    Queue,
+    /// The queue brought it, from where it stands in the hub's log.
+    Queue(Sequence),
     /// A hub showed it, ahead of the queue.
     Answer,
 }
@@ -254,7 +255,7 @@ impl Member {
             QueueEvent::MlsMessage { message } => match record.state {
                 GroupState::Active => {
                     if is_handshake(message) {
-                        Ok(match self.follow(id, message, Way::Queue)? {
+                        Ok(match self.follow(id, message, Way::Queue(entry.sequence))? {
                             Followed::Wait => Handled::Wait,
                             Followed::Yes | Followed::No | Followed::Lost | Followed::Held => {
                                 Handled::Taken
@@ -267,7 +268,7 @@ impl Member {
                 // what is of the epoch that this client stays in, and was sent before the commit that it cannot use
                 GroupState::Lost if self.doubt_of(id)?.is_some() => {
                     if is_handshake(message) {
-                        self.follow(id, message, Way::Queue)?;
+                        self.follow(id, message, Way::Queue(entry.sequence))?;
                     } else if is_of_epoch_until(message, epoch_of(&self.load(id)?)) {
                         return self.read_message(entry, id, message);
                     }
@@ -278,7 +279,7 @@ impl Member {
                     if self.is_behind_resync(id, message)? {
                         return Ok(Handled::Wait);
                     }
-                    self.read_quietly(entry, id, message, &mut record.proofs)?;
+                    self.read_quietly(entry, id, message, record.noted())?;
                     self.put_record(id, &record)?;
                     Ok(Handled::Taken)
                 }
@@ -663,7 +664,7 @@ impl Member {
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                self.take_proposal(id, group, *proposal, &aad)
+                self.take_proposal(id, group, *proposal, &aad, way)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
                 if way == Way::Answer && staged.self_removed() {
@@ -692,12 +693,13 @@ impl Member {
         group: &mut mls::MlsGroup,
         proposal: mls::QueuedProposal,
         aad: &[u8],
+        way: Way,
     ) -> Result<Followed, Unacceptable> {
         let mut record = self.record(id)?;
         let roster = roster_of(group)?;
-        let held = self.hold_proposal(id, group, proposal, aad, &mut record.proofs)?;
-        let Some(act) = held else { return Ok(Followed::No) };
+        let held = self.hold_proposal(id, group, proposal, aad, way, &mut record.noted())?;
         self.put_record(id, &record)?;
+        let Some(act) = held else { return Ok(Followed::No) };
         self.push(&Event::Proposed {
             group: id.clone(),
             by: author(&act, &roster),
@@ -734,7 +736,7 @@ impl Member {
         group
             .merge_staged_commit(&self.home.provider(), staged)
             .map_err(|error| Unacceptable::Mls(error.to_string()))?;
-        record.proofs.clear();
+        record.noted().clear();
         if out {
             self.leave(id, record)?;
         } else {

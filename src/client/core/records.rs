@@ -69,6 +69,8 @@ pub(super) struct GroupRecord {
     #[serde(default)]
     pub read_epoch: Option<Epoch>,
     pub proofs: Proofs,
+    #[serde(default)]
+    pub places: Places,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]
@@ -83,6 +85,33 @@ pub(super) struct GroupRecord {
 
 /// The JoinProofs of newcomers' pending proposals, by proposal reference.
 pub(super) type Proofs = Vec<(Vec<u8>, Vec<u8>)>;
+/// Where pending proposals stand in the hub's log, by proposal reference, as far as it has been said: what comes later by the
+/// queue may have been there before.
+pub(super) type Places = Vec<(Vec<u8>, Sequence)>;
+
+/// What is known of pending proposals beside themselves.
+pub(super) struct Noted<'a> {
+    pub proofs: &'a mut Proofs,
+    pub places: &'a mut Places,
+}
+
+impl GroupRecord {
+    pub fn noted(&mut self) -> Noted<'_> {
+        Noted { proofs: &mut self.proofs, places: &mut self.places }
+    }
+}
+
+impl Noted<'_> {
+    pub fn place_of(&self, reference: &[u8]) -> Option<Sequence> {
+        self.places.iter().find(|(known, _)| known == reference).map(|(_, at)| *at)
+    }
+
+    /// A commit has covered them, or taken them off.
+    pub fn clear(&mut self) {
+        self.proofs.clear();
+        self.places.clear();
+    }
+}
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct KeptWelcome {

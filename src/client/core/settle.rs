@@ -100,7 +100,10 @@ impl Member {
                 // the answer is to the first try; a commit has covered that since, and of these the hub has not heard
                 self.take_back_proposals(&pending.group, &references)?;
             }
-            Effect::Proposed { references } => self.place_own(&pending.group, &references)?,
+            Effect::Proposed { references } => {
+                let at = accepted.group_sequence;
+                self.place_own(&pending.group, &references, at, &mut record)?;
+            }
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
                 let before = HubAt::of(&group)?;
@@ -110,7 +113,7 @@ impl Member {
                 if let Some(leaf_key) = leaf_key {
                     record.leaf_key = leaf_key;
                 }
-                record.proofs.clear();
+                record.noted().clear();
                 self.follow_hub(&pending.group, &mut record, before, &group)?;
             }
             Effect::Enter { state, leaf_key } => {
@@ -133,7 +136,7 @@ impl Member {
                 record.entered_at = Some(accepted.group_sequence);
                 record.entered_epoch = Some(epoch);
                 record.read_epoch = Some(epoch);
-                record.proofs.clear();
+                record.noted().clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
                 if resyncs {
                     let now = self.clients_in(&pending.group)?;
@@ -263,9 +266,11 @@ impl Member {
         record.leaf_key = StoredKey::of(leaf_key);
         let epoch = epoch_of(&group);
         record.state = GroupState::Active;
+        // it is of the membership before this one
+        self.home.remove(Kind::Doubt, id.as_bytes())?;
         record.entered_epoch = Some(epoch);
         record.read_epoch = Some(epoch);
-        record.proofs.clear();
+        record.noted().clear();
         self.put_record(id, &record)?;
         drop(group);
         self.push(&Event::Joined { group: id.clone(), epoch })?;
