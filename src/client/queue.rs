@@ -34,7 +34,8 @@ impl Client {
     /// # Errors
     /// [`ClientError::Http`], [`ClientError::Unanswered`]: what was taken in stays so.
     pub async fn receive(&self, wait_ms: u32) -> Result<usize, ClientError> {
-        self.member().revive()?;
+        let now = self.now();
+        self.member().revive(now)?;
         self.resume_in_passing().await?;
         let mut taken = 0;
         let mut wait_ms = wait_ms;
@@ -48,8 +49,11 @@ impl Client {
             idle = if round.taken > 0 { 0 } else { idle + 1 };
             let nothing = round.taken == 0 && round.again == 0 && !round.waits;
             if round.entries == 0 || nothing || idle > IDLE_ROUNDS_MAX {
-                if round.entries == 0 && self.member().settle_doubts()? > 0 {
-                    self.resume_in_passing().await?;
+                if round.entries == 0 {
+                    // a doubt becomes a resync, and where that is refused, an end
+                    while self.member().settle_doubts()? > 0 {
+                        self.resume_in_passing().await?;
+                    }
                 }
                 return Ok(taken);
             }
@@ -199,6 +203,8 @@ impl Client {
     }
 
     async fn open_stream(&self) -> Result<Stream, ClientError> {
+        let now = self.now();
+        self.member().revive(now)?;
         // what is unanswered comes first: entries may rest on it
         self.resume_in_passing().await?;
         let stream = self.as_caller(async |http, caller| http.stream(caller).await).await?;

@@ -1,4 +1,4 @@
-//! Two providers, each a process on a store on disk, that are killed at random instants while real clients do everything at
+//! Three providers, each a process on a store on disk, that are killed at random instants while real clients do everything at
 //! once; afterwards the harness's own record of what was answered is held against what every client was shown.
 //!
 //! `TEST_KILLS` says how many kills a run has, `TEST_SEED` repeats a run's plan (who does what, when who is killed; what
@@ -6,6 +6,7 @@
 
 mod crowd;
 mod history;
+mod links;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -15,44 +16,54 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::providers::PATIENCE;
-use crowd::Crowd;
+use crowd::{Crowd, DOMAINS, USERS};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_answered_is_lost_by_kills_on_sled() {
-    run("sled").await;
+    run("sled", ["sled"; DOMAINS.len()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_answered_is_lost_by_kills_on_fjall() {
-    run("fjall").await;
+    run("fjall", ["fjall"; DOMAINS.len()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_answered_is_lost_by_kills_on_mixed() {
+    run("mixed", ["sled", "fjall", "sled"]).await;
 }
 
 /// Kills behind which everything is looked through, and groups are made anew.
 const KILLS_PER_ROUND: u64 = 6;
+/// Rounds behind which the stores are read as well.
+const LOOKS_EVERY: u64 = 5;
 
 /// Of a run.
 #[derive(Default)]
 struct Tally {
-    kills: [u64; 2],
+    kills: [u64; DOMAINS.len()],
     while_starting: u64,
     rounds: u64,
 }
 
-async fn run(engine: &str) {
+async fn run(engine: &str, engines: [&'static str; DOMAINS.len()]) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("TEST_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
     let kills = number("TEST_KILLS").unwrap_or(KILLS_PER_ROUND);
     println!("{engine}: TEST_SEED={seed} TEST_KILLS={kills}");
     let mut random = StdRng::seed_from_u64(seed);
-    let crowd = Crowd::gather(engine, seed).await;
+    let crowd = Crowd::gather(engines, seed).await;
     let mut tally = Tally::default();
     while tally.kills.iter().sum::<u64>() < kills {
         let left = kills - tally.kills.iter().sum::<u64>();
-        let maker = usize::try_from(tally.rounds % 4).unwrap();
+        let maker = usize::try_from(tally.rounds).unwrap() % USERS;
         crowd.new_group(maker).await;
-        crowd.new_group((maker + 2) % 4).await;
+        crowd.new_group((maker + 2) % USERS).await;
         round(&crowd, &mut random, left.min(KILLS_PER_ROUND), &mut tally).await;
-        if let Err(problems) = settles(&crowd).await {
+        // the stores are read while nobody has them open, which takes a restart of all
+        let is_last = left <= KILLS_PER_ROUND;
+        let looks = is_last || tally.rounds % LOOKS_EVERY == 0;
+        if let Err(problems) = settles(&crowd, looks).await {
             let logs = crowd.providers.logs();
             let kept = crowd.providers.keep();
             panic!(
@@ -73,15 +84,18 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
     let counts = &crowd.counts;
     let (messages, commits) = (count(&counts.messages), count(&counts.commits));
     format!(
-        "{} kills (a {}, b {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
-         {} moves), {} refused, {} without an answer at first; 0 lost, 0 doubled, 0 out of order, 0 epochs with two commits; \
-         all {} clients went on",
+        "{} kills (a {}, b {}, c {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
+         {} resyncs and {} moves among them), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
+         0 out of order, 0 epochs with two commits; all {} clients went on",
         tally.kills.iter().sum::<u64>(),
         tally.kills[0],
         tally.kills[1],
+        tally.kills[2],
         tally.while_starting,
         messages + commits,
+        count(&counts.resyncs),
         count(&counts.moves),
+        crowd.streamed(),
         count(&counts.refused),
         count(&counts.unanswered),
         crowd.people.len(),
@@ -107,18 +121,20 @@ async fn round(crowd: &Crowd, random: &mut StdRng, kills: u64, tally: &mut Tally
     tokio::join!(lives, killer);
 }
 
-/// One provider, or both, at a random instant: any, or just behind a request.
+/// One provider, two or all of them, at a random instant: any, or just behind a request. In between clients live long enough that most of
+/// what they ask is answered.
 async fn kill(crowd: &Crowd, random: &mut StdRng, tally: &mut Tally) {
+    tokio::time::sleep(Duration::from_millis(random.random_range(0..2_000))).await;
     if random.random() {
-        tokio::time::sleep(Duration::from_millis(random.random_range(0..800))).await;
-    } else {
         crowd.asked.notified().await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..50))).await;
     }
     let victims: &[usize] = match random.random_range(0..10) {
-        0..4 => &[0],
-        4..8 => &[1],
-        _ => &[0, 1],
+        0..3 => &[0],
+        3..6 => &[1],
+        6..8 => &[2],
+        8 => &[0, 1],
+        _ => &[0, 1, 2],
     };
     for victim in victims {
         crowd.kill(*victim);
@@ -139,7 +155,7 @@ async fn kill(crowd: &Crowd, random: &mut StdRng, tally: &mut Tally) {
 }
 
 /// Kills are over: everyone drains, speaks once more, and everything is judged. What is wrong at last, where that does not end.
-async fn settles(crowd: &Crowd) -> Result<(), Vec<String>> {
+async fn settles(crowd: &Crowd, looks: bool) -> Result<(), Vec<String>> {
     let deadline = Instant::now() + PATIENCE;
     let (mut spoken, mut told) = (false, Instant::now());
     loop {
@@ -154,16 +170,25 @@ async fn settles(crowd: &Crowd) -> Result<(), Vec<String>> {
         }
         if found.is_empty() && !spoken {
             match crowd.last_words().await {
-                Ok(()) => spoken = true,
+                // what was said is taken in before anything is judged
+                Ok(()) => {
+                    spoken = true;
+                    continue;
+                }
                 Err(problem) => found.push(problem),
             }
-            continue;
         }
         if found.is_empty() {
             found = crowd.judge();
         }
+        if found.is_empty() && !crowd.moves_nothing().await {
+            found.push("a group is on its way still".to_owned());
+        }
         if found.is_empty() {
-            return Ok(());
+            if looks {
+                found = crowd.one_hub_each().await;
+            }
+            return if found.is_empty() { Ok(()) } else { Err(found) };
         }
         if Instant::now() > deadline {
             found.truncate(40);

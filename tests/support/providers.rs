@@ -270,9 +270,17 @@ impl Providers {
 
     /// As [`Self::start`], with further settings, and with peers that are no processes of ours.
     pub async fn start_with(domains: &[&str], seed: u64, settings: &str, more: &[Peer]) -> Self {
+        let each: Vec<(&str, &str)> = domains.iter().map(|domain| (*domain, settings)).collect();
+        Self::start_each(&each, seed, more).await
+    }
+
+    /// As [`Self::start_with`], each with settings of its own.
+    pub async fn start_each(each: &[(&str, &str)], seed: u64, more: &[Peer]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let all: Vec<Provider> =
-            domains.iter().map(|domain| Provider::new(domain, folder.path(), settings)).collect();
+        let all: Vec<Provider> = each
+            .iter()
+            .map(|(domain, settings)| Provider::new(domain, folder.path(), settings))
+            .collect();
         let mut links = BTreeMap::new();
         for from in 0..all.len() {
             for to in (0..all.len()).filter(|to| *to != from) {

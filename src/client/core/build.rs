@@ -384,6 +384,7 @@ impl Member {
             welcome: None,
             left: None,
             resyncs: Vec::new(),
+            behind: Vec::new(),
         };
         self.put_record(id, &record)
     }

@@ -9,6 +9,7 @@
 //! became known is in [`Member::events`].
 
 mod answers;
+mod behind;
 mod build;
 mod complain;
 mod content;
@@ -17,6 +18,7 @@ mod enter;
 pub mod fuzzing;
 mod home;
 mod identity;
+mod judge;
 mod moving;
 mod offer;
 mod receive;
@@ -37,7 +39,7 @@ use crate::{
         DecodeError,
         ds::{DsError, DsMessage, FanoutFilter},
         extensions::{ClientQueueConfig, GroupPolicy, KeyPackageClass, PublicKey, QueueToken},
-        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, RequestId, Timestamp, UserUri},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, RequestId, Sequence, Timestamp, UserUri},
         mls::KeyPackage,
         queueing::FeedAck,
     },
@@ -443,15 +445,21 @@ impl Member {
         Ok(self.home.next_number(Kind::Event)? - 1)
     }
 
-    /// Begins to enter anew every group that this state cannot follow, where that is not under way.
+    /// Begins to enter anew every group that this state cannot follow, where that is not under way. States that were left too
+    /// long ago go.
     ///
     /// # Errors
     /// [`CoreError::Store`]
-    pub fn revive(&self) -> Result<(), CoreError> {
+    pub fn revive(&self, now: Timestamp) -> Result<(), CoreError> {
         self.home.step(|| {
-            for (key, record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
-                if let (GroupState::Lost, Ok(id)) = (record.state, GroupId::from_bytes(&key))
+            for (key, mut record) in self.home.list::<GroupRecord>(Kind::Group, &[], usize::MAX)? {
+                let Ok(id) = GroupId::from_bytes(&key) else { continue };
+                if self.pass_behind(&id, &mut record, Sequence(0), now)? {
+                    self.put_record(&id, &record)?;
+                }
+                if record.state == GroupState::Lost
                     && self.doubt_of(&id)?.is_none()
+                    && !self.is_ending(&id)?
                 {
                     self.keep_resync(&id)?;
                 }
@@ -594,6 +602,7 @@ impl Member {
                 welcome: None,
                 left: None,
                 resyncs: Vec::new(),
+                behind: Vec::new(),
             },
         )
     }

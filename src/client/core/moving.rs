@@ -294,14 +294,16 @@ impl Member {
             return Err(CoreError::Confirmation("it names another epoch"));
         }
         proof::check_confirmation(before.scheme, before.key.as_slice(), confirmation)?;
+        // the Commit, the notice of the move, and then what the target orders
+        let at = Sequence(confirmation.next_sequence.0.saturating_sub(2));
+        self.keep_what_would_go(&pending.group, &mut record, &group, at, now)?;
         group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
-        record.proofs.clear();
+        record.noted().clear();
         self.follow_hub(&pending.group, &mut record, before, &group)?;
         self.put_record(&pending.group, &record)?;
         self.home.remove(Kind::Pending, key)?;
         Ok(Settled::Done(Accepted {
-            // the Commit, the notice of the move, and then what the target orders
-            group_sequence: Sequence(confirmation.next_sequence.0.saturating_sub(2)),
+            group_sequence: at,
             accepted_at: now,
             epoch: confirmation.epoch,
         }))

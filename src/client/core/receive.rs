@@ -6,30 +6,29 @@
 
 use std::collections::BTreeSet;
 
-use openmls::{group::StagedWelcome, prelude as mls, prelude::OpenMlsProvider};
+use openmls::{group::StagedWelcome, prelude as mls};
 
 use super::{
     Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
-    build::references,
+    behind::ENDING,
     complain::reason_of,
     enter::join_config,
     epoch_of,
     identity::StoredKey,
-    moving::{BadMove, HubAt, judge_hub, judge_proposed_hub},
+    judge::committer_in,
+    moving::{BadMove, HubAt},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
-    view::{policy_of, roster_of},
+    view::roster_of,
 };
 use crate::{
     policy::{
         self, Denied,
-        change::{self, Act, Author, ChangeProblem, CommitChange, What},
-        pending,
+        change::{Act, Author, ChangeProblem, What},
         roster::Roster,
     },
     wire::{
-        codec::{Raw, decode, encode},
+        codec::Raw,
         ds::ComplaintReason,
-        extensions::JoinProof,
         ids::{ClientUri, Domain, Epoch, FeedId, GroupId, LeafIndex, Sequence, Timestamp},
         mls::MlsMessage,
         queueing::{QueueEntry, QueueEvent},
@@ -57,6 +56,17 @@ pub(super) enum Followed {
     Wait,
     /// The group went where this state cannot follow.
     Lost,
+    /// It ends this client's membership: its keys go with it, so what the queue holds in front of it is read first.
+    Held,
+}
+
+/// How a handshake message came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The queue brought it, from where it stands in the hub's log.
+    Queue(Sequence),
+    /// A hub showed it, ahead of the queue.
+    Answer,
 }
 
 /// What a Welcome shows before it is taken up.
@@ -69,7 +79,9 @@ pub(super) struct Seen {
 
 /// Why a commit is not merged.
 #[derive(Debug, thiserror::Error)]
-enum Unacceptable {
+pub(super) enum Unacceptable {
+    #[error("it ends this client's membership")]
+    Ends,
     #[error(transparent)]
     Core(#[from] CoreError),
     #[error("{0}")]
@@ -188,7 +200,7 @@ impl Member {
                 Ok(Handled::Taken)
             }
             (event, Some(group)) if entry.feed != FeedId(0) => {
-                self.take_group_event(entry, event, group)
+                self.take_group_event(entry, event, group, now)
             }
             _ => Ok(Handled::Taken),
         }
@@ -199,6 +211,7 @@ impl Member {
         entry: &QueueEntry,
         event: &QueueEvent,
         id: &GroupId,
+        now: Timestamp,
     ) -> Result<Handled, CoreError> {
         let Some(mut record) = self.home.find::<GroupRecord>(Kind::Group, id.as_bytes())? else {
             return Ok(Handled::Taken);
@@ -213,10 +226,22 @@ impl Member {
         }
         if record.feed != Some(entry.feed) {
             if is_of_earlier_membership(&record, event) {
+                // or of this one, where nothing had come of it before this client came in anew
+                if let QueueEvent::MlsMessage { message } = event {
+                    self.read_behind(entry, id, &mut record, message)?;
+                }
                 return Ok(Handled::Taken);
             }
             record.feed = Some(entry.feed);
             self.put_record(id, &record)?;
+        }
+        if self.pass_behind(id, &mut record, entry.sequence, now)? {
+            self.put_record(id, &record)?;
+        }
+        if let QueueEvent::MlsMessage { message } = event
+            && self.read_behind(entry, id, &mut record, message)?
+        {
+            return Ok(Handled::Taken);
         }
         if let QueueEvent::MlsMessage { message } = event
             && let Some(message) = protocol_message(message)
@@ -230,9 +255,11 @@ impl Member {
             QueueEvent::MlsMessage { message } => match record.state {
                 GroupState::Active => {
                     if is_handshake(message) {
-                        Ok(match self.follow(id, message, Some(entry.sequence))? {
+                        Ok(match self.follow(id, message, Way::Queue(entry.sequence))? {
                             Followed::Wait => Handled::Wait,
-                            Followed::Yes | Followed::No | Followed::Lost => Handled::Taken,
+                            Followed::Yes | Followed::No | Followed::Lost | Followed::Held => {
+                                Handled::Taken
+                            }
                         })
                     } else {
                         self.read_message(entry, id, message)
@@ -241,19 +268,28 @@ impl Member {
                 // what is of the epoch that this client stays in, and was sent before the commit that it cannot use
                 GroupState::Lost if self.doubt_of(id)?.is_some() => {
                     if is_handshake(message) {
-                        self.follow(id, message, Some(entry.sequence))?;
+                        self.follow(id, message, Way::Queue(entry.sequence))?;
                     } else if is_of_epoch_until(message, epoch_of(&self.load(id)?)) {
                         return self.read_message(entry, id, message);
                     }
                     Ok(Handled::Taken)
                 }
-                GroupState::Joining | GroupState::Lost | GroupState::Left | GroupState::Deleted => {
+                // it comes in anew; what is in front of that, and this state has keys for, is read
+                GroupState::Lost => {
+                    if self.is_behind_resync(id, message)? {
+                        return Ok(Handled::Wait);
+                    }
+                    self.read_quietly(entry, id, message, record.noted())?;
+                    self.put_record(id, &record)?;
                     Ok(Handled::Taken)
                 }
+                GroupState::Joining | GroupState::Left | GroupState::Deleted => Ok(Handled::Taken),
             },
             QueueEvent::GroupDeleted => {
                 if record.state != GroupState::Deleted {
                     record.state = GroupState::Deleted;
+                    self.forget_behind(id, &mut record)?;
+                    self.has_ended(id)?;
                     self.put_record(id, &record)?;
                     self.home.lift(id)?;
                     self.push(&Event::Deleted { group: id.clone() })?;
@@ -311,15 +347,18 @@ impl Member {
     }
 
     /// Everything that the queue holds has come: a group that its feed has said nothing of since the provider went back may not be
-    /// known there any more, or not with this client. It is entered anew. Gives how many those are.
+    /// known there any more, or not with this client. It is entered anew. One that the hub said this client is not in is over.
+    /// Gives how many those are.
     ///
     /// # Errors
     /// [`CoreError::Store`]
     pub fn settle_doubts(&self) -> Result<usize, CoreError> {
-        if self.home.find::<serde::de::IgnoredAny>(Kind::Setting, DOUBTED)?.is_none() {
+        let known = |name| self.home.find::<serde::de::IgnoredAny>(Kind::Setting, name);
+        if known(DOUBTED)?.is_none() && known(ENDING)?.is_none() {
             return Ok(0);
         }
         self.home.step(|| {
+            let ended = self.settle_endings()?;
             let doubted: Vec<GroupId> = self.home.find(Kind::Setting, DOUBTED)?.unwrap_or_default();
             for id in &doubted {
                 if self.record(id)?.state == GroupState::Active {
@@ -330,7 +369,7 @@ impl Member {
             if !doubted.is_empty() {
                 self.home.remove(Kind::Setting, DOUBTED)?;
             }
-            Ok(doubted.len())
+            Ok(ended + doubted.len())
         })
     }
 
@@ -451,7 +490,7 @@ impl Member {
         }
     }
 
-    fn read_message(
+    pub(super) fn read_message(
         &self,
         entry: &QueueEntry,
         id: &GroupId,
@@ -520,12 +559,12 @@ impl Member {
         Ok(Handled::Taken)
     }
 
-    /// Takes in a proposal or a commit of the group's current epoch. `at` is where it stands in the hub's log, if that is said.
+    /// Takes in a proposal or a commit of the group's current epoch.
     pub(super) fn follow(
         &self,
         id: &GroupId,
         message: &MlsMessage,
-        at: Option<Sequence>,
+        way: Way,
     ) -> Result<Followed, CoreError> {
         let mut group = self.load(id)?;
         let Some(protocol) = protocol_message(message) else {
@@ -549,19 +588,32 @@ impl Member {
             return Ok(Followed::Lost);
         }
         if is_commit {
-            // one commit per epoch: what this client sent for it cannot be accepted any more
-            if let Some((key, mut pending)) = in_flight {
+            // one commit per epoch: what this client sent for it cannot be accepted any more. Its proposals can have been, and
+            // then the commit covers them
+            if let Some((key, mut pending)) = in_flight
+                && !pending.proposes()
+            {
                 self.overtaken(&key, &mut pending)?;
                 group = self.load(id)?;
             }
         }
-        match self.home.attempt(|| self.process(id, &mut group, protocol, at)) {
-            Ok(followed) => Ok(followed),
+        match self.home.attempt(|| self.process(id, &mut group, protocol, way)) {
+            Ok(followed) => {
+                if is_commit
+                    && followed == Followed::Yes
+                    && let Some((key, mut pending)) = self.in_flight(id)?
+                {
+                    self.overtaken(&key, &mut pending)?;
+                }
+                Ok(followed)
+            }
+            Err(Unacceptable::Ends) => Ok(Followed::Held),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) if is_commit => {
                 let reason = match &problem {
                     Unacceptable::Refused(reason, _) => *reason,
-                    Unacceptable::Core(_)
+                    Unacceptable::Ends
+                    | Unacceptable::Core(_)
                     | Unacceptable::Change(_)
                     | Unacceptable::Denied(_)
                     | Unacceptable::Leaf(_)
@@ -598,7 +650,7 @@ impl Member {
         id: &GroupId,
         group: &mut mls::MlsGroup,
         message: mls::ProtocolMessage,
-        at: Option<Sequence>,
+        way: Way,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
         let processed = group.process_message(&provider, message).map_err(|error| {
@@ -612,9 +664,12 @@ impl Member {
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                self.take_proposal(id, group, *proposal, &aad, at)
+                self.take_proposal(id, group, *proposal, &aad, way)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
+                if way == Way::Answer && staged.self_removed() {
+                    return Err(Unacceptable::Ends);
+                }
                 self.take_commit(id, group, *staged, &sender, &aad)
             }
             mls::ProcessedMessageContent::OwnPendingCommit => {
@@ -638,157 +693,19 @@ impl Member {
         group: &mut mls::MlsGroup,
         proposal: mls::QueuedProposal,
         aad: &[u8],
-        at: Option<Sequence>,
+        way: Way,
     ) -> Result<Followed, Unacceptable> {
-        let reference = proposal.proposal_reference_ref().as_slice().to_vec();
         let mut record = self.record(id)?;
-        if let Some(at) = at {
-            note_place(&mut record, group, &reference, at);
-        }
-        if references(group).contains(&reference) {
-            self.put_record(id, &record)?;
-            return Ok(Followed::No);
-        }
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let mut act = self.act(&proposal, group, &roster, &record)?;
-        if let Author::Newcomer { proof } = &mut act.author {
-            *proof = decode::<JoinProof>(aad).ok();
-            if let Some(proof) = proof {
-                record.proofs.push((reference.clone(), encode(proof)));
-            }
-        }
-        policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
-        judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
-        let unanswered = self.unanswered_proposals(id)?;
-        if !self.make_place(group, &act, &reference, &roster, &record, &unanswered)? {
-            // what this client proposed itself and knew of first has displaced it
-            return Ok(Followed::No);
-        }
-        let provider = self.home.provider();
-        group.store_pending_proposal(provider.storage(), proposal).map_err(CoreError::from)?;
+        let roster = roster_of(group)?;
+        let held = self.hold_proposal(id, group, proposal, aad, way, &mut record.noted())?;
         self.put_record(id, &record)?;
+        let Some(act) = held else { return Ok(Followed::No) };
         self.push(&Event::Proposed {
             group: id.clone(),
             by: author(&act, &roster),
             what: describe(&act, &roster),
         })?;
         Ok(Followed::Yes)
-    }
-
-    /// Own proposals that are on their way: where they stand, if anywhere, the answer says.
-    fn unanswered_proposals(&self, id: &GroupId) -> Result<Vec<Vec<u8>>, CoreError> {
-        let built = self.in_flight(id)?.and_then(|(_, pending)| pending.built);
-        Ok(match built.map(|built| built.effect) {
-            Some(Effect::Proposed { references }) => references,
-            Some(_) | None => Vec::new(),
-        })
-    }
-
-    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands. Nothing is decided
-    /// about what is `unanswered`.
-    fn make_place(
-        &self,
-        group: &mut mls::MlsGroup,
-        act: &Act,
-        reference: &[u8],
-        roster: &Roster,
-        record: &GroupRecord,
-        unanswered: &[Vec<u8>],
-    ) -> Result<bool, Unacceptable> {
-        let place = |reference: &[u8]| {
-            record.places.iter().find(|(known, _)| known == reference).map(|(_, at)| *at)
-        };
-        let at = place(reference);
-        let (mut standing, mut acts, mut later) = (Vec::new(), Vec::new(), Vec::new());
-        for it in group.pending_proposals() {
-            let other = it.proposal_reference_ref().as_slice();
-            if other == reference || unanswered.iter().any(|own| own == other) {
-                continue;
-            }
-            let other_act = self.act(it, group, roster, record)?;
-            if at.zip(place(other)).is_some_and(|(at, other)| other > at) {
-                later.push(other_act);
-            } else {
-                standing.push(it.clone());
-                acts.push(other_act);
-            }
-        }
-        let displaces_it = |later: &Act| {
-            let displaced = pending::place(&[act], later, roster.len(), usize::MAX);
-            displaced.is_ok_and(|displaced| !displaced.is_empty())
-        };
-        if later.iter().any(displaces_it) {
-            return Ok(false);
-        }
-        let refs: Vec<&Act> = acts.iter().collect();
-        let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
-            Ok(displaced) => displaced,
-            Err(pending::PendingProblem::LeavingAlready) => return Ok(false),
-            Err(_) => Vec::new(),
-        };
-        let provider = self.home.provider();
-        for index in displaced {
-            if let Some(old) = standing.get(index) {
-                group
-                    .remove_pending_proposal(provider.storage(), old.proposal_reference_ref())
-                    .map_err(CoreError::mls)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Proposals of this client's own that the hub accepted `at` take their place among the others.
-    pub(super) fn place_own(
-        &self,
-        id: &GroupId,
-        own: &[Vec<u8>],
-        at: Sequence,
-        record: &mut GroupRecord,
-    ) -> Result<(), CoreError> {
-        let mut group = self.load(id)?;
-        let roster = roster_of(&group)?;
-        for reference in own {
-            note_place(record, &group, reference, at);
-        }
-        for reference in own {
-            let found = group
-                .pending_proposals()
-                .find(|it| it.proposal_reference_ref().as_slice() == reference)
-                .cloned();
-            let Some(proposal) = found else { continue };
-            let placed = self
-                .act(&proposal, &group, &roster, record)
-                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, record, &[]));
-            match placed {
-                Ok(true) => {}
-                // another one came behind it and was heard of first
-                Ok(false) => {
-                    let reference = proposal.proposal_reference_ref();
-                    group
-                        .remove_pending_proposal(self.home.provider().storage(), reference)
-                        .map_err(CoreError::mls)?;
-                }
-                Err(Unacceptable::Core(error)) => return Err(error),
-                Err(problem) => return Err(CoreError::mls(problem)),
-            }
-        }
-        Ok(())
-    }
-
-    fn act(
-        &self,
-        proposal: &mls::QueuedProposal,
-        group: &mls::MlsGroup,
-        roster: &Roster,
-        record: &GroupRecord,
-    ) -> Result<Act, Unacceptable> {
-        let before = policy_of(group)?;
-        let mut act =
-            change::of_proposal(proposal, roster, group.public_group().group_context(), &before)?;
-        if let Author::Newcomer { proof } = &mut act.author {
-            *proof = proof_of(record, proposal.proposal_reference_ref().as_slice());
-        }
-        Ok(act)
     }
 
     fn take_commit(
@@ -799,34 +716,15 @@ impl Member {
         sender: &mls::Sender,
         aad: &[u8],
     ) -> Result<Followed, Unacceptable> {
-        let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let record = self.record(id)?;
-        let proof = decode::<JoinProof>(aad).ok();
-        let mut what = change::of_commit(
-            &staged,
-            sender,
-            proof,
-            &roster,
-            group.public_group().group_context(),
-            &before,
-        )?;
-        fill_in_proofs(&mut what, &staged, &record);
-        roster.check(&what.for_check())?;
-        let committer = match sender {
-            mls::Sender::Member(leaf) => Some(LeafIndex(leaf.u32())),
-            mls::Sender::External(_)
-            | mls::Sender::NewMemberProposal
-            | mls::Sender::NewMemberCommit => None,
-        };
-        policy::judge(&before, &roster, id, committer, &what.acts)?;
+        let mut record = self.record(id)?;
+        let (what, roster) = self.judge_commit(id, group, &staged, sender, aad, &record.proofs)?;
         let hub = HubAt::of(group)?;
-        judge_hub(&staged, sender, aad, &hub.domain)?;
         let removed: Vec<ClientUri> = what
             .removed
             .iter()
             .filter_map(|leaf| roster.get(*leaf).map(|it| it.client.clone()))
             .collect();
-        let by = match (committer, &what.joined) {
+        let by = match (committer_in(sender), &what.joined) {
             (Some(leaf), _) => roster.get(leaf).map(|it| it.client.clone()),
             (None, Some(joined)) => Some(joined.client.clone()),
             (None, None) => {
@@ -838,8 +736,7 @@ impl Member {
         group
             .merge_staged_commit(&self.home.provider(), staged)
             .map_err(|error| Unacceptable::Mls(error.to_string()))?;
-        let mut record = record;
-        record.proofs.clear();
+        record.noted().clear();
         if out {
             self.leave(id, record)?;
         } else {
@@ -861,6 +758,8 @@ impl Member {
     pub(super) fn leave(&self, id: &GroupId, mut record: GroupRecord) -> Result<(), CoreError> {
         record.state = GroupState::Left;
         let kept = record.welcome.take();
+        self.forget_behind(id, &mut record)?;
+        self.has_ended(id)?;
         self.put_record(id, &record)?;
         for (request, group, operation) in self.pending()? {
             if group == *id
@@ -927,31 +826,6 @@ fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
         | QueueEvent::Welcome { .. }
         | QueueEvent::ConnectionRequest { .. }
         | QueueEvent::KeyPackagesLow { .. } => false,
-    }
-}
-
-/// Where a proposal stands is kept for as long as it, or what may have displaced it, is pending.
-fn note_place(record: &mut GroupRecord, group: &mls::MlsGroup, reference: &[u8], at: Sequence) {
-    let pending = references(group);
-    record.places.retain(|(known, _)| known != reference && pending.contains(known));
-    record.places.push((reference.to_vec(), at));
-}
-
-fn proof_of(record: &GroupRecord, reference: &[u8]) -> Option<JoinProof> {
-    let (_, proof) = record.proofs.iter().find(|(known, _)| known == reference)?;
-    decode(proof).ok()
-}
-
-/// The proofs of newcomers whose proposals a commit covers stand in those proposals, not in the commit.
-fn fill_in_proofs(what: &mut CommitChange, staged: &mls::StagedCommit, record: &GroupRecord) {
-    let mut proofs = staged
-        .queued_proposals()
-        .filter(|it| *it.sender() == mls::Sender::NewMemberProposal)
-        .map(|it| proof_of(record, it.proposal_reference_ref().as_slice()));
-    for act in &mut what.acts {
-        if let (Author::Newcomer { proof }, What::Add(_)) = (&mut act.author, &act.what) {
-            *proof = proofs.next().flatten();
-        }
     }
 }
 

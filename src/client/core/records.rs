@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    behind::Behind,
     home::{LiftedGroup, bytes},
     identity::StoredKey,
     moving::{Left, Redirect},
@@ -67,12 +68,9 @@ pub(super) struct GroupRecord {
     /// from there on may still be on their way.
     #[serde(default)]
     pub read_epoch: Option<Epoch>,
-    /// The JoinProofs of newcomers' pending proposals, by proposal reference.
-    pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Where pending proposals stand in the hub's log, by proposal reference, as far as it has been said: what comes later by
-    /// the queue may have been there before.
+    pub proofs: Proofs,
     #[serde(default)]
-    pub places: Vec<(Vec<u8>, Sequence)>,
+    pub places: Places,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]
@@ -80,6 +78,39 @@ pub(super) struct GroupRecord {
     /// When this client came in again because of a commit that it could not use, within the last while.
     #[serde(default)]
     pub resyncs: Vec<Timestamp>,
+    /// States that were left, in the order in which the queue comes past them.
+    #[serde(default)]
+    pub behind: Vec<Behind>,
+}
+
+/// The JoinProofs of newcomers' pending proposals, by proposal reference.
+pub(super) type Proofs = Vec<(Vec<u8>, Vec<u8>)>;
+/// Where pending proposals stand in the hub's log, by proposal reference, as far as it has been said: what comes later by the
+/// queue may have been there before.
+pub(super) type Places = Vec<(Vec<u8>, Sequence)>;
+
+/// What is known of pending proposals beside themselves.
+pub(super) struct Noted<'a> {
+    pub proofs: &'a mut Proofs,
+    pub places: &'a mut Places,
+}
+
+impl GroupRecord {
+    pub fn noted(&mut self) -> Noted<'_> {
+        Noted { proofs: &mut self.proofs, places: &mut self.places }
+    }
+}
+
+impl Noted<'_> {
+    pub fn place_of(&self, reference: &[u8]) -> Option<Sequence> {
+        self.places.iter().find(|(known, _)| known == reference).map(|(_, at)| *at)
+    }
+
+    /// A commit has covered them, or taken them off.
+    pub fn clear(&mut self) {
+        self.proofs.clear();
+        self.places.clear();
+    }
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -241,6 +272,11 @@ impl Pending {
     pub fn hub<'a>(&'a self, record: &'a GroupRecord) -> &'a Domain {
         self.redirect.as_ref().map_or(&record.hub, |redirect| &redirect.hub)
     }
+
+    /// Whether it was built as proposals.
+    pub fn proposes(&self) -> bool {
+        matches!(&self.built, Some(Built { effect: Effect::Proposed { .. }, .. }))
+    }
 }
 
 /// What came of a request that is not pending any more, for whoever asked for it.
@@ -295,6 +331,20 @@ pub(super) enum Effect {
         filter: Option<FanoutFilter>,
     },
     Delete,
+}
+
+impl Effect {
+    /// The references of what is proposed.
+    pub fn proposed(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Proposed { references } => references,
+            Self::Nothing
+            | Self::Merge { .. }
+            | Self::Enter { .. }
+            | Self::Queue { .. }
+            | Self::Delete => Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

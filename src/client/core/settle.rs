@@ -14,7 +14,7 @@ use super::{
     epoch_of,
     identity::StoredKey,
     moving::HubAt,
-    receive::{Followed, protocol_message},
+    receive::{Followed, Way, protocol_message},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
     view::roster_of,
 };
@@ -67,7 +67,7 @@ impl Member {
             return Ok(Settled::Entered);
         };
         match response.outcome.clone().into_result() {
-            Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted),
+            Ok(DsResponseBody::Accepted(accepted)) => self.accepted(&key, pending, accepted, now),
             Ok(DsResponseBody::Info(info)) => self.informed(&key, pending, &info),
             Ok(DsResponseBody::Moving(confirmation)) => {
                 self.moving(&key, &pending, &confirmation, now)
@@ -81,6 +81,7 @@ impl Member {
         key: &[u8],
         mut pending: Pending,
         accepted: Accepted,
+        now: Timestamp,
     ) -> Result<Settled, CoreError> {
         let mut record = self.record(&pending.group)?;
         let Some(built) = pending.built.take() else {
@@ -93,6 +94,12 @@ impl Member {
         };
         match built.effect {
             Effect::Nothing => {}
+            Effect::Proposed { references }
+                if accepted.epoch < epoch_of(&self.load(&pending.group)?) =>
+            {
+                // the answer is to the first try; a commit has covered that since, and of these the hub has not heard
+                self.take_back_proposals(&pending.group, &references)?;
+            }
             Effect::Proposed { references } => {
                 let at = accepted.group_sequence;
                 self.place_own(&pending.group, &references, at, &mut record)?;
@@ -100,17 +107,25 @@ impl Member {
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
                 let before = HubAt::of(&group)?;
+                let at = accepted.group_sequence;
+                self.keep_what_would_go(&pending.group, &mut record, &group, at, now)?;
                 group.merge_pending_commit(&self.home.provider()).map_err(CoreError::mls)?;
                 if let Some(leaf_key) = leaf_key {
                     record.leaf_key = leaf_key;
                 }
-                record.proofs.clear();
+                record.noted().clear();
                 self.follow_hub(&pending.group, &mut record, before, &group)?;
             }
             Effect::Enter { state, leaf_key } => {
                 let resyncs = pending.operation == Operation::Resync;
-                let before =
-                    if resyncs { self.clients_in(&pending.group)? } else { BTreeSet::new() };
+                let mut before = BTreeSet::new();
+                if resyncs {
+                    before = self.clients_in(&pending.group)?;
+                    // what the queue still holds from before is read with it
+                    let at = accepted.group_sequence;
+                    self.keep_behind(&pending.group, &mut record, at, now)?;
+                    self.has_ended(&pending.group)?;
+                }
                 self.home.drop_in(&pending.group, &state)?;
                 record.leaf_key = leaf_key;
                 let group = self.load(&pending.group)?;
@@ -121,7 +136,7 @@ impl Member {
                 record.entered_at = Some(accepted.group_sequence);
                 record.entered_epoch = Some(epoch);
                 record.read_epoch = Some(epoch);
-                record.proofs.clear();
+                record.noted().clear();
                 self.push(&Event::Joined { group: pending.group.clone(), epoch })?;
                 if resyncs {
                     let now = self.clients_in(&pending.group)?;
@@ -134,6 +149,7 @@ impl Member {
             }
             Effect::Delete => {
                 record.state = GroupState::Deleted;
+                self.forget_behind(&pending.group, &mut record)?;
                 self.home.lift(&pending.group)?;
                 self.push(&Event::Deleted { group: pending.group.clone() })?;
             }
@@ -254,7 +270,7 @@ impl Member {
         self.home.remove(Kind::Doubt, id.as_bytes())?;
         record.entered_epoch = Some(epoch);
         record.read_epoch = Some(epoch);
-        record.proofs.clear();
+        record.noted().clear();
         self.put_record(id, &record)?;
         drop(group);
         self.push(&Event::Joined { group: id.clone(), epoch })?;
@@ -325,11 +341,8 @@ impl Member {
             && matches!(error, DsError::NotAuthorized { .. } | DsError::Unauthenticated { .. })
         {
             // the hub does not know this leaf any more: the client was removed while it could not follow
-            let mut record = self.record(&group)?;
-            if record.state == GroupState::Lost {
-                record.state = GroupState::Left;
-                self.put_record(&group, &record)?;
-                self.push(&Event::Removed { group })?;
+            if self.record(&group)?.state == GroupState::Lost {
+                self.end_behind_queue(&group)?;
             }
         }
         Ok(Settled::Refused(Refusal(error)))
@@ -354,10 +367,14 @@ impl Member {
             let mut followed = false;
             for message in missed {
                 is_held = !self.may_go_on(&pending.group, &record, message)?;
+                if !is_held {
+                    let step = self.catch_up(&pending.group, message)?;
+                    followed |= step == Followed::Yes;
+                    is_held = step == Followed::Held;
+                }
                 if is_held {
                     break;
                 }
-                followed |= self.catch_up(&pending.group, message)? == Followed::Yes;
             }
             if !followed {
                 // what is missing comes through the queue
@@ -387,35 +404,7 @@ impl Member {
             return Ok(true);
         }
         let epoch = epoch_of(&self.load(id)?);
-        let has_keys = epoch.0 < read.0.saturating_add(PAST_EPOCHS_MAX as u64);
-        Ok(has_keys && !self.would_remove_us(id, message)?)
-    }
-
-    /// Whether a commit ends this client's membership: its keys go with it, and what is in front of it in the queue could not
-    /// be read any more.
-    fn would_remove_us(&self, id: &GroupId, message: &MlsMessage) -> Result<bool, CoreError> {
-        struct Seen(Result<bool, CoreError>);
-        impl From<CoreError> for Seen {
-            fn from(error: CoreError) -> Self {
-                Self(Err(error))
-            }
-        }
-        let message: MlsMessage = Raw::new(message.as_slice())?;
-        // only looked at: what is seen is handed out as an error, and nothing stays
-        let looked: Result<(), Seen> = self.home.attempt(|| {
-            let mut group = self.load(id)?;
-            let Some(protocol) = protocol_message(&message) else { return Err(Seen(Ok(false))) };
-            // what is wrong with it is said where it is followed
-            let seen = group.process_message(&self.home.provider(), protocol).is_ok_and(|it| {
-                let content = it.into_content();
-                matches!(content, mls::ProcessedMessageContent::StagedCommitMessage(staged) if staged.self_removed())
-            });
-            Err(Seen(Ok(seen)))
-        });
-        match looked {
-            Err(Seen(seen)) => seen,
-            Ok(()) => Ok(false),
-        }
+        Ok(epoch.0 < read.0.saturating_add(PAST_EPOCHS_MAX as u64))
     }
 
     /// Lets go of proposals that are not among those that the hub says are pending: it displaced them by ones that this
@@ -480,25 +469,24 @@ impl Member {
             Effect::Merge { .. } | Effect::Delete => {
                 self.load(id)?.clear_pending_commit(provider.storage())?;
             }
-            Effect::Proposed { references } => {
-                let mut group = self.load(id)?;
-                let mine: Vec<mls::QueuedProposal> = group
-                    .pending_proposals()
-                    .filter(|it| {
-                        references.iter().any(|r| r == it.proposal_reference_ref().as_slice())
-                    })
-                    .cloned()
-                    .collect();
-                for proposal in mine {
-                    group
-                        .remove_pending_proposal(
-                            provider.storage(),
-                            proposal.proposal_reference_ref(),
-                        )
-                        .map_err(CoreError::mls)?;
-                }
-            }
+            Effect::Proposed { references } => self.take_back_proposals(id, references)?,
             Effect::Nothing | Effect::Enter { .. } | Effect::Queue { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn take_back_proposals(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
+        let provider = self.home.provider();
+        let mut group = self.load(id)?;
+        let mine: Vec<mls::QueuedProposal> = group
+            .pending_proposals()
+            .filter(|it| own.iter().any(|own| own == it.proposal_reference_ref().as_slice()))
+            .cloned()
+            .collect();
+        for proposal in mine {
+            group
+                .remove_pending_proposal(provider.storage(), proposal.proposal_reference_ref())
+                .map_err(CoreError::mls)?;
         }
         Ok(())
     }
@@ -506,7 +494,7 @@ impl Member {
     /// Takes in one handshake message that the hub showed in an answer.
     fn catch_up(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
         let message: MlsMessage = Raw::new(message.as_slice())?;
-        self.follow(id, &message, None)
+        self.follow(id, &message, Way::Answer)
     }
 }
 

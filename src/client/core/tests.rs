@@ -3,6 +3,7 @@
 
 #![allow(clippy::wildcard_enum_match_arm)]
 
+mod behind;
 mod moving;
 
 use std::{collections::BTreeMap, sync::LazyLock};

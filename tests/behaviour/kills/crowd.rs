@@ -14,37 +14,48 @@ use mimid::{
     client::{
         Authorization, Client, ClientError, Outcome, Registration,
         core::{
-            Event, GroupState, Home, Member, NewProposal, Operation, PolicyChange, Refusal, SUITES,
+            Event, GroupState, Handled, Home, Member, NewProposal, Operation, PolicyChange,
+            Refusal, Right, SUITES,
         },
         http::{Caller, Http},
         system_clock,
     },
     crypto,
+    store::{self, StoreConfig, records::GroupStatus},
     wire::{
         client::{Dequeue, Dequeued},
-        codec::List,
+        codec::{List, decode},
         ds::DsError,
         encode,
-        extensions::JoinPolicy,
+        extensions::{JoinPolicy, Role},
         ids::{ClientUri, Domain, GroupId, UserUri},
-        queueing::QueueEvent,
+        queueing::{QueueEntry, QueueEvent},
     },
 };
+use openmls::prelude as mls;
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use tokio::sync::Notify;
 
-use super::history::{Answer, Commit, History, Said, Wire};
+use super::{
+    history::{Answer, Commit, History, Said, Wire},
+    links::{Link, Links},
+};
 use crate::providers::{Player, Providers, accepted, connect};
 
-/// Who is there: the first of each provider makes groups.
-const PEOPLE: [&str; 6] = [
+/// The providers.
+pub const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
+/// Who is there.
+const PEOPLE: [&str; 7] = [
     "alice@a.example/phone",
     "ann@a.example/phone",
     "bob@b.example/phone",
     "ben@b.example/phone",
+    "carol@c.example/phone",
     "alice@a.example/laptop",
     "bob@b.example/laptop",
 ];
+/// So many of them have a user of their own and make groups; behind them come further devices.
+pub const USERS: usize = 5;
 /// How long a client tries before it goes on with something else.
 const PATIENCE_OF_CLIENTS: Duration = Duration::from_millis(1_200);
 
@@ -55,8 +66,11 @@ pub struct Person {
     home: PathBuf,
     client: Mutex<Arc<Client>>,
     wire: Mutex<Vec<Wire>>,
+    links: Mutex<Links>,
     http: Http,
     spoken: AtomicU64,
+    /// Entries that came by a stream.
+    streamed: AtomicU64,
     /// How often its provider was killed: counted before it is, and as far as its record says so.
     deaths: Arc<AtomicU64>,
     recorded_deaths: AtomicU64,
@@ -83,7 +97,7 @@ impl Person {
     /// Takes in what is in its queue, and writes down what came and which acknowledgements were answered.
     async fn receives(&self) -> Result<usize, ClientError> {
         let client = self.client();
-        client.member().revive()?;
+        client.member().revive(system_clock()())?;
         let (acks, key) = {
             let member = client.member();
             (member.acks()?, member.identity().client_key.clone())
@@ -104,19 +118,56 @@ impl Person {
                 .map(|ack| Wire::Acknowledged { feed: ack.feed.0, sequence: ack.sequence.0 }),
         );
         client.member().acknowledged(&acks)?;
-        wire.extend(entries.iter().map(|entry| {
-            let message = matches!(entry.event, QueueEvent::MlsMessage { .. });
-            let hash = message.then(|| crypto::sha256(&encode(&entry.event)));
-            let group = String::from_utf8(entry.group_id.as_slice().to_vec()).ok();
-            let group = group.and_then(|id| GroupId::new(id).ok());
-            Wire::Delivered { feed: entry.feed.0, sequence: entry.sequence.0, group, hash }
-        }));
+        self.links.lock().unwrap().answer(&entries.iter().map(link).collect::<Vec<_>>());
+        wire.extend(entries.iter().map(delivered));
         if deaths < deaths_now {
             wire.push(Wire::Killed);
         }
         self.wire.lock().unwrap().extend(wire);
+        restocks(&client, &entries)?;
         client.member().handle_all(&entries, now)?;
         Ok(entries.len())
+    }
+
+    /// Takes in what its stream brings within `span`; its acknowledgements have no answer. An entry that waits for an answer ends it.
+    async fn follows(&self, span: Duration) -> Result<(), ClientError> {
+        let client = self.client();
+        client.member().revive(system_clock()())?;
+        let key = client.member().identity().client_key.clone();
+        let caller = Caller { client: &self.uri, key: &key, now: system_clock()() };
+        let deaths = self.deaths.load(Ordering::SeqCst);
+        let mut stream = self.http.stream(&caller).await?;
+        if self.recorded_deaths.swap(deaths, Ordering::SeqCst) < deaths {
+            self.wire.lock().unwrap().push(Wire::Killed);
+        }
+        let ends = tokio::time::Instant::now() + span;
+        let mut links = Vec::new();
+        let ended = loop {
+            let entry = match tokio::time::timeout_at(ends, stream.next()).await {
+                Ok(Ok(entry)) => entry,
+                Ok(Err(error)) => break Err(error.into()),
+                Err(_) => break Ok(()),
+            };
+            links.push(link(&entry));
+            self.wire.lock().unwrap().push(delivered(&entry));
+            restocks(&client, std::slice::from_ref(&entry))?;
+            let handled = client.member().handle(&entry, system_clock()())?;
+            if handled == Handled::Wait {
+                break Ok(());
+            }
+            let acks = client.member().acks()?;
+            if let Err(error) = stream.acknowledge(&acks).await {
+                break Err(error.into());
+            }
+            client.member().acknowledged(&acks)?;
+            self.streamed.fetch_add(1, Ordering::Relaxed);
+        };
+        self.links.lock().unwrap().answer(&links);
+        if deaths < self.deaths.load(Ordering::SeqCst) {
+            self.wire.lock().unwrap().push(Wire::Killed);
+        }
+        stream.close().await;
+        ended
     }
 
     fn state_in(&self, group: &GroupId) -> Option<GroupState> {
@@ -129,16 +180,44 @@ impl Person {
     }
 }
 
+/// What [`Client::receive`] notes when KeyPackages run out: its next call publishes new ones.
+fn restocks(client: &Client, entries: &[QueueEntry]) -> Result<(), ClientError> {
+    if entries.iter().any(|entry| matches!(entry.event, QueueEvent::KeyPackagesLow { .. })) {
+        client.member().set("key_packages_low", &true)?;
+    }
+    Ok(())
+}
+
+fn link(entry: &QueueEntry) -> Link {
+    Link {
+        feed: entry.feed.0,
+        sequence: entry.sequence.0,
+        previous: entry.previous.0,
+        gap: matches!(entry.event, QueueEvent::Gap { .. }),
+    }
+}
+
+fn delivered(entry: &QueueEntry) -> Wire {
+    let message = matches!(entry.event, QueueEvent::MlsMessage { .. });
+    let hash = message.then(|| crypto::sha256(&encode(&entry.event)));
+    let group = String::from_utf8(entry.group_id.as_slice().to_vec()).ok();
+    let group = group.and_then(|id| GroupId::new(id).ok());
+    Wire::Delivered { feed: entry.feed.0, sequence: entry.sequence.0, group, hash }
+}
+
 /// All of them, and what they know to have happened.
 pub struct Crowd {
     pub providers: Providers,
     pub people: Vec<Person>,
+    engines: [&'static str; DOMAINS.len()],
     /// Of each provider; its people know of it too.
-    deaths: [Arc<AtomicU64>; 2],
+    deaths: [Arc<AtomicU64>; DOMAINS.len()],
     pub groups: Mutex<Vec<GroupId>>,
     history: Mutex<History>,
     /// Errors that nothing explains.
     odd: Mutex<Vec<String>>,
+    /// KeyPackages that were given to somebody, by hash.
+    handed_out: Mutex<HashSet<[u8; 32]>>,
     /// Somebody has just asked something.
     pub asked: Notify,
     pub counts: Counts,
@@ -150,18 +229,22 @@ pub struct Counts {
     pub messages: AtomicU64,
     pub commits: AtomicU64,
     pub moves: AtomicU64,
+    pub resyncs: AtomicU64,
     pub refused: AtomicU64,
     pub unanswered: AtomicU64,
 }
 
 impl Crowd {
-    pub async fn gather(engine: &str, seed: u64) -> Self {
-        let settings = format!(
-            "[store]\nengine = \"{engine}\"\n[migration]\nfreeze_timeout = \"1h\"\nresponse_lifetime = \"1h\"\n\
-             [groups]\nstrict_after = \"never\""
-        );
-        let providers =
-            Providers::start_with(&["a.example", "b.example"], seed, &settings, &[]).await;
+    /// `engines`: of each provider.
+    pub async fn gather(engines: [&'static str; DOMAINS.len()], seed: u64) -> Self {
+        let settings = engines.map(|engine| {
+            format!(
+                "[store]\nengine = \"{engine}\"\n[migration]\nfreeze_timeout = \"1h\"\nresponse_lifetime = \"1h\"\n\
+                 [groups]\nstrict_after = \"never\""
+            )
+        });
+        let each = DOMAINS.iter().zip(&settings).map(|(domain, it)| (*domain, it.as_str()));
+        let providers = Providers::start_each(&each.collect::<Vec<_>>(), seed, &[]).await;
         let homes = providers.folder().join("homes");
         std::fs::create_dir_all(&homes).unwrap();
         let mut players: Vec<(Player, PathBuf)> = Vec::new();
@@ -175,12 +258,12 @@ impl Crowd {
             players.push((register(&providers, user, device, &home, authorization).await, home));
         }
         // everyone knows everyone, but for further devices, which know what their user knows
-        for one in 0..4 {
+        for one in 0..USERS {
             for other in 0..one {
                 connect(&players[one].0, &players[other].0).await;
             }
         }
-        let deaths: [Arc<AtomicU64>; 2] = Default::default();
+        let deaths: [Arc<AtomicU64>; DOMAINS.len()] = Default::default();
         let people = players.into_iter().map(|(player, home)| {
             let Player { client, user, uri } = player;
             let server = providers.of(&user.domain()).server();
@@ -192,8 +275,10 @@ impl Crowd {
                 home,
                 client: Mutex::new(Arc::new(client.with_patience(PATIENCE_OF_CLIENTS))),
                 wire: Mutex::default(),
+                links: Mutex::default(),
                 http: http.unwrap(),
                 spoken: AtomicU64::new(0),
+                streamed: AtomicU64::new(0),
                 deaths: Arc::clone(&deaths[at]),
                 recorded_deaths: AtomicU64::new(0),
             }
@@ -202,10 +287,12 @@ impl Crowd {
         Self {
             people,
             providers,
+            engines,
             deaths: deaths.clone(),
             groups: Mutex::default(),
             history: Mutex::default(),
             odd: Mutex::default(),
+            handed_out: Mutex::default(),
             asked: Notify::new(),
             counts: Counts::default(),
         }
@@ -217,14 +304,19 @@ impl Crowd {
         self.providers.all[at].kill();
     }
 
-    /// A new group of everyone, which anyone may enter.
+    /// A new group of everyone, which anyone may enter and move.
     pub async fn new_group(&self, maker: usize) {
         let person = &self.people[maker];
         let client = person.at_peace();
         let group = client.create_group("crowd", SUITES[0], None).await.unwrap();
         self.history.lock().unwrap().makers.insert(group.clone(), person.uri.clone());
         let open = PolicyChange::Join(JoinPolicy::Open);
-        self.committed(person, &group, accepted(client.change_policy(&group, vec![open]).await));
+        let moves = PolicyChange::May { what: Right::Migrate, role: Role::Member };
+        self.committed(
+            person,
+            &group,
+            accepted(client.change_policy(&group, vec![open, moves]).await),
+        );
         let users: HashSet<UserUri> = self.people.iter().map(|it| it.user.clone()).collect();
         let others: Vec<UserUri> = users.into_iter().filter(|it| *it != person.user).collect();
         self.committed(person, &group, accepted(client.add_users(&group, &others).await));
@@ -277,40 +369,45 @@ impl Crowd {
                         self.commit_ends(person, &group, joined);
                     }
                 }
+                40..60 => self.passes(client.receive(0).await.map(drop)),
                 _ => self.passes(person.receives().await.map(drop)),
             }
             return;
         }
         match what {
-            0..45 => self.says(person, &group).await,
-            45..70 => self.passes(person.receives().await.map(drop)),
-            70..75 => self.passes(client.receive(0).await.map(drop)),
-            75..78 => self.passes(client.resume().await.map(drop)),
-            78..90 => {
+            0..42 => self.says(person, &group).await,
+            42..56 => self.passes(person.receives().await.map(drop)),
+            56..64 => {
+                let span = Duration::from_millis(random.random_range(50..500));
+                self.passes(person.follows(span).await);
+            }
+            64..67 => self.fetches(person, &group, random).await,
+            67..72 => self.passes(client.receive(0).await.map(drop)),
+            72..75 => self.passes(client.resume().await.map(drop)),
+            75..87 => {
                 let outcome = client.update(&group, random.random()).await;
                 self.commit_ends(person, &group, outcome);
             }
-            90..92 => {
-                // who begins anew of its own will lacks what it has not read yet
-                if !matches!(person.receives().await, Ok(0)) {
-                    return;
-                }
+            87..89 => {
                 let outcome = client.resync(&group).await;
+                if outcome.is_ok() {
+                    self.counts.resyncs.fetch_add(1, Ordering::Relaxed);
+                }
                 self.commit_ends(person, &group, outcome);
             }
-            92..94 => {
-                let leave = Operation::Propose { proposals: vec![NewProposal::Update] };
-                self.passes(client.operate(&group, leave).await.map(drop));
+            89..91 => {
+                let proposes = Operation::Propose { proposals: vec![NewProposal::Update] };
+                self.passes(client.operate(&group, proposes).await.map(drop));
             }
-            94..95 => self.passes(client.leave(&group).await.map(drop)),
-            95..97 => {
+            91..92 => self.passes(client.leave(&group).await.map(drop)),
+            92..94 => {
                 let other = self.people.choose(random).map(|it| it.user.clone());
                 let others = other.into_iter().filter(|it| *it != person.user).collect::<Vec<_>>();
                 let outcome = client.remove_users(&group, others).await;
                 self.commit_ends(person, &group, outcome);
             }
-            97..99 => {
-                let others: Vec<UserUri> = self.people[..4]
+            94..97 => {
+                let others: Vec<UserUri> = self.people[..USERS]
                     .iter()
                     .filter(|it| it.user != person.user && person.state_in(&group).is_some())
                     .map(|it| it.user.clone())
@@ -357,6 +454,27 @@ impl Crowd {
         };
         self.history.lock().unwrap().said[at].answer = answer;
         self.passes(outcome.map(drop));
+    }
+
+    /// KeyPackages of somebody: each but a last resort is given to one, once.
+    async fn fetches(&self, person: &Person, group: &GroupId, random: &mut StdRng) {
+        let Some(other) = self.people.choose(random).map(|it| &it.user) else { return };
+        let found = match person.client().group_key_packages(group, other).await {
+            Ok(found) => found,
+            // no contact of this device, or nothing is left until its client is back
+            Err(ClientError::NotConnected(_) | ClientError::NoKeyPackages { .. }) => return,
+            Err(error) => return self.passes(Err(error)),
+        };
+        for (owner, key_package) in found {
+            let reference = crypto::sha256(&key_package);
+            let key_package: mls::KeyPackageIn = decode(&key_package).unwrap();
+            let crypto = crypto::MlsCrypto::default();
+            let key_package = key_package.validate(&crypto, mls::ProtocolVersion::Mls10).unwrap();
+            let is_new = self.handed_out.lock().unwrap().insert(reference);
+            if !is_new && !key_package.last_resort() {
+                self.odd.lock().unwrap().push(format!("a KeyPackage of {owner} was given twice"));
+            }
+        }
     }
 
     fn commit_ends(&self, person: &Person, group: &GroupId, outcome: Result<Outcome, ClientError>) {
@@ -428,19 +546,21 @@ impl Crowd {
         Ok(members)
     }
 
-    /// Each member says a last word in each of its groups.
+    /// Each member says a last word in each of its groups. Who is on its way out cannot, until another one has spoken: those who
+    /// could not are named at the end.
     pub async fn last_words(&self) -> Result<(), String> {
         let groups = self.groups.lock().unwrap().clone();
+        let mut silent = Vec::new();
         for group in groups {
             for person in self.together(&group)? {
                 let before = self.counts.messages.load(Ordering::Relaxed);
                 self.says(person, &group).await;
                 if self.counts.messages.load(Ordering::Relaxed) == before {
-                    return Err(format!("{} could not speak in {group}", person.uri));
+                    silent.push(format!("{} could not speak in {group}", person.uri));
                 }
             }
         }
-        Ok(())
+        if silent.is_empty() { Ok(()) } else { Err(silent.join(", ")) }
     }
 
     /// What is wrong by the record, and what nothing explains.
@@ -455,10 +575,66 @@ impl Crowd {
         let mut found: Vec<String> =
             broken.into_iter().map(|it| format!("{:?}: {}", it.rule, it.what)).collect();
         found.extend(self.odd.lock().unwrap().iter().map(|odd| format!("unexplained: {odd}")));
+        for person in &self.people {
+            let links = person.links.lock().unwrap();
+            found.extend(links.broken().iter().map(|what| format!("{}: {what}", person.uri)));
+        }
         for provider in &self.providers.all {
             found.extend(provider.panics());
         }
         found
+    }
+
+    /// By what is written down each group has one hub, and it is the one that its members speak with. Moves are over; providers are
+    /// killed for it and started again.
+    pub async fn one_hub_each(&self) -> Vec<String> {
+        for at in 0..self.providers.all.len() {
+            self.kill(at);
+        }
+        let groups = self.groups.lock().unwrap().clone();
+        let mut hubs: HashMap<&GroupId, Vec<Domain>> = HashMap::new();
+        for (provider, engine) in self.providers.all.iter().zip(self.engines) {
+            let (engine, folder) = (engine.to_owned(), provider.store());
+            let config = StoreConfig { engine, folder, cache_bytes: 16 * 1024 * 1024 };
+            let store = store::open(&config).unwrap();
+            for group in &groups {
+                let head = store.group_head(group).await.unwrap();
+                if head.is_some_and(|head| head.status == GroupStatus::Active) {
+                    hubs.entry(group).or_default().push(provider.domain.clone());
+                }
+            }
+        }
+        for provider in &self.providers.all {
+            provider.start().await;
+        }
+        let mut found = Vec::new();
+        for group in &groups {
+            let hosts = hubs.remove(group).unwrap_or_default();
+            let taken_for = self.people.iter().filter_map(|person| {
+                let view = person.client().member().group(group).ok()?;
+                (view.state == GroupState::Active).then_some(view.hub)
+            });
+            let all: HashSet<Domain> = taken_for.chain(hosts.iter().cloned()).collect();
+            if hosts.len() != 1 || all.len() != 1 {
+                found.push(format!("{group} is hosted by {hosts:?}, and taken for one of {all:?}"));
+            }
+        }
+        found
+    }
+
+    /// How many entries came by streams.
+    pub fn streamed(&self) -> u64 {
+        self.people.iter().map(|it| it.streamed.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether every group is where it is to be.
+    pub async fn moves_nothing(&self) -> bool {
+        for provider in &self.providers.all {
+            if !provider.moves_nothing().await {
+                return false;
+            }
+        }
+        true
     }
 
     /// Forgets groups that are over and what was said in them, so that a long run stays small.
@@ -478,6 +654,7 @@ impl Crowd {
             let last = client.member().last_event().unwrap();
             client.member().forget_events(last).unwrap();
             person.wire.lock().unwrap().clear();
+            person.links.lock().unwrap().forget();
         }
         *self.history.lock().unwrap() = History::default();
     }

@@ -26,14 +26,6 @@ pub struct Said {
     pub answer: Answer,
 }
 
-impl Said {
-    /// Where it was accepted, as far as that is known.
-    fn epoch(&self) -> Option<(&str, u64)> {
-        let Answer::Accepted { epoch, .. } = self.answer else { return None };
-        Some((&self.text, epoch))
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     Accepted {
@@ -87,6 +79,9 @@ pub enum Rule {
     AfterRemoval,
     /// One entry at each place of a group's feed.
     Differs,
+    /// Nobody loses track of a group whose providers lost nothing, and nobody lies: no commit is complained of, no entry is
+    /// called unreadable or a misdeed.
+    Strays,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +189,6 @@ impl History {
 
     /// Goes through a client's events: what it heard, and when it was in which group.
     fn shown_to<'a>(&'a self, uri: &ClientUri, client: &'a Client) -> Shown<'a> {
-        let epochs: HashMap<&str, u64> = self.said.iter().filter_map(Said::epoch).collect();
         let mut shown = Shown::default();
         for (group, maker) in &self.makers {
             if maker == uri {
@@ -212,7 +206,14 @@ impl History {
                 Event::Removed { group } | Event::Deleted { group } => {
                     of(&mut shown, group, In::ends, 0);
                 }
-                Event::Lost { group, .. } => of(&mut shown, group, In::loses, 0),
+                Event::Lost { .. }
+                | Event::Unusable { .. }
+                | Event::WentBack { .. }
+                | Event::GaveUp { .. }
+                | Event::Unreadable { .. }
+                | Event::Misbehaviour { .. } => {
+                    shown.broken.push(broken(Rule::Strays, format!("{uri} says {event:?}")));
+                }
                 Event::Message { group, text: Some(text), .. } => {
                     let place = shown.groups.entry(group).or_default();
                     if place.now.is_none() {
@@ -225,7 +226,6 @@ impl History {
                         shown.broken.push(broken(Rule::Doubled, what));
                     }
                     place.heard.push(text);
-                    place.last_heard = place.last_heard.max(epochs.get(text.as_str()).copied());
                 }
                 _ => {}
             }
@@ -338,16 +338,15 @@ struct In<'a> {
     whole: Vec<(u64, u64)>,
     /// Since which epoch it is in the group, and the last that it knows of.
     now: Option<(u64, u64)>,
-    /// Of what it was shown since it came in: the last epoch.
-    last_heard: Option<u64>,
     heard: Vec<&'a str>,
     heard_once: BTreeSet<&'a str>,
 }
 
 impl In<'_> {
+    /// It came in; who comes in anew lacks nothing of what was before.
     fn enter(&mut self, epoch: u64) {
-        self.loses(0);
-        (self.now, self.last_heard) = (Some((epoch, epoch)), None);
+        self.now.get_or_insert((epoch, epoch));
+        self.goes_on(epoch);
     }
 
     fn goes_on(&mut self, epoch: u64) {
@@ -359,17 +358,6 @@ impl In<'_> {
     /// It was removed: it has everything up to the commit that did so.
     fn ends(&mut self, _: u64) {
         self.whole.extend(self.now.take());
-    }
-
-    /// It cannot follow, or begins anew: what had not reached it yet it cannot read any more. Before what it was shown last
-    /// it lacks nothing.
-    fn loses(&mut self, _: u64) {
-        let Some((from, _)) = self.now.filter(|(from, _)| *from < u64::MAX) else { return };
-        if let Some(last) = self.last_heard.filter(|last| from < *last) {
-            self.whole.push((from, last - 1));
-        }
-        // still a member, of whom nothing is asked
-        self.now = Some((u64::MAX, u64::MAX));
     }
 
     fn must_hear(&self, epoch: u64) -> bool {
@@ -497,25 +485,42 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_in_the_group_or_could_not_follow_need_not_hear() {
+    fn who_was_not_in_the_group_need_not_hear_and_who_came_in_anew_must() {
         let mut history = good();
         *events(&mut history, "bob") = vec![joined(2), shows("alice", "four")];
         assert_eq!(rules(&history), []);
+        // coming in anew is no reason to lack something, before or behind
         let mut history = good();
-        let lost = Event::Lost { group: group(), why: String::new() };
-        *events(&mut history, "carol") = vec![joined(1), lost, joined(3)];
+        let anew =
+            [joined(3), shows("alice", "one"), shows("alice", "two"), shows("alice", "four")];
+        *events(&mut history, "carol") = [&[joined(1)], &anew[..]].concat();
         assert_eq!(rules(&history), []);
-        // but nothing is missing in front of what it was shown
-        let mut history = good();
-        let lost = Event::Lost { group: group(), why: String::new() };
-        *events(&mut history, "carol") =
-            vec![joined(1), changed(2, "bob"), shows("alice", "four"), lost];
-        assert_eq!(rules(&history), [Rule::Lost]);
+        for lacks in [1, 3] {
+            let mut anew = anew.to_vec();
+            anew.remove(lacks);
+            *events(&mut history, "carol") = [&[joined(1)], &anew[..]].concat();
+            assert_eq!(rules(&history), [Rule::Lost]);
+        }
         // removed in epoch 2: it has all before that
         let mut history = good();
         *events(&mut history, "carol") =
             vec![joined(1), changed(2, "bob"), Event::Removed { group: group() }];
         assert_eq!(rules(&history), [Rule::Lost]);
+    }
+
+    #[test]
+    fn who_loses_track_or_complains_of_what_honest_ones_did_is_seen() {
+        let why = String::new;
+        for event in [
+            Event::Lost { group: group(), why: why() },
+            Event::Unusable { group: group(), by: Some(uri("alice")), why: why() },
+            Event::Unreadable { group: group(), why: why() },
+            Event::Misbehaviour { what: why() },
+        ] {
+            let mut history = good();
+            events(&mut history, "bob").push(event);
+            assert_eq!(rules(&history), [Rule::Strays]);
+        }
     }
 
     #[test]
