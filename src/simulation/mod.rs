@@ -50,12 +50,16 @@ struct Plan {
     groups: usize,
     /// Whether groups move between providers.
     moves: bool,
+    /// The simulation begins so many days before today. What happens must not hang on it.
+    days_back: u64,
     mutation: Option<Mutation>,
 }
 
 impl Plan {
     fn of(seed: u64) -> Self {
-        Self { seed, hours: 48, providers: 3, users: 6, groups: 3, moves: true, mutation: None }
+        let (providers, users, groups) = (3, 6, 3);
+        let (moves, days_back, mutation) = (true, DAYS_BACK, None);
+        Self { seed, hours: 48, providers, users, groups, moves, days_back, mutation }
     }
 
     fn has(&self, mutation: Mutation) -> bool {
@@ -161,7 +165,7 @@ async fn simulate(plan: Plan) -> Report {
     let today = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let day_ms = 24 * 3600 * 1000;
     let at_start =
-        Timestamp((u64::try_from(today.as_millis()).unwrap() / day_ms - DAYS_BACK) * day_ms);
+        Timestamp((u64::try_from(today.as_millis()).unwrap() / day_ms - plan.days_back) * day_ms);
     let time = Time { start: Instant::now(), at_start };
     let trace = Trace::new(time.start);
     let chance = Chance::of(plan.seed);
@@ -413,7 +417,7 @@ impl World {
     }
 }
 
-/// The simulation begins so many days before today.
+/// What is made in the simulation is good for longer.
 const DAYS_BACK: u64 = 30;
 /// In how many hours everything has come that was owed when the last fault ended: the longest pause of any schedule is one.
 const HOURS_TO_SETTLE: u64 = 6;

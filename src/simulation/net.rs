@@ -166,54 +166,75 @@ impl Net {
     }
 
     async fn carry(&self, from: &str, to: &Domain, knock: Knock) -> Result<HttpAnswer, String> {
-        self.trace.count(|counts| counts.requests += 1);
         let line = match &knock {
             Knock::Client { path, .. } => path.as_str(),
             Knock::Message { path, .. } | Knock::Keys { path } => path,
         };
-        self.trace.note(|| format!("{from} > {to} {line}"));
+        let line = line.to_owned();
+        let number = self.trace.count(|counts| {
+            counts.requests += 1;
+            counts.requests
+        });
+        let note = |what: &str| self.trace.note(|| format!("{number} {what}"));
+        note(&format!("{from} > {to} {line} of {} bytes", knock.bytes()));
         if self.is_cut(from, to.as_str()) {
             if self.chance.below(2) == 0 {
+                note("finds no route");
                 return Err("no route".to_owned());
             }
+            note("is cut off");
             std::future::pending::<()>().await;
         }
         self.pause().await;
         if self.is_lost() {
+            note("is lost");
             std::future::pending::<()>().await;
         }
         let process = self.state.lock().unwrap().processes.get(to).cloned();
-        let process = process.ok_or("connection refused")?;
+        let Some(process) = process else {
+            note("is refused");
+            return Err("connection refused".to_owned());
+        };
         let doubled = self.state.lock().unwrap().weather.doubled;
         if self.chance.of_thousand(doubled) {
             let late = Duration::from_millis(self.chance.between(1, 120_000));
-            let again = knock.clone();
+            note("is doubled");
+            let (again, trace) = (knock.clone(), self.trace.clone());
             let _ = process.send(Box::new(move |inside| {
                 Box::pin(async move {
                     tokio::time::sleep(late).await;
-                    again.at(&inside).await;
+                    let answer = again.at(&inside).await;
+                    trace.note(|| format!("{number} comes again: {}", told(&answer)));
                 })
             }));
         }
         let (mut reply, answer) = oneshot::channel();
         // a server may or may not go on with what nobody waits for any more
         let goes_on = self.chance.below(2) == 0;
+        let trace = self.trace.clone();
         let sent = process.send(Box::new(move |inside| {
             Box::pin(async move {
+                trace.note(|| format!("{number} arrives"));
                 let answer = tokio::select! {
                     biased;
                     answer = knock.at(&inside) => answer,
-                    () = reply.closed(), if !goes_on => return,
+                    () = reply.closed(), if !goes_on => return trace.note(|| format!("{number} is let go")),
                 };
+                trace.note(|| format!("{number} is answered: {}", told(&answer)));
                 let _ = reply.send(answer);
             })
         }));
         sent.map_err(|_| "connection refused")?;
-        let answer = answer.await.map_err(|_| "connection reset")?;
+        let Ok(answer) = answer.await else {
+            note("is reset");
+            return Err("connection reset".to_owned());
+        };
         if self.is_cut(to.as_str(), from) || self.is_lost() {
+            note("has its answer lost");
             std::future::pending::<()>().await;
         }
         self.pause().await;
+        note("has its answer");
         Ok(answer)
     }
 
@@ -282,7 +303,19 @@ fn answer_with(entries: &[QueueEntry]) -> Vec<u8> {
     encode(&ClientResponse { outcome })
 }
 
+/// How it is answered. Not what the bytes are: those of HPKE are by chance of the operating system.
+fn told(answer: &HttpAnswer) -> String {
+    format!("{}, {} bytes", answer.status, answer.body.len())
+}
+
 impl Knock {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Client { body, .. } | Self::Message { body, .. } => body.len(),
+            Self::Keys { .. } => 0,
+        }
+    }
+
     async fn at(self, inside: &Inside) -> HttpAnswer {
         match self {
             Self::Client { path, body } => {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    fmt::Write as _,
     rc::Rc,
     sync::{
         Arc, Mutex,
@@ -163,9 +164,15 @@ impl Provider {
             self.disk = synced;
         }
         let (store, stepper) = self.disk.open_stepped().unwrap();
-        if let Some(tamper) = tampering(plan) {
-            stepper.tamper(tamper);
-        }
+        let (tamper, domain, seen) = (tampering(plan), self.domain.clone(), trace.clone());
+        stepper.tamper(Box::new(move |batch| {
+            let batch = match &tamper {
+                Some(tamper) => tamper(batch),
+                None => batch,
+            };
+            seen.note(|| format!("{domain} writes {}", listed(&batch)));
+            batch
+        }));
         let metrics = Metrics::new().unwrap();
         let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let asked = Arc::clone(&clock);
@@ -323,6 +330,28 @@ fn options(domain: &Domain) -> GroupOptions {
     let mut options = GroupOptions::new(domain.clone());
     options.settings.inactive_after_ms = Some(10 * HOUR_MS);
     options
+}
+
+/// Which records a batch changes, and where the engine's order of them would show.
+fn listed(batch: &Batch) -> String {
+    let mut listed = format!("{} conditions,", batch.conditions.len());
+    for write in &batch.writes {
+        // only the name is asked for: what follows it is refused, and not put into words
+        let mut name = Name(&mut listed);
+        let _ = write!(name, "{write:?}");
+    }
+    listed
+}
+
+/// Takes the first word of what is written to it.
+struct Name<'a>(&'a mut String);
+
+impl std::fmt::Write for Name<'_> {
+    fn write_str(&mut self, words: &str) -> std::fmt::Result {
+        self.0.push(' ');
+        self.0.push_str(words);
+        Err(std::fmt::Error)
+    }
 }
 
 fn tampering(plan: &Plan) -> Option<Tamper> {

@@ -1,6 +1,7 @@
 //! The simulation, run.
 //!
-//! `TEST_SEED=…` runs one seed and shows how it ended; `TEST_TRACE=1` shows all of it; `TEST_SIM_HOURS=…` runs seeds until so many hours were simulated.
+//! `TEST_SEED=…` runs one seed and shows how it ended; `TEST_TRACE=1` shows all of it; `TEST_SIM_HOURS=…` runs seeds until so many hours were simulated; `TEST_SIM_TWICE=…` so many
+//! seeds twice here and once in another process, of `TEST_SIM_TWICE_HOURS=…` each.
 
 use std::time::Duration;
 
@@ -69,10 +70,59 @@ fn the_simulation_finds_each_planted_fault() {
 /// Within so many seeds each planted fault is found.
 const SEEDS_TO_FIND: u64 = 6;
 
+/// Seeds that are run twice.
+const SEEDS_TWICE: u64 = 3;
+/// What another process is asked for.
+const ASKED: &str = "TEST_SIM_HASHES_OF";
+
 #[test]
 fn one_seed_of_the_simulation_is_one_run() {
-    let plan = Plan { hours: 6, ..Plan::of(7) };
-    let (one, other) = (run(plan.clone()), run(plan));
-    assert_eq!((one.hash, one.events), (other.hash, other.events));
-    assert_ne!(run(Plan { hours: 6, ..Plan::of(8) }).hash, one.hash);
+    let (seeds, hours) = twice();
+    let other = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "simulation::tests::hashes_of_seeds", "--ignored", "--nocapture"])
+        .env(ASKED, format!("{seeds} {hours}"))
+        .output()
+        .unwrap();
+    let other = String::from_utf8(other.stdout).unwrap();
+    let mut hashes = std::collections::BTreeSet::new();
+    for seed in 0..seeds {
+        let plan = twice_of(seed, hours);
+        // the date must make no difference, so that a seed is the same run tomorrow
+        let report = run(Plan { days_back: plan.days_back + 1, ..plan.clone() });
+        let line = hash_of(&report);
+        println!("{line}");
+        assert_eq!(hash_of(&run(plan)), line, "seed {seed}, twice in one process");
+        assert!(other.contains(&line), "seed {seed} is another run in another process:\n{other}");
+        hashes.insert(report.hash);
+    }
+    assert_eq!(hashes.len() as u64, seeds, "one hash for different seeds");
+}
+
+/// For [`one_seed_of_the_simulation_is_one_run`], which asks another process.
+#[test]
+#[ignore = "it is the other process of another test"]
+fn hashes_of_seeds() {
+    let asked = std::env::var(ASKED).unwrap();
+    let (seeds, hours) = asked.split_once(' ').unwrap();
+    let hours = hours.parse().unwrap();
+    for seed in 0..seeds.parse().unwrap() {
+        println!("{}", hash_of(&run(twice_of(seed, hours))));
+    }
+}
+
+/// Every third one with a fault: what fails is what must come again.
+fn twice_of(seed: u64, hours: u64) -> Plan {
+    let mutation = (seed % 3 == 2).then_some(Mutation::AnswersBeforeSync);
+    Plan { hours, mutation, ..Plan::of(seed) }
+}
+
+fn hash_of(report: &Report) -> String {
+    let ends = report.failure.as_deref().unwrap_or("good");
+    format!("seed {}: {} events, {:016x}, {ends}", report.seed, report.events, report.hash)
+}
+
+/// How many seeds, and how many hours of each.
+fn twice() -> (u64, u64) {
+    let of = |name, other| std::env::var(name).map_or(other, |it| it.parse().unwrap());
+    (of("TEST_SIM_TWICE", SEEDS_TWICE), of("TEST_SIM_TWICE_HOURS", 8))
 }

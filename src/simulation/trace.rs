@@ -114,8 +114,8 @@ impl Trace {
         inner.last.push_back(line);
     }
 
-    pub fn count(&self, count: impl FnOnce(&mut Counts)) {
-        count(&mut self.0.lock().unwrap().counts);
+    pub fn count<T>(&self, count: impl FnOnce(&mut Counts) -> T) -> T {
+        count(&mut self.0.lock().unwrap().counts)
     }
 
     pub fn end(&self) -> (u64, u64, Counts, Vec<String>) {
