@@ -1,17 +1,17 @@
 //! Randomness that a simulation can repeat, on one thread. Tests only.
 //!
-//! Not of the seed, for openmls' HPKE takes none: what is sealed to others' keys, and with it the secrets of epochs that somebody joins
-//! by himself. Its lengths are always the same, those of P-256 signatures were not.
+//! Not of the seed, for openmls' HPKE and aws-lc-rs take none: what is sealed to others' keys, with it the secrets of epochs, and the
+//! bytes of P-256 signatures. Their lengths are always the same.
 
 use std::cell::RefCell;
 
 use aws_lc_rs::{
-    encoding::{AsBigEndian as _, EcPrivateKeyBin},
+    rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair},
 };
 use openmls_traits::{
     crypto::OpenMlsCrypto as _,
-    types::{HpkeAeadType, HpkeConfig, HpkeKdfType, HpkeKemType, SignatureScheme},
+    types::{HpkeAeadType, HpkeConfig, HpkeKdfType, HpkeKemType},
 };
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 
@@ -49,11 +49,9 @@ pub(super) fn p256_key() -> Option<Vec<u8>> {
     Some(key.unwrap().to_pkcs8v1().unwrap().as_ref().to_vec())
 }
 
-/// A signature as RFC 6979 has it, without chance. Those by chance are of 70 to 72 bytes.
+/// A signature of 71 bytes. There are some of 70 and of 72, by chance or by what is signed, and who counts bytes would see it.
 pub(super) fn p256_signature(key: &EcdsaKeyPair, message: &[u8]) -> Option<Vec<u8>> {
-    SEEDED.with_borrow(Option::is_some).then(|| {
-        let private: EcPrivateKeyBin<'_> = key.private_key().as_be_bytes().unwrap();
-        let scheme = SignatureScheme::ECDSA_SECP256R1_SHA256;
-        MlsCrypto::default().sign(scheme, message, private.as_ref()).unwrap()
-    })
+    let is_seeded = SEEDED.with_borrow(Option::is_some);
+    let mut tries = std::iter::repeat_with(|| key.sign(&SystemRandom::new(), message).unwrap());
+    is_seeded.then(|| tries.find(|it| it.as_ref().len() == 71).unwrap().as_ref().to_vec())
 }
