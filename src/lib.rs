@@ -15,7 +15,8 @@
 //! http        client and ops listeners                                      wire, actor handles
 //! server      composition root: config, clock, metrics, telemetry
 //! client      the client library                                            wire, crypto, policy, migration
-//! cli         the subcommands                                               client, server
+//! load        load for providers: workloads of real clients, runs, reports      wire, crypto, policy, client
+//! cli         the subcommands                                               client, server, load
 //! ```
 #![forbid(unsafe_code)]
 
@@ -28,6 +29,7 @@ pub mod federation;
 pub mod group;
 pub mod http;
 pub mod key_package;
+pub mod load;
 pub mod migration;
 pub mod policy;
 pub mod queue;

@@ -8,6 +8,7 @@ pub mod client;
 pub mod demo;
 pub mod doctor;
 pub mod keys;
+pub mod load;
 mod ops;
 pub mod peers;
 pub mod serve;
@@ -55,6 +56,8 @@ enum Command {
     Verify(verify::Args),
     /// Move a provider's store to another engine
     Store(store::Args),
+    /// Test providers with the load of many real clients
+    Load(load::Args),
 }
 
 /// It did not work.
@@ -79,5 +82,6 @@ pub fn main() -> ExitCode {
         Command::Restore(args) => backup::restore(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Store(args) => store::run(&args),
+        Command::Load(args) => load::run(&args),
     }
 }

@@ -14,11 +14,14 @@ use super::{
 use crate::{
     policy::leaf::scheme_of,
     wire::{
-        codec::{List, Opaque, Secret},
+        client::ProviderKeysAnswer,
+        codec::{List, Secret},
         ds::{DsError, FanoutFilter},
         encode,
-        extensions::{GROUP_POLICY, GroupPolicy, KeyPackageClass, USER_KEY},
-        ids::{ClientUri, Domain, GroupId, UserUri},
+        extensions::{
+            GROUP_POLICY, GroupPolicy, KeyPackageClass, PublicKey, SignatureScheme, USER_KEY,
+        },
+        ids::{ClientUri, Domain, GroupId, Timestamp, UserUri},
         key_packages::{GroupKeyPackageRequest, GroupKeyPackageResponse, KeyPackageStatus},
         mls::RequiredCapabilities,
         portability::{MigrationRequest, MigrationResponse},
@@ -401,25 +404,12 @@ impl Client {
 
     async fn hub(&self, domain: &Domain, suite: Ciphersuite) -> Result<Hub, ClientError> {
         let keys = self.provider_keys(domain).await?;
-        let now = self.now();
-        let key = keys
-            .signature
-            .keys
-            .iter()
-            .chain(keys.verification.keys.iter())
-            .filter(|key| key.purpose.as_slice() == b"external-sender")
-            .filter(|key| key.scheme == scheme_of(suite))
-            .filter(|key| key.not_before <= now && now < key.not_after)
-            // the hub's older ones are listed until no group has them any more
-            .max_by_key(|key| key.not_before)
-            .ok_or_else(|| {
-                ClientError::Invalid(format!(
-                    "{domain} hosts no groups of ciphersuite {:#06x}",
-                    suite as u16
-                ))
-            })?;
-        let external_sender = Opaque::new(key.public_key.as_slice())
-            .map_err(|_| ClientError::Invalid("the hub's key is too long".to_owned()))?;
+        let external_sender = hub_key(&keys, scheme_of(suite), self.now()).ok_or_else(|| {
+            ClientError::Invalid(format!(
+                "{domain} hosts no groups of ciphersuite {:#06x}",
+                suite as u16
+            ))
+        })?;
         Ok(Hub { domain: domain.clone(), external_sender })
     }
 
@@ -429,4 +419,19 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// What a hub signs with in groups that are made `now`, by the keys that it publishes.
+pub(crate) fn hub_key(
+    keys: &ProviderKeysAnswer,
+    scheme: SignatureScheme,
+    now: Timestamp,
+) -> Option<PublicKey> {
+    let all = keys.signature.keys.iter().chain(keys.verification.keys.iter());
+    let key = all
+        .filter(|key| key.purpose.as_slice() == b"external-sender" && key.scheme == scheme)
+        .filter(|key| key.not_before <= now && now < key.not_after)
+        // the hub's older ones are listed until no group has them any more
+        .max_by_key(|key| key.not_before)?;
+    PublicKey::new(key.public_key.as_slice()).ok()
 }

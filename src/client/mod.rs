@@ -34,6 +34,7 @@ use crate::wire::{
 use http::{Caller, Http, HttpError};
 
 pub use account::{Authorization, Registration};
+pub(crate) use groups::hub_key;
 pub use requests::Outcome;
 
 /// Why something was not done. The texts say what to do.

@@ -10,6 +10,7 @@ mod files;
 mod key_file;
 pub mod keys;
 mod outside;
+mod process_metrics;
 pub(crate) mod run;
 pub mod s2s_keys;
 pub mod sender_keys;

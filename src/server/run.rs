@@ -28,6 +28,7 @@ use super::{
     files,
     keys::{self, KeysError, NodeKeys, TlsFiles},
     outside::Outside,
+    process_metrics::ProcessMetrics,
     sender_keys::{SenderKeyFile, Senders},
     store_metrics::StoreMetrics,
 };
@@ -671,7 +672,7 @@ fn register_process_metrics(
     store: &SharedStore,
 ) -> Result<(), prometheus::Error> {
     registry.register(Box::new(StoreMetrics::new(Arc::clone(store))?))?;
-    registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+    registry.register(Box::new(ProcessMetrics::new()))?;
     let build = IntGaugeVec::new(
         Opts::new("mimid_build_info", "1, with what this process was built from"),
         &["version"],

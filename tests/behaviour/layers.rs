@@ -58,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["wire", "crypto", "policy", "migration"]),
+    ("load", &["wire", "crypto", "policy", "client"]),
     (
         "cli",
         &[
@@ -71,6 +72,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "http",
             "server",
             "client",
+            "load",
         ],
     ),
     ("main", &["cli"]),

@@ -25,6 +25,8 @@ mod layers;
 #[path = "../support/liar.rs"]
 mod liar;
 mod lies;
+mod load;
+mod load_report;
 mod monitoring;
 mod move_bounds;
 mod moves;

@@ -328,7 +328,7 @@ async fn a_browser_shows_the_status_page_and_it_asks_nobody_else() {
 
 const PROMETHEUS: [&str; 2] = ["promtool", "prometheus"];
 
-fn are_installed(tools: &[&str]) -> bool {
+pub(crate) fn are_installed(tools: &[&str]) -> bool {
     let is_missing = |tool: &&&str| Command::new(tool).arg("--version").output().is_err();
     let missing = tools.iter().find(is_missing);
     let Some(missing) = missing else { return true };

@@ -353,20 +353,7 @@ impl Member {
             .clone()
             .unwrap_or_else(|| policy::default_policy(&self.identity.user_key_hash()));
         policy::check_form(&policy).map_err(CoreError::mls)?;
-        let hub_credential = mls::BasicCredential::new(hub.domain.as_str().as_bytes().to_vec());
-        let context = mls::Extensions::from_vec(vec![
-            mls::Extension::RequiredCapabilities(mls::RequiredCapabilitiesExtension::new(
-                &[mls::ExtensionType::Unknown(USER_KEY), mls::ExtensionType::Unknown(GROUP_POLICY)],
-                &[mls::ProposalType::SelfRemove],
-                &[],
-            )),
-            mls::Extension::ExternalSenders(vec![mls::ExternalSender::new(
-                hub.external_sender.as_slice().into(),
-                hub_credential.into(),
-            )]),
-            unknown(GROUP_POLICY, encode(&policy)),
-        ])
-        .map_err(CoreError::mls)?;
+        let context = group_context(hub, &policy)?;
         mls::MlsGroup::builder()
             .with_group_id(mls::GroupId::from_slice(id.as_bytes()))
             .ciphersuite(new.suite)
@@ -393,6 +380,7 @@ impl Member {
             filter: crate::wire::ds::FanoutFilter::All,
             joined_at: now,
             proofs: Vec::new(),
+            places: Vec::new(),
             welcome: None,
             left: None,
             resyncs: Vec::new(),
@@ -647,8 +635,29 @@ fn sign(
     })
 }
 
+/// What a new group at `hub` agrees on.
+pub(crate) fn group_context(
+    hub: &Hub,
+    policy: &GroupPolicy,
+) -> Result<mls::Extensions<mls::GroupContext>, CoreError> {
+    let hub_credential = mls::BasicCredential::new(hub.domain.as_str().as_bytes().to_vec());
+    mls::Extensions::from_vec(vec![
+        mls::Extension::RequiredCapabilities(mls::RequiredCapabilitiesExtension::new(
+            &[mls::ExtensionType::Unknown(USER_KEY), mls::ExtensionType::Unknown(GROUP_POLICY)],
+            &[mls::ProposalType::SelfRemove],
+            &[],
+        )),
+        mls::Extension::ExternalSenders(vec![mls::ExternalSender::new(
+            hub.external_sender.as_slice().into(),
+            hub_credential.into(),
+        )]),
+        unknown(GROUP_POLICY, encode(policy)),
+    ])
+    .map_err(CoreError::mls)
+}
+
 /// The part of a GroupInfo that its epoch's state does not say: extensions and signature.
-pub(super) fn partial(
+pub(crate) fn partial(
     message: &mls::MlsMessageOut,
     suite: mls::Ciphersuite,
 ) -> Result<PartialGroupInfo, CoreError> {

@@ -224,7 +224,7 @@ pub(super) fn expect_hub(
     }
 }
 
-pub(super) fn join_config() -> mls::MlsGroupJoinConfig {
+pub(crate) fn join_config() -> mls::MlsGroupJoinConfig {
     mls::MlsGroupJoinConfig::builder()
         .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
         .use_ratchet_tree_extension(false)

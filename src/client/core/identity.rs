@@ -183,7 +183,7 @@ impl Identity {
 }
 
 /// What every client of ours can do.
-pub(super) fn capabilities() -> mls::Capabilities {
+pub(crate) fn capabilities() -> mls::Capabilities {
     let extensions = [
         mls::ExtensionType::Unknown(USER_KEY),
         mls::ExtensionType::Unknown(CLIENT_QUEUE_CONFIG),
@@ -206,7 +206,7 @@ pub const SUITES: [mls::Ciphersuite; 3] = [
     mls::Ciphersuite::MLS_128_DHKEMX25519_CHACHA20POLY1305_SHA256_Ed25519,
 ];
 
-pub(super) fn unknown(kind: u16, value: Vec<u8>) -> mls::Extension {
+pub(crate) fn unknown(kind: u16, value: Vec<u8>) -> mls::Extension {
     mls::Extension::Unknown(kind, mls::UnknownExtension(value))
 }
 

@@ -57,6 +57,10 @@ pub use records::{
 pub use settle::Settled;
 pub use view::{GroupView, MemberView};
 
+pub(crate) use build::{group_context, partial};
+pub(crate) use enter::join_config;
+pub(crate) use identity::{capabilities, unknown};
+
 use home::{CborError, Kind};
 use identity::StoredKey;
 use records::{FeedRecord, GroupRecord, Pending};
@@ -577,6 +581,7 @@ impl Member {
                 filter: FanoutFilter::All,
                 joined_at: now,
                 proofs: Vec::new(),
+                places: Vec::new(),
                 welcome: None,
                 left: None,
                 resyncs: Vec::new(),

@@ -230,7 +230,7 @@ impl Member {
             QueueEvent::MlsMessage { message } => match record.state {
                 GroupState::Active => {
                     if is_handshake(message) {
-                        Ok(match self.follow(id, message)? {
+                        Ok(match self.follow(id, message, Some(entry.sequence))? {
                             Followed::Wait => Handled::Wait,
                             Followed::Yes | Followed::No | Followed::Lost => Handled::Taken,
                         })
@@ -241,7 +241,7 @@ impl Member {
                 // what is of the epoch that this client stays in, and was sent before the commit that it cannot use
                 GroupState::Lost if self.doubt_of(id)?.is_some() => {
                     if is_handshake(message) {
-                        self.follow(id, message)?;
+                        self.follow(id, message, Some(entry.sequence))?;
                     } else if is_of_epoch_until(message, epoch_of(&self.load(id)?)) {
                         return self.read_message(entry, id, message);
                     }
@@ -520,8 +520,13 @@ impl Member {
         Ok(Handled::Taken)
     }
 
-    /// Takes in a proposal or a commit of the group's current epoch.
-    pub(super) fn follow(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
+    /// Takes in a proposal or a commit of the group's current epoch. `at` is where it stands in the hub's log, if that is said.
+    pub(super) fn follow(
+        &self,
+        id: &GroupId,
+        message: &MlsMessage,
+        at: Option<Sequence>,
+    ) -> Result<Followed, CoreError> {
         let mut group = self.load(id)?;
         let Some(protocol) = protocol_message(message) else {
             return Ok(Followed::No);
@@ -550,7 +555,7 @@ impl Member {
                 group = self.load(id)?;
             }
         }
-        match self.home.attempt(|| self.process(id, &mut group, protocol)) {
+        match self.home.attempt(|| self.process(id, &mut group, protocol, at)) {
             Ok(followed) => Ok(followed),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) if is_commit => {
@@ -593,6 +598,7 @@ impl Member {
         id: &GroupId,
         group: &mut mls::MlsGroup,
         message: mls::ProtocolMessage,
+        at: Option<Sequence>,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
         let processed = group.process_message(&provider, message).map_err(|error| {
@@ -606,7 +612,7 @@ impl Member {
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                self.take_proposal(id, group, *proposal, &aad)
+                self.take_proposal(id, group, *proposal, &aad, at)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
                 self.take_commit(id, group, *staged, &sender, &aad)
@@ -632,13 +638,18 @@ impl Member {
         group: &mut mls::MlsGroup,
         proposal: mls::QueuedProposal,
         aad: &[u8],
+        at: Option<Sequence>,
     ) -> Result<Followed, Unacceptable> {
         let reference = proposal.proposal_reference_ref().as_slice().to_vec();
+        let mut record = self.record(id)?;
+        if let Some(at) = at {
+            note_place(&mut record, group, &reference, at);
+        }
         if references(group).contains(&reference) {
+            self.put_record(id, &record)?;
             return Ok(Followed::No);
         }
         let (roster, before) = (roster_of(group)?, policy_of(group)?);
-        let mut record = self.record(id)?;
         let mut act = self.act(&proposal, group, &roster, &record)?;
         if let Author::Newcomer { proof } = &mut act.author {
             *proof = decode::<JoinProof>(aad).ok();
@@ -648,8 +659,9 @@ impl Member {
         }
         policy::judge(&before, &roster, id, None, std::slice::from_ref(&act))?;
         judge_proposed_hub(proposal.proposal(), &HubAt::of(group)?.domain)?;
-        if !self.make_place(group, &act, &reference, &roster, &record)? {
-            // it was displaced by what this client proposed itself and knew of first
+        let unanswered = self.unanswered_proposals(id)?;
+        if !self.make_place(group, &act, &reference, &roster, &record, &unanswered)? {
+            // what this client proposed itself and knew of first has displaced it
             return Ok(Followed::No);
         }
         let provider = self.home.provider();
@@ -663,7 +675,17 @@ impl Member {
         Ok(Followed::Yes)
     }
 
-    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands.
+    /// Own proposals that are on their way: where they stand, if anywhere, the answer says.
+    fn unanswered_proposals(&self, id: &GroupId) -> Result<Vec<Vec<u8>>, CoreError> {
+        let built = self.in_flight(id)?.and_then(|(_, pending)| pending.built);
+        Ok(match built.map(|built| built.effect) {
+            Some(Effect::Proposed { references }) => references,
+            Some(_) | None => Vec::new(),
+        })
+    }
+
+    /// What `act` displaces at the hub is displaced here; false where it is itself displaced by what stands. Nothing is decided
+    /// about what is `unanswered`.
     fn make_place(
         &self,
         group: &mut mls::MlsGroup,
@@ -671,16 +693,33 @@ impl Member {
         reference: &[u8],
         roster: &Roster,
         record: &GroupRecord,
+        unanswered: &[Vec<u8>],
     ) -> Result<bool, Unacceptable> {
-        let standing: Vec<mls::QueuedProposal> = group
-            .pending_proposals()
-            .filter(|it| it.proposal_reference_ref().as_slice() != reference)
-            .cloned()
-            .collect();
-        let acts = standing
-            .iter()
-            .map(|it| self.act(it, group, roster, record))
-            .collect::<Result<Vec<_>, _>>()?;
+        let place = |reference: &[u8]| {
+            record.places.iter().find(|(known, _)| known == reference).map(|(_, at)| *at)
+        };
+        let at = place(reference);
+        let (mut standing, mut acts, mut later) = (Vec::new(), Vec::new(), Vec::new());
+        for it in group.pending_proposals() {
+            let other = it.proposal_reference_ref().as_slice();
+            if other == reference || unanswered.iter().any(|own| own == other) {
+                continue;
+            }
+            let other_act = self.act(it, group, roster, record)?;
+            if at.zip(place(other)).is_some_and(|(at, other)| other > at) {
+                later.push(other_act);
+            } else {
+                standing.push(it.clone());
+                acts.push(other_act);
+            }
+        }
+        let displaces_it = |later: &Act| {
+            let displaced = pending::place(&[act], later, roster.len(), usize::MAX);
+            displaced.is_ok_and(|displaced| !displaced.is_empty())
+        };
+        if later.iter().any(displaces_it) {
+            return Ok(false);
+        }
         let refs: Vec<&Act> = acts.iter().collect();
         let displaced = match pending::place(&refs, act, roster.len(), usize::MAX) {
             Ok(displaced) => displaced,
@@ -698,10 +737,19 @@ impl Member {
         Ok(true)
     }
 
-    /// Proposals of this client's own that the hub accepted take their place among the others.
-    pub(super) fn place_own(&self, id: &GroupId, own: &[Vec<u8>]) -> Result<(), CoreError> {
+    /// Proposals of this client's own that the hub accepted `at` take their place among the others.
+    pub(super) fn place_own(
+        &self,
+        id: &GroupId,
+        own: &[Vec<u8>],
+        at: Sequence,
+        record: &mut GroupRecord,
+    ) -> Result<(), CoreError> {
         let mut group = self.load(id)?;
-        let (roster, record) = (roster_of(&group)?, self.record(id)?);
+        let roster = roster_of(&group)?;
+        for reference in own {
+            note_place(record, &group, reference, at);
+        }
         for reference in own {
             let found = group
                 .pending_proposals()
@@ -709,10 +757,17 @@ impl Member {
                 .cloned();
             let Some(proposal) = found else { continue };
             let placed = self
-                .act(&proposal, &group, &roster, &record)
-                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, &record));
+                .act(&proposal, &group, &roster, record)
+                .and_then(|act| self.make_place(&mut group, &act, reference, &roster, record, &[]));
             match placed {
-                Ok(_) => {}
+                Ok(true) => {}
+                // another one came behind it and was heard of first
+                Ok(false) => {
+                    let reference = proposal.proposal_reference_ref();
+                    group
+                        .remove_pending_proposal(self.home.provider().storage(), reference)
+                        .map_err(CoreError::mls)?;
+                }
                 Err(Unacceptable::Core(error)) => return Err(error),
                 Err(problem) => return Err(CoreError::mls(problem)),
             }
@@ -873,6 +928,13 @@ fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
         | QueueEvent::ConnectionRequest { .. }
         | QueueEvent::KeyPackagesLow { .. } => false,
     }
+}
+
+/// Where a proposal stands is kept for as long as it, or what may have displaced it, is pending.
+fn note_place(record: &mut GroupRecord, group: &mls::MlsGroup, reference: &[u8], at: Sequence) {
+    let pending = references(group);
+    record.places.retain(|(known, _)| known != reference && pending.contains(known));
+    record.places.push((reference.to_vec(), at));
 }
 
 fn proof_of(record: &GroupRecord, reference: &[u8]) -> Option<JoinProof> {

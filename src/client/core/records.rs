@@ -69,6 +69,10 @@ pub(super) struct GroupRecord {
     pub read_epoch: Option<Epoch>,
     /// The JoinProofs of newcomers' pending proposals, by proposal reference.
     pub proofs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Where pending proposals stand in the hub's log, by proposal reference, as far as it has been said: what comes later by
+    /// the queue may have been there before.
+    #[serde(default)]
+    pub places: Vec<(Vec<u8>, Sequence)>,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]

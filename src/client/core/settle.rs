@@ -93,7 +93,10 @@ impl Member {
         };
         match built.effect {
             Effect::Nothing => {}
-            Effect::Proposed { references } => self.place_own(&pending.group, &references)?,
+            Effect::Proposed { references } => {
+                let at = accepted.group_sequence;
+                self.place_own(&pending.group, &references, at, &mut record)?;
+            }
             Effect::Merge { leaf_key } => {
                 let mut group = self.load(&pending.group)?;
                 let before = HubAt::of(&group)?;
@@ -247,6 +250,8 @@ impl Member {
         record.leaf_key = StoredKey::of(leaf_key);
         let epoch = epoch_of(&group);
         record.state = GroupState::Active;
+        // it is of the membership before this one
+        self.home.remove(Kind::Doubt, id.as_bytes())?;
         record.entered_epoch = Some(epoch);
         record.read_epoch = Some(epoch);
         record.proofs.clear();
@@ -501,7 +506,7 @@ impl Member {
     /// Takes in one handshake message that the hub showed in an answer.
     fn catch_up(&self, id: &GroupId, message: &MlsMessage) -> Result<Followed, CoreError> {
         let message: MlsMessage = Raw::new(message.as_slice())?;
-        self.follow(id, &message)
+        self.follow(id, &message, None)
     }
 }
 

@@ -391,3 +391,26 @@ fn outsider_can_join_after_any_operation() {
     scenario.outsider_can_join("o7/phone", "alice/phone");
     assert!(!scenario.has("carol/phone"));
 }
+
+#[test]
+fn who_could_not_use_a_commit_and_is_added_anew_follows_what_comes_behind_its_welcome() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("alice/phone", update()).unwrap();
+    // its end is the membership tag
+    let event = &mut scenario.records.last_mut().unwrap().feed.event;
+    let whole = event.clone();
+    *event.last_mut().unwrap() ^= 1;
+    scenario.deliver("bob/phone");
+    scenario.records.last_mut().unwrap().feed.event = whole;
+    let events = scenario.events("bob/phone");
+    assert!(events.iter().any(|event| matches!(event, Event::Unusable { .. })), "{events:?}");
+
+    scenario.act("alice/phone", Operation::RemoveUsers { users: vec![user("bob")] }).unwrap();
+    scenario.add("alice/phone", "bob/phone").unwrap();
+    // that it was removed, and then what it is welcomed with
+    scenario.deliver_all();
+    scenario.deliver_all();
+    assert!(scenario.is_active("bob/phone"));
+    scenario.act("alice/phone", update()).unwrap();
+    scenario.agree();
+}

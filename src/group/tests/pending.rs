@@ -3,9 +3,9 @@
 use openmls::prelude as mls;
 
 use super::rogue::Rogue;
-use super::scenario::{Scenario, Setup, policy, propose, say, update, uri};
+use super::scenario::{Scenario, Setup, policy, propose, respond, say, update, uri};
 use crate::{
-    client::core::{NewProposal, Operation, PolicyChange},
+    client::core::{Event, NewProposal, Operation, PolicyChange},
     group::Reject,
     wire::{
         ds::DsRequest,
@@ -250,4 +250,51 @@ fn who_has_proposed_to_leave_cannot_resync() {
     scenario.act("bob/phone", propose(NewProposal::Leave)).unwrap();
     let refused = scenario.act("bob/phone", Operation::Resync);
     assert!(matches!(refused, Err(Reject::InvalidCommit(_))), "{refused:?}");
+}
+
+#[test]
+fn a_removal_that_is_heard_of_behind_ones_own_and_came_before_it_gives_way() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    let remove = || propose(NewProposal::Remove(uri("carol/phone")));
+    scenario.act("alice/phone", remove()).unwrap();
+    // nothing of that has come to carol
+    scenario.act("carol/phone", remove()).unwrap();
+    assert_eq!(scenario.state.pending.len(), 1);
+    scenario.agree();
+    is_removed_by_a_commit_that_it_can_use(&mut scenario);
+}
+
+#[test]
+fn ones_own_removal_takes_its_place_by_its_answer_whatever_comes_before_that() {
+    for own_is_first in [false, true] {
+        let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+        let remove = || propose(NewProposal::Remove(uri("carol/phone")));
+        let own = scenario.begin("carol/phone", remove());
+        let message = scenario.message("carol/phone", own);
+        let result = if own_is_first {
+            let result = scenario.submit(&message);
+            scenario.act("alice/phone", remove()).unwrap();
+            result
+        } else {
+            scenario.act("alice/phone", remove()).unwrap();
+            scenario.submit(&message)
+        };
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(scenario.state.pending.len(), 1);
+        // alice's comes while carol waits for an answer
+        scenario.deliver("carol/phone");
+        let (carol, now) = (scenario.client("carol/phone"), scenario.now);
+        carol.settle(own, &respond(&result), now).unwrap();
+        scenario.agree();
+        is_removed_by_a_commit_that_it_can_use(&mut scenario);
+    }
+}
+
+/// Whoever goes must have what the commit covers, too: else it complains of a commit that is right.
+fn is_removed_by_a_commit_that_it_can_use(scenario: &mut Scenario) {
+    scenario.act("alice/phone", update()).unwrap();
+    scenario.agree();
+    assert!(!scenario.has("carol/phone"));
+    let events = scenario.events("carol/phone");
+    assert!(!events.iter().any(|event| matches!(event, Event::Unusable { .. })), "{events:?}");
 }

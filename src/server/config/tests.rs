@@ -249,3 +249,13 @@ fn the_two_example_providers_find_and_trust_each_other() {
     let all: std::collections::BTreeSet<u16> = ports.concat().into_iter().collect();
     assert_eq!(all.len(), 6, "both run on one machine");
 }
+
+#[test]
+fn the_example_for_load_tests_lets_one_address_ask_for_what_thousands_would() {
+    let config = load(include_str!("../../../config/load.toml"), &[]).unwrap();
+    let none = config.client_limits().requests_per_address;
+    assert_eq!(none.per_second, 0, "no limit");
+    let rates = config.group_options().rates;
+    assert_eq!((rates.group.per_second, rates.member.per_second), (0, 0));
+    assert_eq!(config.federation_limits().requests_per_peer.per_second, 0);
+}

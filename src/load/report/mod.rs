@@ -1,0 +1,344 @@
+//! What a recorded run says: figures per operation, what they cost the targets, and what a reader must know before believing them.
+//!
+//! [`Report`] and [`Comparison`] are what is said; [`text`], JSON and [`html`] are ways to say it, and add nothing. All of it is pure.
+
+pub mod compare;
+pub mod costs;
+pub mod html;
+mod plot;
+mod series;
+mod tables;
+#[cfg(test)]
+mod testing;
+pub mod text;
+mod units;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use self::{
+    costs::{Costs, TargetCosts},
+    units::{count, micros, rate},
+};
+use super::{
+    latencies::{self, Latencies},
+    result::{Load, Operation, Run, RunResult, SEND_LAG},
+};
+
+pub use compare::Comparison;
+
+/// What one run says.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The version of this report's own form as JSON.
+    pub version: u32,
+    pub run: Run,
+    /// Sentences to read before the figures.
+    pub notes: Vec<String>,
+    /// All requests together; what was only observed is not one.
+    pub requests: Requests,
+    /// Requests first, each kind by name.
+    pub operations: Vec<OperationReport>,
+    /// What the targets' counters say about the measured time.
+    pub targets: Vec<TargetCosts>,
+    /// Of all targets together; where one lacks a figure, so does this.
+    pub total: Option<Costs>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Requests {
+    pub answered: u64,
+    pub refused: u64,
+    pub unanswered: u64,
+    pub answered_per_second: f64,
+    /// Of all that ended.
+    pub error_share: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct OperationReport {
+    pub name: String,
+    pub observed: bool,
+    pub answered: u64,
+    pub refused: u64,
+    pub unanswered: u64,
+    pub answered_per_second: f64,
+    pub errors: BTreeMap<String, u64>,
+    pub latency: Summary,
+    pub refusal_latency: Summary,
+    #[serde(skip)]
+    pub latencies: Latencies,
+}
+
+/// Durations in a few numbers, in microseconds; none where nothing was measured.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    pub mean_us: Option<u64>,
+    pub max_us: Option<u64>,
+    pub quantiles: Vec<Quantile>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Quantile {
+    /// 0.99 for the 99th percentile.
+    pub share: f64,
+    pub us: Option<u64>,
+    /// So few durations were longer that chance decides this number.
+    pub thin: bool,
+}
+
+/// Each percentile that is told, with its name.
+pub const QUANTILES: [(f64, &str); 4] =
+    [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9")];
+
+impl Report {
+    #[must_use]
+    pub fn new(result: &RunResult) -> Self {
+        let seconds = (result.run.measured_ms as f64 / 1000.0).max(0.001);
+        let mut operations: Vec<OperationReport> = result
+            .operations
+            .iter()
+            .map(|(name, of)| OperationReport::new(name, of, seconds))
+            .collect();
+        operations.sort_by_key(|of| of.observed);
+        let requests = Requests::new(&operations, seconds);
+        let targets: Vec<TargetCosts> = result.scrapes.iter().map(TargetCosts::new).collect();
+        let total = Costs::total(&targets);
+        let notes = notes(result, &operations, &requests, &targets);
+        let run = result.run.clone();
+        Self { version: VERSION, run, notes, requests, operations, targets, total }
+    }
+}
+
+impl Requests {
+    fn new(operations: &[OperationReport], seconds: f64) -> Self {
+        let mut sum = Self::default();
+        for of in operations.iter().filter(|of| !of.observed) {
+            sum.answered = sum.answered.saturating_add(of.answered);
+            sum.refused = sum.refused.saturating_add(of.refused);
+            sum.unanswered = sum.unanswered.saturating_add(of.unanswered);
+        }
+        let errors = sum.refused as f64 + sum.unanswered as f64;
+        sum.answered_per_second = sum.answered as f64 / seconds;
+        sum.error_share = errors / (errors + sum.answered as f64).max(1.0);
+        sum
+    }
+}
+
+impl OperationReport {
+    fn new(name: &str, of: &Operation, seconds: f64) -> Self {
+        Self {
+            name: name.to_owned(),
+            observed: of.observed,
+            answered: of.answered,
+            refused: of.refused,
+            unanswered: of.unanswered,
+            answered_per_second: of.answered as f64 / seconds,
+            errors: of.errors.clone(),
+            latency: Summary::new(&of.latencies),
+            refusal_latency: Summary::new(&of.refusals),
+            latencies: of.latencies.clone(),
+        }
+    }
+}
+
+impl Summary {
+    fn new(of: &Latencies) -> Self {
+        let count = of.count();
+        let known = |us: u64| (count > 0).then_some(us);
+        let quantile = |share: f64| Quantile {
+            share,
+            us: known(of.quantile_us(share)),
+            thin: (count as f64) * (1.0 - share) < SLOWER_MIN,
+        };
+        Self {
+            mean_us: known(of.mean_us().round() as u64),
+            max_us: known(of.max_us()),
+            quantiles: QUANTILES.iter().map(|(share, _)| quantile(*share)).collect(),
+        }
+    }
+}
+
+/// What would mislead whoever reads the figures without it.
+fn notes(
+    result: &RunResult,
+    operations: &[OperationReport],
+    requests: &Requests,
+    targets: &[TargetCosts],
+) -> Vec<String> {
+    let run = &result.run;
+    let mut notes = Vec::new();
+    let lag = operations.iter().find(|of| of.name == SEND_LAG && of.answered > 0);
+    match run.load {
+        Load::Closed { concurrency } => notes.push(format!(
+            "A closed loop of {}: a request begins when the one before it is answered, so while the provider stalls nothing is asked \
+             and nothing is measured (coordinated omission). High percentiles are too good; do not compare them with an open loop's.",
+            count(concurrency)
+        )),
+        Load::Open { per_second } => {
+            // an operation can be several requests, and each has its lag once
+            let ended = requests.answered as f64 + requests.refused as f64 + requests.unanswered as f64;
+            let begun = lag.map_or(ended, |lag| lag.answered as f64);
+            let begun_per_second = begun * 1000.0 / run.measured_ms.max(1) as f64;
+            if begun_per_second < per_second * KEPT_UP {
+                notes.push(format!(
+                    "Of {} operations a second that were due {} were begun: either the generator or the provider did not keep up.",
+                    rate(per_second),
+                    rate(begun_per_second)
+                ));
+            }
+        }
+    }
+    if let Some(lag) = lag {
+        let late = lag.latencies.quantile_us(0.99);
+        if late > LAG_US_MAX {
+            notes.push(format!(
+                "One operation in a hundred began {} or more after it was due: the generator was late, or an earlier commit in its group \
+                 had no answer yet. The latencies count from when it was due, so that is in them.",
+                micros(late)
+            ));
+        }
+    }
+    if run.targets.iter().any(|target| is_loopback(target)) {
+        notes.push(
+            "The load was made on the provider's own machine: both took from the same cores and the same disk. Latencies hold the \
+             wait for them; CPU and bytes per operation do not."
+                .to_owned(),
+        );
+    }
+    if requests.unanswered > 0 {
+        notes.push(format!(
+            "{} had no answer. They are in no percentile: the slowest requests of all are missing there.",
+            units::counted(requests.unanswered, "request")
+        ));
+    }
+    if run.warm_up_ms == 0 {
+        notes.push(
+            "There was no warm-up: first connections and empty caches are in the figures."
+                .to_owned(),
+        );
+    }
+    let capped = latencies::MAX.as_micros() as u64;
+    for of in operations.iter().filter(|of| of.latency.max_us >= Some(capped)) {
+        notes.push(format!(
+            "`{}` took {} or more at least once: longer is counted as that.",
+            of.name,
+            micros(capped)
+        ));
+    }
+    let begins_early = |it: &&TargetCosts| {
+        it.costs.as_ref().is_some_and(|costs| costs.from_ms.saturating_add(1000) < run.warm_up_ms)
+    };
+    for target in targets.iter().filter(begins_early) {
+        notes.push(format!(
+            "{}: its metrics were read before the warm-up, so that its costs, and what they are divided by, are of both.",
+            target.target
+        ));
+    }
+    for target in targets {
+        notes
+            .extend(target.problems().into_iter().map(|what| format!("{}: {what}", target.target)));
+    }
+    if operations.iter().any(|of| of.latency.quantiles.iter().any(|it| it.thin && it.us.is_some()))
+    {
+        notes.push(
+            "~ marks a percentile that fewer than ten answers exceeded: chance decides it."
+                .to_owned(),
+        );
+    }
+    notes
+}
+
+/// Whether a URL is of this very machine.
+fn is_loopback(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    host.starts_with("127.") || host.starts_with("localhost") || host.starts_with("[::1]")
+}
+
+const VERSION: u32 = 1;
+/// A percentile with fewer durations above it says little.
+const SLOWER_MIN: f64 = 10.0;
+/// An open loop that begins less of its rate did not keep up; a Poisson process and a run's end account for the rest.
+const KEPT_UP: f64 = 0.9;
+/// Later than this the generator is told of.
+const LAG_US_MAX: u64 = 2_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::result::{SEND_LAG, Scraped};
+
+    fn notes_of(change: impl FnOnce(&mut RunResult)) -> Vec<String> {
+        let mut run = testing::run(1);
+        change(&mut run);
+        Report::new(&run).notes
+    }
+
+    #[test]
+    fn json_has_the_figures_under_their_names() {
+        let told = serde_json::to_value(Report::new(&testing::run(1))).unwrap();
+        assert_eq!((&told["version"], &told["run"]["workload"]["seed"]), (&1.into(), &7.into()));
+        assert_eq!(told["requests"]["refused"], 12);
+        let message = &told["operations"][2];
+        assert_eq!((&message["name"], &message["answered"]), (&"message".into(), &6000.into()));
+        assert_eq!(message["latency"]["quantiles"][2]["share"], 0.99);
+        assert_eq!(message["latency"]["quantiles"][2]["us"], 183_679);
+        assert_eq!(told["total"]["per_accepted"]["flushes"], 0.25);
+    }
+
+    #[test]
+    fn what_would_mislead_is_told() {
+        type Change = fn(&mut RunResult);
+        let cases: [(Change, &str); 8] = [
+            (
+                |it| {
+                    let Scraped::Text { at_ms, .. } = &mut it.scrapes[0].before else { return };
+                    *at_ms = 0;
+                },
+                "its metrics were read before the warm-up",
+            ),
+            (|it| it.run.warm_up_ms = 0, "There was no warm-up"),
+            (
+                |it| it.run.load = Load::Open { per_second: 300.0 },
+                "Of 300 operations a second that were due 200 were begun",
+            ),
+            (
+                |it| it.run.targets = vec!["https://127.0.0.1:1".into()],
+                "the provider's own machine",
+            ),
+            (|it| it.run.targets = vec!["https://[::1]:1/".into()], "the provider's own machine"),
+            (
+                |it| {
+                    let mut slow = Latencies::new();
+                    (0..12_000).for_each(|_| slow.record(std::time::Duration::from_millis(5)));
+                    it.operations.get_mut(SEND_LAG).unwrap().latencies = slow;
+                },
+                "in a hundred began 5.00 ms or more after it was due",
+            ),
+            (
+                |it| {
+                    let text = "mimid_store_flushes_total 1".into();
+                    it.scrapes[0].after = Scraped::Text { at_ms: 0, text };
+                },
+                "https://a.example:8443: its process was started anew",
+            ),
+            (
+                |it| {
+                    let of = it.operations.get_mut("add").unwrap();
+                    of.latencies.record(std::time::Duration::from_secs(9999));
+                    of.answered += 1;
+                },
+                "`add` took 600 s or more",
+            ),
+        ];
+        let usual = notes_of(|_| ());
+        assert_eq!(usual.len(), 2, "{usual:?}");
+        for (change, says) in cases {
+            let told = notes_of(change);
+            assert!(told.iter().any(|note| note.contains(says)), "{says}: {told:?}");
+            assert!(!usual.iter().any(|note| note.contains(says)), "{says}");
+        }
+    }
+}

@@ -1,0 +1,564 @@
+//! `mimid load run`: replays a workload at its targets.
+//!
+//! One task has the clockwork ([`super::pace`]), the groups' order ([`super::lanes`]) and their scripts; it begins what is due, and takes
+//! in what is over. Each operation is a task that signs and sends. So the generator spends on a message what reading a step, two
+//! signatures and an HTTP/2 request cost; what it took in all is in the result.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior},
+};
+
+use super::{
+    LoadError,
+    drain::{Drain, Drains},
+    lanes::Lanes,
+    lines::{Lines, now},
+    machine,
+    pace::{Pace, Pacing, Spread},
+    plan::Op,
+    race::{self, Round},
+    recorder::Recorder,
+    result::{Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload as Described},
+    script::Script,
+    send::{Sender, Verdict, Work},
+    view::View,
+    workload::{Target, Workload},
+};
+use crate::{
+    client::http::HttpError,
+    wire::{
+        client::{ProviderKeys, ProviderKeysAnswer},
+        ds::DsError,
+        encode,
+    },
+};
+
+/// How a workload is replayed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// In place of the targets' URLs and certificates in the file, in its order; none: those.
+    pub targets: Option<Vec<Target>>,
+    pub load: Load,
+    pub spread: Spread,
+    pub seed: u64,
+    pub warm_up: Duration,
+    /// Of the measured time.
+    pub length: Duration,
+    pub count: Option<u64>,
+    /// To each target.
+    pub connections: usize,
+    /// Operations that may wait for their group.
+    pub waiting_max: usize,
+    pub retries: bool,
+    pub drain: Drain,
+    /// Of those who are in a group, so many read their queues; none: all.
+    pub drain_clients: Option<usize>,
+    /// The targets' operator listeners, to read `/metrics` before and after.
+    pub ops: Vec<String>,
+    pub is_quiet: bool,
+    /// Options as they were given, for the result.
+    pub said: BTreeMap<String, String>,
+}
+
+/// What a run came to, beside the result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    pub result: RunResult,
+    /// Groups in which nothing more could happen.
+    pub groups_lost: usize,
+    /// The processors' time that the generator used for each operation that was begun; none where none was.
+    pub generator_us: Option<u64>,
+    pub delivered: u64,
+    pub interrupted: bool,
+}
+
+/// Replays a workload until its time or count is over, or `stop` comes.
+///
+/// # Errors
+/// [`LoadError`] where it cannot begin. What goes wrong later is in the result.
+pub async fn run(
+    path: &std::path::Path,
+    options: Options,
+    stop: impl Future<Output = ()>,
+) -> Result<Done, LoadError> {
+    let workload = open(path.to_owned()).await?;
+    let targets = targets(&workload, options.targets.clone())?;
+    let lines = Lines::new(&targets, options.connections)?;
+    let drained = drained(&workload, &options)?;
+    let streams = if options.drain == Drain::Stream { drained.len() } else { 0 };
+    machine::files_for(streams + targets.len() * options.connections)?;
+    greet(&workload, &targets, &lines).await?;
+
+    let mut machine = machine::facts();
+    let recorder = Recorder::new(options.warm_up);
+    let drains = Drains::open(
+        options.drain,
+        &drained,
+        &targets,
+        &workload.accounts,
+        &recorder,
+        options.is_quiet,
+    )
+    .await?;
+    // what waits in their queues from before is no part of the run
+    drains.settle(BACKLOG_MAX).await;
+    let before = machine::processor_time();
+    let started_at_ms = now().0;
+    let began = drains.begin();
+    let first = tokio::spawn(scrape_at(began, options.warm_up, options.ops.clone()));
+    let mut replay = Replay::new(workload, targets, lines, recorder, &options, began);
+    let interrupted = replay.go(stop).await?;
+    let scrapes = if first.is_finished() || replay.elapsed() >= options.warm_up {
+        first.await.unwrap_or_default()
+    } else {
+        // it was stopped before there was anything to measure
+        first.abort();
+        scrape_at(began, Duration::ZERO, options.ops.clone()).await
+    };
+    drains.settle(SETTLE_MAX).await;
+    let over_at = replay.over_at.unwrap_or_default();
+    let measured = over_at.saturating_sub(options.warm_up);
+    let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
+    let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
+    let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
+    replay.recorder.close_interval(replay.elapsed());
+    let spent = machine::processor_time().saturating_sub(before);
+    let spent_us = u64::try_from(spent.as_micros()).unwrap_or(u64::MAX);
+    let generator_us = spent_us.checked_div(replay.begun);
+    if let Some(us) = generator_us {
+        let what =
+            "processor time of the generator for each operation, its clients' reading included";
+        machine.insert(what.to_owned(), format!("{us} µs"));
+    }
+    machine.insert("groups in which nothing more could happen".to_owned(), replay.lost.to_string());
+    let measured_parts = replay.recorder.measured();
+    let header = &replay.workload.header;
+    let about = Run {
+        mimid_version: env!("CARGO_PKG_VERSION").to_owned(),
+        options: options.said,
+        workload: Described {
+            name: header.name.clone(),
+            seed: header.shape.seed,
+            description: header.shape.to_string(),
+        },
+        targets: replay.targets.iter().map(|target| target.url.clone()).collect(),
+        started_at_ms,
+        warm_up_ms: millis(options.warm_up),
+        measured_ms: millis(measured),
+        load: options.load,
+        machine,
+    };
+    let result = RunResult::new(about, measured_parts.operations, measured_parts.series, scraped);
+    let groups_lost = replay.lost;
+    Ok(Done { result, groups_lost, generator_us, delivered: drains.delivered(), interrupted })
+}
+
+/// The targets' metrics, `when` the run has gone on for so long.
+async fn scrape_at(began: Instant, when: Duration, ops: Vec<String>) -> Vec<Scraped> {
+    tokio::time::sleep_until(began + when).await;
+    let mut scraped = Vec::new();
+    for url in &ops {
+        scraped.push(machine::scrape(url, millis(began.elapsed())).await);
+    }
+    scraped
+}
+
+async fn open(path: PathBuf) -> Result<Workload, LoadError> {
+    let opened = tokio::task::spawn_blocking(move || Workload::open(&path)).await;
+    opened.unwrap_or(Err(LoadError::Interrupted))
+}
+
+/// Where the workload's targets are now.
+fn targets(workload: &Workload, named: Option<Vec<Target>>) -> Result<Vec<Target>, LoadError> {
+    let kept = &workload.header.targets;
+    let Some(named) = named else { return Ok(kept.clone()) };
+    let said = |targets: &[Target]| {
+        targets.iter().map(|target| target.domain.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let found: Option<Vec<Target>> = kept
+        .iter()
+        .map(|target| named.iter().find(|it| it.domain == target.domain).cloned())
+        .collect();
+    found.filter(|found| found.len() == named.len()).ok_or_else(|| {
+        LoadError::Usage(format!(
+            "the workload was prepared for {}, and the targets are {}: it is good for those alone",
+            said(kept),
+            said(&named)
+        ))
+    })
+}
+
+fn drained(workload: &Workload, options: &Options) -> Result<Vec<u32>, LoadError> {
+    if options.drain == Drain::None {
+        return Ok(Vec::new());
+    }
+    let most = options.drain_clients.unwrap_or(usize::MAX);
+    let most = most.min(workload.accounts.len());
+    let mut inside = std::collections::BTreeSet::new();
+    for index in 0..workload.header.shape.groups as usize {
+        // who came last has the fewest commits of the others' coming in before what is measured
+        for member in workload.group(index)?.0.members.into_iter().rev() {
+            if inside.len() == most {
+                return Ok(inside.into_iter().collect());
+            }
+            inside.insert(member);
+        }
+    }
+    Ok(inside.into_iter().collect())
+}
+
+/// Asks each target something as a client of its own, so that a wrong one is told of before the load begins.
+async fn greet(workload: &Workload, targets: &[Target], lines: &Lines) -> Result<(), LoadError> {
+    for (at, target) in targets.iter().enumerate() {
+        let request = encode(&ProviderKeys { domain: target.domain.clone() });
+        let asked: Result<ProviderKeysAnswer, HttpError> =
+            lines.call(&workload.accounts[at], at, "/v1/provider_keys", request).await;
+        match asked {
+            Ok(_) => {}
+            Err(HttpError::Refused(error @ DsError::Unauthenticated { .. })) => {
+                return Err(LoadError::Usage(format!(
+                    "{} does not know the clients of this workload ({error}): it was prepared at another provider of {}, or with a data \
+                     folder that is gone. Prepare it anew with `mimid load prepare`",
+                    target.url, target.domain
+                )));
+            }
+            Err(error) => return Err(LoadError::of(error, &target.url, "say what its keys are")),
+        }
+    }
+    Ok(())
+}
+
+/// What a task says of an operation that is over.
+enum Over {
+    Step { group: usize, held: bool, verdict: Verdict },
+    Live { group: usize, crew: Result<Box<super::crew::Crew>, LoadError> },
+}
+
+struct Replay {
+    workload: Workload,
+    targets: Vec<Target>,
+    sender: Arc<Sender>,
+    recorder: Recorder,
+    pace: Pace,
+    lanes: Lanes,
+    scripts: Vec<Script>,
+    view: View,
+    losers_retry: bool,
+    /// Operations that were begun, and that are not over.
+    begun: u64,
+    running: u64,
+    lost: usize,
+    /// From when on nothing began.
+    over_at: Option<Duration>,
+    over: mpsc::UnboundedSender<Over>,
+    /// As many as operations are begun, which has a bound.
+    overs: mpsc::UnboundedReceiver<Over>,
+    /// When those were due whose group is gone.
+    homeless: Vec<Duration>,
+    /// Tells whoever still waits for an answer that the run has ended.
+    ended: watch::Sender<bool>,
+}
+
+impl Replay {
+    fn new(
+        workload: Workload,
+        targets: Vec<Target>,
+        lines: Lines,
+        recorder: Recorder,
+        options: &Options,
+        began: Instant,
+    ) -> Self {
+        let groups = workload.header.shape.groups as usize;
+        let until = options.warm_up + options.length;
+        let pacing = Pacing {
+            load: options.load,
+            spread: options.spread,
+            seed: options.seed,
+            groups,
+            warm_up: options.warm_up,
+            until,
+            count_max: options.count,
+        };
+        let (ended, is_ended) = watch::channel(false);
+        let sender = Sender {
+            ended: is_ended,
+            lines,
+            accounts: Arc::clone(&workload.accounts),
+            domains: targets.iter().map(|target| target.domain.clone()).collect(),
+            began,
+            retries: options.retries,
+        };
+        let (over, overs) = mpsc::unbounded_channel();
+        Self {
+            losers_retry: workload.header.shape.losers_retry,
+            workload,
+            targets,
+            sender: Arc::new(sender),
+            recorder,
+            pace: Pace::new(pacing),
+            lanes: Lanes::new(groups, options.waiting_max),
+            scripts: std::iter::repeat_with(|| Script::Unopened).take(groups).collect(),
+            view: View::begin(until, options.is_quiet),
+            begun: 0,
+            running: 0,
+            lost: 0,
+            over_at: None,
+            over,
+            overs,
+            homeless: Vec::new(),
+            ended,
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.sender.began.elapsed()
+    }
+
+    /// Runs until it is over; whether it was told to stop before.
+    async fn go(&mut self, stop: impl Future<Output = ()>) -> Result<bool, LoadError> {
+        let mut stop = std::pin::pin!(stop);
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.tick().await;
+        let mut stopped = false;
+        let (mut ends_by, mut stopped_at) = (None, None);
+        loop {
+            let now = self.elapsed();
+            let over = stopped || self.pace.is_over(now);
+            if over {
+                let at = if stopped { now } else { self.pace.over_at(now) };
+                self.over_at.get_or_insert(at);
+            } else {
+                while let Some(arrival) = self.pace.due(self.elapsed()) {
+                    self.arrive(arrival.group, arrival.due)?;
+                    self.rehouse()?;
+                }
+            }
+            if over && self.running == 0 && (stopped || self.lanes.waiting() == 0) {
+                break;
+            }
+            if over {
+                let most = self.pace.until().max(now) + GRACE;
+                let ends_by = ends_by.get_or_insert(most);
+                if stopped {
+                    *ends_by = (*ends_by).min(*stopped_at.get_or_insert(now) + GRACE_STOPPED);
+                }
+                if now >= *ends_by {
+                    break;
+                }
+            }
+            let next = self.pace.next_at().filter(|_| !over);
+            let wake = self.sender.began + next.unwrap_or(now + GRACE);
+            tokio::select! {
+                biased;
+                () = &mut stop, if !stopped => stopped = true,
+                // before what is over: at a high rate something always is, and an interval is to be a second
+                _ = ticks.tick() => {
+                    let interval = self.recorder.close_interval(self.elapsed());
+                    self.view.show(&interval, self.lanes.waiting());
+                }
+                Some(over) = self.overs.recv() => {
+                    self.took(over, stopped)?;
+                    // others may be there, too: what is due is looked at behind all of them
+                    while let Ok(over) = self.overs.try_recv() {
+                        self.took(over, stopped)?;
+                    }
+                }
+                () = tokio::time::sleep_until(wake) => {}
+            }
+        }
+        self.view.end();
+        self.end().await?;
+        Ok(stopped)
+    }
+
+    /// What was begun or due and will not be answered any more is counted as that.
+    async fn end(&mut self) -> Result<(), LoadError> {
+        let _ = self.ended.send(true);
+        let until = Instant::now() + END_MAX;
+        while self.running > 0 {
+            let Ok(Some(over)) = tokio::time::timeout_at(until, self.overs.recv()).await else {
+                break;
+            };
+            self.took(over, true)?;
+        }
+        for group in 0..self.scripts.len() {
+            for due in self.lanes.abandon(group) {
+                self.not_begun(due, "run_end");
+            }
+        }
+        for due in std::mem::take(&mut self.homeless) {
+            self.not_begun(due, "run_end");
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, group: usize, due: Duration) -> Result<(), LoadError> {
+        if self.lanes.arrive(group, due) {
+            return self.begin_in(group);
+        }
+        self.not_begun(due, "generator_full");
+        Ok(())
+    }
+
+    /// Something that was due and will not be sent; it counts all the same.
+    fn not_begun(&mut self, due: Duration, why: &'static str) {
+        self.recorder.sent(NOT_BEGUN);
+        self.recorder.unanswered(NOT_BEGUN, why, due);
+        self.pace.ended();
+    }
+
+    fn begin_in(&mut self, group: usize) -> Result<(), LoadError> {
+        loop {
+            if matches!(self.scripts[group], Script::Unopened) {
+                self.scripts[group] = Script::open(&self.workload, &self.workload.accounts, group)?;
+            }
+            let script = &mut self.scripts[group];
+            let workload = &self.workload;
+            let mut is_gone = false;
+            let due = self.lanes.begin(group, || {
+                let holds = script.holds(workload)?;
+                is_gone = holds.is_none();
+                // nothing begins in a group that is gone, as if something held it
+                Ok::<_, LoadError>(holds.unwrap_or(true))
+            })?;
+            if is_gone {
+                if due.is_some() {
+                    self.lanes.end(group);
+                }
+                self.lose(group, due);
+                return Ok(());
+            }
+            let Some(due) = due else { return Ok(()) };
+            self.begin(group, due);
+        }
+    }
+
+    fn begin(&mut self, group: usize, due: Duration) {
+        self.begun += 1;
+        self.running += 1;
+        let late = self.elapsed().saturating_sub(due);
+        self.recorder.observed(SEND_LAG, due, late);
+        let (sender, recorder, over) =
+            (Arc::clone(&self.sender), self.recorder.clone(), self.over.clone());
+        match &mut self.scripts[group] {
+            Script::Ahead(ahead) => {
+                let Some((step, id)) = ahead.take() else {
+                    let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
+                    return;
+                };
+                let held = step.holds > 0;
+                let work = Work {
+                    requests: step.requests,
+                    holds: step.holds,
+                    hub: ahead.hub,
+                    group: ahead.id.clone(),
+                    id,
+                    due,
+                };
+                // a receiver that is gone belongs to a run that is over
+                let told = move |verdict| {
+                    let _ = over.send(Over::Step { group, held, verdict });
+                };
+                tokio::spawn(sender.perform(recorder, work, told));
+            }
+            Script::Live(live) => {
+                let (op, crew) = (live.next(), live.crew.take());
+                let (Some(op), Some(crew)) = (op, crew) else {
+                    let crew = Err(LoadError::Mls("nothing follows".to_owned()));
+                    let _ = over.send(Over::Live { group, crew });
+                    return;
+                };
+                let comes_in = matches!(op, Op::Add { .. } | Op::Join { .. });
+                let token = if comes_in { live.token() } else { None };
+                let losers_retry = self.losers_retry;
+                let round = Round { crew, hub: live.hub, op, token, due, losers_retry };
+                tokio::spawn(async move {
+                    let crew = race::play(sender, recorder, round).await.map(Box::new);
+                    let _ = over.send(Over::Live { group, crew });
+                });
+            }
+            // as one that is over at once: what is counted as running must end
+            Script::Unopened | Script::Gone => {
+                let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
+            }
+        }
+    }
+
+    fn took(&mut self, over: Over, stopped: bool) -> Result<(), LoadError> {
+        self.running -= 1;
+        self.pace.ended();
+        let (group, goes_on) = match over {
+            Over::Step { group, held, verdict } => {
+                let script = &mut self.scripts[group];
+                let goes_on = match script {
+                    Script::Ahead(ahead) => ahead.judged(held, verdict),
+                    Script::Unopened | Script::Live(_) | Script::Gone => false,
+                };
+                (group, goes_on)
+            }
+            Over::Live { group, crew } => {
+                let goes_on = crew.is_ok();
+                match (&mut self.scripts[group], crew) {
+                    (Script::Live(live), Ok(crew)) => live.crew = Some(*crew),
+                    (_, Err(error)) => tracing::info!(group, %error, "a group is given up"),
+                    (_, Ok(_)) => {}
+                }
+                (group, goes_on)
+            }
+        };
+        self.lanes.end(group);
+        if !goes_on {
+            self.lose(group, None);
+        } else if !stopped {
+            self.begin_in(group)?;
+        }
+        if stopped { Ok(()) } else { self.rehouse() }
+    }
+
+    /// Nothing more happens in a group.
+    fn lose(&mut self, group: usize, due: Option<Duration>) {
+        if !matches!(self.scripts[group], Script::Gone) {
+            self.scripts[group] = Script::Gone;
+            self.lost += 1;
+            self.pace.lose(group);
+        }
+        self.homeless.extend(self.lanes.abandon(group));
+        self.homeless.extend(due);
+    }
+
+    /// What was due in a group that is gone goes to others, with the time that it was due.
+    fn rehouse(&mut self) -> Result<(), LoadError> {
+        while let Some(due) = self.homeless.pop() {
+            match self.pace.group() {
+                Some(other) => self.arrive(other, due)?,
+                None => self.not_begun(due, "no_group_left"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        // a table that stays on the terminal is in the way of an error
+        self.view.end();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The name of what was due and not sent.
+pub const NOT_BEGUN: &str = "not_begun";
+/// How long what was begun may take behind the run's end.
+const GRACE: Duration = Duration::from_secs(45);
+const GRACE_STOPPED: Duration = Duration::from_secs(10);
+const END_MAX: Duration = Duration::from_secs(5);
+/// How long what waited in the queues before may take to be read.
+const BACKLOG_MAX: Duration = Duration::from_secs(120);
+const SETTLE_MAX: Duration = Duration::from_secs(15);
