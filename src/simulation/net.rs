@@ -13,7 +13,11 @@ use std::{
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use tokio::sync::{mpsc, oneshot};
 
-use super::trace::{Chance, Trace};
+use super::{
+    Time,
+    bounds::Bounds,
+    trace::{Chance, Trace},
+};
 use crate::{
     actors::Node,
     client::http::simulated,
@@ -52,6 +56,7 @@ impl Handed {
 pub(super) struct Net {
     chance: Chance,
     trace: Trace,
+    pub bounds: Bounds,
     state: Mutex<State>,
 }
 
@@ -81,15 +86,17 @@ enum Knock {
 }
 
 impl Net {
-    pub fn new(chance: Chance, trace: Trace) -> Self {
-        Self { chance, trace, state: Mutex::default() }
+    pub fn new(chance: Chance, trace: Trace, time: Time) -> Self {
+        Self { chance, trace, bounds: Bounds::new(time), state: Mutex::default() }
     }
 
     pub fn enter(&self, domain: &Domain, jobs: mpsc::UnboundedSender<Job>) {
+        self.bounds.disturbs_all(domain, true);
         self.state.lock().unwrap().processes.insert(domain.clone(), jobs);
     }
 
     pub fn leave(&self, domain: &Domain) {
+        self.bounds.disturbs_all(domain, false);
         self.state.lock().unwrap().processes.remove(domain);
     }
 
@@ -122,6 +129,8 @@ impl Net {
 
     pub fn join(&self, one: &Domain, other: &Domain) {
         self.trace.note(|| format!("{one} and {other} are joined"));
+        self.bounds.disturbed(one, other);
+        self.bounds.disturbed(other, one);
         let mut state = self.state.lock().unwrap();
         state.cut.remove(&(one.to_string(), other.to_string()));
         state.cut.remove(&(other.to_string(), one.to_string()));
@@ -129,6 +138,7 @@ impl Net {
 
     /// Everything gets through from now on.
     pub fn mend(&self) {
+        self.bounds.disturbs_everything();
         let mut state = self.state.lock().unwrap();
         state.cut.clear();
         state.weather = Weather { lost: 0, doubled: 0, delay_ms_max: 50 };
@@ -149,6 +159,13 @@ impl Net {
         });
         process.send(job).ok()?;
         answer.await.ok()
+    }
+
+    /// While they are cut off from each other nothing is expected.
+    pub fn look_at_cuts(&self, one: &Domain, other: &Domain) {
+        if self.is_cut(one.as_str(), other.as_str()) || self.is_cut(other.as_str(), one.as_str()) {
+            self.bounds.disturbed(one, other);
+        }
     }
 
     fn is_cut(&self, from: &str, to: &str) -> bool {
@@ -328,6 +345,9 @@ impl Knock {
     }
 }
 
+/// What a provider sends to another by its own schedule; all else a client waits for.
+const DELIVERIES: &str = "/deliver_message";
+
 /// The way out of one provider.
 pub(super) struct Road {
     pub from: Domain,
@@ -341,9 +361,23 @@ impl Road {
         knock: Knock,
         timeout: Duration,
     ) -> Result<HttpAnswer, CallError> {
+        let is_delivery = matches!(knock, Knock::Message { path: DELIVERIES, .. });
+        if is_delivery {
+            self.net.bounds.tries(&self.from, to);
+        }
         let carried = self.net.carry(self.from.as_str(), to, knock);
         let answer = tokio::time::timeout(timeout, carried).await;
-        answer.map_err(|_| CallError::Timeout)?.map_err(CallError::Unreachable)
+        let answer = answer.map_err(|_| CallError::Timeout)?.map_err(CallError::Unreachable);
+        match &answer {
+            Ok(_) if is_delivery => self.net.bounds.answered(&self.from, to),
+            Ok(_) => {}
+            Err(_) => {
+                // an answer may rest on something that is asked in the other direction
+                self.net.bounds.disturbed(&self.from, to);
+                self.net.bounds.disturbed(to, &self.from);
+            }
+        }
+        answer
     }
 }
 

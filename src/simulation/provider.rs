@@ -193,7 +193,7 @@ impl Provider {
             domain: self.domain.clone(),
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
-            limits: limits(),
+            limits: limits(plan),
             groups: options(&self.domain),
             registration: Registration::Open,
             token_keys: TokenKeys::new(vec![(1, box_key)]).unwrap(),
@@ -319,10 +319,17 @@ fn for_ever(key: SigningKey, not_before: Timestamp) -> ProviderKey {
     ProviderKey { key, not_before, not_after: Timestamp(u64::MAX) }
 }
 
-fn limits() -> Limits {
+fn limits(plan: &Plan) -> Limits {
     let mut limits = Limits { key_packages_low_at: 2, ..Limits::default() };
     // so that a simulated night is enough for what takes a month
     limits.peers.unreachable_after_ms = 6 * HOUR_MS;
+    let backoff = &mut limits.peers.schedule.backoff;
+    if plan.has(Mutation::HammersDeadPeers) {
+        backoff.max_ms = backoff.first_ms;
+    }
+    if plan.has(Mutation::WaitsForHours) {
+        (backoff.first_ms, backoff.max_ms) = (3 * HOUR_MS, 3 * HOUR_MS);
+    }
     limits
 }
 
@@ -364,6 +371,7 @@ fn tampering(plan: &Plan) -> Option<Tamper> {
                 (Mutation::ForgetsOutbound, Write::Outbound { .. })
                     | (Mutation::ForgetsClose, Write::Inbox { item: InboxItem::Close { .. }, .. })
                     | (Mutation::ForgetsNotices, Write::GroupNotice { .. })
+                    | (Mutation::KeepsClosedFeeds, Write::DropSubscription { .. })
             )
         });
         if mutation == Mutation::ThawsWhatHasGone {

@@ -56,6 +56,10 @@ pub(super) struct Counts {
     pub heard: u64,
     /// Texts that somebody need not have heard, having come (back) in later.
     pub excused: u64,
+    /// Texts that were said again when their hub did not remember them any more.
+    pub said_again: u64,
+    /// Deliveries to a peer within an hour that were not answered, at the most.
+    pub attempts_an_hour_most: usize,
 }
 
 impl Counts {
@@ -72,6 +76,8 @@ impl Counts {
         self.resyncs += other.resyncs;
         self.heard += other.heard;
         self.excused += other.excused;
+        self.said_again += other.said_again;
+        self.attempts_an_hour_most = self.attempts_an_hour_most.max(other.attempts_an_hour_most);
     }
 }
 
