@@ -346,20 +346,20 @@ impl PeerActor {
                 Permission::NotBefore(_) | Permission::Probing => return,
             };
             if let Some(batch) = self.repeat.pop_front() {
-                self.circuit.sent();
+                self.circuit.sent(now);
                 self.sending += 1;
                 self.post(batch, ctx);
                 continue;
             }
             self.probe_feeds(now, ctx);
             if let Some(job) = self.direct.next(now) {
-                self.circuit.sent();
+                self.circuit.sent(now);
                 self.sending += 1;
                 self.send_one(job, ctx);
                 continue;
             }
             let Some(plan) = self.outbox.plan(groups_max, now) else { return };
-            self.circuit.sent();
+            self.circuit.sent(now);
             self.sending += 1;
             self.read(plan, ctx);
         }
@@ -556,6 +556,10 @@ impl PeerActor {
         let was_cut_off = self.is_cut_off();
         self.failing = true;
         self.circuit.failed(failure, sent_at, self.now(), random());
+        if self.sending == 0 {
+            // whatever a clock said in between, no probe is out
+            self.circuit.not_sent();
+        }
         if self.is_cut_off() && !was_cut_off {
             tracing::warn!(peer = %self.peer, "the peer cannot be reached: it is left alone and probed now and then");
         }

@@ -5,6 +5,8 @@
 //! a signature is asked for.
 
 mod mls;
+#[cfg(test)]
+pub(crate) mod seeded;
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
@@ -59,29 +61,6 @@ fn fill(bytes: &mut [u8]) {
     }
     #[expect(clippy::expect_used, reason = "a process without randomness must not go on")]
     SystemRandom::new().fill(bytes).expect("the operating system gives randomness");
-}
-
-/// Randomness that a simulation can repeat, on one thread.
-#[cfg(test)]
-pub(crate) mod seeded {
-    use std::cell::RefCell;
-
-    use rand::{RngCore, SeedableRng, rngs::StdRng};
-
-    thread_local! {
-        static SEEDED: RefCell<Option<StdRng>> = const { RefCell::new(None) };
-    }
-
-    /// From now on this thread's randomness comes of `seed`; none: of the operating system again.
-    pub(crate) fn seed(seed: Option<u64>) {
-        SEEDED.set(seed.map(StdRng::seed_from_u64));
-    }
-
-    pub(super) fn fill(bytes: &mut [u8]) -> bool {
-        SEEDED.with_borrow_mut(|seeded| {
-            seeded.as_mut().map(|random| random.fill_bytes(bytes)).is_some()
-        })
-    }
 }
 
 /// SHA-256.
@@ -140,6 +119,10 @@ impl SigningKey {
         match scheme {
             SignatureScheme::ED25519 => Self::from_seed(random()),
             SignatureScheme::ECDSA_SECP256R1_SHA256 => {
+                #[cfg(test)]
+                if let Some(document) = seeded::p256_key() {
+                    return Self::from_bytes(scheme, &document);
+                }
                 let rng = SystemRandom::new();
                 let document =
                     EcdsaKeyPair::generate_pkcs8(&alg::ECDSA_P256_SHA256_ASN1_SIGNING, &rng)
@@ -208,6 +191,12 @@ impl SigningKey {
     }
 
     fn sign_raw(&self, message: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        #[cfg(test)]
+        if let Pair::P256(pair) = &self.pair
+            && let Some(signature) = seeded::p256_signature(pair, message)
+        {
+            return Ok(signature);
+        }
         match &self.pair {
             Pair::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
             Pair::P256(pair) => pair

@@ -8,9 +8,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use tokio::sync::watch;
+use futures_util::{FutureExt as _, future::Shared};
+use tokio::sync::oneshot;
 
-type Running<K, V> = Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>;
+type Running<K, V> = Arc<Mutex<HashMap<K, Shared<oneshot::Receiver<V>>>>>;
 
 pub(super) struct Flights<K, V>(Running<K, V>);
 
@@ -37,24 +38,27 @@ where
         if let Some(flight) = running.get(&key) {
             return Flight(flight.clone());
         }
-        let (tell, told) = watch::channel(None);
+        let (tell, told) = oneshot::channel();
+        let told = told.shared();
         running.insert(key.clone(), told.clone());
         let over = Over { running: Arc::clone(&self.0), key };
         tokio::spawn(async move {
             let outcome = work.await;
             drop(over);
-            tell.send_replace(Some(outcome));
+            // nobody need wait for it
+            let _ = tell.send(outcome);
         });
         Flight(told)
     }
 }
 
-pub(super) struct Flight<V>(watch::Receiver<Option<V>>);
+/// Those who wait are woken in order: a `watch` of tokio would wake them in an order of chance.
+pub(super) struct Flight<V>(Shared<oneshot::Receiver<V>>);
 
 impl<V: Clone> Flight<V> {
     /// The outcome; none where the work was broken off, with its runtime or by a panic.
-    pub async fn landed(mut self) -> Option<V> {
-        self.0.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone())
+    pub async fn landed(self) -> Option<V> {
+        self.0.await.ok()
     }
 }
 

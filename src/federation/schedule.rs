@@ -133,7 +133,12 @@ impl Circuit {
     }
 
     /// A request was sent: of an open circuit it is the probe.
-    pub fn sent(&mut self) {
+    pub fn sent(&mut self, now: Timestamp) {
+        if self.was_set_back(now) {
+            // else this one, sent "before" what failed already, could fail and tell nothing: a probe without an end
+            self.failed_at = Some(Timestamp(now.0.saturating_sub(1)));
+            self.not_before = now;
+        }
         self.probing |= self.is_open();
     }
 
@@ -219,7 +224,7 @@ mod tests {
         for failure in 1..=3 {
             assert_eq!(circuit.permission(now), Permission::Free);
             assert_eq!(circuit.state(), CircuitState::Closed);
-            circuit.sent();
+            circuit.sent(now);
             circuit.failed(Failure::Transport, now, now.plus_ms(5), 0);
             let Permission::NotBefore(next) = circuit.permission(now.plus_ms(5)) else {
                 panic!("there is a pause after failure {failure}")
@@ -228,7 +233,7 @@ mod tests {
         }
         assert_eq!(circuit.state(), CircuitState::Open);
         assert_eq!(circuit.permission(now), Permission::Probe);
-        circuit.sent();
+        circuit.sent(now);
         assert_eq!(circuit.state(), CircuitState::HalfOpen);
         assert_eq!(circuit.permission(now), Permission::Probing);
         circuit.failed(Failure::Transport, now, now.plus_ms(5), 0);
@@ -236,7 +241,7 @@ mod tests {
         let Permission::NotBefore(next) = circuit.permission(now.plus_ms(5)) else {
             panic!("there is a pause after a probe that failed")
         };
-        circuit.sent();
+        circuit.sent(next);
         circuit.succeeded();
         assert_eq!(circuit.state(), CircuitState::Closed);
         assert_eq!(circuit.permission(next), Permission::Free);
@@ -274,7 +279,7 @@ mod tests {
                 circuit.failed(Failure::Transport, ahead.plus_ms(100 * n), failed_at, 0);
             }
             assert!(matches!(circuit.permission(at(0)), Permission::Free | Permission::Probe));
-            circuit.sent();
+            circuit.sent(at(0));
             circuit.failed(Failure::Transport, at(0), at(10), 0);
             let Permission::NotBefore(next) = circuit.permission(at(10)) else { panic!("a pause") };
             assert!(next > at(10) && next <= at(10).plus_ms(LIMITS.backoff.max_ms));
@@ -282,6 +287,27 @@ mod tests {
             circuit.failed(Failure::Transport, at(0), at(11), 0);
             assert_eq!(circuit.permission(at(11)), Permission::NotBefore(next));
         }
+    }
+
+    #[test]
+    fn a_probe_that_began_on_a_clock_set_back_and_failed_behind_the_last_failure_is_over() {
+        let mut circuit = Circuit::new(LIMITS);
+        let mut now = at(60_000);
+        for _ in 0..3 {
+            circuit.sent(now);
+            circuit.failed(Failure::Transport, now, now.plus_ms(5), 0);
+            now = now.plus_ms(10_000);
+        }
+        // a little before the last failure by now
+        let (sent_at, fails_at) = (at(79_000), at(109_000));
+        assert_eq!(circuit.permission(sent_at), Permission::Probe);
+        circuit.sent(sent_at);
+        assert_eq!(circuit.permission(sent_at), Permission::Probing);
+        circuit.failed(Failure::Transport, sent_at, fails_at, 0);
+        let Permission::NotBefore(next) = circuit.permission(fails_at) else {
+            panic!("there is a pause, and an end of it: {:?}", circuit.permission(fails_at))
+        };
+        assert!(next <= fails_at.plus_ms(LIMITS.backoff.max_ms));
     }
 
     #[test]
@@ -313,7 +339,7 @@ mod tests {
             let mut now = at(0);
             for (step, random, pause_ms) in steps {
                 let sent_at = now;
-                circuit.sent();
+                circuit.sent(now);
                 now = now.plus_ms(pause_ms + 1);
                 match step {
                     0 => circuit.succeeded(),

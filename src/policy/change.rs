@@ -125,7 +125,10 @@ pub fn of_commit(
         policy: None,
     };
     let external = matches!(sender, Sender::NewMemberCommit);
-    for queued in staged.queued_proposals() {
+    // who commits several Removes with openmls has them in an order of chance: what comes of them must not hang on it
+    let mut proposals: Vec<&QueuedProposal> = staged.queued_proposals().collect();
+    proposals.sort_by_key(|queued| leaf_of(queued));
+    for queued in proposals {
         let what = match queued.proposal() {
             // in an external commit this is the Remove of the leaf that the newcomer replaces
             Proposal::Remove(remove)
@@ -176,6 +179,15 @@ pub fn of_commit(
         }
     }
     Ok(change)
+}
+
+/// The leaf that is no more, or another one, behind a proposal.
+fn leaf_of(queued: &QueuedProposal) -> Option<u32> {
+    match (queued.proposal(), queued.sender()) {
+        (Proposal::Remove(remove), _) => Some(remove.removed().u32()),
+        (Proposal::Update(_) | Proposal::SelfRemove, Sender::Member(leaf)) => Some(leaf.u32()),
+        _ => None,
+    }
 }
 
 /// Reads what one proposal does.

@@ -51,7 +51,7 @@ pub(super) async fn populate(world: &Rc<World>) -> Vec<Rc<Agent>> {
     for user in 0..world.plan.users {
         let domain = &domains[user % domains.len()];
         let first = Agent::register(world, domain, &format!("user{user}"), "phone", None).await;
-        if user % 3 == 0 {
+        if user % 3 == 0 || world.plan.deletes_devices {
             let authorization = first.client().authorize_device().unwrap();
             let name = format!("user{user}");
             let more = Agent::register(world, domain, &name, "desk", Some(authorization)).await;
@@ -335,6 +335,9 @@ impl Agent {
             }
             33..36 => ("adds its devices", client.add_own_clients(group, &[]).await),
             36..40 => return self.delete_another(client, world).await,
+            40..60 if world.plan.deletes_devices => {
+                return self.delete_another(client, world).await;
+            }
             40 if chance.below(3) == 0 => {
                 let providers = world.providers.borrow();
                 let provider = chance.pick(&providers);

@@ -8,11 +8,13 @@
 //! the seed), and what people do ([`agent`]). Providers and clients crash between any two events. There is one thread, so that one
 //! seed is one run: `Report::hash` is that of everything that happened.
 //!
-//! [`oracle`] judges, from outside: what clients are handed, what they show, and what stands on the disks.
+//! [`oracle`] judges, from outside: what clients are handed, what they show, and what stands on the disks; [`bounds`] how often and how
+//! soon something is tried, and how much waits.
 //!
 //! Deliberately absent: sockets, TLS, the engines of real disks, and the clients' stream (they poll).
 
 mod agent;
+mod bounds;
 mod net;
 mod oracle;
 mod provider;
@@ -50,12 +52,37 @@ struct Plan {
     groups: usize,
     /// Whether groups move between providers.
     moves: bool,
+    /// The simulation begins so many days before today. What happens must not hang on it.
+    days_back: u64,
+    /// Nobody does anything.
+    silent: bool,
+    /// Everybody has two devices, and soon deletes the second one. Else a few do, and seldom.
+    deletes_devices: bool,
     mutation: Option<Mutation>,
 }
 
 impl Plan {
     fn of(seed: u64) -> Self {
-        Self { seed, hours: 48, providers: 3, users: 6, groups: 3, moves: true, mutation: None }
+        let (providers, users, groups) = (3, 6, 3);
+        Self {
+            seed,
+            hours: 48,
+            providers,
+            users,
+            groups,
+            moves: true,
+            days_back: DAYS_BACK,
+            silent: false,
+            deletes_devices: false,
+            mutation: None,
+        }
+    }
+
+    /// So that what is planted matters in most of the runs.
+    fn with(mutation: Mutation, seed: u64) -> Self {
+        // hubs remove whoever is silent for ten hours all the same: only a device that was deleted late shows that nobody was told
+        let deletes_devices = mutation == Mutation::ForgetsNotices;
+        Self { hours: 24, deletes_devices, mutation: Some(mutation), ..Self::of(seed) }
     }
 
     fn has(&self, mutation: Mutation) -> bool {
@@ -82,6 +109,12 @@ enum Mutation {
     RefusesCommits,
     /// Nothing is looked after but by hints.
     NeverSweeps,
+    /// A peer that does not answer is tried every half second.
+    HammersDeadPeers,
+    /// A peer that did not answer is left alone for hours.
+    WaitsForHours,
+    /// What a client had of a group that it has left stays when all of it is acknowledged.
+    KeepsClosedFeeds,
     /// A move that the source has given up goes on at the target all the same, as hosted.
     ThawsWhatHasGone,
 }
@@ -161,11 +194,11 @@ async fn simulate(plan: Plan) -> Report {
     let today = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let day_ms = 24 * 3600 * 1000;
     let at_start =
-        Timestamp((u64::try_from(today.as_millis()).unwrap() / day_ms - DAYS_BACK) * day_ms);
+        Timestamp((u64::try_from(today.as_millis()).unwrap() / day_ms - plan.days_back) * day_ms);
     let time = Time { start: Instant::now(), at_start };
     let trace = Trace::new(time.start);
     let chance = Chance::of(plan.seed);
-    let net = Arc::new(Net::new(chance.clone(), trace.clone()));
+    let net = Arc::new(Net::new(chance.clone(), trace.clone(), time));
     let names = ["a.example", "b.example", "c.example"];
     let domains = names.iter().take(plan.providers).map(|name| Domain::new(*name).unwrap());
     let providers: Vec<Provider> = domains.map(|domain| Provider::new(domain, time)).collect();
@@ -196,6 +229,8 @@ async fn simulate(plan: Plan) -> Report {
     if let Some(failure) = &failure {
         world.trace.note(|| format!("FAILED: {failure}"));
     }
+    let most = world.net.bounds.attempts_most();
+    world.trace.count(|counts| counts.attempts_an_hour_most = most);
     let (hash, events, counts, last) = world.trace.end();
     let simulated = world.time.since_start();
     Report {
@@ -250,7 +285,7 @@ impl World {
         self.net
             .plant(self.plan.has(Mutation::DropsEntry), self.plan.has(Mutation::RefusesCommits));
         let mut tasks = Vec::new();
-        for agent in &agents {
+        for agent in agents.iter().filter(|_| !self.plan.silent) {
             tasks.push(tokio::task::spawn_local(Rc::clone(agent).live(Rc::clone(&self))));
         }
         for at in 0..self.plan.providers {
@@ -268,6 +303,7 @@ impl World {
     /// What can be judged at any time.
     async fn judge(&self) -> Result<(), String> {
         self.oracle.borrow_mut().take_in()?;
+        bounds::look(self).await?;
         oracle::look_at_disks(self).await
     }
 
@@ -287,6 +323,7 @@ impl World {
             let (runs, failed) = {
                 let providers = self.providers.borrow();
                 providers[at].clock.set_offset(0);
+                self.net.bounds.disturbs_all(&providers[at].domain, false);
                 (providers[at].is_running(), providers[at].has_failed())
             };
             if runs && failed {
@@ -363,6 +400,7 @@ impl World {
                     let offset = i64::try_from(offset).unwrap() - 90_000;
                     providers[at].clock.set_offset(offset);
                     let domain = &providers[at].domain;
+                    self.net.bounds.disturbs_all(domain, false);
                     self.trace.note(|| format!("the clock of {domain} is off by {offset} ms"));
                 }
             }
@@ -413,7 +451,7 @@ impl World {
     }
 }
 
-/// The simulation begins so many days before today.
+/// What is made in the simulation is good for longer.
 const DAYS_BACK: u64 = 30;
 /// In how many hours everything has come that was owed when the last fault ended: the longest pause of any schedule is one.
 const HOURS_TO_SETTLE: u64 = 6;

@@ -13,7 +13,11 @@ use std::{
 use futures_util::future::{BoxFuture, LocalBoxFuture};
 use tokio::sync::{mpsc, oneshot};
 
-use super::trace::{Chance, Trace};
+use super::{
+    Time,
+    bounds::Bounds,
+    trace::{Chance, Trace},
+};
 use crate::{
     actors::Node,
     client::http::simulated,
@@ -52,6 +56,7 @@ impl Handed {
 pub(super) struct Net {
     chance: Chance,
     trace: Trace,
+    pub bounds: Bounds,
     state: Mutex<State>,
 }
 
@@ -81,15 +86,17 @@ enum Knock {
 }
 
 impl Net {
-    pub fn new(chance: Chance, trace: Trace) -> Self {
-        Self { chance, trace, state: Mutex::default() }
+    pub fn new(chance: Chance, trace: Trace, time: Time) -> Self {
+        Self { chance, trace, bounds: Bounds::new(time), state: Mutex::default() }
     }
 
     pub fn enter(&self, domain: &Domain, jobs: mpsc::UnboundedSender<Job>) {
+        self.bounds.disturbs_all(domain, true);
         self.state.lock().unwrap().processes.insert(domain.clone(), jobs);
     }
 
     pub fn leave(&self, domain: &Domain) {
+        self.bounds.disturbs_all(domain, false);
         self.state.lock().unwrap().processes.remove(domain);
     }
 
@@ -122,6 +129,8 @@ impl Net {
 
     pub fn join(&self, one: &Domain, other: &Domain) {
         self.trace.note(|| format!("{one} and {other} are joined"));
+        self.bounds.disturbed(one, other);
+        self.bounds.disturbed(other, one);
         let mut state = self.state.lock().unwrap();
         state.cut.remove(&(one.to_string(), other.to_string()));
         state.cut.remove(&(other.to_string(), one.to_string()));
@@ -129,6 +138,7 @@ impl Net {
 
     /// Everything gets through from now on.
     pub fn mend(&self) {
+        self.bounds.disturbs_everything();
         let mut state = self.state.lock().unwrap();
         state.cut.clear();
         state.weather = Weather { lost: 0, doubled: 0, delay_ms_max: 50 };
@@ -151,6 +161,13 @@ impl Net {
         answer.await.ok()
     }
 
+    /// While they are cut off from each other nothing is expected.
+    pub fn look_at_cuts(&self, one: &Domain, other: &Domain) {
+        if self.is_cut(one.as_str(), other.as_str()) || self.is_cut(other.as_str(), one.as_str()) {
+            self.bounds.disturbed(one, other);
+        }
+    }
+
     fn is_cut(&self, from: &str, to: &str) -> bool {
         self.state.lock().unwrap().cut.contains(&(from.to_owned(), to.to_owned()))
     }
@@ -166,54 +183,75 @@ impl Net {
     }
 
     async fn carry(&self, from: &str, to: &Domain, knock: Knock) -> Result<HttpAnswer, String> {
-        self.trace.count(|counts| counts.requests += 1);
         let line = match &knock {
             Knock::Client { path, .. } => path.as_str(),
             Knock::Message { path, .. } | Knock::Keys { path } => path,
         };
-        self.trace.note(|| format!("{from} > {to} {line}"));
+        let line = line.to_owned();
+        let number = self.trace.count(|counts| {
+            counts.requests += 1;
+            counts.requests
+        });
+        let note = |what: &str| self.trace.note(|| format!("{number} {what}"));
+        note(&format!("{from} > {to} {line} of {} bytes", knock.bytes()));
         if self.is_cut(from, to.as_str()) {
             if self.chance.below(2) == 0 {
+                note("finds no route");
                 return Err("no route".to_owned());
             }
+            note("is cut off");
             std::future::pending::<()>().await;
         }
         self.pause().await;
         if self.is_lost() {
+            note("is lost");
             std::future::pending::<()>().await;
         }
         let process = self.state.lock().unwrap().processes.get(to).cloned();
-        let process = process.ok_or("connection refused")?;
+        let Some(process) = process else {
+            note("is refused");
+            return Err("connection refused".to_owned());
+        };
         let doubled = self.state.lock().unwrap().weather.doubled;
         if self.chance.of_thousand(doubled) {
             let late = Duration::from_millis(self.chance.between(1, 120_000));
-            let again = knock.clone();
+            note("is doubled");
+            let (again, trace) = (knock.clone(), self.trace.clone());
             let _ = process.send(Box::new(move |inside| {
                 Box::pin(async move {
                     tokio::time::sleep(late).await;
-                    again.at(&inside).await;
+                    let answer = again.at(&inside).await;
+                    trace.note(|| format!("{number} comes again: {}", told(&answer)));
                 })
             }));
         }
         let (mut reply, answer) = oneshot::channel();
         // a server may or may not go on with what nobody waits for any more
         let goes_on = self.chance.below(2) == 0;
+        let trace = self.trace.clone();
         let sent = process.send(Box::new(move |inside| {
             Box::pin(async move {
+                trace.note(|| format!("{number} arrives"));
                 let answer = tokio::select! {
                     biased;
                     answer = knock.at(&inside) => answer,
-                    () = reply.closed(), if !goes_on => return,
+                    () = reply.closed(), if !goes_on => return trace.note(|| format!("{number} is let go")),
                 };
+                trace.note(|| format!("{number} is answered: {}", told(&answer)));
                 let _ = reply.send(answer);
             })
         }));
         sent.map_err(|_| "connection refused")?;
-        let answer = answer.await.map_err(|_| "connection reset")?;
+        let Ok(answer) = answer.await else {
+            note("is reset");
+            return Err("connection reset".to_owned());
+        };
         if self.is_cut(to.as_str(), from) || self.is_lost() {
+            note("has its answer lost");
             std::future::pending::<()>().await;
         }
         self.pause().await;
+        note("has its answer");
         Ok(answer)
     }
 
@@ -282,7 +320,19 @@ fn answer_with(entries: &[QueueEntry]) -> Vec<u8> {
     encode(&ClientResponse { outcome })
 }
 
+/// How it is answered. Not what the bytes are: those of HPKE are by chance of the operating system.
+fn told(answer: &HttpAnswer) -> String {
+    format!("{}, {} bytes", answer.status, answer.body.len())
+}
+
 impl Knock {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Client { body, .. } | Self::Message { body, .. } => body.len(),
+            Self::Keys { .. } => 0,
+        }
+    }
+
     async fn at(self, inside: &Inside) -> HttpAnswer {
         match self {
             Self::Client { path, body } => {
@@ -294,6 +344,9 @@ impl Knock {
         }
     }
 }
+
+/// What a provider sends to another by its own schedule; all else a client waits for.
+const DELIVERIES: &str = "/deliver_message";
 
 /// The way out of one provider.
 pub(super) struct Road {
@@ -308,9 +361,23 @@ impl Road {
         knock: Knock,
         timeout: Duration,
     ) -> Result<HttpAnswer, CallError> {
+        let is_delivery = matches!(knock, Knock::Message { path: DELIVERIES, .. });
+        if is_delivery {
+            self.net.bounds.tries(&self.from, to);
+        }
         let carried = self.net.carry(self.from.as_str(), to, knock);
         let answer = tokio::time::timeout(timeout, carried).await;
-        answer.map_err(|_| CallError::Timeout)?.map_err(CallError::Unreachable)
+        let answer = answer.map_err(|_| CallError::Timeout)?.map_err(CallError::Unreachable);
+        match &answer {
+            Ok(_) if is_delivery => self.net.bounds.answered(&self.from, to),
+            Ok(_) => {}
+            Err(_) => {
+                // an answer may rest on something that is asked in the other direction
+                self.net.bounds.disturbed(&self.from, to);
+                self.net.bounds.disturbed(to, &self.from);
+            }
+        }
+        answer
     }
 }
 

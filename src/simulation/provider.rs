@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    fmt::Write as _,
     rc::Rc,
     sync::{
         Arc, Mutex,
@@ -163,9 +164,15 @@ impl Provider {
             self.disk = synced;
         }
         let (store, stepper) = self.disk.open_stepped().unwrap();
-        if let Some(tamper) = tampering(plan) {
-            stepper.tamper(tamper);
-        }
+        let (tamper, domain, seen) = (tampering(plan), self.domain.clone(), trace.clone());
+        stepper.tamper(Box::new(move |batch| {
+            let batch = match &tamper {
+                Some(tamper) => tamper(batch),
+                None => batch,
+            };
+            seen.note(|| format!("{domain} writes {}", listed(&batch)));
+            batch
+        }));
         let metrics = Metrics::new().unwrap();
         let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let asked = Arc::clone(&clock);
@@ -186,7 +193,7 @@ impl Provider {
             domain: self.domain.clone(),
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
-            limits: limits(),
+            limits: limits(plan),
             groups: options(&self.domain),
             registration: Registration::Open,
             token_keys: TokenKeys::new(vec![(1, box_key)]).unwrap(),
@@ -312,10 +319,17 @@ fn for_ever(key: SigningKey, not_before: Timestamp) -> ProviderKey {
     ProviderKey { key, not_before, not_after: Timestamp(u64::MAX) }
 }
 
-fn limits() -> Limits {
+fn limits(plan: &Plan) -> Limits {
     let mut limits = Limits { key_packages_low_at: 2, ..Limits::default() };
     // so that a simulated night is enough for what takes a month
     limits.peers.unreachable_after_ms = 6 * HOUR_MS;
+    let backoff = &mut limits.peers.schedule.backoff;
+    if plan.has(Mutation::HammersDeadPeers) {
+        backoff.max_ms = backoff.first_ms;
+    }
+    if plan.has(Mutation::WaitsForHours) {
+        (backoff.first_ms, backoff.max_ms) = (3 * HOUR_MS, 3 * HOUR_MS);
+    }
     limits
 }
 
@@ -323,6 +337,28 @@ fn options(domain: &Domain) -> GroupOptions {
     let mut options = GroupOptions::new(domain.clone());
     options.settings.inactive_after_ms = Some(10 * HOUR_MS);
     options
+}
+
+/// Which records a batch changes, and where the engine's order of them would show.
+fn listed(batch: &Batch) -> String {
+    let mut listed = format!("{} conditions,", batch.conditions.len());
+    for write in &batch.writes {
+        // only the name is asked for: what follows it is refused, and not put into words
+        let mut name = Name(&mut listed);
+        let _ = write!(name, "{write:?}");
+    }
+    listed
+}
+
+/// Takes the first word of what is written to it.
+struct Name<'a>(&'a mut String);
+
+impl std::fmt::Write for Name<'_> {
+    fn write_str(&mut self, words: &str) -> std::fmt::Result {
+        self.0.push(' ');
+        self.0.push_str(words);
+        Err(std::fmt::Error)
+    }
 }
 
 fn tampering(plan: &Plan) -> Option<Tamper> {
@@ -335,6 +371,7 @@ fn tampering(plan: &Plan) -> Option<Tamper> {
                 (Mutation::ForgetsOutbound, Write::Outbound { .. })
                     | (Mutation::ForgetsClose, Write::Inbox { item: InboxItem::Close { .. }, .. })
                     | (Mutation::ForgetsNotices, Write::GroupNotice { .. })
+                    | (Mutation::KeepsClosedFeeds, Write::DropSubscription { .. })
             )
         });
         if mutation == Mutation::ThawsWhatHasGone {

@@ -56,6 +56,10 @@ pub(super) struct Counts {
     pub heard: u64,
     /// Texts that somebody need not have heard, having come (back) in later.
     pub excused: u64,
+    /// Texts that were said again when their hub did not remember them any more.
+    pub said_again: u64,
+    /// Deliveries to a peer within an hour that were not answered, at the most.
+    pub attempts_an_hour_most: usize,
 }
 
 impl Counts {
@@ -72,6 +76,8 @@ impl Counts {
         self.resyncs += other.resyncs;
         self.heard += other.heard;
         self.excused += other.excused;
+        self.said_again += other.said_again;
+        self.attempts_an_hour_most = self.attempts_an_hour_most.max(other.attempts_an_hour_most);
     }
 }
 
@@ -114,8 +120,8 @@ impl Trace {
         inner.last.push_back(line);
     }
 
-    pub fn count(&self, count: impl FnOnce(&mut Counts)) {
-        count(&mut self.0.lock().unwrap().counts);
+    pub fn count<T>(&self, count: impl FnOnce(&mut Counts) -> T) -> T {
+        count(&mut self.0.lock().unwrap().counts)
     }
 
     pub fn end(&self) -> (u64, u64, Counts, Vec<String>) {

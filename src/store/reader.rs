@@ -73,15 +73,10 @@ impl NodeStore {
         F: FnOnce(&Reader<'_>) -> Result<T, StoreError> + Send,
     {
         let (result, waits_for) = self.look(read);
-        if let Some(sequence) = waits_for {
-            let mut durable = self.shared.durable.subscribe();
-            let state = durable
-                .wait_for(|durable| durable.failed || durable.sequence >= sequence)
-                .await
-                .map(|state| *state);
-            if !state.is_ok_and(|state| state.sequence >= sequence) {
-                return Err(StoreError::Unavailable(self.shared.failure()));
-            }
+        if let Some(sequence) = waits_for
+            && !self.shared.durable.reaches(sequence).await
+        {
+            return Err(StoreError::Unavailable(self.shared.failure()));
         }
         result
     }

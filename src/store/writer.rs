@@ -19,6 +19,7 @@ use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 #[cfg(test)]
 pub(crate) mod stepped;
@@ -64,7 +65,7 @@ pub(super) struct Shared {
     pub engine: Box<dyn Engine>,
     /// Held for reading during every read of the engine, for writing while it is changed.
     pub view: RwLock<View>,
-    pub durable: watch::Sender<Durable>,
+    pub durable: Durability,
     lanes: Mutex<Lanes>,
     wake: Condvar,
     pub counters: Counters,
@@ -82,10 +83,48 @@ pub(super) struct View {
     pub pending: Changes,
 }
 
+/// Up to where everything is durable, and who waits for more. Who came first is woken first: a `watch` of tokio wakes in an order of
+/// chance, and with it a simulation would not be the same run twice.
+pub(super) struct Durability {
+    state: Mutex<Durable>,
+    changed: Notify,
+}
+
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Durable {
-    pub sequence: u64,
-    pub failed: bool,
+struct Durable {
+    sequence: u64,
+    failed: bool,
+}
+
+impl Durability {
+    fn new(sequence: u64) -> Self {
+        let state = Mutex::new(Durable { sequence, failed: false });
+        Self { state, changed: Notify::new() }
+    }
+
+    /// Waits until `sequence` is durable; false where it may never be.
+    pub async fn reaches(&self, sequence: u64) -> bool {
+        loop {
+            // from here on a change is not missed
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let durable = *locked(&self.state);
+            if durable.failed || durable.sequence >= sequence {
+                return durable.sequence >= sequence;
+            }
+            changed.await;
+        }
+    }
+
+    fn reach(&self, sequence: u64) {
+        locked(&self.state).sequence = sequence;
+        self.changed.notify_waiters();
+    }
+
+    fn fail(&self) {
+        locked(&self.state).failed = true;
+        self.changed.notify_waiters();
+    }
 }
 
 #[derive(Default)]
@@ -284,7 +323,7 @@ impl Writer {
         let shared = Arc::new(Shared {
             engine,
             view: RwLock::new(View { applied: sequence, pending: Changes::new() }),
-            durable: watch::Sender::new(Durable { sequence, failed: false }),
+            durable: Durability::new(sequence),
             lanes: Mutex::default(),
             wake: Condvar::new(),
             counters: Counters::default(),
@@ -518,7 +557,7 @@ impl Writer {
         for times in self.answers.iter().filter_map(|staged| staged.times.as_ref()) {
             let _ = times.durable.set(durable);
         }
-        shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
+        shared.durable.reach(self.sequence);
         let took = durable.saturating_duration_since(applied.started);
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let histograms = &shared.counters.histograms;
@@ -576,7 +615,7 @@ impl Writer {
             let failed = Lanes { phase: Phase::Failed(reason.to_owned()), ..Lanes::default() };
             std::mem::replace(&mut *lanes, failed)
         };
-        self.shared.durable.send_modify(|durable| durable.failed = true);
+        self.shared.durable.fail();
         let staged = self.answers.into_iter().map(|staged| staged.answer);
         let spread = self.spread.into_iter().map(|spread| spread.into_job().answer);
         let taken = self.normal.into_iter().chain(self.low).map(|job| job.answer);

@@ -366,7 +366,11 @@ impl Member {
             }
         }
         let record = self.record(&pending.group)?;
-        if record.state == GroupState::Active && !pending.operation.comes_from_outside() {
+        let is_member = record.state == GroupState::Active;
+        if is_member
+            && !pending.operation.comes_from_outside()
+            && !self.queue_rests_on(&pending, &record)?
+        {
             if pending.redirect.take().is_some() {
                 // it was sent on when this client could not follow; by now its own state says who to ask
                 self.home.put(Kind::Pending, key, &pending)?;
@@ -412,6 +416,15 @@ impl Member {
         pending.info = None;
         self.home.put(Kind::Pending, key, &pending)?;
         Ok(Settled::Again { after_ms: 0 })
+    }
+
+    /// Whether the group's feed has come to what lies behind a request that is on its way: it may have been accepted before the
+    /// group moved, and nothing more can be read until that is known. Who was told that is the provider that has the group now.
+    fn queue_rests_on(&self, pending: &Pending, record: &GroupRecord) -> Result<bool, CoreError> {
+        let Some(read) = record.read_epoch.filter(|_| pending.built.is_some()) else {
+            return Ok(false);
+        };
+        Ok(read > epoch_of(&self.load(&pending.group)?))
     }
 
     /// The hub in the last epoch that this client can be sure of, and whether that is a Welcome's.

@@ -818,3 +818,31 @@ fn request_that_was_sent_on_asks_the_group_s_own_hub_once_its_member_follows_aga
     assert_eq!(settled, Settled::Again { after_ms: 0 });
     assert_eq!(bob.outbound(send, *NOW).unwrap().hub, named("c.example"));
 }
+
+#[test]
+fn member_whose_queue_rests_on_a_commit_that_was_accepted_before_the_move_asks_along_the_chain() {
+    let (alice, bob, _) = three();
+    let mut scene = Scene::new(SUITES[0], &alice, &[&bob]);
+    let group = scene.group.clone();
+    let update = Operation::UpdateClient { rotate_key: false };
+    let request = bob.begin(&group, update).unwrap();
+    let first = bob.outbound(request, *NOW).unwrap();
+    // the answer is lost, and bob is given no copy of what is his own
+    let accepted = scene.wire.accept(&first.message, bob.client());
+    scene.deliver(&[&alice]);
+    let link = scene.migrate(&alice);
+    let settled = bob.settle(request, &moved(&[&link]), *NOW).unwrap();
+    assert!(matches!(settled, Settled::Again { after_ms } if after_ms > 0), "the queue is first");
+    assert_eq!(bob.outbound(request, *NOW).unwrap().hub, domain());
+    assert_eq!(scene.wire.deliver(&group, &bob), Some(Handled::Wait));
+    let settled = bob.settle(request, &moved(&[&link]), *NOW).unwrap();
+    assert_eq!(settled, Settled::Again { after_ms: 0 });
+    let again = bob.outbound(request, *NOW).unwrap();
+    assert_eq!((&again.hub, &again.message.context.hub_domain), (&scene.b.domain, &again.hub));
+    assert_eq!(again.message.context.request_id, first.message.context.request_id);
+    assert_eq!(scene.hub_of(&bob), domain(), "the chain alone moves no member");
+    assert!(matches!(bob.settle(request, &accepted, *NOW).unwrap(), Settled::Done(_)));
+    scene.deliver(&[&bob]);
+    assert_eq!(scene.hub_of(&bob), scene.b.domain);
+    agree(&group, &[&alice, &bob]);
+}
