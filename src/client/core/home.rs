@@ -115,6 +115,7 @@ pub(super) enum Kind {
     Setting = 9,
     Answer = 10,
     Doubt = 11,
+    Look = 12,
 }
 
 /// A client's database.

@@ -17,6 +17,7 @@ mod enter;
 pub mod fuzzing;
 mod home;
 mod identity;
+mod look;
 mod moving;
 mod offer;
 mod receive;

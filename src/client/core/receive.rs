@@ -15,6 +15,7 @@ use super::{
     enter::join_config,
     epoch_of,
     identity::StoredKey,
+    look,
     moving::{BadMove, HubAt, judge_hub, judge_proposed_hub},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
     view::{policy_of, roster_of},
@@ -550,7 +551,7 @@ impl Member {
                 group = self.load(id)?;
             }
         }
-        match self.home.attempt(|| self.process(id, &mut group, protocol)) {
+        match self.home.attempt(|| self.process(id, &mut group, message, protocol)) {
             Ok(followed) => Ok(followed),
             Err(Unacceptable::Core(CoreError::Store(error))) => Err(CoreError::Store(error)),
             Err(problem) if is_commit => {
@@ -592,10 +593,11 @@ impl Member {
         &self,
         id: &GroupId,
         group: &mut mls::MlsGroup,
-        message: mls::ProtocolMessage,
+        message: &MlsMessage,
+        protocol: mls::ProtocolMessage,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let processed = group.process_message(&provider, message).map_err(|error| {
+        let processed = group.process_message(&provider, protocol).map_err(|error| {
             if let mls::ProcessMessageError::StorageError(error) = error {
                 return CoreError::from(error).into();
             }
@@ -609,7 +611,7 @@ impl Member {
                 self.take_proposal(id, group, *proposal, &aad)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
-                self.take_commit(id, group, *staged, &sender, &aad)
+                self.take_commit(id, group, *staged, &sender, &aad, message)
             }
             mls::ProcessedMessageContent::OwnPendingCommit => {
                 let before = HubAt::of(group)?;
@@ -743,6 +745,7 @@ impl Member {
         staged: mls::StagedCommit,
         sender: &mls::Sender,
         aad: &[u8],
+        message: &MlsMessage,
     ) -> Result<Followed, Unacceptable> {
         let (roster, before) = (roster_of(group)?, policy_of(group)?);
         let record = self.record(id)?;
@@ -788,6 +791,18 @@ impl Member {
         if out {
             self.leave(id, record)?;
         } else {
+            let user_of = |it: &ClientUri| {
+                let joined = what.joined.as_ref().map(|joined| &joined.user);
+                joined.or_else(|| Some(&roster.get(roster.leaf_of(it)?)?.user))
+            };
+            let commit = look::Followed {
+                roster: &roster,
+                removed: &what.removed,
+                message,
+                by: by.as_ref(),
+                by_user: by.as_ref().and_then(user_of),
+            };
+            self.behind_commit(id, group, &commit)?;
             self.push(&Event::Changed {
                 group: id.clone(),
                 epoch: epoch_of(group),

@@ -3,6 +3,8 @@
 
 #![allow(clippy::wildcard_enum_match_arm)]
 
+mod complain;
+mod look;
 mod moving;
 
 use std::{collections::BTreeMap, sync::LazyLock};
