@@ -411,8 +411,9 @@ async fn newcomer_who_was_misled_by_a_wrong_external_pub_is_in_and_talks() {
     scene.lies(Lie::ExternalPub).await;
     let tablet = scene.device(1, "tablet").await;
     scene.is_honest(tablet);
-    scene.talk("with the tablet").await;
+    scene.agree().await;
     assert_eq!(scene.came_again(), [0, 1, 2, 3]);
+    scene.talk("with the tablet").await;
     scene.others_come_in().await;
 }
 
