@@ -409,11 +409,11 @@ async fn group_whose_member_was_misled_by_a_wrong_external_pub_talks_again() {
 async fn newcomer_who_was_misled_by_a_wrong_external_pub_is_in_and_talks() {
     let mut scene = Scene::new(&THREE, LONG).await;
     scene.lies(Lie::ExternalPub).await;
-    let tablet = scene.device(1, "tablet").await;
-    scene.is_honest(tablet);
+    let desk = scene.device(1, "desk").await;
+    scene.is_honest(desk);
     scene.agree().await;
     assert_eq!(scene.came_again(), [0, 1, 2, 3]);
-    scene.talk("with the tablet").await;
+    scene.talk("with the desk").await;
     scene.others_come_in().await;
 }
 
