@@ -228,7 +228,9 @@ impl Client {
                 () = tokio::time::sleep(LOOK_AROUND) => {
                     // nothing has come for a while: the queue is empty
                     let settled = self.member().settle_doubts()?;
-                    if settled > 0 || self.member().has_doubts()? {
+                    let now = self.now();
+                    let looks = self.member().has_looks(now)?;
+                    if settled > 0 || looks || self.member().has_doubts()? {
                         self.resume_in_passing().await?;
                     }
                     continue;

@@ -125,6 +125,7 @@ impl Client {
     /// it stays unanswered. However many get no answer, they hold up who calls this for no longer than
     /// [`ALL_IN_PASSING`] and one attempt; those that there is no time for come later.
     pub(super) async fn resume_in_passing(&self) -> Result<(), ClientError> {
+        self.look_in_passing().await?;
         self.complain_in_passing().await?;
         let mut pending = self.member().pending()?;
         // another group comes first each time, so that those that get no answer are not always in the others' way;

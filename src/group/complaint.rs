@@ -112,7 +112,8 @@ impl GroupState {
 
     /// Until when the group may yet go back behind its last commit; none: it does not.
     fn back_until(&self, now: Timestamp) -> Option<Timestamp> {
-        let until = self.lies.back_until(self.epoch()).filter(|until| now < *until)?;
+        let wait_ms = self.hub.settings.complaint_wait_ms;
+        let until = self.lies.back_until(self.epoch(), wait_ms).filter(|until| now < *until)?;
         let last = self.lies.cases.len().wrapping_sub(1);
         (!self.deleted && !self.lies.is_misled(last)).then_some(until)
     }

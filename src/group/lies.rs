@@ -31,8 +31,6 @@ const COMPLAINTS_MAX: usize = 16_384;
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// A commit can be taken back for so long.
 pub(super) const BACK_MS: u64 = 10 * 60 * 1000;
-/// From the first complaint on complainants wait for others at the most so long: they cannot talk meanwhile.
-pub(super) const WAIT_MS: u64 = 30 * 1000;
 /// Users who must complain, however few there are.
 const QUORUM_MIN: u32 = 2;
 /// Commits that were taken back and are still answered with `void`.
@@ -270,8 +268,9 @@ impl Lies {
         Some(case)
     }
 
-    /// Until when the group may yet go back behind its last commit; none: it does not. `epoch` is the group's.
-    pub(super) fn back_until(&self, epoch: Epoch) -> Option<Timestamp> {
+    /// Until when the group may yet go back behind its last commit; none: it does not. `epoch` is the group's, and complainants
+    /// wait for others for `wait_ms`.
+    pub(super) fn back_until(&self, epoch: Epoch, wait_ms: u64) -> Option<Timestamp> {
         let last = self.cases.back()?;
         let first = last.first_complaint_at?;
         let may = last.epoch.next() == epoch
@@ -282,7 +281,7 @@ impl Lies {
             && last.users >= QUORUM_MIN
             && self.went_back.len() < WENT_BACK_MAX
             && !self.went_back.contains(&last.user);
-        may.then(|| last.at.plus_ms(BACK_MS).min(first.plus_ms(WAIT_MS)))
+        may.then(|| last.at.plus_ms(BACK_MS).min(first.plus_ms(wait_ms)))
     }
 
     /// Whether the commit `index` was made by a GroupInfo that somebody complains of: then its committer, who comes from

@@ -94,6 +94,8 @@ pub struct Settings {
     pub strict_after_ms: Option<u64>,
     /// A group whose every member is to be removed is deleted after this.
     pub delete_after_ms: u64,
+    /// From the first complaint about a commit on complainants wait for others at the most so long, and cannot talk meanwhile.
+    pub complaint_wait_ms: u64,
     /// Lifetime of a KeyPackage that may be added.
     pub key_package_lifetime_max_s: u64,
     /// MLS ciphersuites that a group may have.
@@ -119,6 +121,7 @@ impl Settings {
             inactive_after_ms: Some(90 * DAY_MS),
             strict_after_ms: Some(60 * 1000),
             delete_after_ms: 30 * DAY_MS,
+            complaint_wait_ms: 30 * 1000,
             key_package_lifetime_max_s: 100 * 24 * 60 * 60,
             ciphersuites: vec![1, 2, 3],
         }

@@ -115,6 +115,8 @@ pub struct Groups {
     pub strict_after: Option<Duration>,
     /// A group that everybody is to be removed from is deleted after this.
     pub delete_after: Duration,
+    /// Who complains of a commit waits for others for so long; with enough of them the group goes back behind it.
+    pub complaint_wait: Duration,
     /// A group that nobody asks for leaves the memory.
     pub passivate_after: Duration,
     /// Groups in memory; beyond, those that nobody asks for right now leave it.
@@ -221,6 +223,7 @@ impl Default for Config {
                 inactive_after: groups.settings.inactive_after_ms.map(Duration::from_millis),
                 strict_after: groups.settings.strict_after_ms.map(Duration::from_millis),
                 delete_after: Duration::from_millis(groups.settings.delete_after_ms),
+                complaint_wait: Duration::from_millis(groups.settings.complaint_wait_ms),
                 passivate_after: Duration::from_millis(groups.idle_ms),
                 active_max: groups.active_max,
                 retention_age: Duration::from_millis(groups.retention_ms),
@@ -319,7 +322,7 @@ settings! {
     registration: [mode, token_hashes, devices_per_user_max]
     groups: [
         members_max, adds_per_commit_max, pending_max, application_bytes_max, handshake_bytes_max, ciphersuites,
-        inactive_after, strict_after, delete_after, passivate_after, active_max, retention_age, retention_bytes,
+        inactive_after, strict_after, delete_after, complaint_wait, passivate_after, active_max, retention_age, retention_bytes,
     ]
     queues: [groups_per_client_max, notices_max, connection_offers_per_hour, passivate_after, active_max, window_max]
     limits: [

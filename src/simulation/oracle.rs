@@ -320,7 +320,8 @@ impl Oracle {
                 self.stay(by, group, None);
             }
             // nobody lies here
-            event @ (Event::WentBack { .. } | Event::GaveUp { .. }) => {
+            event
+            @ (Event::WentBack { .. } | Event::BadGroupInfo { .. } | Event::GaveUp { .. }) => {
                 self.fail(format!("{by}: {event:?}"));
             }
             Event::Unreadable { group, why } => {

@@ -37,12 +37,17 @@ pub(super) struct Provider {
 
 impl Provider {
     pub(super) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let running = server::start(config(folder.path(), "127.0.0.1:0")).unwrap();
-        Self { running: Some(running), folder }
+        Self::start_with(&[])
     }
 
-    fn server(&self) -> Server {
+    /// With further settings, by the names that they have in the environment.
+    pub(super) fn start_with(more: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config_with(folder.path(), "127.0.0.1:0", more);
+        Self { running: Some(server::start(config).unwrap()), folder }
+    }
+
+    pub(super) fn server(&self) -> Server {
         let endpoints = self.running.as_ref().unwrap().endpoints();
         let certificate = std::fs::read_to_string(endpoints.certificate.as_ref().unwrap()).unwrap();
         Server { url: endpoints.client.clone(), certificate: Some(certificate) }
@@ -82,14 +87,19 @@ impl Drop for Provider {
 }
 
 fn config(folder: &Path, listen: &str) -> Config {
+    config_with(folder, listen, &[])
+}
+
+fn config_with(folder: &Path, listen: &str, more: &[(&str, &str)]) -> Config {
     let data = folder.join("data");
     let settings = [
         ("MIMID_DATA_DIR", data.to_str().unwrap()),
         ("MIMID_CLIENT__LISTEN", listen),
         ("MIMID_OPS__LISTEN", "127.0.0.1:0"),
     ];
-    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    Config::load(None, settings.to_vec()).unwrap()
+    let settings = settings.iter().chain(more);
+    let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    Config::load(None, settings.collect::<Vec<_>>()).unwrap()
 }
 
 pub(super) fn user_uri(name: &str) -> UserUri {

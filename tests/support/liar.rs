@@ -7,15 +7,16 @@ use mimid::{
     client::{
         Client, Server,
         core::SUITES,
-        http::{Caller, Http},
+        http::{Caller, Http, HttpError},
     },
     crypto::{self, MlsCrypto, MlsProvider, SigningKey, sha256},
     wire::{
         client::Complain,
         codec::{Opaque, Raw, ShortOpaque, append_vector, decode, encode},
         ds::{
-            CommitComplaint, ComplaintReason, ComplaintResponse, DsContext, DsMessage, DsRequest,
-            DsResponse, DsSenderId, GroupUpdate, PartialGroupInfo, ProtocolVersion, ds_message_tbs,
+            Add, CommitComplaint, ComplaintReason, ComplaintResponse, DsContext, DsMessage,
+            DsRequest, DsResponse, DsSenderId, GroupUpdate, PartialGroupInfo, ProtocolVersion,
+            ds_message_tbs,
         },
         extensions::Signature,
         ids::{Domain, Epoch, GroupId, LeafIndex, RequestId},
@@ -43,11 +44,24 @@ pub enum Lie {
     Path,
     /// The same, for this leaf only, which is beside the liar's.
     PathFor(LeafIndex),
+    /// The same, for everybody but this leaf, which is beside the liar's.
+    PathBut(LeafIndex),
     /// The key in the GroupInfo that who comes in from outside encrypts to.
     ExternalPub,
 }
 
+/// What a commit does beside telling it.
+#[derive(Debug, Clone)]
+pub enum Deed {
+    Update,
+    /// Adds the owner of this KeyPackage.
+    Add(Vec<u8>),
+    /// Removes the one leaf of a user.
+    Remove(LeafIndex),
+}
+
 /// A commit as it was sent.
+#[derive(Debug, Clone)]
 pub struct Told {
     pub epoch: Epoch,
     pub hash: [u8; 32],
@@ -55,8 +69,19 @@ pub struct Told {
 
 /// Has `client`, whose home is at `home`, commit to a new path and lie about it. Its own state stays as it is.
 pub async fn lie(client: &Client, home: &Path, group: &GroupId, hub: &Domain, lie: Lie) -> Told {
+    does(client, home, group, hub, (Deed::Update, lie)).await
+}
+
+/// As [`lie`], with a commit that does something else, too.
+pub async fn does(
+    client: &Client,
+    home: &Path,
+    group: &GroupId,
+    hub: &Domain,
+    (deed, lie): (Deed, Lie),
+) -> Told {
     let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
-    let (epoch, leaf, update) = commit(home, &leaf_key, group, lie);
+    let (epoch, leaf, update) = commit(home, &leaf_key, group, &deed, lie);
     let hash = sha256(update.commit.as_slice());
     let context = DsContext {
         version: ProtocolVersion::MIMI10,
@@ -65,7 +90,14 @@ pub async fn lie(client: &Client, home: &Path, group: &GroupId, hub: &Domain, li
         timestamp: now(),
         request_id: RequestId(crypto::random()),
     };
-    let (sender_id, request) = (DsSenderId::LeafIndex(leaf), DsRequest::UpdateClient(update));
+    let request = match (deed, update) {
+        (Deed::Update, update) => DsRequest::UpdateClient(update),
+        (Deed::Remove(_), update) => DsRequest::RemoveUsers(update),
+        (Deed::Add(_), GroupUpdate { commit, group_info, welcome }) => {
+            DsRequest::AddUsers(Add { commit, welcome: welcome.expect("a Welcome"), group_info })
+        }
+    };
+    let sender_id = DsSenderId::LeafIndex(leaf);
     let tbs = ds_message_tbs(&sender_id, &request, &context);
     let signature = leaf_key.sign_with_label("DSMessageTBS", &tbs).unwrap();
     let signature = ShortOpaque::new(signature.as_slice()).unwrap();
@@ -84,14 +116,14 @@ pub async fn complain(
     leaf: LeafIndex,
     group: &GroupId,
     hub: &Domain,
-    told: &Told,
-) -> ComplaintResponse {
+    (told, reason): (&Told, ComplaintReason),
+) -> Result<ComplaintResponse, HttpError> {
     let mut complaint = CommitComplaint {
         group_id: group.clone(),
         epoch: told.epoch,
         leaf_index: leaf,
         commit_hash: Opaque::new(told.hash).unwrap(),
-        reason: ComplaintReason::ConfirmationTag as u8,
+        reason: reason as u8,
         signature: Signature::default(),
     };
     let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
@@ -100,7 +132,7 @@ pub async fn complain(
     let (http, uri, key) = as_caller(client);
     let caller = Caller { client: &uri, key: &key, now: now() };
     let body = encode(&Complain { hub_domain: hub.clone(), complaint });
-    http.call(&caller, "/v1/complaint", body, 0).await.unwrap()
+    http.call(&caller, "/v1/complaint", body, 0).await
 }
 
 fn as_caller(client: &Client) -> (Http, mimid::wire::ids::ClientUri, SigningKey) {
@@ -114,23 +146,37 @@ fn commit(
     home: &Path,
     leaf_key: &SigningKey,
     id: &GroupId,
+    deed: &Deed,
     lie: Lie,
 ) -> (Epoch, LeafIndex, GroupUpdate) {
     let database = rusqlite::Connection::open(home).unwrap();
     let provider = MlsProvider::new(SqliteStorageProvider::<AsAtHome, _>::new(&database));
     let id = mls::GroupId::from_slice(id.as_bytes());
     let mut group = mls::MlsGroup::load(provider.storage(), &id).unwrap().expect("it is in");
-    let victim = match lie {
-        Lie::PathFor(leaf) => {
-            let leaf = mls::LeafNodeIndex::new(leaf.0);
-            Some(group.member_at(leaf).expect("a victim").encryption_key)
-        }
-        _ => None,
+    let key_of = |leaf: LeafIndex| {
+        let leaf = mls::LeafNodeIndex::new(leaf.0);
+        group.member_at(leaf).expect("it is in").encryption_key
     };
-    let crooked = Crooked { lies: matches!(lie, Lie::Path | Lie::PathFor(_)), victim };
+    let crooked = match lie {
+        Lie::Path => Crooked::ToAll,
+        Lie::PathFor(leaf) => Crooked::To(key_of(leaf)),
+        Lie::PathBut(leaf) => Crooked::ToAllBut(key_of(leaf)),
+        Lie::None | Lie::ConfirmationTag | Lie::MembershipTag | Lie::ExternalPub => Crooked::ToNone,
+    };
+    let (adds, removals) = match deed {
+        Deed::Update => (Vec::new(), Vec::new()),
+        Deed::Add(key_package) => {
+            let read: mls::KeyPackageIn = decode(key_package).unwrap();
+            let valid = read.validate(provider.crypto(), mls::ProtocolVersion::Mls10);
+            (vec![valid.unwrap()], Vec::new())
+        }
+        Deed::Remove(leaf) => (Vec::new(), vec![mls::LeafNodeIndex::new(leaf.0)]),
+    };
     let bundle = group
         .commit_builder()
         .force_self_update(true)
+        .propose_adds(adds)
+        .propose_removals(removals)
         .load_psks(provider.storage())
         .unwrap()
         .create_group_info(true)
@@ -139,7 +185,7 @@ fn commit(
         .unwrap()
         .stage_commit(&provider)
         .unwrap();
-    let (commit, _, info) = bundle.into_messages();
+    let (commit, welcome, info) = bundle.into_messages();
     group.clear_pending_commit(provider.storage()).unwrap();
     let mut commit = commit.tls_serialize_detached().unwrap();
     let (tag, len) = (33, commit.len());
@@ -147,13 +193,13 @@ fn commit(
     match lie {
         Lie::ConfirmationTag => commit[len - tag - 1] ^= 1,
         Lie::MembershipTag => commit[len - 1] ^= 1,
-        Lie::None | Lie::Path | Lie::PathFor(_) | Lie::ExternalPub => {}
+        Lie::None | Lie::Path | Lie::PathFor(_) | Lie::PathBut(_) | Lie::ExternalPub => {}
     }
     let info = info.unwrap().tls_serialize_detached().unwrap();
     let update = GroupUpdate {
         commit: Raw::new(commit).unwrap(),
         group_info: signed_anew(&info[4..], leaf_key, lie),
-        welcome: None,
+        welcome: welcome.map(|welcome| Raw::of(&welcome)),
     };
     let leaf = LeafIndex(group.own_leaf_index().u32());
     (Epoch(group.epoch().as_u64()), leaf, update)
@@ -170,7 +216,7 @@ fn signed_anew(info: &[u8], leaf_key: &SigningKey, lie: Lie) -> PartialGroupInfo
         Lie::ConfirmationTag => *tag.last_mut().unwrap() ^= 1,
         // an X25519 key whatever its bytes are
         Lie::ExternalPub => *extensions.last_mut().unwrap() ^= 1,
-        Lie::None | Lie::MembershipTag | Lie::Path | Lie::PathFor(_) => {}
+        Lie::None | Lie::MembershipTag | Lie::Path | Lie::PathFor(_) | Lie::PathBut(_) => {}
     }
     let mut signed = info[..context].to_vec();
     append_vector(&mut signed, &extensions);
@@ -221,10 +267,12 @@ impl Codec for AsAtHome {
 }
 
 /// Cryptography that encrypts other secrets than it is told to.
-struct Crooked {
-    lies: bool,
-    /// None: to everybody.
-    victim: Option<Vec<u8>>,
+enum Crooked {
+    ToNone,
+    ToAll,
+    /// To who has this key.
+    To(Vec<u8>),
+    ToAllBut(Vec<u8>),
 }
 
 impl OpenMlsCrypto for Crooked {
@@ -236,7 +284,12 @@ impl OpenMlsCrypto for Crooked {
         aad: &[u8],
         ptxt: &[u8],
     ) -> Result<HpkeCiphertext, CryptoError> {
-        let lies = self.lies && self.victim.as_ref().is_none_or(|victim| victim == pk_r);
+        let lies = match self {
+            Self::ToNone => false,
+            Self::ToAll => true,
+            Self::To(victim) => victim == pk_r,
+            Self::ToAllBut(friend) => friend != pk_r,
+        };
         let other: Vec<u8> = ptxt.iter().map(|byte| byte ^ u8::from(lies)).collect();
         MlsCrypto::default().hpke_seal(config, pk_r, info, aad, &other)
     }

@@ -318,17 +318,27 @@ impl Providers {
 
     /// A new user's first client: "alice@a.example/phone".
     pub async fn client(&self, name: &str) -> Player {
-        self.register(name, None).await
+        self.register(name, None, Home::in_memory().unwrap()).await
+    }
+
+    /// As [`Self::client`], with its home in a file.
+    pub async fn client_at(&self, name: &str, home: &Path) -> Player {
+        self.register(name, None, Home::open(home).unwrap()).await
     }
 
     /// A further client of `other`'s user.
     pub async fn further(&self, other: &Player, device: &str) -> Player {
         let name = format!("{}@{}/{device}", other.user.name(), other.user.domain());
         let authorization = other.client.authorize_device().unwrap();
-        self.register(&name, Some(authorization)).await
+        self.register(&name, Some(authorization), Home::in_memory().unwrap()).await
     }
 
-    async fn register(&self, name: &str, authorization: Option<Authorization>) -> Player {
+    async fn register(
+        &self,
+        name: &str,
+        authorization: Option<Authorization>,
+        home: Home,
+    ) -> Player {
         let (user, device) = name.split_once('/').unwrap();
         let (user, domain) = user.split_once('@').unwrap();
         let domain = Domain::new(domain).unwrap();
@@ -340,7 +350,6 @@ impl Providers {
             token: Vec::new(),
             authorization,
         };
-        let home = Home::in_memory().unwrap();
         let client = Client::register(home, registration, system_clock()).await;
         let client = client.unwrap_or_else(|error| panic!("{name} registers: {error}"));
         Player { client, user, uri }

@@ -59,6 +59,7 @@ pub(super) fn event_group(event: &Event) -> Option<&GroupId> {
         | Event::Lost { group, .. }
         | Event::Unusable { group, .. }
         | Event::WentBack { group, .. }
+        | Event::BadGroupInfo { group, .. }
         | Event::GaveUp { group }
         | Event::Unreadable { group, .. } => Some(group),
         Event::ConnectionRequested { .. }
@@ -141,6 +142,12 @@ pub(super) fn describe(
         }
         Event::WentBack { epoch, .. } => {
             format!("{name}the hub took that commit back: the group goes on in epoch {epoch}")
+        }
+        Event::BadGroupInfo { by, .. } => {
+            let by = by.as_ref().map_or_else(|| "somebody from outside".to_owned(), short);
+            format!(
+                "{name}nobody could have come in from outside behind a commit by {by}; it is reported and made good"
+            )
         }
         Event::GaveUp { .. } => format!(
             "{name}commits could not be used again and again, and you are out of step: ask who is in the group, then \

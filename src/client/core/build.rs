@@ -100,17 +100,7 @@ impl Member {
             if pending.info.is_none()
                 && let Some(draft) = self.info_draft(&pending, &record)?
             {
-                // only read: nothing of it needs to be kept, and each try is a request of its own
-                let read = RequestId(crypto::random());
-                return sign(
-                    &pending,
-                    &record,
-                    draft.sender,
-                    draft.request,
-                    &draft.signer,
-                    read,
-                    now,
-                );
+                return signed_request(&pending, &record, draft, now);
             }
             if let Some((_, other)) = self.in_flight(&pending.group)? {
                 return Err(CoreError::Busy(other.request));
@@ -129,7 +119,7 @@ impl Member {
     }
 
     /// A request for the information that an operation from outside is built on.
-    fn info_draft(
+    pub(super) fn info_draft(
         &self,
         pending: &Pending,
         record: &GroupRecord,
@@ -636,6 +626,17 @@ fn sign(
     })
 }
 
+/// A request that only reads: each try is one of its own, and nothing of it needs to be kept.
+pub(super) fn signed_request(
+    pending: &Pending,
+    record: &GroupRecord,
+    draft: Draft,
+    now: Timestamp,
+) -> Result<Outbound, CoreError> {
+    let read = RequestId(crypto::random());
+    sign(pending, record, draft.sender, draft.request, &draft.signer, read, now)
+}
+
 /// What a new group at `hub` agrees on.
 pub(crate) fn group_context(
     hub: &Hub,
@@ -663,18 +664,49 @@ pub(crate) fn partial(
     suite: mls::Ciphersuite,
 ) -> Result<PartialGroupInfo, CoreError> {
     let bytes = message.tls_serialize_detached().map_err(CoreError::mls)?;
-    let body = &bytes[MLS_MESSAGE_HEADER_LEN..];
-    let info: openmls::messages::group_info::VerifiableGroupInfo = decode(body)?;
-    let context = info.group_context().tls_serialize_detached().map_err(CoreError::mls)?.len();
-    // GroupContext, extensions<V>, confirmation_tag<V>, uint32 signer, signature<V>
-    let (extensions, rest): (List<Extension, 1024>, _) = read(&body[context..])?;
-    let (_tag, rest): (Opaque<255>, _) = read(rest)?;
-    let (_signer, rest): (u32, _) = read(rest)?;
-    let (signature, rest): (Signature, _) = read(rest)?;
-    if !rest.is_empty() || info.ciphersuite() != suite {
+    let parts = GroupInfoParts::of_message(&bytes)?;
+    if parts.suite != suite {
         return Err(CoreError::Invalid("openmls made a GroupInfo of another form"));
     }
-    Ok(PartialGroupInfo { group_info_extensions: extensions, signature })
+    Ok(PartialGroupInfo { group_info_extensions: parts.extensions, signature: parts.signature })
+}
+
+/// What a GroupInfo is made of.
+pub(super) struct GroupInfoParts<'a> {
+    suite: mls::Ciphersuite,
+    pub context: &'a [u8],
+    pub extensions: List<Extension, 1024>,
+    pub tag: Opaque<255>,
+    pub signer: u32,
+    /// All that the signature is over.
+    pub signed: &'a [u8],
+    pub signature: Signature,
+}
+
+impl<'a> GroupInfoParts<'a> {
+    /// Of an encoded `MLSMessage`.
+    pub fn of_message(bytes: &'a [u8]) -> Result<Self, CoreError> {
+        Self::of(bytes.get(MLS_MESSAGE_HEADER_LEN..).unwrap_or_default())
+    }
+
+    /// Of an encoded `GroupInfo`.
+    pub fn of(body: &'a [u8]) -> Result<Self, CoreError> {
+        let info: openmls::messages::group_info::VerifiableGroupInfo = decode(body)?;
+        let context = info.group_context().tls_serialize_detached().map_err(CoreError::mls)?.len();
+        // GroupContext, extensions<V>, confirmation_tag<V>, uint32 signer, signature<V>
+        let (context, rest) =
+            body.split_at_checked(context).ok_or(CoreError::Invalid("the GroupInfo is cut off"))?;
+        let (extensions, rest): (List<Extension, 1024>, _) = read(rest)?;
+        let (tag, rest): (Opaque<255>, _) = read(rest)?;
+        let (signer, rest): (u32, _) = read(rest)?;
+        let signed = &body[..body.len() - rest.len()];
+        let (signature, rest): (Signature, _) = read(rest)?;
+        if !rest.is_empty() {
+            return Err(CoreError::Invalid("something stands behind the GroupInfo"));
+        }
+        let suite = info.ciphersuite();
+        Ok(Self { suite, context, extensions, tag, signer, signed, signature })
+    }
 }
 
 fn read<T: tls_codec::DeserializeBytes>(bytes: &[u8]) -> Result<(T, &[u8]), CoreError> {
@@ -707,7 +739,7 @@ pub(super) fn leaves(group: &mls::MlsGroup) -> bool {
 }
 
 /// Whether the hub has proposed to remove this client.
-fn is_being_removed(group: &mls::MlsGroup) -> bool {
+pub(super) fn is_being_removed(group: &mls::MlsGroup) -> bool {
     let me = group.own_leaf_index();
     group.pending_proposals().any(|it| {
         matches!(it.proposal(), mls::Proposal::Remove(remove) if remove.removed() == me)

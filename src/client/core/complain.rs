@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CoreError, Event, GroupState, Kind, Member, build::bounded, epoch_of, home::bytes,
-    view::roster_of,
+    records::GroupRecord, view::roster_of,
 };
 use crate::{
     crypto,
@@ -72,7 +72,7 @@ impl Member {
     /// [`CoreError::Store`]
     pub fn complaints_due(&self, now: Timestamp) -> Result<Vec<(GroupId, Complain)>, CoreError> {
         self.home.step(|| {
-            let mut due = Vec::new();
+            let mut due = self.info_complaints_due(now)?;
             for (key, mut doubt) in self.home.list::<Doubt>(Kind::Doubt, &[], usize::MAX)? {
                 let Ok(id) = GroupId::from_bytes(&key) else { continue };
                 if self.record(&id)?.state != GroupState::Lost {
@@ -117,7 +117,9 @@ impl Member {
         now: Timestamp,
     ) -> Result<(), CoreError> {
         self.home.step(|| {
-            let Some(mut doubt) = self.doubt_of(id)? else { return Ok(()) };
+            let Some(mut doubt) = self.doubt_of(id)? else {
+                return self.info_complaint_heard(id, heard != Heard::Nothing, now);
+            };
             if doubt.step != Step::Complain {
                 return Ok(());
             }
@@ -168,7 +170,7 @@ impl Member {
             Some(leaf) => roster_of(group)?.get(leaf).map(|it| it.client.clone()),
             None => None,
         };
-        let mut complaint = CommitComplaint {
+        let complaint = CommitComplaint {
             group_id: id.clone(),
             epoch: epoch_of(group),
             leaf_index: LeafIndex(group.own_leaf_index().u32()),
@@ -176,15 +178,12 @@ impl Member {
             reason: reason as u8,
             signature: Signature::default(),
         };
-        let signer = record.leaf_key.open()?;
-        complaint.signature =
-            signer.sign_with_label(CommitComplaint::LABEL, &complaint.to_be_signed())?;
         // who came in from outside built on what the committer before it gave, and may know no better
         let step = if committer.is_some() { Step::Complain } else { Step::Resync };
         let doubt = Doubt {
             epoch: complaint.epoch,
             hub: record.hub.clone(),
-            complaint: encode(&complaint),
+            complaint: signed(complaint, &record)?,
             step,
             since: None,
             not_before: Timestamp(0),
@@ -229,6 +228,17 @@ impl Member {
         doubt.not_before = now.plus_ms(RETRY_MS << (before - RESYNCS_AT_ONCE));
         self.home.put(Kind::Doubt, id.as_bytes(), &doubt)
     }
+}
+
+/// A complaint as it goes out: signed by the leaf key of its epoch, which is the one that the group has now.
+pub(super) fn signed(
+    mut complaint: CommitComplaint,
+    record: &GroupRecord,
+) -> Result<Vec<u8>, CoreError> {
+    let signer = record.leaf_key.open()?;
+    complaint.signature =
+        signer.sign_with_label(CommitComplaint::LABEL, &complaint.to_be_signed())?;
+    Ok(encode(&complaint))
 }
 
 /// The leaf that a commit is of; none: it comes from outside.

@@ -116,6 +116,7 @@ pub(super) enum Kind {
     Answer = 10,
     Doubt = 11,
     Behind = 12,
+    Look = 13,
 }
 
 /// A client's database.

@@ -19,6 +19,7 @@ pub mod fuzzing;
 mod home;
 mod identity;
 mod judge;
+mod look;
 mod moving;
 mod offer;
 mod receive;

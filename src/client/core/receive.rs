@@ -16,6 +16,7 @@ use super::{
     epoch_of,
     identity::StoredKey,
     judge::committer_in,
+    look,
     moving::{BadMove, HubAt},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
     view::roster_of,
@@ -597,7 +598,7 @@ impl Member {
                 group = self.load(id)?;
             }
         }
-        match self.home.attempt(|| self.process(id, &mut group, protocol, way)) {
+        match self.home.attempt(|| self.process(id, &mut group, message, protocol, way)) {
             Ok(followed) => {
                 if is_commit
                     && followed == Followed::Yes
@@ -649,11 +650,12 @@ impl Member {
         &self,
         id: &GroupId,
         group: &mut mls::MlsGroup,
-        message: mls::ProtocolMessage,
+        message: &MlsMessage,
+        protocol: mls::ProtocolMessage,
         way: Way,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let processed = group.process_message(&provider, message).map_err(|error| {
+        let processed = group.process_message(&provider, protocol).map_err(|error| {
             if let mls::ProcessMessageError::StorageError(error) = error {
                 return CoreError::from(error).into();
             }
@@ -670,7 +672,7 @@ impl Member {
                 if way == Way::Answer && staged.self_removed() {
                     return Err(Unacceptable::Ends);
                 }
-                self.take_commit(id, group, *staged, &sender, &aad)
+                self.take_commit(id, group, *staged, &sender, &aad, message)
             }
             mls::ProcessedMessageContent::OwnPendingCommit => {
                 let before = HubAt::of(group)?;
@@ -715,6 +717,7 @@ impl Member {
         staged: mls::StagedCommit,
         sender: &mls::Sender,
         aad: &[u8],
+        message: &MlsMessage,
     ) -> Result<Followed, Unacceptable> {
         let mut record = self.record(id)?;
         let (what, roster) = self.judge_commit(id, group, &staged, sender, aad, &record.proofs)?;
@@ -740,6 +743,18 @@ impl Member {
         if out {
             self.leave(id, record)?;
         } else {
+            let user_of = |it: &ClientUri| {
+                let joined = what.joined.as_ref().map(|joined| &joined.user);
+                joined.or_else(|| Some(&roster.get(roster.leaf_of(it)?)?.user))
+            };
+            let commit = look::Followed {
+                roster: &roster,
+                removed: &what.removed,
+                message,
+                by: by.as_ref(),
+                by_user: by.as_ref().and_then(user_of),
+            };
+            self.behind_commit(id, group, &commit)?;
             self.push(&Event::Changed {
                 group: id.clone(),
                 epoch: epoch_of(group),

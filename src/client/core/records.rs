@@ -445,6 +445,12 @@ pub enum Event {
         group: GroupId,
         epoch: Epoch,
     },
+    /// A commit that is good for its members left a GroupInfo that nobody could come in by: this client complains of it, and commits
+    /// anew, which leaves a right one.
+    BadGroupInfo {
+        group: GroupId,
+        by: Option<ClientUri>,
+    },
     /// This client came in again too often in too short a time: it stays out of step until it is told to resync.
     GaveUp {
         group: GroupId,

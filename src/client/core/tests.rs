@@ -4,6 +4,8 @@
 #![allow(clippy::wildcard_enum_match_arm)]
 
 mod behind;
+mod complain;
+mod look;
 mod moving;
 
 use std::{collections::BTreeMap, sync::LazyLock};

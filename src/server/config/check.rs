@@ -182,6 +182,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
         time("groups.strict_after", after, 0, years);
     }
     time("groups.delete_after", groups.delete_after, 3_600_000, years);
+    time("groups.complaint_wait", groups.complaint_wait, 1_000, 120);
     time("groups.passivate_after", groups.passivate_after, 10, years);
     time("groups.retention_age", groups.retention_age, 3_600_000, years);
     time("queues.passivate_after", queues.passivate_after, 10, years);

@@ -83,6 +83,7 @@ impl Config {
         options.settings.inactive_after_ms = self.groups.inactive_after.map(ms);
         options.settings.strict_after_ms = self.groups.strict_after.map(ms);
         options.settings.delete_after_ms = ms(self.groups.delete_after);
+        options.settings.complaint_wait_ms = ms(self.groups.complaint_wait);
         options.rates = GroupQuotas {
             group: quota(self.rates.group_per_second, self.rates.group_burst),
             member: quota(self.rates.member_per_second, self.rates.member_burst),

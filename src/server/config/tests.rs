@@ -131,12 +131,14 @@ fn all_problems_are_told_at_once_each_with_what_is_allowed() {
 fn what_a_group_may_be_reaches_the_groups_and_is_bounded() {
     let text = "[groups]\npending_max = 7\napplication_bytes_max = \"2KiB\"\nhandshake_bytes_max = \"32KiB\"\n\
         ciphersuites = [3, 1]\nstrict_after = \"never\"\ndelete_after = \"2h\"\n\
+         complaint_wait = \"45s\"\n\
         [queues]\nconnection_offers_per_hour = 9\n";
     let config = load(text, &[("MIMID_GROUPS__CIPHERSUITES", "2, 3")]).unwrap();
     let settings = config.group_options().settings;
     assert_eq!((settings.pending_max, settings.application_bytes_max), (7, 2048));
     assert_eq!((settings.handshake_bytes_max, settings.ciphersuites), (32 * 1024, vec![2, 3]));
     assert_eq!((settings.strict_after_ms, settings.delete_after_ms), (None, 7_200_000));
+    assert_eq!(settings.complaint_wait_ms, 45_000);
     assert_eq!(config.node_limits().connection_offers_per_hour, 9);
 
     let text = "[groups]\nciphersuites = [1, 9]\napplication_bytes_max = \"1GiB\"\ndelete_after = \"1s\"\n";

@@ -209,6 +209,7 @@ impl History {
                 Event::Lost { .. }
                 | Event::Unusable { .. }
                 | Event::WentBack { .. }
+                | Event::BadGroupInfo { .. }
                 | Event::GaveUp { .. }
                 | Event::Unreadable { .. }
                 | Event::Misbehaviour { .. } => {
@@ -514,6 +515,7 @@ mod tests {
         for event in [
             Event::Lost { group: group(), why: why() },
             Event::Unusable { group: group(), by: Some(uri("alice")), why: why() },
+            Event::BadGroupInfo { group: group(), by: Some(uri("alice")) },
             Event::Unreadable { group: group(), why: why() },
             Event::Misbehaviour { what: why() },
         ] {
