@@ -23,7 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
 use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
-use super::{arbiters::blocking, groups::GroupOptions, history, moves::migrating, node::Node};
+use super::{
+    active::InLine, arbiters::blocking, groups::GroupOptions, history, moves::migrating, node::Node,
+};
 use crate::{
     group::{Decision, Effects, GroupState, Hub, Outbound, Reject, Request, Staged},
     store::{
@@ -56,6 +58,8 @@ pub struct Operate {
     pub request: Box<Request>,
     pub reply: oneshot::Sender<Reply>,
     pub permits: [OwnedSemaphorePermit; 2],
+    /// Its place among those that wait for this group.
+    pub place: InLine,
     /// What the request's log lines stand in.
     pub span: Span,
 }
@@ -110,6 +114,8 @@ pub struct GroupActor {
     last_used: Timestamp,
     /// Set when the registry has let go of this actor: it ends when its mailbox is empty.
     leaving: bool,
+    /// Requests that were taken up.
+    turns: u64,
 }
 
 struct Loaded {
@@ -117,6 +123,9 @@ struct Loaded {
     head: GroupHead,
     since_snapshot: SinceSnapshot,
 }
+
+/// Requests of one group that are taken up before others of its thread have their turn.
+const TURNS_AT_ONCE: u64 = 16;
 
 /// A group that was asked for so lately is in use.
 const RIGHT_NOW_MS: u64 = 1000;
@@ -146,6 +155,7 @@ impl GroupActor {
             next_flight: 0,
             last_used,
             leaving: false,
+            turns: 0,
         }
     }
 
@@ -205,7 +215,8 @@ impl GroupActor {
     }
 
     fn operate(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        let Operate { request, reply, permits, span } = operate;
+        let Operate { request, reply, permits, place, span } = operate;
+        place.taken_up();
         self.last_used = self.node.clock.now();
         if let Some(error) = &self.broken {
             let error = match (&request.message.request, error) {
@@ -538,6 +549,11 @@ impl Actor for GroupActor {
 impl Handler<Operate> for GroupActor {
     type Result = ();
     fn handle(&mut self, operate: Operate, ctx: &mut Context<Self>) {
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_AT_ONCE) {
+            // a group with many requests lets the others of its thread have theirs
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+        }
         operate.span.clone().in_scope(|| self.operate(operate, ctx));
     }
 }

@@ -16,13 +16,14 @@ use super::{
     key_packages::Fetches,
     limits::Limits,
     metrics::Metrics,
+    overload::{Admission, AdmissionCollector},
     peers::{PeerCollector, Peers},
     queue::Queues,
     relay::Relays,
 };
 use crate::{
-    account::Registration, federation::Federation, queue::token::TokenKeys, store::SharedStore,
-    wire::ids::Domain,
+    account::Registration, federation::Federation, queue::token::TokenKeys, rate::OverloadSettings,
+    store::SharedStore, wire::ids::Domain,
 };
 
 pub use crate::federation::ProviderKey;
@@ -67,6 +68,7 @@ pub struct NodeInner {
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
+    pub(super) admission: Admission,
     pub(super) copies: Copies,
     pub(crate) relays: Relays,
     pub(crate) info_relays: Relays,
@@ -88,6 +90,15 @@ impl Node {
             offers: Offers::new(&parts.limits),
             queues: Queues::new(&parts.limits),
             federation: parts.federation,
+            // where all runs on one thread by a told time nothing waits
+            admission: Admission::new(
+                if parts.arbiters.is_inline() {
+                    OverloadSettings { delay_max: None }
+                } else {
+                    parts.limits.overload
+                },
+                parts.arbiters.threads(),
+            ),
             copies: Copies::default(),
             relays: Relays::default(),
             info_relays: Relays::default(),
@@ -121,6 +132,11 @@ impl Node {
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of peers");
         }
+        let collector = AdmissionCollector::new(node.admission.clone());
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of admission");
+        }
         let collector = node.departures.collector(Arc::clone(&node.clock));
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
@@ -150,6 +166,12 @@ impl Node {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    /// Who is let in while there is more to do than can be done.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.0.admission
     }
 
     #[must_use]

@@ -21,7 +21,7 @@ use super::{
     well_known::{self, DsDomain},
 };
 use crate::{
-    actors::Node,
+    actors::{Node, groups::class_of},
     wire::{
         client::{
             ClientMessage, Complain, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
@@ -124,34 +124,47 @@ impl ClientApi {
     /// What is done with a request once its body is here.
     pub(super) async fn take(&self, endpoint: Endpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
         let polls = endpoint == Endpoint::Dequeue;
-        let _place = if polls {
-            self.waiting.try_acquire().map_err(|_| busy())?
-        } else {
-            self.front.place()?
-        };
+        let place =
+            if polls { self.waiting.try_acquire().map_err(|_| busy()) } else { self.front.place() };
+        let _place =
+            place.inspect_err(|_| self.node.metrics().shed(endpoint.class(), "permits"))?;
         let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
         self.front.in_time(longer, self.dispatch(endpoint, message)).await
     }
 
-    /// Authenticates, and hands the body to the one method of the node that it is for.
+    /// Lets a request in, authenticates it, and hands the body to the one method of the node that it is for. Signatures are what
+    /// costs: who is refused for want of time is so before them.
     async fn dispatch(
         &self,
         endpoint: Endpoint,
         message: ClientMessage,
     ) -> Result<Answer, Refusal> {
         let node = &self.node;
+        // one that does not decode is told so once it is known whose it is
+        let operation = endpoint.takes_ds_message().then(|| body_of::<DsMessage>(&message));
+        let class = match &operation {
+            Some(Ok(operation)) => class_of(&operation.request),
+            Some(Err(_)) | None => endpoint.class(),
+        };
+        let ticket = node.admit(class)?;
+        if let Some(Ok(operation)) = &operation {
+            node.may_ask_group(operation)?;
+        }
         if endpoint == Endpoint::Register {
             let register: Register = body_of(&message)?;
             return Answer::client(encode(&node.register(&message, register).await?));
         }
         let from = node.authenticate(&message, endpoint.path()).await?;
+        if let Some(operation) = operation {
+            let operation = operation?;
+            // what is another provider's to answer takes no time here
+            let _ticket = (operation.context.hub_domain == *node.domain()).then_some(ticket);
+            return self.group_operation(endpoint, &from, operation).await;
+        }
+        // what follows waits for entries or for other providers, or is over at once
+        drop(ticket);
         let answer = match endpoint {
-            Endpoint::GroupOperation
-            | Endpoint::WelcomeInformation
-            | Endpoint::ExternalCommitInformation => {
-                return self.group_operation(endpoint, &from, body_of(&message)?).await;
-            }
             Endpoint::KeyPackages => {
                 let body: PublishKeyPackages = body_of(&message)?;
                 encode(&node.publish_key_packages(&from, body).await?)
@@ -200,7 +213,12 @@ impl ClientApi {
                 let body: MigrationRequest = body_of(&message)?;
                 encode(&node.request_migration(body).await?)
             }
-            Endpoint::Register | Endpoint::Stream | Endpoint::Unknown => {
+            Endpoint::GroupOperation
+            | Endpoint::WelcomeInformation
+            | Endpoint::ExternalCommitInformation
+            | Endpoint::Register
+            | Endpoint::Stream
+            | Endpoint::Unknown => {
                 return Err(Refusal::http(StatusCode::NOT_FOUND, NO_SUCH_ENDPOINT));
             }
         };
@@ -250,6 +268,7 @@ async fn posted(
     payload: web::Payload,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
+    api.node.probe_worker();
     let span = trace::of_client(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
     api.front.serve(endpoint.path(), endpoint.form(), span, handle).await

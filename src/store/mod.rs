@@ -53,7 +53,7 @@ mod backup_tests;
 #[cfg(test)]
 mod conformance;
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
 
 pub use tee::{Piece, Record};
 use tokio::sync::mpsc;
@@ -530,6 +530,8 @@ pub trait Store: Send + Sync + 'static {
     fn stats(&self) -> StoreStats;
     /// Records that were found since the start and cannot be read. Each is in the log once.
     fn damaged(&self) -> DamagedByKind;
+    /// How long what was written last had waited for its turn, beyond the flush that was under way; nothing where nothing waits. Cheap.
+    fn queue_delay(&self) -> Duration;
     /// Whether writes are taken; the reason where they are not.
     fn writable(&self) -> Result<(), String>;
     /// Whether what grows is taken, as far as that is up to the disk's room; the reason where it is not.

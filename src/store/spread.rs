@@ -95,7 +95,7 @@ impl Spread {
     /// went ahead.
     pub fn finish(self, engine: &dyn Engine, changes: &mut Changes) -> Result<Staged, Failure> {
         let Self { job, step: large, key, intact, .. } = self;
-        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer, .. } = job;
         let mut stage = Stage::new(engine, changes);
         let result = stage.check(&checks).and_then(|()| {
             for (index, step) in steps.into_iter().enumerate() {

@@ -94,6 +94,8 @@ pub(super) struct Counters {
     pub flush_us_total: AtomicU64,
     pub writes: AtomicU64,
     pub bytes_written: AtomicU64,
+    /// How long the last batch that was written had waited, beyond the flush before it.
+    pub behind_us: AtomicU64,
 }
 
 #[derive(Default)]
@@ -129,6 +131,7 @@ enum Phase {
 pub(super) struct Job {
     pub plan: Plan,
     pub answer: oneshot::Sender<Result<(), StoreError>>,
+    pub queued_at: Instant,
 }
 
 impl Shared {
@@ -155,7 +158,7 @@ impl Shared {
             }
             lane.batches += 1;
             lane.bytes += plan.bytes;
-            lane.jobs.push_back(Job { plan, answer });
+            lane.jobs.push_back(Job { plan, answer, queued_at: Instant::now() });
         }
         self.wake.notify_one();
         self.engine.queued();
@@ -164,6 +167,13 @@ impl Shared {
 
     pub fn writable(&self) -> Result<(), String> {
         locked(&self.lanes).writable()
+    }
+
+    pub fn queue_delay(&self) -> Duration {
+        if locked(&self.lanes).normal.batches == 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(self.counters.behind_us.load(Ordering::Relaxed))
     }
 
     pub fn batches_waiting(&self) -> u64 {
@@ -251,6 +261,8 @@ struct Writer {
     /// Staged; told when the flush is done.
     answers: Vec<Staged>,
     told_idle: bool,
+    /// How long the last flush took.
+    flushed_in: Duration,
 }
 
 pub(super) struct Staged {
@@ -297,6 +309,7 @@ impl Writer {
             tee_waits: false,
             answers: Vec::new(),
             told_idle: true,
+            flushed_in: Duration::ZERO,
         }
     }
 
@@ -376,6 +389,12 @@ impl Writer {
             self.normal.append(&mut lanes.normal.jobs);
             self.low.append(&mut lanes.low.jobs);
         }
+        if let Some(job) = self.normal.front() {
+            // to wait for one flush is everybody's part; what waits for longer stands behind more than one flush takes
+            let behind = job.queued_at.elapsed().saturating_sub(self.flushed_in);
+            let behind = u64::try_from(behind.as_micros()).unwrap_or(u64::MAX);
+            self.shared.counters.behind_us.store(behind, Ordering::Relaxed);
+        }
         let mut changes = Changes::new();
         let mut bytes = 0;
         while changes.len() < FLUSH_OPERATIONS_MAX && bytes < FLUSH_BYTES_MAX {
@@ -419,7 +438,7 @@ impl Writer {
     /// Checks a batch and adds what it changes. Its answer waits for the flush even where it is a refusal, since
     /// that may rest on a batch of the same flush.
     fn stage(&mut self, job: Job, changes: &mut Changes) {
-        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer } = job;
+        let Job { plan: Plan { checks, steps, low_priority, writes, bytes }, answer, .. } = job;
         let mut stage = Stage::new(&*self.shared.engine, changes);
         let result = stage
             .check(&checks)
@@ -498,7 +517,8 @@ impl Writer {
             std::mem::take(&mut view.pending)
         };
         shared.durable.send_replace(Durable { sequence: self.sequence, failed: false });
-        let us = u64::try_from(applied.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.flushed_in = applied.started.elapsed();
+        let us = u64::try_from(self.flushed_in.as_micros()).unwrap_or(u64::MAX);
         shared.counters.flushes.fetch_add(1, Ordering::Relaxed);
         shared.counters.flush_us_total.fetch_add(us, Ordering::Relaxed);
         shared.counters.bytes_written.fetch_add(applied.bytes as u64, Ordering::Relaxed);
