@@ -51,7 +51,8 @@ async fn who_is_refused_for_want_of_time_is_so_before_a_signature_is_looked_at()
     for _ in 0..50 {
         refused.extend(retry_after_ms(&ask().await));
     }
-    assert_eq!((refused.len(), looked_at() - before), (50, 0), "{refused:?}");
+    // there is room for two, of which the second is kept for what is worth more
+    assert_eq!((refused.len(), looked_at() - before), (49, 1), "{refused:?}");
     let (least, most) = (refused.iter().min().unwrap(), refused.iter().max().unwrap());
     assert!(*least >= 500 && most > least, "a hint, and not one for all: {refused:?}");
     let counted = &world.node.metrics().requests_shed;
