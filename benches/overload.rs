@@ -66,6 +66,9 @@ struct Tally {
     failed: usize,
     /// The longest that the operator's listener took to answer.
     livez: Duration,
+    /// From the first to the last request, and to the last answer.
+    sent_in: Duration,
+    took: Duration,
 }
 
 pub fn curves() {
@@ -103,9 +106,12 @@ async fn run() {
         for side in &sides {
             let rate = capacity * times;
             let bodies = side.signed((rate * seconds) as usize).await;
+            let count = bodies.len() as f64;
             let tally = side.open(bodies, rate).await;
             let good = tally.accepted.iter().filter(|took| **took <= DEADLINE).count();
-            let goodput = good as f64 / seconds;
+            // a generator that cannot keep to its timetable asks for less
+            let goodput = good as f64 / tally.took.as_secs_f64();
+            let rate = count / tally.sent_in.as_secs_f64();
             println!(
                 "{:8} {times:3.1} x capacity: {rate:6.0}/s asked, {goodput:6.0}/s accepted in time, {}, {} refused (p50 {:.0?}), {} failed, /livez within {:.0?}",
                 side.name,
@@ -222,10 +228,12 @@ impl Side {
                 tally.borrow_mut().count(status, due.elapsed());
             }));
         }
+        tally.borrow_mut().sent_in = began.elapsed();
         for one in sent {
             let _ = tokio::time::timeout(Duration::from_secs(40), one).await;
         }
         operator.abort();
+        tally.borrow_mut().took = began.elapsed();
         tally.take()
     }
 }
