@@ -6,6 +6,7 @@ mod group;
 #[path = "../tests/support/linked.rs"]
 mod linked;
 mod moving;
+mod overload;
 #[path = "../tests/support/providers.rs"]
 mod providers;
 #[path = "../tests/support/proxy.rs"]
@@ -21,7 +22,7 @@ criterion_group!(wire, decode::largest_structs);
 criterion_group!(groups, group::update_commit, group::overhead, group::send_message);
 criterion_group!(stores, store::batches);
 criterion_group!(providers, replication::messages, moving::pauses);
-criterion_main!(wire, groups, stores, providers);
+criterion_main!(wire, groups, stores, providers, overload::curves);
 
 /// Whether this is `cargo test`: everything runs, once and small. As criterion tells: only `cargo bench` says `--bench`.
 fn is_test() -> bool {
