@@ -6,6 +6,7 @@ mod group;
 #[path = "../tests/support/linked.rs"]
 mod linked;
 mod moving;
+mod overload;
 #[path = "../tests/support/providers.rs"]
 mod providers;
 #[path = "../tests/support/proxy.rs"]
@@ -32,6 +33,7 @@ fn main() {
     served::accept();
     served::deliver();
     served::storm();
+    overload::curves();
     scale::start();
     scale::active();
     Criterion::default().configure_from_args().final_summary();

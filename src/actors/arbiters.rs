@@ -103,6 +103,12 @@ impl ArbiterPool {
         }
         A::start_in_arbiter(self.on(duty, hash), make)
     }
+
+    /// Of each duty.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.deciding.len()
+    }
 }
 
 /// Computes what takes long where it is in no actor's way.

@@ -24,6 +24,7 @@ use tracing::Span;
 
 use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
 use super::{
+    active::InLine,
     arbiters::blocking,
     groups::GroupOptions,
     history,
@@ -63,6 +64,8 @@ pub struct Operate {
     pub request: Box<Request>,
     pub reply: oneshot::Sender<Reply>,
     pub permits: [OwnedSemaphorePermit; 2],
+    /// Its place among those that wait for this group.
+    pub place: InLine,
     /// What the request's log lines stand in.
     pub span: Span,
     pub stages: Stages,
@@ -118,6 +121,8 @@ pub struct GroupActor {
     last_used: Timestamp,
     /// Set when the registry has let go of this actor: it ends when its mailbox is empty.
     leaving: bool,
+    /// Requests that were taken up.
+    turns: u64,
 }
 
 struct Loaded {
@@ -125,6 +130,9 @@ struct Loaded {
     head: GroupHead,
     since_snapshot: SinceSnapshot,
 }
+
+/// Requests of one group that are taken up before others of its thread have their turn.
+const TURNS_AT_ONCE: u64 = 16;
 
 /// A group that was asked for so lately is in use.
 const RIGHT_NOW_MS: u64 = 1000;
@@ -154,6 +162,7 @@ impl GroupActor {
             next_flight: 0,
             last_used,
             leaving: false,
+            turns: 0,
         }
     }
 
@@ -215,8 +224,9 @@ impl GroupActor {
     }
 
     fn operate(&mut self, operate: Operate, ctx: &mut Context<Self>) {
-        let Operate { request, reply, permits, span, stages } = operate;
+        let Operate { request, reply, permits, place, span, stages } = operate;
         stages.enter(Stage::Stage);
+        place.taken_up();
         self.last_used = self.node.clock.now();
         if let Some(error) = &self.broken {
             let error = match (&request.message.request, error) {
@@ -570,6 +580,11 @@ impl Actor for GroupActor {
 impl Handler<Operate> for GroupActor {
     type Result = ();
     fn handle(&mut self, operate: Operate, ctx: &mut Context<Self>) {
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_AT_ONCE) {
+            // a group with many requests lets the others of its thread have theirs
+            ctx.wait(tokio::task::yield_now().into_actor(self));
+        }
         let (span, stages) = (operate.span.clone(), operate.stages.clone());
         span.in_scope(|| stages.within(|| self.operate(operate, ctx)));
     }

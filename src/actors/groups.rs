@@ -6,10 +6,8 @@ mod pending;
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use actix::prelude::*;
@@ -18,6 +16,7 @@ use tracing::Span;
 
 use super::{
     accounts::deletions,
+    active::{GroupLine, InUse},
     arbiters::{Duty, blocking},
     copies::is_copy,
     errors::{DAMAGED_RETRY_MS, internal, of_reject, of_store},
@@ -30,9 +29,9 @@ use super::{
     stages::{Stage, Stages},
 };
 use crate::{
-    crypto::MlsCrypto,
+    crypto::{self, MlsCrypto},
     group::{Creation, Hub, HubKey, HubKeys, Reject, Request, Settings},
-    rate::{GroupQuotas, GroupRates},
+    rate::{Class, GroupQuotas, GroupRates},
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupHead, GroupStatus},
@@ -65,6 +64,8 @@ pub struct GroupOptions {
     pub requests_max: usize,
     /// Requests to one group in hand; beyond: rate_limited.
     pub requests_per_group_max: usize,
+    /// How long a request may have to wait for its group, by what those before it took; beyond: rate_limited.
+    pub group_wait_max: Duration,
     /// Requests to groups up to this size are staged on their actor's own thread, those to larger ones in the pool; but messages, which
     /// cost the same in any, always on the actor's.
     pub inline_members_max: usize,
@@ -87,6 +88,7 @@ impl GroupOptions {
             retention_bytes: 256 * 1024 * 1024,
             requests_max: 4096,
             requests_per_group_max: 256,
+            group_wait_max: Duration::from_millis(250),
             inline_members_max: 48,
             active_max: 20_000,
             pool_threads: 2,
@@ -98,9 +100,7 @@ impl GroupOptions {
 pub struct Groups {
     pub(super) options: Live<GroupOptions>,
     hub: Arc<Hub>,
-    active: Mutex<HashMap<GroupId, Active>>,
-    /// Where the next one is looked for that may go.
-    next_to_go: AtomicUsize,
+    active: Mutex<InUse<GroupId, Active>>,
     admission: Arc<Semaphore>,
     /// Stagings of large groups.
     pub(super) cpu: Arc<Semaphore>,
@@ -133,6 +133,7 @@ impl Turning {
 struct Active {
     actor: Addr<GroupActor>,
     admission: Arc<Semaphore>,
+    line: Arc<GroupLine>,
 }
 
 impl std::fmt::Debug for Groups {
@@ -152,8 +153,7 @@ impl Groups {
                 keys: HubKeys::new(keys),
                 rates: GroupRates::new(options.rates),
             }),
-            active: Mutex::new(HashMap::new()),
-            next_to_go: AtomicUsize::new(0),
+            active: Mutex::new(InUse::new()),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
@@ -183,7 +183,7 @@ impl Groups {
     /// Lets go of `actor`, if it is still the group's.
     pub(super) fn forget(&self, group: &GroupId, actor: &Addr<GroupActor>) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if active.get(group).is_some_and(|known| known.actor == *actor) {
+        if active.peek(group).is_some_and(|known| known.actor == *actor) {
             active.remove(group);
         }
     }
@@ -219,12 +219,12 @@ impl Groups {
 
     fn is_active(&self, group: &GroupId) -> bool {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active.get(group).is_some_and(|known| known.actor.connected())
+        active.peek(group).is_some_and(|known| known.actor.connected())
     }
 
     fn find(&self, node: &Node, group: &GroupId) -> Active {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = active.get(group).filter(|known| known.actor.connected()) {
+        if let Some(known) = active.ask(group).filter(|known| known.actor.connected()) {
             return known.clone();
         }
         let (actor_node, hub, id) = (node.clone(), Arc::clone(&self.hub), group.clone());
@@ -232,21 +232,22 @@ impl Groups {
             GroupActor::new(actor_node, hub, id)
         });
         let admission = Arc::new(Semaphore::new(self.options.requests_per_group_max));
-        let new = Active { actor, admission };
+        let new = Active { actor, admission, line: Arc::default() };
         active.insert(group.clone(), new.clone());
         new
     }
 
     /// Sees to it that there is room in memory for `group`: others may have to go for it.
     fn make_room(&self, group: &GroupId) -> Result<(), DsError> {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, max) = (active.len(), self.options.active_max);
-        if count < max || active.contains_key(group) {
+        if count < max || active.peek(group).is_some() {
             return Ok(());
         }
-        let from = self.next_to_go.fetch_add(GO_AT_ONCE, Ordering::Relaxed) % count.max(1);
-        for other in active.values().skip(from).take(GO_AT_ONCE) {
-            other.actor.do_send(MakeRoom);
+        for _ in 0..GO_AT_ONCE {
+            if let Some(other) = active.next_to_go() {
+                other.actor.do_send(MakeRoom);
+            }
         }
         if count >= max.saturating_mul(2) {
             return Err(DsError::Unavailable {
@@ -255,6 +256,15 @@ impl Groups {
             });
         }
         Ok(())
+    }
+
+    /// Whether `group` has more in hand than it can do in time: asked before anything costly is done for a request.
+    fn has_time(&self, group: &GroupId) -> Result<(), DsError> {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = active.peek(group).map(|known| Arc::clone(&known.line));
+        drop(active);
+        let too_long = line.and_then(|line| line.is_too_long(self.options.group_wait_max));
+        too_long.map_or(Ok(()), |wait| Err(group_is_busy(wait)))
     }
 
     fn admit(&self, group: &Active) -> Result<[OwnedSemaphorePermit; 2], DsError> {
@@ -271,6 +281,17 @@ impl Groups {
         Ok([node_wide, own])
     }
 }
+
+/// The hint is until those that wait are through, and not the same for all that are refused.
+fn group_is_busy(wait: Duration) -> DsError {
+    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).clamp(100, GROUP_RETRY_MS_MAX);
+    DsError::RateLimited {
+        detail: Detail::truncated("this group has more requests in hand than it can answer soon"),
+        retry_after_ms: ms + u64::from_be_bytes(crypto::random()) % ms,
+    }
+}
+
+const GROUP_RETRY_MS_MAX: u64 = 10_000;
 
 /// How many may go for one that comes: more than one, for some are in use.
 const GO_AT_ONCE: usize = 4;
@@ -300,6 +321,20 @@ impl Node {
         DsResponse { version: ProtocolVersion::MIMI10, outcome }
     }
 
+    /// Whether a request to the group of `message` is worth a check of its signatures: not where the group, hosted here, has
+    /// more in hand than it can do in time.
+    ///
+    /// # Errors
+    /// rate_limited: nothing was done for it.
+    pub fn may_ask_group(&self, message: &DsMessage) -> Result<(), DsError> {
+        if message.context.hub_domain != self.domain {
+            return Ok(());
+        }
+        self.groups
+            .has_time(&message.context.group_id)
+            .inspect_err(|_| self.metrics.shed(class_of(&message.request), "group"))
+    }
+
     async fn operate(&self, request: Request) -> Reply {
         if request.message.context.hub_domain != self.domain {
             // not something that passes: a client need not try again
@@ -311,6 +346,10 @@ impl Node {
             });
         }
         let group = request.message.context.group_id.clone();
+        if request.relay != self.domain {
+            // of its own clients' it was asked before
+            self.may_ask_group(&request.message)?;
+        }
         self.may_host(&request.message).await?;
         if let Some(error) = self.groups.isolation(&group, self.clock.now()) {
             return Err(error);
@@ -320,13 +359,18 @@ impl Node {
         loop {
             self.groups.make_room(&group)?;
             let active = self.groups.find(self, &group);
-            let permits = self.groups.admit(&active)?;
+            let permits = self.groups.admit(&active).inspect_err(|error| {
+                let own = matches!(error, DsError::RateLimited { .. });
+                let reason = if own { "group" } else { "permits" };
+                self.metrics.shed(class_of(&request.message.request), reason);
+            })?;
             let (reply, answer) = oneshot::channel();
             stages.enter(Stage::Queue);
             active.actor.do_send(Operate {
                 request: Box::new(request.clone()),
                 reply,
                 permits,
+                place: active.line.enter(),
                 span: Span::current(),
                 stages: stages.clone(),
             });
@@ -589,6 +633,31 @@ impl Node {
     #[must_use]
     pub fn hub(&self) -> Arc<Hub> {
         Arc::clone(&self.groups.hub)
+    }
+}
+
+/// What a request to a group is worth where not all can be served.
+#[must_use]
+pub fn class_of(request: &DsRequest) -> Class {
+    match request {
+        // changes that others wait for, and what somebody needs who is half-way in
+        DsRequest::WelcomeInfo(_)
+        | DsRequest::ExternalCommitInfo(_)
+        | DsRequest::DeleteGroup(_)
+        | DsRequest::AddUsers(_)
+        | DsRequest::RemoveUsers(_)
+        | DsRequest::AddClients(_)
+        | DsRequest::RemoveClients(_)
+        | DsRequest::UpdateClient(_)
+        | DsRequest::ResyncClient(_)
+        | DsRequest::JoinGroup(_)
+        | DsRequest::UpdateGroup(_)
+        | DsRequest::StartMigration(_) => Class::Commit,
+        DsRequest::CreateGroup(_)
+        | DsRequest::UpdateQueueInfo(_)
+        | DsRequest::UpdateClientFanoutInfo(_)
+        | DsRequest::SendMessage(_)
+        | DsRequest::Propose(_) => Class::Message,
     }
 }
 

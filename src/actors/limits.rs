@@ -1,10 +1,14 @@
 //! Every bound of the node, with its default. What happens at each is said with it.
 
 use super::{moves::MoveLimits, peers::PeerLimits};
+use crate::rate::OverloadSettings;
 
 /// Plain numbers; the configuration overrides them by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
+    /// How long what is taken up may have waited; beyond: unavailable, by worth.
+    pub overload: OverloadSettings,
+
     /// How far a message's timestamp may be from our clock; beyond: stale_request.
     pub clock_skew_ms: u64,
     /// Nonces remembered of one client within the window of [`Self::clock_skew_ms`]; beyond: rate_limited.
@@ -92,6 +96,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            overload: OverloadSettings::default(),
             clock_skew_ms: 5 * 60 * 1000,
             nonces_per_client_max: 20_000,
             nonces_max: 2_000_000,

@@ -1,5 +1,6 @@
 //! What operators see of the node, for Prometheus. Names have the prefix `mimid_`; no label is unbounded.
 
+use crate::rate::Class;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The node's metrics. Cheap to clone; clones are one registry.
@@ -58,7 +59,12 @@ pub struct Metrics {
     pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
     pub authentications: IntCounterVec,
+    /// `class`: a [`Class`]; `reason`: one of [`SHED_REASONS`].
+    pub requests_shed: IntCounterVec,
 }
+
+/// Why a request is not taken in: waits are too long, the group's own queue is, or there is no permit left.
+const SHED_REASONS: [&str; 3] = ["delay", "group", "permits"];
 
 impl Metrics {
     /// Metrics in a registry of their own.
@@ -237,10 +243,20 @@ impl Metrics {
                 "Client messages checked, by outcome.",
                 &["outcome"],
             )?,
+            requests_shed: counters(
+                "mimid_requests_shed_total",
+                "Requests that were not taken in because there was too much to do, by what they were worth and by the bound.",
+                &["class", "reason"],
+            )?,
             registry,
         };
         metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// Counts a request that was not taken in.
+    pub fn shed(&self, class: Class, reason: &'static str) {
+        self.requests_shed.with_label_values(&[class.name(), reason]).inc();
     }
 
     /// Counters are there before the first event: a rate from nothing to one would not be seen.
@@ -257,6 +273,11 @@ impl Metrics {
         for (counters, labels) in known {
             for label in labels {
                 counters.with_label_values(&[label]);
+            }
+        }
+        for class in Class::ALL {
+            for reason in SHED_REASONS {
+                self.requests_shed.with_label_values(&[class.name(), reason]);
             }
         }
         for class in ["group", "connection"] {

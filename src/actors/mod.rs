@@ -5,6 +5,7 @@
 
 pub mod accounts;
 mod acquaintances;
+mod active;
 pub mod arbiters;
 mod arrivals;
 pub mod backup;
@@ -27,6 +28,7 @@ pub mod live;
 pub mod metrics;
 mod moves;
 pub mod node;
+pub mod overload;
 mod peer;
 pub mod peers;
 pub mod queue;
@@ -42,6 +44,7 @@ pub use limits::Limits;
 pub use metrics::Metrics;
 pub use moves::MoveLimits;
 pub use node::{Node, NodeParts, ProviderKey};
+pub use overload::{Admission, Ticket};
 pub use peers::{PeerLimits, PeerState};
 pub use queue::QueueStream;
 

@@ -17,13 +17,14 @@ use super::{
     limits::Limits,
     live::Live,
     metrics::Metrics,
+    overload::{Admission, AdmissionCollector},
     peers::{PeerCollector, Peers},
     queue::Queues,
     relay::Relays,
 };
 use crate::{
-    account::Registration, federation::Federation, queue::token::TokenKeys, store::SharedStore,
-    wire::ids::Domain,
+    account::Registration, federation::Federation, queue::token::TokenKeys, rate::OverloadSettings,
+    store::SharedStore, wire::ids::Domain,
 };
 
 pub use crate::federation::ProviderKey;
@@ -68,6 +69,7 @@ pub struct NodeInner {
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
     pub(crate) federation: Option<Arc<Federation>>,
+    pub(super) admission: Admission,
     pub(super) copies: Copies,
     pub(crate) relays: Relays,
     pub(crate) info_relays: Relays,
@@ -89,6 +91,10 @@ impl Node {
             offers: Offers::new(&parts.limits),
             queues: Queues::new(),
             federation: parts.federation,
+            admission: Admission::new(
+                overload(&parts.limits, &parts.arbiters),
+                parts.arbiters.threads(),
+            ),
             copies: Copies::default(),
             relays: Relays::default(),
             info_relays: Relays::default(),
@@ -122,6 +128,11 @@ impl Node {
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of peers");
         }
+        let collector = AdmissionCollector::new(node.admission.clone());
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of admission");
+        }
         let collector = node.departures.collector(Arc::clone(&node.clock));
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
@@ -141,6 +152,7 @@ impl Node {
         self.nonces.resize(limits.nonces_max);
         self.offers.set_max(limits.connection_offers_per_hour);
         self.hub().rates.replace(groups.rates);
+        self.admission.set(overload(&limits, &self.arbiters));
         self.limits.replace(limits);
         self.groups.options.replace(groups);
         self.registration.replace(registration);
@@ -169,10 +181,21 @@ impl Node {
         &self.0.metrics
     }
 
+    /// Who is let in while there is more to do than can be done.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
     #[must_use]
     pub fn hints(&self) -> &Hints {
         &self.0.hints
     }
+}
+
+/// Where all runs on one thread by a told time nothing waits.
+fn overload(limits: &Limits, arbiters: &ArbiterPool) -> OverloadSettings {
+    if arbiters.is_inline() { OverloadSettings { delay_max: None } } else { limits.overload }
 }
 
 impl Deref for Node {

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use super::{
     Client, ClientError,
     core::{Event, Handled, Refusal},
-    http::{HttpError, Stream},
+    http::{HttpError, Stream, retry_after_ms},
+    requests::spread_ms,
 };
 use crate::wire::{
     client::{Dequeue, Dequeued},
@@ -197,7 +198,14 @@ impl Client {
             } else {
                 tracing::warn!(%ended, "the stream ended; it is opened again");
             }
-            tokio::time::sleep(delay).await;
+            let mut asked_ms = 0;
+            if let ClientError::Refused(Refusal(error)) = &ended {
+                asked_ms = retry_after_ms(error).unwrap_or_default();
+            }
+            // those that lost their streams together do not come back together
+            let wait = Duration::from_millis(asked_ms).max(delay);
+            let wait_ms = spread_ms(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             delay = (delay * 2).min(RECONNECT_MAX);
         }
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     crypto,
     wire::{
-        ds::{Accepted, DsError, DsRequest, DsResponse},
+        ds::{Accepted, DsError, DsRequest, DsResponse, Outcome as Answered},
         encode,
         ids::{GroupId, RequestId},
     },
@@ -224,6 +224,7 @@ impl Client {
         whose: Whose,
         until: Instant,
     ) -> Result<Outcome, ClientError> {
+        let mut busy = 0;
         for _ in 0..ROUNDS_MAX {
             let now = self.now();
             let outbound = self.member().outbound(request, now);
@@ -311,6 +312,14 @@ impl Client {
                 Settled::Refused(refusal) => return Err(refusal.into()),
                 Settled::Again { after_ms: 0 } => {}
                 Settled::Again { after_ms } => {
+                    let is_overloaded =
+                        matches!(&response.outcome, Answered::Err(DsError::Unavailable { .. }));
+                    let is_limited =
+                        matches!(&response.outcome, Answered::Err(DsError::RateLimited { .. }));
+                    let is_busy = is_overloaded || is_limited;
+                    // what is asked for was not enough where it is asked for again
+                    busy = if is_busy { busy + 1 } else { 0 };
+                    let after_ms = if is_busy { after_ms.max(backoff_ms(busy)) } else { after_ms };
                     if !pause(after_ms, until).await {
                         let why = response
                             .outcome
@@ -319,7 +328,8 @@ impl Client {
                             .map_or_else(|| "others came first".to_owned(), |it| it.to_string());
                         return Err(ClientError::Unanswered { request, why });
                     }
-                    if let Err(error) = self.pull_until(0, until).await {
+                    // who has too much to do is not asked for more
+                    if !is_overloaded && let Err(error) = self.pull_until(0, until).await {
                         tracing::debug!(%error, "the queue could not be read in between");
                     }
                 }
@@ -462,23 +472,105 @@ impl Client {
                 continue;
             }
             let Some(after_ms) = error.passes() else { return Err(error.into()) };
-            let backoff = BACKOFF_MIN_MS << attempt.min(8);
-            if !pause(after_ms.max(backoff.min(BACKOFF_MAX_MS)), until).await {
+            if !pause(after_ms.max(backoff_ms(attempt)), until).await {
                 return Err(error.into());
             }
         }
     }
 }
 
+/// The least pause behind the `attempt`-th failure in a row.
+fn backoff_ms(attempt: u32) -> u64 {
+    (BACKOFF_MIN_MS << attempt.min(8)).min(BACKOFF_MAX_MS)
+}
+
 /// Waits at least `ms` and at most half as much again, so that many clients do not come back at once; says `false`
 /// at once where that is longer than `until`.
 async fn pause(ms: u64, until: Instant) -> bool {
-    let ms = ms.min(3_600_000);
-    let ms = ms + u64::from_be_bytes(crypto::random()) % (ms / 2 + 1);
+    let ms = spread_ms(ms);
     let at = Instant::now() + Duration::from_millis(ms);
     if at > until {
         return false;
     }
     tokio::time::sleep_until(at).await;
     true
+}
+
+/// `ms` and up to half as much again, an hour at the most.
+pub(super) fn spread_ms(ms: u64) -> u64 {
+    let ms = ms.min(3_600_000);
+    ms + u64::from_be_bytes(crypto::random()) % (ms / 2 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::{
+        client::{
+            Server,
+            core::{Home, Hub, Identity, Member, NewGroup},
+            http::simulated,
+            system_clock,
+        },
+        crypto::SigningKey,
+        wire::{
+            client::ClientResponse,
+            codec::Opaque,
+            ds::{Detail, ProtocolVersion},
+            extensions::{KeyPackageClass, SignatureScheme},
+            ids::{ClientUri, Domain},
+        },
+    };
+
+    /// What a provider that answers everything with `refusal` was asked by a client that wants to create a group, and when.
+    async fn asked_of(refusal: DsError) -> Vec<(String, Instant)> {
+        let asked: Arc<Mutex<Vec<(String, Instant)>>> = Arc::default();
+        let seen = Arc::clone(&asked);
+        simulated::connect(Arc::new(move |_, endpoint, _| {
+            seen.lock().unwrap().push((endpoint.to_owned(), Instant::now()));
+            let outcome = Answered::Err(refusal.clone());
+            let response = DsResponse { version: ProtocolVersion::MIMI10, outcome };
+            let bytes = match endpoint {
+                "/v1/group_operation" => encode(&response),
+                _ => encode(&ClientResponse { outcome: Answered::Err(refusal.clone()) }),
+            };
+            Box::pin(async move { Ok((503, bytes)) })
+        }));
+        let uri = ClientUri::new("mimi://a.example/d/alice/phone".to_owned()).unwrap();
+        let identity = Identity::generate(uri).unwrap();
+        let member = Member::new(Home::in_memory().unwrap(), identity).unwrap();
+        let tokens = [Opaque::new(crypto::random::<32>()).unwrap()];
+        member.store_tokens(KeyPackageClass::Group, false, &tokens).unwrap();
+        let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+        let domain = Domain::new("a.example").unwrap();
+        let hub = Hub { domain, external_sender: key.public().clone() };
+        let new = NewGroup { name: "test".to_owned(), ..NewGroup::default() };
+        let (_, request) = member.create_group(&hub, &new, system_clock()()).unwrap();
+        let server = Server { url: "sim://a.example".to_owned(), certificate: None };
+        let client = Client::with_server(member, &server, system_clock()).unwrap();
+        let client = client.with_patience(Duration::from_secs(60));
+        let outcome = client.drive(request).await;
+        assert!(matches!(outcome, Err(ClientError::Unanswered { .. })), "{outcome:?}");
+        let asked = asked.lock().unwrap();
+        asked.clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_provider_without_time_is_asked_later_each_time_and_for_nothing_else() {
+        let detail = Detail::truncated("no time");
+        let refusal = DsError::Unavailable { detail, retry_after_ms: 700 };
+        let (one, other) = (asked_of(refusal.clone()).await, asked_of(refusal).await);
+        assert!(one.iter().all(|(endpoint, _)| endpoint == "/v1/group_operation"), "{one:?}");
+        let gaps = |asked: &[(String, Instant)]| -> Vec<Duration> {
+            asked.windows(2).map(|pair| pair[1].1 - pair[0].1).collect()
+        };
+        let (one, other) = (gaps(&one), gaps(&other));
+        assert!((6..25).contains(&one.len()), "{one:?}");
+        assert!(one.iter().all(|gap| *gap >= Duration::from_millis(700)), "{one:?}");
+        let last = one.last().unwrap();
+        assert!(*last >= Duration::from_millis(BACKOFF_MAX_MS), "it has not helped: {one:?}");
+        assert_ne!(one[0], other[0], "two clients do not come back together");
+    }
 }

@@ -82,7 +82,8 @@ impl CircuitState {
 }
 
 /// One peer's: closed while it answers; open after [`ScheduleLimits::failures_to_open`] transport failures in a row; half
-/// open while one request probes whether it is back.
+/// open while one request probes whether it is back. A peer that is busy is there: it is asked by one request at a time, at longer and
+/// longer intervals, and only when it has said nothing else for [`BUSY_TO_OPEN_MS`] is it as good as dead.
 #[derive(Debug, Clone)]
 pub struct Circuit {
     limits: ScheduleLimits,
@@ -90,6 +91,10 @@ pub struct Circuit {
     failures: u32,
     /// Transport failures in a row.
     transport_failures: u32,
+    /// Since when it has been busy and nothing else.
+    busy_since: Option<Timestamp>,
+    /// It has been so for too long.
+    busy_for_long: bool,
     not_before: Timestamp,
     probing: bool,
     /// Requests that were sent before this and fail after it tell nothing new.
@@ -103,6 +108,8 @@ impl Circuit {
             limits,
             failures: 0,
             transport_failures: 0,
+            busy_since: None,
+            busy_for_long: false,
             not_before: Timestamp(0),
             probing: false,
             failed_at: None,
@@ -125,21 +132,21 @@ impl Circuit {
             Permission::Probing
         } else if now < self.not_before && !self.was_set_back(now) {
             Permission::NotBefore(self.not_before)
-        } else if self.is_open() {
+        } else if self.asks_one_by_one() {
             Permission::Probe
         } else {
             Permission::Free
         }
     }
 
-    /// A request was sent: of an open circuit it is the probe.
+    /// A request was sent: to a peer that did not take the last one it is the probe.
     pub fn sent(&mut self, now: Timestamp) {
         if self.was_set_back(now) {
             // else this one, sent "before" what failed already, could fail and tell nothing: a probe without an end
             self.failed_at = Some(Timestamp(now.0.saturating_sub(1)));
             self.not_before = now;
         }
-        self.probing |= self.is_open();
+        self.probing |= self.asks_one_by_one();
     }
 
     /// What was announced by [`Self::sent`] was not sent after all.
@@ -167,18 +174,23 @@ impl Circuit {
         let mut delay_ms = self.limits.backoff.delay_ms(self.failures, random);
         match failure {
             Failure::Transport => {
-                self.transport_failures = self.transport_failures.saturating_add(1)
+                self.transport_failures = self.transport_failures.saturating_add(1);
+                self.busy_since = None;
             }
-            Failure::Refused => self.transport_failures = 0,
+            Failure::Refused => (self.transport_failures, self.busy_since) = (0, None),
             Failure::Busy { retry_after_ms } => {
                 self.transport_failures = 0;
+                let since = *self.busy_since.get_or_insert(now);
+                self.busy_for_long = now.ms_since(since) >= BUSY_TO_OPEN_MS;
                 if let Some(asked_ms) = retry_after_ms {
-                    // never less than asked (up to the bound), and not all at the same moment
+                    // never less than asked (up to the bound), more where that did not help, and not all at the same moment
                     let asked_ms = asked_ms.min(self.limits.retry_after_ms_max);
-                    delay_ms = asked_ms + random % (asked_ms / 4 + 1);
+                    let more_ms = delay_ms.min(asked_ms.saturating_mul(BUSY_TIMES_MAX));
+                    delay_ms = asked_ms.max(more_ms) + random % (asked_ms / 4 + 1);
                 }
             }
         }
+        self.busy_for_long &= self.busy_since.is_some();
         self.not_before = self.not_before.max(now.plus_ms(delay_ms.max(1)));
     }
 
@@ -194,9 +206,18 @@ impl Circuit {
     }
 
     fn is_open(&self) -> bool {
-        self.transport_failures >= self.limits.failures_to_open
+        self.transport_failures >= self.limits.failures_to_open || self.busy_for_long
+    }
+
+    fn asks_one_by_one(&self) -> bool {
+        self.is_open() || self.busy_since.is_some()
     }
 }
+
+/// A peer that has said nothing but that it is busy for so long is left alone like one that is dead.
+const BUSY_TO_OPEN_MS: u64 = 60 * 60 * 1000;
+/// A peer that stays busy is asked after up to so many times what it asks for.
+const BUSY_TIMES_MAX: u64 = 8;
 
 /// Beyond these no maximum that anybody configures is reached later.
 const MAX_DOUBLINGS: u32 = 32;
@@ -308,6 +329,50 @@ mod tests {
             panic!("there is a pause, and an end of it: {:?}", circuit.permission(fails_at))
         };
         assert!(next <= fails_at.plus_ms(LIMITS.backoff.max_ms));
+    }
+
+    #[test]
+    fn a_busy_peer_is_asked_by_one_request_at_a_time_and_less_often_until_it_takes_one() {
+        let mut circuit = Circuit::new(LIMITS);
+        let busy = Failure::Busy { retry_after_ms: Some(1_000) };
+        let (mut now, mut pauses) = (at(0), Vec::new());
+        for _ in 0..6 {
+            circuit.sent(now);
+            circuit.failed(busy, now, now.plus_ms(1), 0);
+            let Permission::NotBefore(next) = circuit.permission(now.plus_ms(1)) else {
+                panic!("there is a pause")
+            };
+            pauses.push(next.ms_since(now.plus_ms(1)));
+            now = next;
+            assert_eq!(circuit.state(), CircuitState::Closed, "it is there");
+            assert_eq!(circuit.permission(now), Permission::Probe);
+            circuit.sent(now);
+            assert_eq!(circuit.permission(now), Permission::Probing);
+        }
+        assert_eq!(pauses, [1_000, 1_000, 2_000, 4_000, 8_000, 8_000]);
+        circuit.succeeded();
+        assert_eq!(circuit.permission(now), Permission::Free);
+    }
+
+    #[test]
+    fn a_peer_that_is_busy_for_an_hour_is_as_good_as_dead_until_it_says_something_else() {
+        let busy = Failure::Busy { retry_after_ms: Some(1_000) };
+        let dead = || {
+            let mut circuit = Circuit::new(LIMITS);
+            for minute in 0..60 {
+                circuit.failed(busy, at(minute * 60_000), at(minute * 60_000 + 1), 0);
+                assert_eq!(circuit.state(), CircuitState::Closed, "minute {minute}");
+            }
+            circuit.failed(busy, at(3_600_001), at(3_600_002), 0);
+            assert_eq!(circuit.state(), CircuitState::Open);
+            circuit
+        };
+        let mut back = dead();
+        back.succeeded();
+        assert_eq!(back.state(), CircuitState::Closed);
+        let mut refuses = dead();
+        refuses.failed(Failure::Refused, at(3_700_000), at(3_700_001), 0);
+        assert_eq!(refuses.state(), CircuitState::Closed);
     }
 
     #[test]

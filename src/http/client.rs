@@ -23,6 +23,7 @@ use super::{
 use crate::{
     actors::{
         Node,
+        groups::class_of,
         live::Live,
         stages::{Stage, Stages},
     },
@@ -142,24 +143,34 @@ impl ClientApi {
     /// What is done with a request once its body is here.
     pub(super) async fn take(&self, endpoint: Endpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
         let polls = endpoint == Endpoint::Dequeue;
-        let _place = if polls {
-            self.waiting.try_acquire().map_err(|_| busy())?
-        } else {
-            self.front.place()?
-        };
+        let place =
+            if polls { self.waiting.try_acquire().map_err(|_| busy()) } else { self.front.place() };
+        let _place =
+            place.inspect_err(|_| self.node.metrics().shed(endpoint.class(), "permits"))?;
         Stages::current().enter(Stage::Decode);
         let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
         self.front.in_time(longer, self.dispatch(endpoint, message)).await
     }
 
-    /// Authenticates, and hands the body to the one method of the node that it is for.
+    /// Lets a request in, authenticates it, and hands the body to the one method of the node that it is for. Signatures are what
+    /// costs: who is refused for want of time is so before them.
     async fn dispatch(
         &self,
         endpoint: Endpoint,
         message: ClientMessage,
     ) -> Result<Answer, Refusal> {
         let (node, stages) = (&self.node, Stages::current());
+        // one that does not decode is told so once it is known whose it is
+        let operation = endpoint.takes_ds_message().then(|| body_of::<DsMessage>(&message));
+        let class = match &operation {
+            Some(Ok(operation)) => class_of(&operation.request),
+            Some(Err(_)) | None => endpoint.class(),
+        };
+        let ticket = node.admit(class)?;
+        if let Some(Ok(operation)) = &operation {
+            node.may_ask_group(operation)?;
+        }
         stages.enter(Stage::Authenticate);
         if endpoint == Endpoint::Register {
             stages.enter(Stage::Work);
@@ -167,16 +178,18 @@ impl ClientApi {
             return Answer::client(encode(&node.register(&message, register).await?));
         }
         let from = node.authenticate(&message, endpoint.path()).await?;
+        if let Some(operation) = operation {
+            let operation = operation?;
+            stages.enter(Stage::Work);
+            stages.name_operation(operation.request.name());
+            // what is another provider's to answer takes no time here
+            let _ticket = (operation.context.hub_domain == *node.domain()).then_some(ticket);
+            return self.group_operation(endpoint, &from, operation).await;
+        }
+        // what follows waits for entries or for other providers, or is over at once
+        drop(ticket);
         stages.enter(Stage::Decode);
         let answer = match endpoint {
-            Endpoint::GroupOperation
-            | Endpoint::WelcomeInformation
-            | Endpoint::ExternalCommitInformation => {
-                let body: DsMessage = body_of(&message)?;
-                stages.enter(Stage::Work);
-                stages.name_operation(body.request.name());
-                return self.group_operation(endpoint, &from, body).await;
-            }
             Endpoint::KeyPackages => {
                 let body: PublishKeyPackages = body_of(&message)?;
                 stages.enter(Stage::Work);
@@ -240,7 +253,12 @@ impl ClientApi {
                 stages.enter(Stage::Work);
                 encode(&node.request_migration(body).await?)
             }
-            Endpoint::Register | Endpoint::Stream | Endpoint::Unknown => {
+            Endpoint::GroupOperation
+            | Endpoint::WelcomeInformation
+            | Endpoint::ExternalCommitInformation
+            | Endpoint::Register
+            | Endpoint::Stream
+            | Endpoint::Unknown => {
                 return Err(Refusal::http(StatusCode::NOT_FOUND, NO_SUCH_ENDPOINT));
             }
         };
@@ -290,6 +308,7 @@ async fn posted(
     payload: web::Payload,
     api: web::Data<ClientApi>,
 ) -> HttpResponse {
+    api.node.probe_worker();
     let trace = trace::of_client(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
     api.front.serve(endpoint.path(), endpoint.form(), trace, handle).await

@@ -1,6 +1,7 @@
 //! The endpoints of PROTOCOL.md §3, each with its path, its largest body and the form of its answer.
 
 use super::front::OTHER_PATH;
+use crate::rate::Class;
 
 /// An endpoint of the client listener, or none that we know: what metrics and logs call a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,6 +101,36 @@ impl Endpoint {
             | Self::DeleteDevice
             | Self::DeleteAccount => 16 * KIB,
             Self::Stream | Self::Unknown => 0,
+        }
+    }
+
+    /// Whether its body is a request to a group.
+    #[must_use]
+    pub fn takes_ds_message(self) -> bool {
+        self.form() == Form::DsResponse
+    }
+
+    /// What its requests are worth where not all can be served; those to groups have one each.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            Self::Dequeue | Self::Stream | Self::DeleteDevice | Self::DeleteAccount => {
+                Class::Relief
+            }
+            Self::WelcomeInformation
+            | Self::ExternalCommitInformation
+            | Self::Complaint
+            | Self::MigrationRequest => Class::Commit,
+            Self::GroupOperation => Class::Message,
+            Self::Register
+            | Self::KeyPackages
+            | Self::QueueTokens
+            | Self::ConnectionKeyPackages
+            | Self::GroupKeyPackages
+            | Self::ConnectionRequest
+            | Self::ProviderKeys
+            | Self::Consent
+            | Self::Unknown => Class::Account,
         }
     }
 

@@ -29,12 +29,12 @@ use super::{
 };
 use crate::{
     actors::{
-        Node,
+        Node, Ticket,
         live::Live,
         stages::{Stage, Stages},
     },
     federation::{Federation, Opened},
-    rate::Limiter,
+    rate::{Class, Limiter},
     wire::{
         client::VerificationKeyResponse,
         ds::{DsError, ProtocolVersion},
@@ -195,19 +195,34 @@ impl FederationApi {
         self.federation.open(endpoint, bytes).await
     }
 
+    /// Opens a message where there is time for it: its signature is what costs.
+    async fn let_in(
+        &self,
+        endpoint: S2SEndpoint,
+        bytes: &[u8],
+    ) -> Result<(Opened, Ticket), DsError> {
+        let ticket = self.node.admit(Class::Peer)?;
+        Ok((self.open(endpoint, bytes).await?, ticket))
+    }
+
     async fn execute(&self, endpoint: S2SEndpoint, bytes: &[u8]) -> Result<Answer, Refusal> {
         let stages = Stages::current();
         stages.enter(Stage::Authenticate);
-        let opened = match self.open(endpoint, bytes).await {
+        let opened = match self.let_in(endpoint, bytes).await {
             Ok(opened) => opened,
             // said to the provider that sends, and not by the group to its client: a relay must tell them apart
             Err(error) => return Ok(Answer::refused(Form::ClientResponse, error.into())),
         };
+        let (opened, ticket) = opened;
         tracing::Span::current().record("peer", opened.sender.as_str());
         self.rates
             .check(&opened.sender, self.node.clock.now())
             .map_err(|wait| rate_limited("too many requests of this provider", wait))?;
-        let places = (self.places.take(&opened.sender)?, self.front.place_of_its_own()?);
+        let places = self
+            .places
+            .take(&opened.sender)
+            .and_then(|place| Ok((place, self.front.place_of_its_own()?, ticket)));
+        let places = places.inspect_err(|_| self.node.metrics().shed(Class::Peer, "permits"))?;
         let event = opened.event;
         stages.enter(Stage::Work);
         if let EventType::DeliveryService(operation) = event {
@@ -235,6 +250,7 @@ async fn taken(
     payload: web::Payload,
     api: web::Data<FederationApi>,
 ) -> HttpResponse {
+    api.node.probe_worker();
     let trace = trace::of_peer(&request, endpoint.path());
     let handle = api.handle(endpoint, &request, payload);
     api.front.serve(endpoint.path(), form(endpoint), trace, handle).await

@@ -25,6 +25,8 @@ mod lobby;
 mod metrics;
 pub mod migrations;
 mod ops;
+#[cfg(test)]
+mod overload_tests;
 mod pace;
 pub mod peers;
 mod permits;

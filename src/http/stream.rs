@@ -141,7 +141,9 @@ async fn begin(
     let open = async {
         let message = client_message(&first)?;
         let OpenStream { window } = body_of(&message)?;
+        let ticket = api.node.admit(Endpoint::Stream.class())?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
+        drop(ticket);
         let permit = api.waiting.try_acquire_owned().map_err(|_| busy())?;
         Ok((api.node.open_stream(&client, window).await?, permit))
     };

@@ -4,8 +4,12 @@
 //! The arithmetic (GCRA) is `governor`'s; what is ours is the time, the bound on keys, and that a limit can be absent.
 
 mod group;
+mod line;
+mod overload;
 
 pub use group::{GroupQuotas, GroupRates};
+pub use line::Line;
+pub use overload::{Class, LANES_MAX, Lane, Overload, OverloadSettings, Shed, Stage};
 
 use std::{
     collections::HashMap,

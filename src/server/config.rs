@@ -152,6 +152,8 @@ pub struct Limits {
     pub backlog: u32,
     pub requests_max: usize,
     pub waiting_max: usize,
+    /// A wait that stands above this is overload: what is worth least is refused. None: never.
+    pub delay_max: Option<Duration>,
     pub request_bytes_max: Bytes,
     pub bodies_bytes_max: Bytes,
     pub answers_bytes_max: Bytes,
@@ -246,6 +248,7 @@ impl Default for Config {
                 backlog: http.backlog,
                 requests_max: http.requests_max,
                 waiting_max: http.waiting_max,
+                delay_max: node.overload.delay_max,
                 request_bytes_max: Bytes(http.request_bytes_max as u64),
                 bodies_bytes_max: Bytes(http.bodies_bytes_max as u64),
                 answers_bytes_max: Bytes(http.answers_bytes_max as u64),
@@ -326,7 +329,7 @@ settings! {
     ]
     queues: [groups_per_client_max, notices_max, connection_offers_per_hour, passivate_after, active_max, window_max]
     limits: [
-        workers, actor_threads, connections_max, connections_per_address_max, loopback_is_proxy, backlog, requests_max, waiting_max, request_bytes_max, bodies_bytes_max,
+        workers, actor_threads, connections_max, connections_per_address_max, loopback_is_proxy, backlog, requests_max, waiting_max, delay_max, request_bytes_max, bodies_bytes_max,
         answers_bytes_max, nonces_max, header_timeout, body_timeout, answer_timeout, read_timeout, keep_alive, poll_max,
         stream_open_timeout, stream_ping, stream_stall, drain_timeout,
     ]

@@ -61,7 +61,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use tee::{Piece, Record};
@@ -565,6 +565,8 @@ pub trait Store: Send + Sync + 'static {
     fn histograms(&self) -> Histograms;
     /// Records that were found since the start and cannot be read. Each is in the log once.
     fn damaged(&self) -> DamagedByKind;
+    /// How long what was written last had waited for its turn, beyond the flush that was under way; nothing where nothing waits. Cheap.
+    fn queue_delay(&self) -> Duration;
     /// Whether writes are taken; the reason where they are not.
     fn writable(&self) -> Result<(), String>;
     /// Whether what grows is taken, as far as that is up to the disk's room; the reason where it is not.

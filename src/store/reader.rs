@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, PoisonError, atomic::Ordering},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -820,6 +821,10 @@ impl Store for NodeStore {
 
     fn damaged(&self) -> DamagedByKind {
         self.shared.damages.by_kind()
+    }
+
+    fn queue_delay(&self) -> Duration {
+        self.shared.queue_delay()
     }
 
     fn writable(&self) -> Result<(), String> {

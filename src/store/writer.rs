@@ -135,6 +135,8 @@ pub(super) struct Counters {
     pub writes: AtomicU64,
     pub bytes_written: AtomicU64,
     pub histograms: Histograms,
+    /// How long the last batch that was written had waited, beyond the flush before it.
+    pub behind_us: AtomicU64,
 }
 
 #[derive(Default)]
@@ -206,6 +208,13 @@ impl Shared {
 
     pub fn writable(&self) -> Result<(), String> {
         locked(&self.lanes).writable()
+    }
+
+    pub fn queue_delay(&self) -> Duration {
+        if locked(&self.lanes).normal.batches == 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(self.counters.behind_us.load(Ordering::Relaxed))
     }
 
     pub fn batches_waiting(&self) -> u64 {
@@ -293,6 +302,8 @@ struct Writer {
     /// Staged; told when the flush is done.
     answers: Vec<Staged>,
     told_idle: bool,
+    /// How long the last flush took.
+    flushed_in: Duration,
 }
 
 pub(super) struct Staged {
@@ -341,6 +352,7 @@ impl Writer {
             tee_waits: false,
             answers: Vec::new(),
             told_idle: true,
+            flushed_in: Duration::ZERO,
         }
     }
 
@@ -419,6 +431,12 @@ impl Writer {
             let mut lanes = locked(&self.shared.lanes);
             self.normal.append(&mut lanes.normal.jobs);
             self.low.append(&mut lanes.low.jobs);
+        }
+        if let Some(job) = self.normal.front() {
+            // to wait for one flush is everybody's part; what waits for longer stands behind more than one flush takes
+            let behind = job.queued.elapsed().saturating_sub(self.flushed_in);
+            let behind = u64::try_from(behind.as_micros()).unwrap_or(u64::MAX);
+            self.shared.counters.behind_us.store(behind, Ordering::Relaxed);
         }
         let mut changes = Changes::new();
         let mut bytes = 0;
@@ -559,6 +577,7 @@ impl Writer {
         }
         shared.durable.reach(self.sequence);
         let took = durable.saturating_duration_since(applied.started);
+        self.flushed_in = took;
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let histograms = &shared.counters.histograms;
         histograms.flush_seconds.observe(took.as_secs_f64());

@@ -39,6 +39,7 @@ const LIVE: &[&str] = &[
     "limits.loopback_is_proxy",
     "limits.requests_max",
     "limits.waiting_max",
+    "limits.delay_max",
     "limits.request_bytes_max",
     "limits.bodies_bytes_max",
     "limits.answers_bytes_max",

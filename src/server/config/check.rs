@@ -197,6 +197,9 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     time("migration.freeze_timeout", migration.freeze_timeout, 1_000, 3600);
     time("migration.forward_for", migration.forward_for, 60_000, years);
     time("migration.answer_for", migration.answer_for, 3_600_000, years);
+    if let Some(delay) = limits.delay_max {
+        time("limits.delay_max", delay, 5, 60);
+    }
     time("limits.header_timeout", limits.header_timeout, 10, 300);
     time("limits.body_timeout", limits.body_timeout, 10, 3600);
     time("limits.answer_timeout", limits.answer_timeout, 10, 3600);

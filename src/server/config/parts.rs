@@ -7,7 +7,7 @@ use crate::{
     actors::{self, GroupOptions, MoveLimits, PeerLimits},
     federation::{FederationLimits, schedule::Backoff},
     http,
-    rate::{GroupQuotas, Quota},
+    rate::{GroupQuotas, OverloadSettings, Quota},
 };
 
 impl Config {
@@ -15,6 +15,7 @@ impl Config {
     #[must_use]
     pub fn node_limits(&self) -> actors::Limits {
         actors::Limits {
+            overload: OverloadSettings { delay_max: self.limits.delay_max },
             devices_per_user_max: self.registration.devices_per_user_max,
             subscriptions_max: self.queues.groups_per_client_max,
             own_entries_max: self.queues.notices_max,
