@@ -34,6 +34,8 @@ use crate::providers::free_address;
 
 #[path = "faults/damage.rs"]
 mod damage;
+#[path = "faults/federated.rs"]
+mod federated;
 #[path = "faults/node.rs"]
 mod node;
 

@@ -155,6 +155,18 @@ impl Provider {
         }
     }
 
+    /// Ends the process as an operator does, and waits until it has gone.
+    pub async fn stop(&self) {
+        let Some(mut child) = self.child.lock().unwrap().take() else { return };
+        let told = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(told.success());
+        let until = Instant::now() + PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < until, "{} does not stop", self.domain);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Has the process stand still at a step of a group's move, when it comes there; `step 2`: the second time that it does.
     pub fn stop_at(&self, step: &str) {
         std::fs::write(self.folder.join(STOP_AT), step).unwrap();

@@ -211,7 +211,7 @@ impl Records {
         Self::Fjall(database, keyspace)
     }
 
-    fn all(&self) -> Vec<Vec<u8>> {
+    pub fn all(&self) -> Vec<Vec<u8>> {
         match self {
             Self::Sled(db) => db.iter().map(|it| it.unwrap().0.to_vec()).collect(),
             Self::Fjall(_, keyspace) => {
@@ -220,14 +220,14 @@ impl Records {
         }
     }
 
-    fn get(&self, key: &[u8]) -> Vec<u8> {
+    pub fn get(&self, key: &[u8]) -> Vec<u8> {
         match self {
             Self::Sled(db) => db.get(key).unwrap().unwrap().to_vec(),
             Self::Fjall(_, keyspace) => keyspace.get(key).unwrap().unwrap().to_vec(),
         }
     }
 
-    fn put(&self, key: &[u8], value: &[u8]) {
+    pub fn put(&self, key: &[u8], value: &[u8]) {
         match self {
             Self::Sled(db) => {
                 db.insert(key, value).unwrap();
