@@ -53,6 +53,7 @@ struct Writer {
 
 struct Side {
     name: &'static str,
+    pid: u32,
     provider: Provider,
     writers: Vec<Writer>,
     connections: RefCell<Vec<SendRequest<Bytes>>>,
@@ -66,6 +67,10 @@ struct Tally {
     failed: usize,
     /// The longest that the operator's listener took to answer.
     livez: Duration,
+    /// How far the generator was behind its timetable at the most: that much of the times above is its own.
+    late: Duration,
+    /// What the server took of its processor meanwhile.
+    cpu: Duration,
     /// From the first to the last request, and to the last answer.
     sent_in: Duration,
     took: Duration,
@@ -113,13 +118,15 @@ async fn run() {
             let goodput = good as f64 / tally.took.as_secs_f64();
             let rate = count / tally.sent_in.as_secs_f64();
             println!(
-                "{:8} {times:3.1} x capacity: {rate:6.0}/s asked, {goodput:6.0}/s accepted in time, {}, {} refused (p50 {:.0?}), {} failed, /livez within {:.0?}",
+                "{:8} {times:3.1} x capacity: {rate:6.0}/s asked, {goodput:6.0}/s accepted in time, {}, {} refused (p50 {:.0?}), {} failed, /livez within {:.0?}, sent up to {:.0?} late, {:.2?} of CPU",
                 side.name,
                 tally.latencies(),
                 tally.refused.len(),
                 middle(&tally.refused),
                 tally.failed,
                 tally.livez,
+                tally.late,
+                tally.cpu,
             );
             goodputs.push((times, side.name, goodput));
         }
@@ -152,8 +159,9 @@ impl Side {
         let endpoints = std::fs::read_to_string(provider.data().join("endpoints.json")).unwrap();
         let pid = endpoints.split("\"pid\": ").nth(1).unwrap();
         let pid: String = pid.chars().take_while(char::is_ascii_digit).collect();
-        pin(pid.parse().unwrap(), "0");
-        Self { name, provider, writers, connections: RefCell::default() }
+        let pid = pid.parse().unwrap();
+        pin(pid, "0");
+        Self { name, pid, provider, writers, connections: RefCell::default() }
     }
 
     fn connection(&self, n: usize) -> SendRequest<Bytes> {
@@ -214,7 +222,7 @@ impl Side {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         });
-        let began = Instant::now();
+        let (began, cpu) = (Instant::now(), cpu_of(self.pid));
         let mut sent = Vec::with_capacity(bodies.len());
         for (n, body) in bodies.into_iter().enumerate() {
             let due = began + Duration::from_secs_f64(n as f64 / rate);
@@ -223,6 +231,8 @@ impl Side {
             }
             let connection = self.connection(n);
             let tally = Rc::clone(&tally);
+            let late = tally.borrow().late.max(due.elapsed());
+            tally.borrow_mut().late = late;
             sent.push(tokio::task::spawn_local(async move {
                 let status = post(connection, body).await;
                 tally.borrow_mut().count(status, due.elapsed());
@@ -234,6 +244,7 @@ impl Side {
         }
         operator.abort();
         tally.borrow_mut().took = began.elapsed();
+        tally.borrow_mut().cpu = cpu_of(self.pid).saturating_sub(cpu);
         tally.take()
     }
 }
@@ -307,6 +318,15 @@ fn pin(pid: u32, processor: &str) {
     if !pinned.is_ok_and(|it| it.status.success()) {
         eprintln!("process {pid} is not bound to a processor");
     }
+}
+
+/// What a process has taken of processors, by the kernel's clock of a hundred ticks in a second.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the name in brackets can hold anything
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = fields.split(' ').skip(12).take(2).filter_map(|field| field.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 async fn livez(ops: std::net::SocketAddr) {

@@ -332,7 +332,7 @@ impl Node {
         }
         self.groups
             .has_time(&message.context.group_id)
-            .inspect_err(|_| self.metrics.shed(class_of(&message.request), "group"))
+            .inspect_err(|_| self.metrics.shed(class_of(message.request.name()), "group"))
     }
 
     async fn operate(&self, request: Request) -> Reply {
@@ -362,7 +362,7 @@ impl Node {
             let permits = self.groups.admit(&active).inspect_err(|error| {
                 let own = matches!(error, DsError::RateLimited { .. });
                 let reason = if own { "group" } else { "permits" };
-                self.metrics.shed(class_of(&request.message.request), reason);
+                self.metrics.shed(class_of(request.message.request.name()), reason);
             })?;
             let (reply, answer) = oneshot::channel();
             stages.enter(Stage::Queue);
@@ -636,30 +636,15 @@ impl Node {
     }
 }
 
-/// What a request to a group is worth where not all can be served.
+/// What a request to a group is worth where not all can be served, by its [`DsRequest::name`].
 #[must_use]
-pub fn class_of(request: &DsRequest) -> Class {
-    match request {
-        // changes that others wait for, and what somebody needs who is half-way in
-        DsRequest::WelcomeInfo(_)
-        | DsRequest::ExternalCommitInfo(_)
-        | DsRequest::DeleteGroup(_)
-        | DsRequest::AddUsers(_)
-        | DsRequest::RemoveUsers(_)
-        | DsRequest::AddClients(_)
-        | DsRequest::RemoveClients(_)
-        | DsRequest::UpdateClient(_)
-        | DsRequest::ResyncClient(_)
-        | DsRequest::JoinGroup(_)
-        | DsRequest::UpdateGroup(_)
-        | DsRequest::StartMigration(_) => Class::Commit,
-        DsRequest::CreateGroup(_)
-        | DsRequest::UpdateQueueInfo(_)
-        | DsRequest::UpdateClientFanoutInfo(_)
-        | DsRequest::SendMessage(_)
-        | DsRequest::Propose(_) => Class::Message,
-    }
+pub fn class_of(operation: &str) -> Class {
+    if OF_MESSAGES.contains(&operation) { Class::Message } else { Class::Commit }
 }
+
+/// All others are changes that others wait for, and what somebody needs who is half-way in.
+const OF_MESSAGES: [&str; 5] =
+    ["create-group", "update-queue-info", "update-client-fanout-info", "send-message", "propose"];
 
 pub(super) fn hash_of(group: &GroupId) -> u64 {
     let mut hasher = DefaultHasher::new();

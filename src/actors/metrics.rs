@@ -59,7 +59,7 @@ pub struct Metrics {
     pub relayed: IntCounterVec,
     /// `outcome`: ok or a status' name.
     pub authentications: IntCounterVec,
-    /// `class`: a [`Class`]; `reason`: one of [`SHED_REASONS`].
+    /// `class`: a [`Class`]; `reason`: one of `SHED_REASONS`.
     pub requests_shed: IntCounterVec,
 }
 

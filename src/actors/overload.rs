@@ -1,13 +1,12 @@
 //! Who is let in while there is more to do than can be done: the node's one [`Overload`], told the time, and what it is told of.
 //!
-//! Waits are measured by what is in the way itself: a task that is put behind all others of a thread, one at a time for each, and
-//! only while there are requests. Deliberately absent: how much is let in ([`crate::rate`]).
+//! Waits are measured by what is in the way itself: a task that is put behind all others of a thread, again and again while there are
+//! requests ([`Probes`]). Deliberately absent: how much is let in ([`crate::rate`]).
 
 use std::{
-    cell::Cell,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -33,8 +32,44 @@ pub struct Admission(Arc<Inner>);
 struct Inner {
     overload: Mutex<Overload>,
     began: Instant,
-    /// A probe is on its way on each thread of actors.
-    probes: Vec<std::sync::atomic::AtomicBool>,
+    /// Of each thread of actors.
+    probes: Vec<Probes>,
+}
+
+/// The probes of one thread. One is sent every so often whether the one before is back or not: where all wait for long, those that
+/// are back would else be too few to say so.
+#[derive(Default)]
+struct Probes {
+    out: AtomicUsize,
+    /// When the next one is, in microseconds.
+    due_us: AtomicU64,
+}
+
+/// Many for each time that waits are judged ([`crate::rate`]), and few against requests: each wakes a thread that may have nothing to do.
+const PROBES_APART: Duration = Duration::from_millis(5);
+/// Beyond, none is sent. Of waits of some seconds there are still enough.
+const PROBES_OUT_MAX: usize = 64;
+
+impl Probes {
+    /// Whether to send one at `now`. It is told of by [`Self::is_back`].
+    fn send(&self, now: Duration) -> bool {
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let due = self.due_us.load(Ordering::Relaxed);
+        let next = us(now + PROBES_APART);
+        if us(now) < due || self.out.load(Ordering::Relaxed) >= PROBES_OUT_MAX {
+            return false;
+        }
+        // of several threads that see that it is due one sends it
+        let swap = self.due_us.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed);
+        if swap.is_ok() {
+            self.out.fetch_add(1, Ordering::Relaxed);
+        }
+        swap.is_ok()
+    }
+
+    fn is_back(&self) {
+        self.out.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A request that was let in, until it is answered or goes on elsewhere.
@@ -52,7 +87,7 @@ impl Admission {
         Self(Arc::new(Inner {
             overload: Mutex::new(Overload::new(settings)),
             began: Instant::now(),
-            probes: (0..actor_threads).map(|_| false.into()).collect(),
+            probes: (0..actor_threads).map(|_| Probes::default()).collect(),
         }))
     }
 
@@ -112,28 +147,31 @@ impl Node {
     pub fn probe_worker(&self) {
         thread_local! {
             static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed) % LANES_MAX;
-            static IS_OUT: Cell<bool> = const { Cell::new(false) };
+            static PROBES: Probes = Probes::default();
         }
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        if IS_OUT.replace(true) {
+        static BEGAN: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+        // one thread can be several nodes': their times begin at different moments
+        if !PROBES.with(|probes| probes.send(BEGAN.elapsed())) {
             return;
         }
         let (admission, since) = (self.admission.clone(), Instant::now());
         actix_rt::spawn(async move {
-            IS_OUT.set(false);
+            PROBES.with(Probes::is_back);
             admission.waited(Stage::Workers, NUMBER.with(|number| *number), since);
         });
     }
 
     /// The same of the threads that groups live on. Queues live on others: what they deliver may wait, and refusing shortens it by nothing.
     fn probe_actors(&self) {
-        for (number, is_out) in self.admission.0.probes.iter().enumerate() {
-            if is_out.swap(true, Ordering::Relaxed) {
+        let now = self.admission.now();
+        for (number, probes) in self.admission.0.probes.iter().enumerate() {
+            if !probes.send(now) {
                 continue;
             }
             let (admission, since) = (self.admission.clone(), Instant::now());
             self.arbiters.spawn_on(Duty::Decide, number as u64, async move {
-                admission.0.probes[number].store(false, Ordering::Relaxed);
+                admission.0.probes[number].is_back();
                 admission.waited(Stage::Actors, number, since);
             });
         }
@@ -189,5 +227,42 @@ impl Collector for AdmissionCollector {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.read().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_longer_than_a_second_are_seen_by_what_is_sent_before_the_first_is_back() {
+        let probes = Probes::default();
+        let mut overload =
+            Overload::new(OverloadSettings { delay_max: Some(Duration::from_millis(50)) });
+        let wait = Duration::from_millis(1500);
+        let (mut out, mut standing) = (std::collections::VecDeque::new(), Duration::ZERO);
+        for ms in 0..5_000 {
+            let now = Duration::from_millis(ms);
+            // a request each millisecond
+            if probes.send(now) {
+                out.push_back(now);
+            }
+            assert!(out.len() <= PROBES_OUT_MAX);
+            while let Some(since) = out.front().copied().filter(|since| now - *since >= wait) {
+                out.pop_front();
+                probes.is_back();
+                overload.waited(Lane { stage: Stage::Workers, number: 0 }, now - since, now);
+            }
+            standing = overload.standing(Stage::Workers, now);
+        }
+        assert_eq!(standing, wait);
+        let sent = (5_000..6_000).filter(|us| {
+            let is_sent = probes.send(Duration::from_secs(10) + Duration::from_micros(*us * 100));
+            if is_sent {
+                probes.is_back();
+            }
+            is_sent
+        });
+        assert_eq!(sent.count(), 20, "of a thousand requests in 100 ms");
     }
 }

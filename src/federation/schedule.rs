@@ -83,7 +83,7 @@ impl CircuitState {
 
 /// One peer's: closed while it answers; open after [`ScheduleLimits::failures_to_open`] transport failures in a row; half
 /// open while one request probes whether it is back. A peer that is busy is there: it is asked by one request at a time, at longer and
-/// longer intervals, and only when it has said nothing else for [`BUSY_TO_OPEN_MS`] is it as good as dead.
+/// longer intervals, and only when it has said nothing else for an hour is it as good as dead.
 #[derive(Debug, Clone)]
 pub struct Circuit {
     limits: ScheduleLimits,

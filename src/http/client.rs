@@ -22,11 +22,12 @@ use super::{
 };
 use crate::{
     actors::{
-        Node,
+        Node, Ticket,
         groups::class_of,
         live::Live,
         stages::{Stage, Stages},
     },
+    rate::Class,
     wire::{
         client::{
             ClientMessage, Complain, ConnectionRequestTo, Consent, DeleteDevice, Dequeue, Dequeued,
@@ -148,26 +149,24 @@ impl ClientApi {
         let _place =
             place.inspect_err(|_| self.node.metrics().shed(endpoint.class(), "permits"))?;
         Stages::current().enter(Stage::Decode);
+        // before anything is done with it: what is refused for want of time is to take as little of it as can be
+        let ticket = self.node.admit(class_in(endpoint, bytes))?;
         let message = client_message(bytes)?;
         let longer = if polls { self.front.limits.poll_max } else { Duration::ZERO };
-        self.front.in_time(longer, self.dispatch(endpoint, message)).await
+        self.front.in_time(longer, self.dispatch(endpoint, message, ticket)).await
     }
 
-    /// Lets a request in, authenticates it, and hands the body to the one method of the node that it is for. Signatures are what
-    /// costs: who is refused for want of time is so before them.
+    /// Authenticates a request that was let in, and hands the body to the one method of the node that it is for. Signatures are
+    /// what costs: who is refused because the group has no time is so before them.
     async fn dispatch(
         &self,
         endpoint: Endpoint,
         message: ClientMessage,
+        ticket: Ticket,
     ) -> Result<Answer, Refusal> {
         let (node, stages) = (&self.node, Stages::current());
         // one that does not decode is told so once it is known whose it is
         let operation = endpoint.takes_ds_message().then(|| body_of::<DsMessage>(&message));
-        let class = match &operation {
-            Some(Ok(operation)) => class_of(&operation.request),
-            Some(Err(_)) | None => endpoint.class(),
-        };
-        let ticket = node.admit(class)?;
         if let Some(Ok(operation)) = &operation {
             node.may_ask_group(operation)?;
         }
@@ -325,6 +324,15 @@ async fn wrong_method(
 
 async fn unknown_path(api: web::Data<ClientApi>) -> HttpResponse {
     api.front.not_found(NO_SUCH_ENDPOINT)
+}
+
+/// What a request is worth; read, not decoded.
+fn class_in(endpoint: Endpoint, bytes: &[u8]) -> Class {
+    let operation = endpoint
+        .takes_ds_message()
+        .then(|| ClientMessage::body_in(bytes).and_then(DsRequest::name_in))
+        .flatten();
+    operation.map_or_else(|| endpoint.class(), class_of)
 }
 
 /// Decodes a ClientMessage of a version that we speak.

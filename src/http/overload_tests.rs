@@ -30,6 +30,14 @@ fn retry_after_ms(error: &DsError) -> Option<u64> {
     }
 }
 
+/// As an operator does it while the node runs.
+fn set(world: &World, delay_max: Option<Duration>) {
+    let overload = OverloadSettings { delay_max };
+    let limits = crate::actors::Limits { overload, ..world.limits.clone() };
+    let groups = GroupOptions::new(world.node.domain().clone());
+    world.node.replace_limits(limits, groups, world.registration.clone());
+}
+
 #[actix_web::test]
 async fn who_is_refused_for_want_of_time_is_so_before_a_signature_is_looked_at() {
     let world = World::new();
@@ -47,13 +55,7 @@ async fn who_is_refused_for_want_of_time_is_so_before_a_signature_is_looked_at()
     assert!(matches!(ask().await, DsError::Unauthenticated { .. }));
     let before = looked_at();
 
-    let set = |delay_max| {
-        let overload = OverloadSettings { delay_max };
-        let limits = crate::actors::Limits { overload, ..world.limits.clone() };
-        let groups = GroupOptions::new(world.node.domain().clone());
-        world.node.replace_limits(limits, groups, world.registration.clone());
-    };
-    set(Some(Duration::from_millis(50)));
+    set(&world, Some(Duration::from_millis(50)));
     world.node.admission().press(Duration::from_millis(400));
     let mut refused = Vec::new();
     for _ in 0..50 {
@@ -74,6 +76,37 @@ async fn who_is_refused_for_want_of_time_is_so_before_a_signature_is_looked_at()
     let message = sign();
     let second = api.take(Endpoint::Dequeue, &message).await;
     assert!(retry_after_ms(&second.err().unwrap().error).is_some(), "and no more than that");
-    set(None);
+    set(&world, None);
     assert!(api.take(Endpoint::Dequeue, &message).await.is_ok(), "nothing was done with it");
+}
+
+#[actix_web::test]
+async fn what_a_request_is_worth_is_known_before_it_is_decoded() {
+    let world = World::new();
+    let api = api(&world);
+    let alice = world.register("alice").await;
+    // a sender, the number of an operation, and then nothing that could be decoded
+    let cut_off = |operation: u8| {
+        encode(&world.sign(&alice, "/v1/group_operation", &[0_u8, 0, 0, 0, 1, operation, 0xff]))
+    };
+    let take = async |bytes: &[u8]| api.take(Endpoint::GroupOperation, bytes).await.err().unwrap();
+    let shed = |class: Class| {
+        world.node.metrics().requests_shed.with_label_values(&[class.name(), "delay"]).get()
+    };
+    assert!(matches!(take(&cut_off(12)).await.error, DsError::Malformed { .. }));
+    set(&world, Some(Duration::from_millis(50)));
+    world.node.admission().press(Duration::from_millis(400));
+    // what there is room for
+    for _ in 0..2 {
+        let _ = take(&cut_off(9)).await;
+    }
+    for (operation, class) in [(12, Class::Message), (9, Class::Commit), (16, Class::Commit)] {
+        let before = shed(class);
+        let refused = take(&cut_off(operation)).await.error;
+        assert!(retry_after_ms(&refused).is_some(), "{operation}: {refused:?}");
+        assert_eq!(shed(class) - before, 1, "{operation}");
+    }
+    let before = shed(Class::Message);
+    assert!(retry_after_ms(&take(b"nothing").await.error).is_some());
+    assert_eq!(shed(Class::Message) - before, 1, "the endpoint's own, where it says nothing");
 }

@@ -2,7 +2,7 @@
 
 use tls_codec::{TlsDeserializeBytes, TlsSerialize, TlsSize};
 
-use super::codec::{List, Opaque, Secret, Text};
+use super::codec::{List, Opaque, Secret, Text, read_vector};
 use super::ds::{CommitComplaint, Outcome, ProtocolVersion, REQUEST_BYTES_MAX};
 use super::extensions::{
     KeyPackageClass, PublicKey, QueueToken, Signature, SignatureScheme, UserKey,
@@ -25,6 +25,22 @@ pub struct ClientMessage {
     pub body: Opaque<{ REQUEST_BYTES_MAX + 65536 }>,
     pub signature: Signature,
 }
+
+impl ClientMessage {
+    /// The body of an encoded one, without decoding that: it may still be none. None where it does not begin as one.
+    #[must_use]
+    pub fn body_in(message: &[u8]) -> Option<&[u8]> {
+        let rest = message.get(VERSION_BYTES..)?;
+        let (_client, rest) = read_vector(rest, 0, message.len()).ok()?;
+        let (_endpoint, rest) = read_vector(rest, 0, message.len()).ok()?;
+        let rest = rest.get(TIMESTAMP_BYTES + NONCE_BYTES..)?;
+        read_vector(rest, 0, message.len()).ok().map(|(body, _signature)| body)
+    }
+}
+
+const VERSION_BYTES: usize = 2;
+const TIMESTAMP_BYTES: usize = 8;
+const NONCE_BYTES: usize = 16;
 
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct ClientMessageTbs {

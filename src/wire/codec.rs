@@ -430,7 +430,7 @@ impl<T: DeserializeBytes> DeserializeBytes for Raw<T> {
     }
 }
 
-fn read_vector(bytes: &[u8], min: usize, max: usize) -> Result<(&[u8], &[u8]), Error> {
+pub(super) fn read_vector(bytes: &[u8], min: usize, max: usize) -> Result<(&[u8], &[u8]), Error> {
     let (len, rest) = TlsVarInt::tls_deserialize_bytes(bytes)?;
     let len = usize::try_from(len.value()).map_err(|_| Error::InvalidVectorLength)?;
     if !(min..=max).contains(&len) {

@@ -137,7 +137,15 @@ pub enum DsRequest {
 }
 
 impl DsRequest {
-    /// Every name that [`Self::name`] gives.
+    /// What [`Self::name`] is of the request in an encoded [`DsMessage`], without decoding that: it may still be none. None
+    /// where it does not begin as one.
+    #[must_use]
+    pub fn name_in(message: &[u8]) -> Option<&'static str> {
+        let (_sender, rest) = DsSenderId::tls_deserialize_bytes(message).ok()?;
+        Self::NAMES.get(usize::from(*rest.first()?)).copied()
+    }
+
+    /// Every name that [`Self::name`] gives, in the order of the wire's numbers.
     pub const NAMES: [&'static str; 17] = [
         "create-group",
         "delete-group",

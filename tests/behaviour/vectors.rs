@@ -7,7 +7,9 @@ use mimid::{
     crypto::{sha256, verify_with_label},
     wire::{
         self,
-        ds::DsMessage,
+        client::ClientMessage,
+        codec::Opaque,
+        ds::{DsMessage, DsRequest},
         extensions::SignatureScheme,
         portability::{
             MigrationConfirmation, MigrationContent, MigrationInit, MigrationResponse,
@@ -100,6 +102,35 @@ fn every_struct_and_variant_of_the_wire_has_a_vector() {
             }
         }
     }
+}
+
+#[test]
+fn what_is_read_of_a_request_without_decoding_it_is_what_it_decodes_to() {
+    let samples = samples::all();
+    let mut names = BTreeSet::new();
+    let one = samples.iter().find(|one| one.name == "ClientMessage").unwrap();
+    let signed: ClientMessage = wire::decode(&one.bytes).unwrap();
+    for sample in samples.iter().filter(|one| one.name.starts_with("DSMessage.")) {
+        let message: DsMessage = wire::decode(&sample.bytes).unwrap();
+        let body = Opaque::new(sample.bytes.clone()).unwrap();
+        let bytes = wire::encode(&ClientMessage { body, ..signed.clone() });
+        let body = ClientMessage::body_in(&bytes).unwrap();
+        assert_eq!(body, sample.bytes, "{}", sample.name);
+        assert_eq!(DsRequest::name_in(body), Some(message.request.name()), "{}", sample.name);
+        names.insert(message.request.name());
+        let beginnings = (0..bytes.len()).map(|end| &bytes[..end]);
+        let signature = bytes.len() - wire::encode(&signed.signature).len();
+        assert_eq!(
+            beginnings.filter(|part| ClientMessage::body_in(part).is_some()).map(<[u8]>::len).min(),
+            Some(signature),
+            "{}: a body is there when all of it is",
+            sample.name
+        );
+    }
+    assert_eq!(names, BTreeSet::from(DsRequest::NAMES), "each request was read");
+    assert_eq!(DsRequest::name_in(&[]), None);
+    assert_eq!(DsRequest::name_in(&[0, 0, 0, 0, 1, 17]), None, "there is no such request");
+    assert_eq!(DsRequest::name_in(&[0, 0, 0, 0, 1, 12]), Some("send-message"));
 }
 
 #[test]
