@@ -347,8 +347,9 @@ impl Member {
     /// The hub says that it hosts the group no more.
     ///
     /// An active member believes the Commit, which its queue brings, and nobody's word; the request is made anew behind
-    /// it under the same id. Who cannot follow the Commit, or is not in yet, asks where the chain ends: what it gets
-    /// there is checked as what every hub shows to who comes from outside.
+    /// it under the same id. A commit of its own is asked about where the chain ends: if it was accepted in front of the move, nothing
+    /// else says so, and what the queue brings is built on it. Who cannot follow the Commit, or is not in yet, asks there, too:
+    /// what it gets is checked as what every hub shows to who comes from outside.
     pub(super) fn redirected(
         &self,
         key: &[u8],
@@ -366,19 +367,39 @@ impl Member {
             }
         }
         let record = self.record(&pending.group)?;
-        let is_member = record.state == GroupState::Active;
-        if is_member
-            && !pending.operation.comes_from_outside()
-            && !self.queue_rests_on(&pending, &record)?
-        {
-            if pending.redirect.take().is_some() {
-                // it was sent on when this client could not follow; by now its own state says who to ask
-                self.home.put(Kind::Pending, key, &pending)?;
-                return Ok(Settled::Again { after_ms: 0 });
+        let is_member =
+            record.state == GroupState::Active && !pending.operation.comes_from_outside();
+        let waits = is_member && !self.queue_rests_on(&pending, &record)?;
+        let mut after_ms = 0;
+        let moves = matches!(pending.operation, Operation::Migrate { .. });
+        if waits && (moves || !pending.commits()) {
+            if pending.redirect.take().is_none() {
+                return Ok(Settled::Again { after_ms: QUEUE_MS });
             }
-            return Ok(Settled::Again { after_ms: QUEUE_MS });
+            // it was sent on when this client could not follow; by now its own state says who to ask
+        } else {
+            match self.follow_chain(&pending, &record, chain) {
+                Ok(redirect) => pending.redirect = Some(redirect),
+                Err(CoreError::Chain { .. }) if is_member => {
+                    pending.redirect = None;
+                    after_ms = QUEUE_MS;
+                }
+                Err(error) => return Err(error),
+            }
+            pending.info = None;
         }
-        let asked = pending.hub(&record).clone();
+        self.home.put(Kind::Pending, key, &pending)?;
+        Ok(Settled::Again { after_ms })
+    }
+
+    /// Where a chain leads who asks for `pending`.
+    fn follow_chain(
+        &self,
+        pending: &Pending,
+        record: &GroupRecord,
+        chain: &Chain,
+    ) -> Result<Redirect, CoreError> {
+        let asked = pending.hub(record).clone();
         let bad = |why: &dyn std::fmt::Display| CoreError::Chain {
             group: pending.group.clone(),
             hub: asked.clone(),
@@ -394,7 +415,7 @@ impl Member {
         if !chain.iter().filter(later).any(|link| link.source_domain == asked) || *to == asked {
             return Err(bad(&ProofError::Chain { from: asked.clone(), to: to.clone() }));
         }
-        if let Some((known, is_joiner)) = self.last_known(&pending, &record)? {
+        if let Some((known, is_joiner)) = self.last_known(pending, record)? {
             let mut links = chain.iter().filter(|link| link.epoch > known.epoch);
             match links.find(|link| link.source_domain == known.domain) {
                 // made in the very epoch that is known here; in a later one the hub may have had another key
@@ -412,10 +433,7 @@ impl Member {
         if hops > HOPS_MAX {
             return Err(bad(&"one provider names the next, and none has the group"));
         }
-        pending.redirect = Some(Redirect { hub: to.clone(), epoch: last.epoch, hops });
-        pending.info = None;
-        self.home.put(Kind::Pending, key, &pending)?;
-        Ok(Settled::Again { after_ms: 0 })
+        Ok(Redirect { hub: to.clone(), epoch: last.epoch, hops })
     }
 
     /// Whether the group's feed has come to what lies behind a request that is on its way: it may have been accepted before the

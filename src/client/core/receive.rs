@@ -641,6 +641,8 @@ impl Member {
         });
         if rests_on_epoch && let Some(built) = pending.built.take() {
             self.take_back(&pending.group, &built)?;
+            // where it was sent on: what is made anew goes to the hub that the group names then
+            pending.redirect = None;
             self.home.put(Kind::Pending, key, pending)?;
         }
         Ok(())

@@ -273,6 +273,11 @@ impl Pending {
         self.redirect.as_ref().map_or(&record.hub, |redirect| &redirect.hub)
     }
 
+    /// Whether it was built as a commit that its sender merges where it is accepted.
+    pub fn commits(&self) -> bool {
+        matches!(&self.built, Some(Built { effect: Effect::Merge { .. }, .. }))
+    }
+
     /// Whether it was built as proposals.
     pub fn proposes(&self) -> bool {
         matches!(&self.built, Some(Built { effect: Effect::Proposed { .. }, .. }))

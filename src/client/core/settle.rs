@@ -359,10 +359,14 @@ impl Member {
         if let Some(built) = pending.built.take() {
             self.take_back(&pending.group, &built)?;
         }
-        self.home.put(Kind::Pending, key, &pending)?;
         let record = self.record(&pending.group)?;
         let mut after_ms = 0;
         let mut is_held = false;
+        if record.state == GroupState::Active && !pending.operation.comes_from_outside() {
+            // where it was sent on it is not known: from here on its own state says who to ask
+            is_held = pending.redirect.take().is_some();
+        }
+        self.home.put(Kind::Pending, key, &pending)?;
         if record.state == GroupState::Active && pending.operation != Operation::Resync {
             let mut followed = false;
             for message in missed {

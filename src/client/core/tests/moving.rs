@@ -545,6 +545,87 @@ fn active_member_reads_its_queue_and_sends_the_same_request_to_the_new_hub() {
     }
 }
 
+#[test]
+fn commit_without_an_answer_is_asked_about_where_the_group_has_moved_to() {
+    let update = Operation::UpdateClient { rotate_key: true };
+    for was_accepted in [true, false] {
+        let (alice, bob, _) = three();
+        let mut scene = Scene::new(SUITES[0], &alice, &[&bob]);
+        let group = scene.group.clone();
+        let request = bob.begin(&group, update.clone()).unwrap();
+        let first = bob.outbound(request, *NOW).unwrap();
+        let mut lost_answer = None;
+        if was_accepted {
+            lost_answer = Some(scene.wire.accept(&first.message, bob.client()));
+            scene.deliver(&[&alice]);
+        }
+        let link = scene.migrate(&alice);
+        if was_accepted {
+            // the answer is all that says so
+            assert_eq!(scene.wire.deliver(&group, &bob), Some(Handled::Wait));
+        }
+        // a chain that leads nowhere changes nothing
+        let evil = scene.b.link(&group, "evil.example", 9);
+        for answer in [moved(&[&evil]), moved(&[])] {
+            let settled = bob.settle(request, &answer, *NOW).unwrap();
+            assert!(matches!(settled, Settled::Again { after_ms: 1.. }), "{settled:?}");
+            assert_eq!(bob.outbound(request, *NOW).unwrap().hub, domain());
+        }
+        let settled = bob.settle(request, &moved(&[&link]), *NOW).unwrap();
+        assert_eq!(settled, Settled::Again { after_ms: 0 });
+        let second = bob.outbound(request, *NOW).unwrap();
+        assert_eq!(second.hub, scene.b.domain);
+        assert_eq!(second.message.context.request_id, first.message.context.request_id);
+        assert_eq!(encode(&second.message.request), encode(&first.message.request));
+        // the target knows what the source has accepted
+        let answer =
+            lost_answer.unwrap_or_else(|| scene.wire.accept(&second.message, bob.client()));
+        let settled = bob.settle(request, &answer, *NOW).unwrap();
+        if !was_accepted {
+            assert!(matches!(settled, Settled::Again { .. }), "{settled:?}");
+            let third = bob.outbound(request, *NOW).unwrap();
+            assert_eq!(third.hub, scene.b.domain, "it has the Commit from there");
+            let accepted = scene.wire.accept(&third.message, bob.client());
+            assert!(matches!(bob.settle(request, &accepted, *NOW).unwrap(), Settled::Done(_)));
+        }
+        scene.deliver(&[&bob, &alice]);
+        agree(&group, &[&alice, &bob]);
+        assert_eq!(scene.hub_of(&bob), scene.b.domain);
+        assert_eq!(bob.pending().unwrap(), []);
+    }
+}
+
+#[test]
+fn commit_that_the_target_knows_nothing_of_waits_for_the_queue() {
+    let (alice, bob, _) = three();
+    let mut scene = Scene::new(SUITES[0], &alice, &[&bob]);
+    let update = Operation::UpdateClient { rotate_key: false };
+    let request = bob.begin(&scene.group, update).unwrap();
+    bob.outbound(request, *NOW).unwrap();
+    let link = scene.migrate(&alice);
+    for _ in 0..20 {
+        assert_eq!(bob.outbound(request, *NOW).unwrap().hub, domain());
+        bob.settle(request, &moved(&[&link]), *NOW).unwrap();
+        assert_eq!(bob.outbound(request, *NOW).unwrap().hub, scene.b.domain);
+        let nothing = refuse(DsError::WrongEpoch {
+            detail: Detail::truncated("too late"),
+            current_epoch: Epoch(scene.wire.epoch),
+            missed: List::default(),
+        });
+        let settled = bob.settle(request, &nothing, *NOW).unwrap();
+        assert!(matches!(settled, Settled::Again { after_ms: 1.. }), "{settled:?}");
+    }
+    let evil = scene.a.link(&scene.group, "evil.example", 9);
+    bob.outbound(request, *NOW).unwrap();
+    bob.settle(request, &moved(&[&evil]), *NOW).unwrap();
+    assert_eq!(bob.outbound(request, *NOW).unwrap().hub, named("evil.example"));
+    scene.deliver(&[&bob]);
+    let outbound = bob.outbound(request, *NOW).unwrap();
+    assert_eq!(outbound.hub, scene.b.domain, "the Commit says so");
+    let accepted = scene.wire.accept(&outbound.message, bob.client());
+    assert!(matches!(bob.settle(request, &accepted, *NOW).unwrap(), Settled::Done(_)));
+}
+
 /// Enters by what `inside` knows; the hub that is asked first says what `answers` has, one after the other.
 fn enter_by(
     scene: &mut Scene,
