@@ -67,6 +67,8 @@ pub struct Person {
     client: Mutex<Arc<Client>>,
     wire: Mutex<Vec<Wire>>,
     links: Mutex<Links>,
+    /// Groups that it has asked to leave.
+    leaves: Mutex<HashSet<GroupId>>,
     http: Http,
     spoken: AtomicU64,
     /// Entries that came by a stream.
@@ -276,6 +278,7 @@ impl Crowd {
                 client: Mutex::new(Arc::new(client.with_patience(PATIENCE_OF_CLIENTS))),
                 wire: Mutex::default(),
                 links: Mutex::default(),
+                leaves: Mutex::default(),
                 http: http.unwrap(),
                 spoken: AtomicU64::new(0),
                 streamed: AtomicU64::new(0),
@@ -399,7 +402,10 @@ impl Crowd {
                 let proposes = Operation::Propose { proposals: vec![NewProposal::Update] };
                 self.passes(client.operate(&group, proposes).await.map(drop));
             }
-            91..92 => self.passes(client.leave(&group).await.map(drop)),
+            91..92 => {
+                person.leaves.lock().unwrap().insert(group.clone());
+                self.passes(client.leave(&group).await.map(drop));
+            }
             92..94 => {
                 let other = self.people.choose(random).map(|it| it.user.clone());
                 let others = other.into_iter().filter(|it| *it != person.user).collect::<Vec<_>>();
@@ -480,6 +486,12 @@ impl Crowd {
     fn commit_ends(&self, person: &Person, group: &GroupId, outcome: Result<Outcome, ClientError>) {
         match outcome {
             Ok(outcome) => self.committed(person, group, outcome),
+            // who has proposed to leave cannot come in anew
+            Err(ClientError::Refused(Refusal(DsError::InvalidCommit { .. })))
+                if person.leaves.lock().unwrap().contains(group) =>
+            {
+                self.counts.refused.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => self.passes(Err(error)),
         }
     }
