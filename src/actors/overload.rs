@@ -256,6 +256,7 @@ mod tests {
             standing = overload.standing(Stage::Workers, now);
         }
         assert_eq!(standing, wait);
+        out.into_iter().for_each(|_| probes.is_back());
         let sent = (5_000..6_000).filter(|us| {
             let is_sent = probes.send(Duration::from_secs(10) + Duration::from_micros(*us * 100));
             if is_sent {
