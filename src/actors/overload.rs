@@ -1,7 +1,7 @@
 //! Who is let in while there is more to do than can be done: the node's one [`Overload`], told the time, and what it is told of.
 //!
 //! Waits are measured by what is in the way itself: a task that is put behind all others of a thread, again and again while there are
-//! requests ([`Probes`]). Deliberately absent: how much is let in ([`crate::rate`]).
+//! requests (`Probes`). Deliberately absent: how much is let in ([`crate::rate`]).
 
 use std::{
     sync::{
