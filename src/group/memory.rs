@@ -59,6 +59,16 @@ impl RequestMemory {
         if commit { &mut self.commits } else { &mut self.others }.push_back((request, accepted));
     }
 
+    /// What was accepted of one sender is known by the name that it has from now on as well: it may not have had its answer, and asks
+    /// again by that one.
+    pub(super) fn renamed(&mut self, before: &[u8], now: &[u8]) {
+        let of_it = self.to_list().into_iter().filter(|known| known.request.sender == before);
+        for Remembered { request, accepted, commit } in of_it {
+            let sender = now.to_vec();
+            self.insert(RequestKey { sender, ..request }, accepted, commit);
+        }
+    }
+
     pub(super) fn forget(&mut self, now: Timestamp, epoch: Epoch, settings: &Settings) {
         let old_commit = |accepted: &Accepted| {
             accepted.epoch.0.saturating_add(settings.remember_epochs) <= epoch.0

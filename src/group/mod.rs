@@ -581,6 +581,10 @@ impl GroupState {
             member.queue_timestamp = member.queue_timestamp.max(joined.timestamp);
             member.last_active = at;
             self.enter(joined.leaf, member);
+            if let Some(before) = resynced.filter(|before| *before != joined.leaf) {
+                let name = |leaf| encode(&DsSenderId::LeafIndex(leaf));
+                self.remembered.renamed(&name(before), &name(joined.leaf));
+            }
         }
         self.roster.apply(change);
         self.forget_late_joiners(at);

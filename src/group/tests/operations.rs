@@ -9,7 +9,7 @@ use crate::{
     crypto::SigningKey,
     group::Reject,
     wire::{
-        ds::FanoutFilter,
+        ds::{DsResponseBody, FanoutFilter},
         extensions::{JoinPolicy, Role},
         ids::{Epoch, Timestamp},
     },
@@ -130,6 +130,30 @@ fn resync_may_move_to_another_leaf() {
     assert_ne!(scenario.leaf("carol/phone"), before);
     scenario.act("carol/phone", Operation::UpdateClient { rotate_key: true }).unwrap();
     scenario.agree();
+}
+
+/// Found by the simulation: the answer is lost, the client resyncs, and asks again by its new leaf.
+#[test]
+fn what_was_accepted_before_a_resync_to_another_leaf_is_answered_and_not_said_twice() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    scenario.act("alice/phone", Operation::RemoveUsers { users: vec![user("bob")] }).unwrap();
+    scenario.agree();
+    let said = scenario.begin("carol/phone", say("once"));
+    let message = scenario.message("carol/phone", said);
+    let Ok(DsResponseBody::Accepted(first)) = scenario.submit(&message) else { panic!("refused") };
+    scenario.deliver("alice/phone");
+    scenario.act("alice/phone", update()).unwrap();
+    // what rested on the epoch before is to be made anew, when there is time
+    scenario.deliver("carol/phone");
+    let before = scenario.leaf("carol/phone");
+    scenario.act("carol/phone", Operation::Resync).unwrap();
+    assert_ne!(scenario.leaf("carol/phone"), before);
+    scenario.restart();
+    assert_eq!(scenario.drive("carol/phone", said).unwrap(), first);
+    // and by its old one, which nobody has now
+    assert_eq!(scenario.submit(&message).unwrap(), DsResponseBody::Accepted(first));
+    scenario.agree();
+    assert_eq!(scenario.texts("alice/phone"), ["once"]);
 }
 
 #[test]
