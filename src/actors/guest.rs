@@ -157,7 +157,10 @@ impl Node {
         let followed = self.store.followed(group).await?;
         let members_before = followed.as_ref().map_or(0, |followed| followed.members);
         let hub = followed.map(|followed| followed.hub);
-        let items = match self.who_speaks(from, group, hub.as_ref(), items).await? {
+        let items = match self
+            .who_speaks(from, group, (hub.as_ref(), members_before), items)
+            .await?
+        {
             Speaker::Hub(items) => items,
             // it came here with all that its last hub had
             Speaker::LastHub => return Ok(Vec::new()),

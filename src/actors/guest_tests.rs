@@ -19,6 +19,7 @@ use crate::{
         ids::{Domain, Epoch, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp},
         key_packages::SealedOffer,
         mls::MlsMessage,
+        portability::MigrationConfirmation,
         queueing::{
             DeliverBatchRequest, DeliveryItem, DeliveryProblem, QueueEntry, QueueEvent,
             QueueingServiceRequest, QueueingServiceResponse, RosterChange,
@@ -769,7 +770,6 @@ async fn snapshots_that_only_leave_gaps_are_bounded() {
 
 #[actix::test]
 async fn chain_that_cannot_be_checked_now_stops_no_other_group() {
-    use crate::wire::portability::MigrationConfirmation;
     let world = World::new();
     let alice = world.register("alice").await;
     let gone = Domain::new("gone.example").unwrap();
@@ -844,6 +844,76 @@ async fn damage_of_one_group_or_client_stops_no_other_and_what_it_stopped_comes_
     got.retain(|(group, _)| group == damaged.as_str());
     let all: Vec<u64> = got.iter().map(|(_, sequence)| *sequence).collect();
     assert_eq!(all, [1, 2, 3], "nothing of it is lost");
+}
+
+fn move_to(target: &Domain, group: &GroupId, next: u64) -> MigrationConfirmation {
+    MigrationConfirmation {
+        domain_name: target.clone(),
+        nonce: [1; 32],
+        group_id: group.clone(),
+        signature: Opaque::new(vec![1; 64]).unwrap(),
+        source_domain: hub(),
+        epoch: Epoch(3),
+        next_sequence: Sequence(next),
+    }
+}
+
+fn moved(world: &World, group: &GroupId, sequence: u64, target: &Domain) -> DeliveryItem {
+    let mut item = said(world, group, sequence);
+    let DeliveryItem::Feed { event, .. } = &mut item else { unreachable!() };
+    *event = QueueEvent::GroupMoved { confirmation: move_to(target, group, sequence + 1) };
+    item
+}
+
+/// b -> c -> b: the hub in between owes nothing to who is in it no more, and a group at home has no chain.
+#[actix::test]
+async fn who_was_in_a_group_no_more_when_it_came_home_takes_it_from_home_again() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    let (home, c, d) =
+        (hub(), Domain::new("c.example").unwrap(), Domain::new("d.example").unwrap());
+    let group = remote(1);
+    let (first, second) = (token(&world, &alice).await, token(&world, &alice).await);
+    let removed = vec![RosterChange::Remove { recipient: RecipientId(1) }];
+    let items = vec![
+        snapshot(&group, 1, vec![add(1, &first)]),
+        changed(&world, &group, 1, removed),
+        moved(&world, &group, 2, &c),
+    ];
+    assert_eq!(deliver(&world, &home, items.clone()).await, []);
+    let follows = async || {
+        let followed = world.node.store.followed(&group).await.unwrap().unwrap();
+        (followed.hub, followed.members)
+    };
+    assert_eq!(follows().await, (c.clone(), 0));
+    let wrong = |item, next| (item, DeliveryProblem::WrongHub, 0, next);
+    // nothing that the hub before had said, and nothing that brings nobody in
+    let old = deliver(&world, &home, items).await;
+    assert_eq!(old, [wrong(0, 3), wrong(1, 3), wrong(2, 3)]);
+    let comes = |next| snapshot(&group, next, vec![add(2, &second)]);
+    for item in [said(&world, &group, 3), comes(3), snapshot(&group, 9, Vec::new())] {
+        assert_eq!(deliver(&world, &home, vec![item]).await, [wrong(0, 3)]);
+    }
+    // nobody but who made it, or whom a chain from there leads to: such a one's keys are asked for
+    assert_eq!(deliver(&world, &d, vec![comes(9)]).await, [wrong(0, 3)]);
+    let mut chained = comes(9);
+    let DeliveryItem::Snapshot { chain, .. } = &mut chained else { unreachable!() };
+    *chain = List::new(vec![move_to(&d, &group, 9)]).unwrap();
+    let asks = deliver(&world, &d, vec![chained.clone()]).await;
+    assert_eq!(asks, [(0, DeliveryProblem::QueueFull, 0, 3)]);
+    assert_eq!(follows().await, (c.clone(), 0));
+
+    let items = vec![comes(9), said(&world, &group, 9)];
+    assert_eq!(deliver(&world, &home, items).await, []);
+    assert_eq!(follows().await, (home.clone(), 1));
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert_eq!(entries.last().map(|last| last.sequence), Some(Sequence(9)));
+
+    // whereas where somebody is in it, its hub alone says where it goes
+    assert_eq!(deliver(&world, &home, vec![moved(&world, &group, 10, &c)]).await, []);
+    assert_eq!(deliver(&world, &home, vec![comes(20)]).await, [wrong(0, 11)]);
+    assert_eq!(deliver(&world, &d, vec![chained]).await, [wrong(0, 11)]);
+    assert_eq!(follows().await, (c, 1));
 }
 
 /// c.example is the hub of a group that b.example made.

@@ -5,7 +5,10 @@ use std::borrow::Cow;
 use crate::{
     actors::node::Node,
     queue::followed,
-    store::{StoreError, records::GroupStatus},
+    store::{
+        StoreError,
+        records::{GroupHead, GroupStatus},
+    },
     wire::{
         codec::List,
         ids::{Domain, GroupId},
@@ -26,11 +29,15 @@ pub(super) enum Speaker<'a> {
 impl Node {
     /// Whether `from` may say what happens in `group`: its hub, as far as it is known here, or one that the chain of a
     /// snapshot leads to. What is proven is taken out of the items.
+    ///
+    /// `members` of this provider's clients are in it. Where nobody is, no hub had to tell where the group went from the
+    /// one that is known here, and a chain begins anew with the group's coming home: then a snapshot that brings
+    /// somebody in is judged as where nothing is known, by who created the group.
     pub(super) async fn who_speaks<'a>(
         &self,
         from: &Domain,
         group: &GroupId,
-        hub: Option<&Domain>,
+        (hub, members): (Option<&Domain>, u64),
         items: &'a [(u32, DeliveryItem)],
     ) -> Result<Speaker<'a>, StoreError> {
         let chain_in = |item: &DeliveryItem| match item {
@@ -59,15 +66,22 @@ impl Node {
             });
         }
         let head = self.store.group_head(group).await?;
-        if head.is_some_and(|head| head.status != GroupStatus::Followed) {
+        if head.as_ref().is_some_and(|head| head.status != GroupStatus::Followed) {
             let moves = self.store.moves(group).await?;
             let last = moves.and_then(|moves| moves.arrived);
             let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
             return Ok(if is_last { Speaker::LastHub } else { Speaker::Other });
         }
+        let begins_anew = members == 0 && opens_behind(items, head.as_ref());
+        if begins_anew && followed::is_hub(from, group, None, &self.domain) {
+            tracing::info!(%group, hub = %from, "a group that nobody here was in any more is at home again");
+            return Ok(unchained());
+        }
         let Some(chain) = chain.filter(|_| *from != self.domain) else { return Ok(Speaker::Other) };
         // from the hub that is known here, or from the provider that created the group
-        let begin = hub.cloned().unwrap_or_else(|| group.domain());
+        let leads_on = |from: &Domain| chain.iter().any(|link| link.source_domain == *from);
+        let known = hub.filter(|hub| !begins_anew || leads_on(hub));
+        let begin = known.cloned().unwrap_or_else(|| group.domain());
         let links = chain.into_vec().into_iter().skip_while(|link| link.source_domain != begin);
         let Ok(links) = List::new(links.collect()) else { return Ok(Speaker::Other) };
         match self.proves(group, &begin, from, &links).await {
@@ -83,4 +97,12 @@ impl Node {
             }
         }
     }
+}
+
+/// Whether what comes first brings somebody in, behind all that was here: no older hub's word that comes again does.
+fn opens_behind(items: &[(u32, DeliveryItem)], head: Option<&GroupHead>) -> bool {
+    let Some((_, DeliveryItem::Snapshot { next_sequence, roster, .. })) = items.first() else {
+        return false;
+    };
+    !roster.is_empty() && head.is_none_or(|head| *next_sequence > head.next_sequence)
 }
