@@ -509,10 +509,12 @@ impl Outbox {
             .map(|(_, failure)| failure.recipient)
             .collect();
         gone.dedup();
-        let (before, until) = match self.groups.get(&group) {
-            Some(lane) => (lane.acknowledged, lane.until),
-            None => (Sequence(0), Sequence(0)),
+        let (before, until, need) = match self.groups.get(&group) {
+            Some(lane) => (lane.acknowledged, lane.until, lane.need),
+            None => (Sequence(0), Sequence(0), Need::Items),
         };
+        // of a group that has moved there is none any more, but what was before
+        let no_snapshot = |item: &Sent| need != Need::Items && !item.is_snapshot;
         if let Some(last) = taken.checked_sub(1).and_then(|last| items.get(last)) {
             self.took(&group, *last, items.iter().take(taken).any(|item| !item.is_snapshot), now);
         }
@@ -524,6 +526,9 @@ impl Outbox {
             Some((item, failure)) => {
                 let next = failure.next_sequence;
                 let verdict = match failure.problem {
+                    // nor does what was before help: it waits for the snapshot of the group's hub
+                    DeliveryProblem::UnknownFeed if no_snapshot(item) => Bad::Has,
+                    DeliveryProblem::Gap if no_snapshot(item) && next <= before => Bad::Has,
                     DeliveryProblem::UnknownFeed if !item.is_snapshot => Bad::Repair,
                     DeliveryProblem::Gap if item.is_snapshot => {
                         Bad::Aside("a snapshot was answered with a gap")

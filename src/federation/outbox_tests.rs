@@ -264,6 +264,33 @@ fn a_peer_that_has_not_heard_that_the_group_moved_here_hears_it_in_time_or_is_sh
     assert_eq!(plan.turns[0].need, Need::Snapshot);
 }
 
+/// A hub that has handed the group on has no snapshot of it, and sends what it has had.
+#[test]
+fn who_was_set_aside_when_the_group_moved_on_gets_what_there_was_or_waits_for_the_next_hub() {
+    use DeliveryProblem::{Gap, UnknownFeed, WrongHub};
+    let set_aside = || {
+        let mut outbox = Outbox::new(LIMITS);
+        outbox.load(group(1), Standing { needs_snapshot: true, ..standing(5, 8) }, at(0));
+        let plan = outbox.plan(usize::MAX, at(1)).unwrap();
+        assert_eq!(plan.turns[0].need, Need::Snapshot);
+        let item = |at| loaded(feed_item(&group(1), at), 100, at);
+        let readings = vec![(group(1), Reading::Items((6..=8).map(item).collect()))];
+        assert!(outbox.fill(plan.batch, readings, at(1), 0).is_some());
+        (outbox, plan.batch)
+    };
+    for problem in [None, Some((UnknownFeed, 0)), Some((Gap, 4)), Some((WrongHub, 9))] {
+        let (mut outbox, batch) = set_aside();
+        let failures = problem.map(|(problem, next)| failure(0, problem, next));
+        let answer = answer(failures.into_iter().collect());
+        assert_eq!(turns(&outbox.answered(batch, &answer, at(2), 0)), [Turned::On], "{problem:?}");
+        assert!(outbox.unpersisted(9)[0].is_done(), "{problem:?}");
+    }
+    // whereas one that has not heard yet who has the group now is asked again
+    let (mut outbox, batch) = set_aside();
+    let wrong = answer(vec![failure(0, WrongHub, 6)]);
+    assert_eq!(turns(&outbox.answered(batch, &wrong, at(2), 0)), [Turned::Stalled]);
+}
+
 #[test]
 fn who_follows_a_later_hub_and_is_past_all_that_is_here_has_it() {
     // what it took was not written down when this hub fell; nothing is known, or where it stood

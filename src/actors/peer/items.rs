@@ -129,8 +129,7 @@ async fn read_items(
     turn: &Turn,
 ) -> Result<Option<ReadTurn>, StoreError> {
     let store = &node.store;
-    let nothing = ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false };
-    let Some(head) = store.group_head(&turn.group).await? else { return Ok(Some(nothing)) };
+    let Some(head) = store.group_head(&turn.group).await? else { return Ok(Some(nothing(turn))) };
     if is_dropped(&head) {
         return Ok(None);
     }
@@ -156,7 +155,7 @@ async fn read_items(
         (false, _) => Ok(Some(ReadTurn { reading: Reading::Items(items), removes })),
         (true, Stop::Unusable) => Ok(None),
         // a page without the next item although there should be one: the log does not have it
-        (true, Stop::End) => Ok((from > turn.until).then_some(nothing)),
+        (true, Stop::End) => Ok((from > turn.until).then(|| nothing(turn))),
     }
 }
 
@@ -327,7 +326,8 @@ async fn read_opening(
     let roster = match node.group_roster_for(&turn.group, peer).await {
         Ok(Some(roster)) => roster,
         Ok(None) | Err(DsError::GroupNotFound { .. }) => return read_end(node, turn).await,
-        Err(DsError::GroupMoved { .. }) => return Ok(read_gone(turn)),
+        // a peer without a copy: it gets one of the group's hub
+        Err(DsError::GroupMoved { .. }) => return Ok(nothing(turn)),
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let from = turn.acknowledged.next();
@@ -364,8 +364,14 @@ fn snapshot_of(
     ReadTurn { reading: Reading::Items(vec![loaded]), removes }
 }
 
-/// What can be said of a group that has moved: nothing. Its hub sends a snapshot, with the proof that it is the hub.
-fn read_gone(turn: &Turn) -> ReadTurn {
+/// What can be said of a group that has moved: what happened here up to that, which no snapshot tells any more. Where the log does not
+/// have it, nothing: its hub sends a snapshot with the proof that it is the hub. One that is at home again has no proof, so whoever
+/// missed its move from here would follow nobody.
+async fn read_gone(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTurn, StoreError> {
+    Ok(read_items(node, peer, turn).await?.unwrap_or_else(|| nothing(turn)))
+}
+
+fn nothing(turn: &Turn) -> ReadTurn {
     ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false }
 }
 
@@ -375,7 +381,7 @@ async fn read_end(node: &Node, turn: &Turn) -> Result<ReadTurn, StoreError> {
     let head = node.store.group_head(&turn.group).await?;
     let Some(head) = head.filter(is_dropped) else {
         // there never was such a group
-        return Ok(ReadTurn { reading: Reading::Nothing { through: turn.until }, removes: false });
+        return Ok(nothing(turn));
     };
     let through = Sequence(head.next_sequence.0.saturating_sub(1)).max(turn.until);
     let chain = node.chain_to_here(&turn.group).await?;
@@ -387,7 +393,7 @@ async fn read_snapshot(node: &Node, peer: &Domain, turn: &Turn) -> Result<ReadTu
     let roster = match node.group_roster_for(&turn.group, peer).await {
         Ok(Some(roster)) => roster,
         Ok(None) | Err(DsError::GroupNotFound { .. }) => return read_end(node, turn).await,
-        Err(DsError::GroupMoved { .. }) => return Ok(read_gone(turn)),
+        Err(DsError::GroupMoved { .. }) => return read_gone(node, peer, turn).await,
         Err(error) => return Err(StoreError::Unavailable(error.to_string())),
     };
     let from = turn.acknowledged.next();
