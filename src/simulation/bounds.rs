@@ -1,8 +1,9 @@
 //! Bounds that hold at any time: how often a peer that does not answer is tried, how soon one that can be reached again gets what it is
-//! owed, and how much waits.
+//! owed, how soon a group is looked at when its time has come, and how much waits.
 //!
 //! A way from one provider to another is *quiet* while nothing goes wrong on it: both run, nothing is cut, lost or refused, no clock
-//! jumps and no disk fails. What is owed on a quiet way comes in bounded time.
+//! jumps and no disk fails. What is owed on a quiet way comes in bounded time: what the hub has written down that it owes, and what a
+//! guest's copy lacks, whether anybody has written that down or not.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,7 +12,13 @@ use std::{
 };
 
 use super::{Time, World};
-use crate::wire::ids::{Domain, GroupId, Sequence};
+use crate::{
+    store::{
+        SharedStore, StoreError,
+        records::{GroupHead, GroupStatus},
+    },
+    wire::ids::{Domain, GroupId, Sequence},
+};
 
 /// From, to.
 pub(super) type Way = (Domain, Domain);
@@ -19,6 +26,8 @@ pub(super) type Way = (Domain, Domain);
 pub(super) struct Bounds {
     time: Time,
     ways: Mutex<BTreeMap<Way, Seen>>,
+    /// When something went wrong with a provider itself last.
+    disturbed: Mutex<BTreeMap<Domain, Duration>>,
 }
 
 #[derive(Default)]
@@ -35,7 +44,7 @@ struct Seen {
 
 impl Bounds {
     pub fn new(time: Time) -> Self {
-        Self { time, ways: Mutex::default() }
+        Self { time, ways: Mutex::default(), disturbed: Mutex::default() }
     }
 
     fn seen<T>(
@@ -81,6 +90,7 @@ impl Bounds {
     /// Something went wrong with a provider. One that starts knows nothing of who did not answer.
     pub fn disturbs_all(&self, domain: &Domain, starts: bool) {
         let now = self.time.since_start();
+        self.disturbed.lock().unwrap().insert(domain.clone(), now);
         for ((from, to), seen) in self.ways.lock().unwrap().iter_mut() {
             if from == domain || to == domain {
                 seen.disturbed = now;
@@ -96,8 +106,27 @@ impl Bounds {
         self.ways.lock().unwrap().values().map(|seen| seen.attempts_most).max().unwrap_or_default()
     }
 
-    /// Judges what `from` owes `to` now.
-    fn owes(&self, from: &Domain, to: &Domain, owed: Vec<(GroupId, Sequence)>) -> Option<String> {
+    /// Judges whether a provider looks at its groups when they have something to do.
+    fn looks_after(&self, domain: &Domain, heads: &[GroupHead]) -> Option<String> {
+        let disturbed = self.disturbed.lock().unwrap().get(domain).copied().unwrap_or_default();
+        if self.time.since_start().saturating_sub(disturbed) < LOOKED_AT_WITHIN {
+            return None;
+        }
+        let long_ago = self.time.now().0 - u64::try_from(LOOKED_AT_WITHIN.as_millis()).unwrap();
+        let is_late = |head: &&GroupHead| head.wake_at.is_some_and(|at| at.0 < long_ago);
+        let mut hosted = heads.iter().filter(|head| head.status == GroupStatus::Active);
+        let late = hosted.find(is_late)?;
+        Some(format!("{domain} has had something to do in {} for an hour", late.group))
+    }
+
+    /// Judges what `from` owes `to` now, and whether all of that is `aside`: then nothing need go that way for as long.
+    fn owes(
+        &self,
+        from: &Domain,
+        to: &Domain,
+        owed: Vec<(GroupId, Sequence)>,
+        aside: bool,
+    ) -> Option<String> {
         self.seen(from, to, |seen, now| {
             if seen.attempts_most > ATTEMPTS_AN_HOUR_MAX {
                 let most = seen.attempts_most;
@@ -113,7 +142,7 @@ impl Bounds {
                 seen.owed.iter().map(|(group, (_, since))| (group, *since)).min_by_key(|it| it.1)?;
             let quiet = now.saturating_sub(since.max(seen.disturbed));
             let resumed = seen.answered >= seen.disturbed;
-            let bound = if resumed { DELIVERED_WITHIN } else { RESUMES_WITHIN };
+            let bound = if resumed || aside { DELIVERED_WITHIN } else { RESUMES_WITHIN };
             (quiet > bound).then(|| {
                 let minutes = quiet.as_secs() / 60;
                 format!(
@@ -143,22 +172,67 @@ pub(super) async fn look(world: &World) -> Result<(), String> {
         if waiting > BATCHES_WAITING_MAX {
             return Err(format!("{domain} has {waiting} batches waiting"));
         }
-        for (peer, ..) in &providers {
+        let Ok(heads) = store.group_heads(None, OWED_MAX).await else { continue };
+        if let Some(broken) = world.net.bounds.looks_after(domain, &heads) {
+            return Err(broken);
+        }
+        for (peer, copies, peer_failed) in &providers {
             if peer == domain {
                 continue;
             }
             world.net.look_at_cuts(domain, peer);
             // a disk that fails meanwhile is looked at the next time
-            let Ok(owed) = store.outbound(peer, None, OWED_MAX).await else { continue };
+            let Ok(mut owed) = store.outbound(peer, None, OWED_MAX).await else { continue };
             if owed.len() == OWED_MAX {
                 return Err(format!("{domain} owes {peer} {OWED_MAX} groups"));
             }
-            if let Some(broken) = world.net.bounds.owes(domain, peer, owed) {
+            if let Some(copies) = copies.as_ref().filter(|_| !peer_failed) {
+                let lacking = lacking(domain, &heads, copies).await.unwrap_or_default();
+                let is_told = |group: &GroupId| owed.iter().any(|(other, _)| other == group);
+                let untold: Vec<_> = lacking.into_iter().filter(|it| !is_told(&it.0)).collect();
+                owed.extend(untold);
+            }
+            let aside = all_set_aside(store, peer, &owed).await.unwrap_or_default();
+            if let Some(broken) = world.net.bounds.owes(domain, peer, owed, aside) {
                 return Err(broken);
             }
         }
     }
     Ok(())
+}
+
+/// Whether the peer did not take any of what it is owed, so that all of it is tried again in its time.
+async fn all_set_aside(
+    store: &SharedStore,
+    peer: &Domain,
+    owed: &[(GroupId, Sequence)],
+) -> Result<bool, StoreError> {
+    for (group, _) in owed {
+        if store.replica(peer, group).await?.is_none_or(|replica| replica.set_aside.is_none()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Groups of `hub` that a guest's clients are in, and up to where its copies do not have them.
+pub(super) async fn lacking(
+    hub: &Domain,
+    heads: &[GroupHead],
+    copies: &SharedStore,
+) -> Result<Vec<(GroupId, Sequence)>, StoreError> {
+    let mut lacking = Vec::new();
+    for head in heads.iter().filter(|head| head.status == GroupStatus::Active) {
+        let followed = copies.followed(&head.group).await?;
+        if followed.is_none_or(|followed| followed.hub != *hub || followed.members == 0) {
+            continue;
+        }
+        let copy = copies.group_head(&head.group).await?;
+        if copy.is_none_or(|copy| copy.next_sequence < head.next_sequence) {
+            lacking.push((head.group.clone(), Sequence(head.next_sequence.0 - 1)));
+        }
+    }
+    Ok(lacking)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -167,8 +241,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 const ATTEMPTS_AN_HOUR_MAX: usize = 48;
 /// The longest pause of a peer is five minutes; then a request may take half a minute, and another one be the first that tells.
 const RESUMES_WITHIN: Duration = Duration::from_secs(12 * 60);
-/// A copy that cannot go on is set aside for an hour.
-const DELIVERED_WITHIN: Duration = Duration::from_secs(80 * 60);
-/// Groups that a provider owes another; there are fewer in all.
+/// A copy that cannot go on is set aside for an hour: by a hub that has handed the group on, and then by the one that has it now.
+const DELIVERED_WITHIN: Duration = Duration::from_secs(140 * 60);
+/// A provider looks at all of its groups every minute, and its clock may be off.
+const LOOKED_AT_WITHIN: Duration = HOUR;
+/// Groups that a provider hosts or owes another; there are fewer in all.
 const OWED_MAX: usize = 200;
 const BATCHES_WAITING_MAX: u64 = 2_000;

@@ -16,7 +16,7 @@ use std::{
 
 use openmls::prelude as mls;
 
-use super::{World, agent::Agent, net::Handed, trace::Trace};
+use super::{World, agent::Agent, bounds::lacking, net::Handed, trace::Trace};
 use crate::{
     client::core::{Event, GroupState, GroupView},
     crypto,
@@ -558,6 +558,14 @@ pub(super) async fn what_is_left(world: &World, agents: &[Rc<Agent>]) -> Vec<Str
         let providers = world.providers.borrow();
         providers.iter().filter_map(|it| Some((it.domain.clone(), it.store()?))).collect()
     };
+    for (domain, store) in &stores {
+        let heads = store.group_heads(None, 10_000).await.unwrap_or_default();
+        for (peer, copies) in stores.iter().filter(|(peer, _)| peer != domain) {
+            for (group, until) in lacking(domain, &heads, copies).await.unwrap_or_default() {
+                left.push(format!("{peer} does not have {group} up to {}", until.0));
+            }
+        }
+    }
     for (domain, store) in stores {
         for peer in store.outbound_peers(None, 100).await.unwrap_or_default() {
             for (group, until) in store.outbound(&peer, None, 100).await.unwrap_or_default() {

@@ -1,7 +1,8 @@
 //! The simulation, run.
 //!
 //! `TEST_SEED=…` runs one seed and shows how it ended; `TEST_TRACE=1` shows all of it, `TEST_LOG=1` what is logged as well;
-//! `TEST_SIM_HOURS=…` runs seeds until so many hours were simulated, `TEST_SIM_SILENT=1` with nobody who does anything, to see
+//! `TEST_SIM_HOURS=…` runs seeds until so many hours were simulated, from `TEST_SIM_FROM=…` on, and goes on behind one that fails;
+//! `TEST_SIM_SILENT=1` with nobody who does anything, to see
 //! what idle hours cost; `TEST_SIM_TWICE=…` so many seeds twice here and once in another process, of `TEST_SIM_TWICE_HOURS=…`
 //! each; `TEST_SIM_FAULT_SEEDS=…` tells which of so many seeds find each planted fault, `TEST_SIM_FAULT=…` of one.
 
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use super::{Mutation, Plan, Report, run, trace::Counts};
 
-/// Seeds that have failed, so they come first. 10, 24, 33, 39 and 80: a commit was accepted, its answer lost, the group moved, and its
+/// Seeds that have failed, so they come first. 17: a group left, came home and had no proof of that for a guest that nobody was in any
+/// more. 62: a client resynced to another leaf, and what it said before was accepted again. 74: a hub sent the group on while a guest that
+/// had not heard of it yet was set aside. 10, 24, 33, 39 and 80: a commit was accepted, its answer lost, the group moved, and its
 /// sender and its queue waited for each other; one of them is enough. 22: a clock was set back under a probe, and the peer was never tried
 /// again.
-const KEPT: [u64; 2] = [10, 22];
+const KEPT: [u64; 5] = [17, 62, 74, 10, 22];
 
 #[test]
 fn simulation_of_seeds() {
@@ -22,17 +25,26 @@ fn simulation_of_seeds() {
     if std::env::var_os("TEST_LOG").is_some() {
         tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).without_time().init();
     }
-    let hours_max = Duration::from_secs(3600 * hours.unwrap_or(192));
+    let hours_max = Duration::from_secs(3600 * hours.unwrap_or(240));
     let (mut total, mut took, mut events, mut seeds) = (Duration::ZERO, Duration::ZERO, 0, 0);
     let mut counts = Counts::default();
-    let seeds_of_all = KEPT.into_iter().chain((0..u64::MAX).filter(|seed| !KEPT.contains(seed)));
-    let seeds_of_all: Box<dyn Iterator<Item = u64>> = match seed {
-        Some(seed) => Box::new(std::iter::once(seed)),
-        None => Box::new(seeds_of_all),
+    let from = std::env::var("TEST_SIM_FROM").ok().map(|from| from.parse::<u64>().unwrap());
+    let all: Box<dyn Iterator<Item = u64>> = match (seed, from) {
+        (Some(seed), _) => Box::new(std::iter::once(seed)),
+        (None, Some(from)) => Box::new(from..u64::MAX),
+        (None, None) => {
+            Box::new(KEPT.into_iter().chain((0..u64::MAX).filter(|seed| !KEPT.contains(seed))))
+        }
     };
-    for seed in seeds_of_all {
+    let mut failed = Vec::new();
+    for seed in all {
         let report = run(Plan { silent: silent.is_some(), ..Plan::of(seed) });
-        expect_good(&report);
+        if hours.is_none() {
+            expect_good(&report);
+        } else if let Some(failure) = &report.failure {
+            println!("seed {seed}: {failure}");
+            failed.push(seed);
+        }
         (total, took) = (total + report.simulated, took + report.took);
         (events, seeds) = (events + report.events, seeds + 1);
         counts.add(&report.counts);
@@ -45,6 +57,7 @@ fn simulation_of_seeds() {
         "{seeds} seeds, {hours:.1} simulated hours in {seconds:.1} s ({:.1} hours/s), {events} events, {counts:?}",
         hours / seconds
     );
+    assert!(failed.is_empty(), "these have failed; TEST_SEED=… runs one of them again: {failed:?}");
 }
 
 fn expect_good(report: &Report) {
