@@ -30,6 +30,9 @@ const BACKOFF_MAX_MS: u64 = 5_000;
 const IN_PASSING: Duration = Duration::from_secs(2);
 /// How long all of them together may.
 const ALL_IN_PASSING: Duration = Duration::from_secs(3);
+/// With less time than this none is begun: what is refused for want of time would be given up at once, and so all that are left be asked
+/// for in one burst.
+const LEAST_IN_PASSING: Duration = Duration::from_millis(500);
 /// How long one that stayed unanswered, or that there was no time for, is left alone then.
 const AGAIN_IN_PASSING: Duration = Duration::from_secs(20);
 /// An attempt at a call has at least this long.
@@ -139,7 +142,7 @@ impl Client {
             if self.is_not_yet(request) {
                 continue;
             }
-            if Instant::now() >= all_until {
+            if Instant::now() + LEAST_IN_PASSING >= all_until {
                 self.not_in_passing(request);
                 continue;
             }

@@ -357,7 +357,7 @@ async fn answer_that_another_process_was_given_is_told_to_the_one_that_asked() {
 async fn requests_that_get_no_answer_hold_up_who_calls_for_a_while_altogether_and_not_each() {
     let mut provider = Provider::start();
     let alice = provider.client("alice", "phone", system_clock()).await;
-    const KEPT: usize = 9;
+    const KEPT: usize = 24;
     for n in 0..KEPT {
         let group = alice.create_group(&format!("group {n}"), SUITES[0], None).await.unwrap();
         let content = Content::text("kept").encode();
