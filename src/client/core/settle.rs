@@ -316,7 +316,10 @@ impl Member {
         if let DsError::PendingProposals { pending: missed, .. } = &error
             && may_rebuild
         {
-            self.hold_only(&pending.group, missed)?;
+            // who comes in from outside has no state to hold them in: it asks anew what the group is
+            if !pending.operation.comes_from_outside() {
+                self.hold_only(&pending.group, missed)?;
+            }
             return self.rebuild(key, pending, missed);
         }
         let group = pending.group.clone();

@@ -799,6 +799,25 @@ fn chain_that_does_not_link_up_is_refused_and_said_to_be_bad() {
 }
 
 #[test]
+fn newcomer_who_came_beside_a_proposal_asks_anew_what_the_group_is() {
+    let (alice, bob, carol) = three();
+    let mut scene = Scene::new(SUITES[0], &alice, &[&bob]);
+    let group = scene.group.clone();
+    let proposals = vec![NewProposal::Update];
+    operate(&mut scene.wire, &bob, &group, Operation::Propose { proposals });
+    let pending = scene.wire.handshakes.last().unwrap().1.clone();
+    let refused = refuse(DsError::PendingProposals {
+        detail: Detail::truncated("cover it"),
+        pending: List::new(vec![pending]).unwrap(),
+    });
+    let request = carol.join(&group, &domain(), "", Operation::Join { code: None }, *NOW).unwrap();
+    // it has no state of the group in which it could hold what is pending
+    assert_eq!(carol.settle(request, &refused, *NOW).unwrap(), Settled::Again { after_ms: 0 });
+    let again = carol.outbound(request, *NOW).unwrap();
+    assert!(matches!(again.message.request, DsRequest::ExternalCommitInfo(_)));
+}
+
+#[test]
 fn providers_that_name_each_other_without_end_are_followed_a_few_times() {
     let (alice, bob, carol) = three();
     let scene = Scene::new(SUITES[0], &alice, &[&bob]);
