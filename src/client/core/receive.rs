@@ -226,15 +226,20 @@ impl Member {
             return Ok(Handled::Wait);
         }
         if record.feed != Some(entry.feed) {
-            if is_of_earlier_membership(&record, event) {
-                // or of this one, where nothing had come of it before this client came in anew
-                if let QueueEvent::MlsMessage { message } = event {
-                    self.read_behind(entry, id, &mut record, message)?;
+            match membership_of(&record, event) {
+                Membership::Earlier => {
+                    // or of this one, where nothing had come of it before this client came in anew
+                    if let QueueEvent::MlsMessage { message } = event {
+                        self.read_behind(entry, id, &mut record, message)?;
+                    }
+                    return Ok(Handled::Taken);
                 }
-                return Ok(Handled::Taken);
+                Membership::Unsaid => {}
+                Membership::This => {
+                    record.feed = Some(entry.feed);
+                    self.put_record(id, &record)?;
+                }
             }
-            record.feed = Some(entry.feed);
-            self.put_record(id, &record)?;
         }
         if self.pass_behind(id, &mut record, entry.sequence, now)? {
             self.put_record(id, &record)?;
@@ -822,27 +827,43 @@ impl Member {
 /// Groups that the provider may know less of than this client, since it went back to a backup.
 const DOUBTED: &[u8] = b"doubted_groups";
 
-/// Whether `event` is of a membership before the one that `record` is of, as far as its feed does not say so: nothing of
-/// this membership has come on it. What was in the queue when this client entered the group anew comes only then.
-fn is_of_earlier_membership(record: &GroupRecord, event: &QueueEvent) -> bool {
-    let Some(entered) = record.entered_epoch else { return false };
+/// Of which membership an event on a feed is that nothing of this one has come on.
+enum Membership {
+    /// One before the one that the record is of: it says nothing any more.
+    Earlier,
+    /// It does not say. It counts, and its feed is not this membership's for that.
+    Unsaid,
+    /// The one that the record is of, and so is its feed.
+    This,
+}
+
+/// Of which membership `event` is, as far as its feed does not say so: nothing of the one that `record` is of has come on it. What
+/// was in the queue when this client entered the group anew comes only then, and may begin with anything: only what this
+/// membership alone can have makes the feed its own, for by its own feed's end it is over.
+fn membership_of(record: &GroupRecord, event: &QueueEvent) -> Membership {
+    let Some(entered) = record.entered_epoch else { return Membership::This };
     if !matches!(record.state, GroupState::Active | GroupState::Lost) {
-        return false;
+        return Membership::This;
     }
+    let by_epoch = |epoch: Epoch| {
+        if epoch < entered { Membership::Earlier } else { Membership::This }
+    };
     match event {
         QueueEvent::MlsMessage { message } => protocol_message(message)
-            .is_some_and(|message| Epoch(message.epoch().as_u64()) < entered),
+            .map_or(Membership::Unsaid, |message| by_epoch(Epoch(message.epoch().as_u64()))),
+        // it stands behind the commit that began this epoch. A membership that is over ended in front of the commit that
+        // this one came in by
+        QueueEvent::GroupMoved { confirmation } => by_epoch(confirmation.epoch),
         // the commit that ends a membership comes before its end, on the same feed; where the feed has a gap there,
         // a resync is on its way and says whether this client is in the group
-        QueueEvent::Removed => true,
-        QueueEvent::GroupDeleted
-        | QueueEvent::Gap { .. }
+        QueueEvent::Removed => Membership::Earlier,
+        QueueEvent::GroupDeleted => Membership::This,
+        QueueEvent::Gap { .. }
         | QueueEvent::EpochVoid { .. }
-        | QueueEvent::GroupMoved { .. }
         | QueueEvent::RosterOnly
         | QueueEvent::Welcome { .. }
         | QueueEvent::ConnectionRequest { .. }
-        | QueueEvent::KeyPackagesLow { .. } => false,
+        | QueueEvent::KeyPackagesLow { .. } => Membership::Unsaid,
     }
 }
 

@@ -761,6 +761,115 @@ fn joiner_whose_welcome_is_from_before_the_move_enters_there_and_follows_the_com
     assert_eq!(misbehaviours(&carol), 0, "{:?}", all(&carol));
 }
 
+/// A feed of a membership that is over, which its client has not read.
+struct Unread {
+    feed: u64,
+    entries: Vec<(u64, QueueEvent)>,
+}
+
+impl Scene {
+    /// `by` adds `added`, whose queue has the Welcome as number `at` of its own feed. Gives the request that takes it up.
+    fn invite(&mut self, by: &Member, added: &Member, hub: &Domain, at: u64) -> RequestId {
+        let key_packages = vec![key_package(added, SUITES[0])];
+        let request = by.begin(&self.group, Operation::AddUsers { key_packages }).unwrap();
+        let outbound = by.outbound(request, *NOW).unwrap();
+        let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
+        let event = QueueEvent::Welcome { hub_domain: hub.clone(), welcome: body.welcome.clone() };
+        let response = self.wire.accept(&outbound.message, by.client());
+        assert!(matches!(by.settle(request, &response, *NOW).unwrap(), Settled::Done(_)));
+        assert_eq!(self.hand(added, 0, at, at - 1, event), Handled::Taken);
+        self.wire.open(added.client());
+        added.pending().unwrap().pop().expect("the Welcome is to be taken up").0
+    }
+
+    fn hand(&self, to: &Member, feed: u64, at: u64, previous: u64, event: QueueEvent) -> Handled {
+        let entry = QueueEntry {
+            feed: FeedId(feed),
+            sequence: Sequence(at),
+            previous: Sequence(previous),
+            accepted_at: *NOW,
+            group_id: Opaque::new(self.group.as_bytes()).unwrap(),
+            event,
+        };
+        to.handle(&entry, *NOW).unwrap()
+    }
+
+    fn hand_all(&self, to: &Member, unread: &Unread) {
+        let mut previous = 0;
+        for (at, event) in &unread.entries {
+            let handled = self.hand(to, unread.feed, *at, previous, event.clone());
+            assert_eq!(handled, Handled::Taken);
+            previous = *at;
+        }
+    }
+}
+
+/// alice adds carol, whose Welcome gets no answer, moves the group, removes carol and adds her again. The second Welcome carol
+/// takes up, and of her first membership she has read nothing.
+fn added_twice(alice: &Member, bob: &Member, carol: &Member) -> (Scene, Unread) {
+    let mut scene = Scene::new(SUITES[0], alice, &[bob]);
+    let group = scene.group.clone();
+    let (here, there) = (scene.a.domain.clone(), scene.b.domain.clone());
+    let first = scene.invite(alice, carol, &here, 1);
+    let (feed, from, _) = scene.wire.readers[carol.client()];
+    say(&mut scene.wire, alice, &group, "in front of the move");
+    assert_eq!(scene.wire.deliver(&group, carol), Some(Handled::Wait));
+    let link = scene.migrate(alice);
+    scene.notice(&link);
+    operate(&mut scene.wire, alice, &group, Operation::UpdateClient { rotate_key: false });
+    say(&mut scene.wire, alice, &group, "behind the move");
+    let users = vec![carol.client().user()];
+    operate(&mut scene.wire, alice, &group, Operation::RemoveUsers { users });
+    let entries = scene.wire.feed.iter().filter(|(at, ..)| *at > from);
+    let mut entries: Vec<(u64, QueueEvent)> =
+        entries.map(|(at, _, event)| (*at, event.clone())).collect();
+    entries.push((scene.wire.sequence + 1, QueueEvent::Removed));
+
+    let second = scene.invite(alice, carol, &there, 2);
+    carol.outbound(first, *NOW).unwrap();
+    let refused = refuse(DsError::Unauthenticated { detail: Detail::truncated("no joiner") });
+    assert!(matches!(carol.settle(first, &refused, *NOW).unwrap(), Settled::Refused(_)));
+    carol.outbound(second, *NOW).unwrap();
+    assert_eq!(carol.settle(second, &info(alice, &group), *NOW).unwrap(), Settled::Entered);
+    assert_eq!(carol.group(&group).unwrap().state, GroupState::Active, "{:?}", all(carol));
+    (scene, Unread { feed, entries })
+}
+
+#[test]
+fn notice_of_a_move_in_an_earlier_membership_does_not_make_its_feed_this_one_s() {
+    let (alice, bob, carol) = three();
+    let (mut scene, earlier) = added_twice(&alice, &bob, &carol);
+    let group = scene.group.clone();
+    scene.hand_all(&carol, &earlier);
+    assert_eq!(carol.group(&group).unwrap().state, GroupState::Active, "{:?}", all(&carol));
+    say(&mut scene.wire, &alice, &group, "welcome back");
+    scene.deliver(&[&carol]);
+    assert_eq!(texts(&carol), ["welcome back"]);
+    let unreadable = |event: &Event| matches!(event, Event::Unreadable { .. });
+    assert!(!all(&carol).iter().any(unreadable), "{:?}", all(&carol));
+    assert_eq!(misbehaviours(&carol), 0, "{:?}", all(&carol));
+    agree(&group, &[&alice, &carol]);
+    // and by the end of its own feed this membership is over
+    let users = vec![carol.client().user()];
+    operate(&mut scene.wire, &alice, &group, Operation::RemoveUsers { users });
+    scene.deliver(&[&carol]);
+    assert_eq!(carol.group(&group).unwrap().state, GroupState::Left);
+}
+
+#[test]
+fn gap_in_what_an_earlier_membership_left_puts_nobody_out() {
+    let (alice, bob, carol) = three();
+    let (scene, earlier) = added_twice(&alice, &bob, &carol);
+    let (end, removed) = earlier.entries.last().cloned().unwrap();
+    let gap = QueueEvent::Gap { next_available: Sequence(end) };
+    let left = Unread { feed: earlier.feed, entries: vec![(end - 1, gap), (end, removed)] };
+    scene.hand_all(&carol, &left);
+    // whether she lacks something nobody can tell: she comes in anew, which says whether she is in the group
+    assert!(lost(&carol, &scene.group), "{:?}", all(&carol));
+    let (.., operation) = carol.pending().unwrap().pop().expect("a resync");
+    assert_eq!(operation, Operation::Resync);
+}
+
 #[test]
 fn chain_that_does_not_link_up_is_refused_and_said_to_be_bad() {
     let (alice, bob, carol) = three();
