@@ -116,6 +116,7 @@ fn head(group: &GroupId) -> GroupHead {
         // in a hundred years
         wake_at: Some(Timestamp(4_900_000_000_000)),
         hub_key: None,
+        last: None,
     }
 }
 
