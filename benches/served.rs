@@ -341,11 +341,12 @@ impl Scene {
     pub async fn idle_groups(&self, count: usize, size: usize) {
         let domain = Domain::new("a.example").unwrap();
         let mut synth = Synth::new(&domain, &self.hub_key, size);
-        let mut tokens = Vec::new();
-        for one in &synth.members {
-            tokens.push(enrol(&self.door, one).await);
-        }
         for _ in 0..count {
+            // a token is good for one group
+            let mut tokens = Vec::new();
+            for one in &synth.members {
+                tokens.push(enrol(&self.door, one).await);
+            }
             synth.id = GroupId::of(&domain, mimid::crypto::random());
             let import = encode(&synth.import(|index| tokens[index].clone()));
             let imported = self.provider.ops_post("/v1/import_group", import).await;
