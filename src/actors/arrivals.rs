@@ -8,6 +8,7 @@
 
 mod here;
 mod owed;
+mod put_off;
 mod refusals;
 
 use std::collections::{BTreeMap, HashSet};
@@ -314,6 +315,26 @@ impl Node {
         Ok(Ok(good))
     }
 
+    /// Whether clients here lack some of the feed that the source does not owe them: who hosted the group before the source is
+    /// still sending it.
+    async fn is_fed_by_another(
+        &self,
+        from: &Domain,
+        group: &GroupId,
+        head: Option<&GroupHead>,
+        members: &[FollowedMember],
+        tail: &[DeliveryItem],
+    ) -> Result<bool, DsError> {
+        let begins = tail.first().and_then(|item| match item {
+            DeliveryItem::Feed { group_sequence: at, .. }
+            | DeliveryItem::Snapshot { next_sequence: at, .. } => Some(*at),
+            DeliveryItem::Direct { .. } => None,
+        });
+        let (Some(begins), Some(head)) = (begins, head) else { return Ok(false) };
+        let lacks = begins > head.next_sequence && members.iter().any(followed::is_reader);
+        Ok(lacks && self.hub_of_copy(group).await.map_err(of_store)? != *from)
+    }
+
     /// One batch, and this provider is the hub.
     async fn settle_in(
         &self,
@@ -331,6 +352,14 @@ impl Node {
         let known = self.copy_members(group).await.map_err(of_store)?;
         let (was_copy, known_count) = (head.is_some(), known.len() as u64);
         let copied_bytes = head.as_ref().map_or(0, |head| head.log_bytes);
+        if self.is_fed_by_another(from, group, head.as_ref(), &known, &tail).await?
+            && self.arrivals.put_off.waits(response.nonce, now, self.limits.moves.feed_wait_ms)
+        {
+            return Err(DsError::Unavailable {
+                detail: detail("the group's feed still comes here from an earlier hub"),
+                retry_after_ms: put_off::AGAIN_MS,
+            });
+        }
         let items: Vec<(u32, DeliveryItem)> = (0..).zip(tail).collect();
         let (tokens, mut used) = self.tokens_of_tail(from, group, &items).await?;
         let hub = Some(from.clone());

@@ -288,6 +288,79 @@ async fn what_every_member_has_acknowledged_goes_and_the_rest_when_it_is_old() {
 }
 
 #[actix::test]
+async fn who_has_left_is_owed_what_came_before_that_and_nothing_is_kept_for_who_has_it() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let carol = world.register("carol").await;
+    let mut roster = Vec::new();
+    for (number, person) in [(1, &alice), (2, &bob), (3, &carol)] {
+        roster.push(add(number, &token(&world, person).await));
+    }
+    let group = remote(1);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    for first in [1, 751] {
+        let items = (first..first + 750).map(|sequence| said(&world, &group, sequence)).collect();
+        deliver(&world, &hub(), items).await;
+    }
+    let removed = [2, 3].map(|number| RosterChange::Remove { recipient: RecipientId(number) });
+    deliver(&world, &hub(), vec![changed(&world, &group, 1_501, removed.to_vec())]).await;
+    let read = async |person: &Person, until: u64| {
+        let mut last = 0;
+        while last < until {
+            let entries = world.dequeue(person, &[(1, last)], 0).await;
+            last = entries.last().unwrap().sequence.0.min(until);
+        }
+        world.dequeue(person, &[(1, until)], 0).await;
+        world.node.drain_queues().await;
+    };
+    let left = async || {
+        let leavers = world.node.store.leavers(&group, None, 9).await.unwrap();
+        leavers.iter().map(|leaver| leaver.recipient.0).collect::<Vec<_>>()
+    };
+    let begins = async || {
+        world.clock.advance_ms(60_000);
+        world.node.sweep_groups().await.unwrap();
+        world.node.store.group_head(&group).await.unwrap().unwrap().first_sequence.0
+    };
+    read(&alice, 1_501).await;
+    assert_eq!((begins().await, left().await), (1, vec![2, 3]), "nobody else has looked");
+    read(&bob, 1_200).await;
+    read(&carol, 1_502).await;
+    assert_eq!((begins().await, left().await), (1_201, vec![2]), "carol has it all");
+    // who has all but the word that it has left needs nothing of the log
+    read(&bob, 1_501).await;
+    deliver(&world, &hub(), (1_502..2_400).map(|at| said(&world, &group, at)).collect()).await;
+    read(&alice, 2_399).await;
+    assert_eq!((begins().await, left().await), (2_400, vec![2]));
+    let entries = world.dequeue(&bob, &[], 0).await;
+    assert_eq!((entries[0].event.clone(), entries.len()), (QueueEvent::Removed, 1));
+    read(&bob, 1_502).await;
+    assert!(left().await.is_empty());
+}
+
+#[actix::test]
+async fn leaver_whose_device_is_deleted_is_forgotten() {
+    let world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let roster = vec![add(1, &token(&world, &alice).await), add(2, &token(&world, &bob).await)];
+    let group = remote(1);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    let removed = vec![RosterChange::Remove { recipient: RecipientId(2) }];
+    deliver(&world, &hub(), vec![changed(&world, &group, 1, removed)]).await;
+    let leavers = async || world.node.store.leavers(&group, None, 9).await.unwrap().len();
+    assert_eq!(leavers().await, 1);
+    let delete = DeleteDevice { client: bob.client.clone() };
+    world.node.delete_device(&bob.client, delete).await.unwrap();
+    for first in [2, 702] {
+        let items = (first..first + 700).map(|sequence| said(&world, &group, sequence)).collect();
+        deliver(&world, &hub(), items).await;
+    }
+    world.clock.advance_ms(60_000);
+    world.node.sweep_groups().await.unwrap();
+    assert_eq!(leavers().await, 0);
+}
+
+#[actix::test]
 async fn hub_whose_tokens_are_good_for_nobody_fills_no_disk() {
     let mut world = World::new();
     let alice = world.register("alice").await;

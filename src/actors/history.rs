@@ -233,6 +233,8 @@ pub(super) struct Rotation {
     dropped_snapshot: Option<Sequence>,
     trim_until: Sequence,
     trimmed_bytes: u64,
+    /// Who has left, and is owed nothing of the log any more.
+    leavers_over: Vec<RecipientId>,
     new_infos: Vec<(Epoch, Vec<u8>)>,
     gone_infos: Vec<Epoch>,
 }
@@ -275,13 +277,15 @@ pub(super) async fn plan_rotation(
     let gone_infos =
         head.joiner_infos.iter().copied().filter(|epoch| !kept.contains(epoch)).collect();
     let slowest = node.slowest_cursor(&head.group, members, head.first_sequence).await?;
-    let slowest = slowest.min(slowest_guest(node, head, guests).await?);
+    let (leaver, leavers_over) = node.slowest_leaver(&head.group, head.first_sequence).await?;
+    let slowest = slowest.min(leaver).min(slowest_guest(node, head, guests).await?);
     let (trim_until, trimmed_bytes) = trim(node, head, oldest, slowest).await?;
     Ok(Rotation {
         at,
         dropped_snapshot: head.previous_snapshot,
         trim_until,
         trimmed_bytes,
+        leavers_over,
         new_infos,
         gone_infos,
     })
@@ -346,6 +350,9 @@ impl Rotation {
         for epoch in self.gone_infos {
             batch.push(Write::DropJoinerInfo { group: group.clone(), epoch });
             head.joiner_infos.retain(|kept| *kept != epoch);
+        }
+        for recipient in self.leavers_over {
+            batch.push(Write::DropLeaver { group: group.clone(), recipient });
         }
         if let Some(at) = self.dropped_snapshot {
             batch.push(Write::DropSnapshot { group: group.clone(), at });

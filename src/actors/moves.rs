@@ -50,6 +50,8 @@ pub struct MoveLimits {
     pub forward_ms: u64,
     /// For sending a group and the answer.
     pub content_timeout_ms: u64,
+    /// How long a content is put off whose group's feed still comes here from a hub before its source.
+    pub feed_wait_ms: u64,
     /// How long the initiator's request is held open for its answer.
     pub answer_wait_ms: u64,
     pub retry: Backoff,
@@ -69,6 +71,7 @@ impl Default for MoveLimits {
             freeze_ms: MINUTE_MS,
             forward_ms: 30 * 24 * 60 * MINUTE_MS,
             content_timeout_ms: 2 * MINUTE_MS,
+            feed_wait_ms: MINUTE_MS / 2,
             answer_wait_ms: 8_000,
             retry: Backoff { first_ms: 250, max_ms: MINUTE_MS },
         }

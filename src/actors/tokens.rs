@@ -10,7 +10,7 @@ use crate::{
     queue::token::{self, Token, TokenClass, TokenProblem},
     store::{
         Batch, Condition, StoreError, Write,
-        records::{Account, Device, TokenRecord},
+        records::{Account, Device, Leaver, TokenRecord},
     },
     wire::{
         client::{Flag, MintedTokens, QueueTokens},
@@ -155,16 +155,58 @@ impl Node {
             if slowest < enough {
                 break;
             }
-            let mine = self.store.subscription_to(client, group, *recipient).await?;
-            let cursor = match mine {
-                Some(subscription) => subscription.acknowledged,
-                None if self.is_gone(client).await? => continue,
-                // the queue has not taken up the membership yet
-                None => Sequence(from.0.saturating_sub(1)),
-            };
-            slowest = slowest.min(cursor);
+            let member = (client, *recipient, *from);
+            slowest = slowest.min(self.cursor_of(group, member).await?.unwrap_or(slowest));
         }
         Ok(slowest)
+    }
+
+    /// The same for those who have left `group` without all that they are owed, of whom `first` and what is behind it is still
+    /// there. And who of them is owed nothing any more.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub async fn slowest_leaver(
+        &self,
+        group: &GroupId,
+        first: Sequence,
+    ) -> Result<(Sequence, Vec<RecipientId>), StoreError> {
+        let (mut slowest, mut over) = (Sequence(u64::MAX), Vec::new());
+        let mut after = None;
+        loop {
+            let page = self.store.leavers(group, after, LEAVERS_PAGE).await?;
+            let Some(last) = page.last() else { return Ok((slowest, over)) };
+            after = Some(last.recipient);
+            for Leaver { recipient, client, last } in page {
+                let cursor = self.cursor_of(group, (&client, recipient, first)).await?;
+                match cursor {
+                    Some(cursor) if last >= first => {
+                        // it may still be owed that it has left, which is not in the log
+                        let reads = cursor < last;
+                        slowest = if reads { slowest.min(cursor) } else { slowest };
+                    }
+                    Some(_) | None => over.push(recipient),
+                }
+                if slowest < first {
+                    return Ok((slowest, over));
+                }
+            }
+        }
+    }
+
+    /// How far a client has acknowledged the feed of a membership; none where the client is gone.
+    async fn cursor_of(
+        &self,
+        group: &GroupId,
+        (client, recipient, from): (&ClientUri, RecipientId, Sequence),
+    ) -> Result<Option<Sequence>, StoreError> {
+        let mine = self.store.subscription_to(client, group, recipient).await?;
+        Ok(match mine {
+            Some(subscription) => Some(subscription.acknowledged),
+            None if self.is_gone(client).await? => None,
+            // the queue has not taken up the membership yet
+            None => Some(Sequence(from.0.saturating_sub(1))),
+        })
     }
 
     async fn is_gone(&self, client: &ClientUri) -> Result<bool, StoreError> {
@@ -186,3 +228,6 @@ pub(super) fn user_key_hash(account: &Account) -> Result<UserKeyHash, StoreError
         .map_err(|error| StoreError::Corrupt { what: error.to_string() })?;
     Ok(crypto::user_key_hash(SignatureScheme(account.user_key_scheme), &key))
 }
+
+/// So many of those who have left are looked at at once.
+const LEAVERS_PAGE: usize = 256;

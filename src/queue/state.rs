@@ -383,6 +383,8 @@ impl QueueState {
                     let feed = feed.subscription.feed;
                     self.dirty.feeds.insert(feed);
                     self.queue(feed);
+                } else {
+                    taken.batch.push(Write::DropLeaver { group, recipient });
                 }
             }
             InboxItem::Event { group, event } => {

@@ -254,7 +254,7 @@ impl World {
                 Write::InboxTaken { key, .. } => {
                     self.inbox.remove(&key);
                 }
-                Write::GroupNotice { .. } => {}
+                Write::GroupNotice { .. } | Write::DropLeaver { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -665,6 +665,44 @@ for_every_engine! {
         assert_eq!(store.write(unknown("h")).await, there);
     }
 
+    async fn who_has_left_a_group_is_known_until_its_subscription_goes(place: Place) {
+        let store = place.open();
+        let leaver = |at: u64, name| Leaver {
+            recipient: RecipientId(at), client: client(name), last: Sequence(at + 1),
+        };
+        let close = |name, to, at: u64| Write::Inbox {
+            client: client(name),
+            key: inbox_key(to, at, 0),
+            item: InboxItem::Close {
+                group: group(to), recipient: RecipientId(at), last: Sequence(at + 1), removed: true,
+            },
+        };
+        let mut batch = Batch::new();
+        for at in [3, 300, 70_000] {
+            batch.push(close("alice", "g", at));
+            batch.push(Write::InboxTaken { client: client("alice"), key: inbox_key("g", at, 0) });
+        }
+        batch.push(close("bob", "g", 4));
+        batch.push(close("alice", "h", 3));
+        store.write(batch).await.unwrap();
+        let all = [leaver(3, "alice"), leaver(4, "bob"), leaver(300, "alice")];
+        assert_eq!(store.leavers(&group("g"), None, 3).await.unwrap(), all);
+        let next = store.leavers(&group("g"), Some(RecipientId(300)), 9).await;
+        assert_eq!(next.unwrap(), [leaver(70_000, "alice")]);
+        assert_eq!(store.leavers(&group("g"), None, 0).await, Ok(vec![]));
+        let (feed, recipient) = (FeedId(9), RecipientId(3));
+        let over = Write::DropSubscription {
+            client: client("alice"), feed, group: group("g"), recipient,
+        };
+        let drop = Write::DropLeaver { group: group("g"), recipient: RecipientId(4) };
+        store.write(Batch::new().and(over).and(drop)).await.unwrap();
+        let left = [leaver(300, "alice"), leaver(70_000, "alice")];
+        assert_eq!(store.leavers(&group("g"), None, 9).await.unwrap(), left);
+        store.write(Batch::new().and(Write::DropGroup(group("g")))).await.unwrap();
+        assert_eq!(store.leavers(&group("g"), None, 9).await, Ok(vec![]));
+        assert_eq!(store.leavers(&group("h"), None, 9).await.unwrap(), [leaver(3, "alice")]);
+    }
+
     async fn an_inbox_is_in_order_within_each_group_and_holds_an_id_once(place: Place) {
         let store = place.open();
         let alice = client("alice");

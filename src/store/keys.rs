@@ -65,6 +65,7 @@ pub(super) mod tag {
     pub const DEPARTURE: u8 = 0x17;
     pub const MOVES: u8 = 0x18;
     pub const REFUSED_NONCE: u8 = 0x19;
+    pub const LEAVER: u8 = 0x1a;
     pub const INBOX: u8 = 0x20;
     pub const QUEUE_HEAD: u8 = 0x21;
     pub const OWN: u8 = 0x22;
@@ -102,6 +103,7 @@ pub(super) fn kind(key: &[u8]) -> &'static str {
         Some(&tag::DEPARTURE) => "departure",
         Some(&tag::MOVES) => "moves",
         Some(&tag::REFUSED_NONCE) => "refused nonce",
+        Some(&tag::LEAVER) => "leaver",
         Some(&tag::INBOX) => "inbox item",
         Some(&tag::QUEUE_HEAD) => "queue head",
         Some(&tag::OWN) => "own entry",
@@ -255,6 +257,14 @@ pub(super) fn refused_nonce(nonce: &[u8; 32]) -> Key {
 
 pub(super) fn refused_nonces() -> Range {
     Range::of(key(tag::REFUSED_NONCE, &[]))
+}
+
+pub(super) fn leaver(group: &GroupId, recipient: RecipientId) -> Key {
+    key(tag::LEAVER, &[&hash(group.as_bytes()), &recipient.0.to_be_bytes()])
+}
+
+pub(super) fn leavers(group: &GroupId) -> Range {
+    Range::of(key(tag::LEAVER, &[&hash(group.as_bytes())]))
 }
 
 fn domain_hash(domain: &Domain) -> [u8; 16] {

@@ -74,8 +74,9 @@ pub use damage::DamagedByKind;
 pub use histograms::Histograms;
 use records::{
     Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
-    GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
-    QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+    GroupNotice, InboxItem, InboxKey, Leaver, LogRecord, Moves, OutboundRoster, OwnEntry,
+    OwnSequence, QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId,
+    TokenRecord,
 };
 
 /// A handle on the node's store, shared by all actors.
@@ -300,7 +301,8 @@ pub enum Write {
         group: GroupId,
     },
 
-    /// Leaves something for a client's queue; its owner takes it from there with [`Store::inbox`].
+    /// Leaves something for a client's queue; its owner takes it from there with [`Store::inbox`]. With the end of a membership
+    /// its [`Leaver`] is written, which goes with the subscription.
     Inbox {
         client: ClientUri,
         key: InboxKey,
@@ -332,6 +334,11 @@ pub enum Write {
     DropSubscription {
         client: ClientUri,
         feed: crate::wire::ids::FeedId,
+        group: GroupId,
+        recipient: RecipientId,
+    },
+    /// It is owed nothing any more, or has no subscription that would say so.
+    DropLeaver {
         group: GroupId,
         recipient: RecipientId,
     },
@@ -536,6 +543,13 @@ pub trait Store: Send + Sync + 'static {
         group: &GroupId,
         recipient: RecipientId,
     ) -> Answer<'_, Option<Subscription>>;
+    /// Who has left `group` and may still have to read of it, by recipient behind `after`.
+    fn leavers(
+        &self,
+        group: &GroupId,
+        after: Option<RecipientId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<Leaver>>;
 
     fn account(&self, user: &UserUri) -> Answer<'_, Option<Account>>;
     fn device(&self, client: &ClientUri) -> Answer<'_, Option<Device>>;

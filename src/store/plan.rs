@@ -8,7 +8,10 @@ use std::sync::Arc;
 use super::{
     Batch, Condition, StoreError, Write, WriteTimes,
     keys::{self, Key, Range, VERSION},
-    records::{Account, Departure, Device, Followed, Moves, OwnSequence, QueueHead, TokenRecord},
+    records::{
+        Account, Departure, Device, Followed, InboxItem, Leaver, Moves, OwnSequence, QueueHead,
+        TokenRecord,
+    },
 };
 use crate::wire::ids::{ClientUri, GroupId, Sequence, UserUri};
 
@@ -189,6 +192,7 @@ impl Step {
                 steps.push(Self::RemoveRange(keys::log(&group)));
                 steps.push(Self::RemoveRange(keys::snapshots(&group)));
                 steps.push(Self::RemoveRange(keys::joiner_infos(&group)));
+                steps.push(Self::RemoveRange(keys::leavers(&group)));
                 Self::RemoveRange(keys::group_notices(&group))
             }
             Write::DropGroupHead(group) => Self::Remove { key: keys::group_head(&group) },
@@ -251,6 +255,11 @@ impl Step {
                 Self::Remove { key: keys::replica(&peer, &group) }
             }
             Write::Inbox { client, key, item } => {
+                if let InboxItem::Close { group, recipient, last, .. } = &item {
+                    let (recipient, last) = (*recipient, *last);
+                    let leaver = Leaver { recipient, client: client.clone(), last };
+                    steps.push(put(keys::leaver(group, recipient), keys::encode(&leaver)?));
+                }
                 put(keys::inbox_item(&client, &key), keys::encode(&(&key, &item))?)
             }
             Write::InboxTaken { client, key } => {
@@ -276,7 +285,11 @@ impl Step {
             Write::DropSubscription { client, feed, group, recipient } => {
                 let index = keys::subscription_index(&client, &group, recipient);
                 steps.push(Self::Remove { key: index });
+                steps.push(Self::Remove { key: keys::leaver(&group, recipient) });
                 Self::Remove { key: keys::subscription(&client, feed) }
+            }
+            Write::DropLeaver { group, recipient } => {
+                Self::Remove { key: keys::leaver(&group, recipient) }
             }
             Write::DropQueue(client) => {
                 steps.push(Self::RemoveRange(keys::own(&client)));

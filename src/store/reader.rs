@@ -23,8 +23,9 @@ use super::{
     links::Links,
     records::{
         Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
-        GroupNotice, InboxItem, InboxKey, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
-        QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
+        GroupNotice, InboxItem, InboxKey, Leaver, LogRecord, Moves, OutboundRoster, OwnEntry,
+        OwnSequence, QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId,
+        TokenRecord,
     },
     reserve::Reserve,
     stage::{self, Source},
@@ -532,6 +533,23 @@ impl Store for NodeStore {
             range.from.push(0);
         }
         self.many(range, items(items_max), |record| keys::decode("followed member", &record))
+    }
+
+    fn leavers(
+        &self,
+        group: &GroupId,
+        after: Option<RecipientId>,
+        items_max: usize,
+    ) -> Answer<'_, Vec<Leaver>> {
+        if items_max == 0 {
+            return none();
+        }
+        let mut range = keys::leavers(group);
+        if let Some(after) = after {
+            range.from = keys::leaver(group, after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| keys::decode("leaver", &record))
     }
 
     fn departure(&self, group: &GroupId) -> Answer<'_, Option<Departure>> {

@@ -323,6 +323,16 @@ pub struct Subscription {
     pub previous: Sequence,
 }
 
+/// A client of this provider whose membership has ended and that may not have acknowledged all that it was owed of it. What it
+/// lacks stays in the group's log as if it were still there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaver {
+    pub recipient: RecipientId,
+    pub client: ClientUri,
+    /// The last sequence that it is owed.
+    pub last: Sequence,
+}
+
 /// A user of this provider.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {

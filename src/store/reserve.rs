@@ -181,6 +181,7 @@ fn grows(batch: &Batch) -> bool {
         | Write::TrimOwn { .. }
         | Write::Subscription { .. }
         | Write::DropSubscription { .. }
+        | Write::DropLeaver { .. }
         | Write::DropQueue(_)
         | Write::Account { .. }
         | Write::DropKeyPackage { .. }

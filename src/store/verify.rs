@@ -23,8 +23,8 @@ use super::{
     keys::{self, Key, tag},
     links::Links,
     records::{
-        Account, Device, GroupHead, GroupNotice, InboxItem, InboxKey, OutboundRoster, OwnEntry,
-        QueueHead, StoredKeyPackage, Subscription, TokenRecord,
+        Account, Device, GroupHead, GroupNotice, InboxItem, InboxKey, Leaver, OutboundRoster,
+        OwnEntry, QueueHead, StoredKeyPackage, Subscription, TokenRecord,
     },
     stage::{self, Source},
     tee::piece,
@@ -288,7 +288,7 @@ impl<'a> Verify<'a> {
         let unknown = format!("key {}", hex::encode(key));
         let Some(hash) = key.get(1..17) else { return unknown };
         let says = match key.first() {
-            Some(&(tag::GROUP_HEAD..=tag::MOVES)) => tag::GROUP_HEAD,
+            Some(&(tag::GROUP_HEAD..=tag::MOVES | tag::LEAVER)) => tag::GROUP_HEAD,
             Some(&(tag::INBOX..=tag::SUBSCRIPTION_INDEX)) => tag::DEVICE,
             Some(&(tag::DEVICE | tag::KEY_PACKAGE | tag::KEY_PACKAGE_INDEX)) => tag::DEVICE,
             Some(&tag::ACCOUNT | &tag::CONSENT) => tag::ACCOUNT,
@@ -325,6 +325,14 @@ impl<'a> Verify<'a> {
                 Ok((nonce, _)) => at_its_key(key, &keys::refused_nonce(&nonce), &"a move"),
                 Err(error) => wrong(Wrong::new(text(error), RESTORE)),
             },
+            tag::LEAVER => {
+                let leaver: Leaver = read!("leaver", record, HARMLESS);
+                let recipient = leaver.recipient.0.to_be_bytes();
+                if key.get(17..) == Some(&recipient[..]) {
+                    return Ok(FINE);
+                }
+                wrong(Wrong::new("it stands under the key of another", HARMLESS))
+            }
             tag::INBOX => {
                 let (_, _): (InboxKey, InboxItem) = read!("inbox item", record, CLIENT);
                 self.of_device(key)
@@ -688,6 +696,7 @@ fn kind_of(key: &[u8]) -> &'static str {
         tag::DEPARTURE => "departure",
         tag::MOVES => "moves",
         tag::REFUSED_NONCE => "refused nonce",
+        tag::LEAVER => "leaver",
         tag::INBOX => "inbox item",
         tag::QUEUE_HEAD => "queue",
         tag::OWN => "own entry",

@@ -2,7 +2,7 @@
 //! the store as it was.
 
 use mimid::{
-    client::core::{Content, CoreError, NewProposal, Operation},
+    client::core::{Content, CoreError, Event, NewProposal, Operation},
     store::faults::Fault,
     wire::{
         client::DeleteDevice,
@@ -299,6 +299,59 @@ fn a_pending_add_whose_key_package_expires_does_not_stop_the_group() {
 }
 
 #[test]
+fn who_was_removed_while_away_gets_what_was_said_before_that_however_the_log_is_cut() {
+    run(async {
+        let mut world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        let carol = world.client("carol", "phone").await;
+        alice.add(&world, &group, &carol).await;
+        carol.receive(&world).await;
+        alice.say(&world, &group, "before").await;
+        let users = vec![carol.uri.user()];
+        alice.act(&world, &group, Operation::RemoveUsers { users }).await.unwrap();
+        world.node.drain_queues().await;
+        let mine = world.store.subscriptions(&carol.uri).await.unwrap();
+        let lacks = mine.iter().find(|mine| mine.group == group).unwrap().acknowledged.next();
+        // a snapshot after the other, while everybody else reads everything
+        let rotates = async |world: &World| {
+            let before = world.head(&group).await.snapshot;
+            for _ in 0..2_000 {
+                alice
+                    .act(world, &group, Operation::UpdateClient { rotate_key: false })
+                    .await
+                    .unwrap();
+                alice.receive(world).await;
+                bob.receive(world).await;
+                bob.receive(world).await;
+                world.node.drain_queues().await;
+                let head = world.head(&group).await;
+                if head.snapshot > before {
+                    return head;
+                }
+            }
+            panic!("no snapshot was taken");
+        };
+        for _ in 0..3 {
+            let head = rotates(&world).await;
+            assert!(head.first_sequence <= lacks, "what carol lacks is there: {head:?}");
+        }
+        world = world.crash();
+        carol.receive(&world).await;
+        assert_eq!(carol.texts(), ["before"]);
+        let events = carol.member.events(0, 1000).unwrap();
+        let says = |is: fn(&Event) -> bool| events.iter().any(|(_, event)| is(event));
+        assert!(!says(|event| matches!(event, Event::Lost { .. })), "{events:?}");
+        assert!(says(|event| matches!(event, Event::Removed { .. })), "{events:?}");
+        // and with her acknowledgement nobody needs it any more
+        carol.receive(&world).await;
+        world.node.drain_queues().await;
+        assert_eq!(world.store.leavers(&group, None, 9).await, Ok(Vec::new()));
+        assert!(rotates(&world).await.first_sequence > lacks);
+        world.end();
+    });
+}
+
+#[test]
 fn a_deleted_group_is_gone_and_its_id_stays_taken() {
     run(async {
         let mut world = World::new();
@@ -307,9 +360,7 @@ fn a_deleted_group_is_gone_and_its_id_stays_taken() {
         bob.receive(&world).await;
         let events = bob.member.events(0, 1000).unwrap();
         assert!(
-            events
-                .iter()
-                .any(|(_, event)| matches!(event, mimid::client::core::Event::Deleted { .. })),
+            events.iter().any(|(_, event)| matches!(event, Event::Deleted { .. })),
             "{events:?}"
         );
         world = world.crash();

@@ -1,6 +1,7 @@
 //! Groups that move between nodes of one process, where somebody lies, says nothing or says it twice: what is refused changes
 //! nothing, and the group is never without a hub for good. PROTOCOL.md §6.
 
+mod behind;
 mod late;
 
 use std::{

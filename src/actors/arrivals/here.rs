@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::refusals::Refusals;
+use super::{put_off::PutOff, refusals::Refusals};
 use crate::{
     actors::{hints::locked, moves::MoveLimits},
     store::{
@@ -27,6 +27,7 @@ use crate::{
 pub struct Arrivals {
     here: OnceCell<Mutex<Here>>,
     pub(in crate::actors) refusals: Refusals,
+    pub(super) put_off: PutOff,
 }
 
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::{
     wire::{
         codec::{List, encode},
         federation::EventType,
-        ids::{Domain, GroupId, RequestId, Sequence},
+        ids::{Domain, GroupId, RecipientId, RequestId, Sequence},
         queueing::RecipientsGone,
     },
 };
@@ -204,7 +204,7 @@ impl Node {
         let members = self.copy_members(&group).await?;
         let hub = self.hub_of_copy(&group).await?;
         // what is planned stays true while messages come: only this makes a log shorter
-        let (until, bytes) = self.plan_copy(&head, &members, share).await?;
+        let Cut { until, bytes, leavers_over } = self.plan_copy(&head, &members, share).await?;
         let turn = self.copies.turn(&group);
         let _turn = turn.lock().await;
         let head = self.store.group_head(&group).await?;
@@ -219,6 +219,9 @@ impl Node {
         if until > head.first_sequence {
             let from = head.first_sequence;
             batch.push(Write::TrimLog { group: group.clone(), from, until });
+        }
+        for recipient in leavers_over {
+            batch.push(Write::DropLeaver { group: group.clone(), recipient });
         }
         let (revision, log_bytes) = (head.revision, head.log_bytes);
         let until = until.max(head.first_sequence);
@@ -261,13 +264,13 @@ impl Node {
         Ok(slowest)
     }
 
-    /// Up to where a copy's log may go, and how much that is.
+    /// Up to where a copy's log may go.
     async fn plan_copy(
         &self,
         head: &GroupHead,
         members: &[FollowedMember],
         share: Option<u64>,
-    ) -> Result<(Sequence, u64), StoreError> {
+    ) -> Result<Cut, StoreError> {
         let readers: Vec<_> = members
             .iter()
             .filter(|member| followed::is_reader(member))
@@ -276,35 +279,42 @@ impl Node {
                 Some((client, member.recipient, head.first_sequence))
             })
             .collect();
+        let (group, first) = (&head.group, head.first_sequence);
+        let slowest = self.slowest_cursor(group, &readers, first).await?;
         // who has left may still have to read how
-        let slowest = if readers.is_empty() {
-            Sequence(0)
-        } else {
-            self.slowest_cursor(&head.group, &readers, head.first_sequence).await?
-        };
-        let slowest = slowest.min(self.slowest_guest_left(&head.group).await?);
+        let (leaver, leavers_over) = self.slowest_leaver(group, first).await?;
+        let slowest = slowest.min(leaver).min(self.slowest_guest_left(group).await?);
         let (options, now) = (&self.groups.options, self.clock.now());
         let bytes_max = options.retention_bytes.min(share.unwrap_or(u64::MAX));
-        let (mut until, mut bytes) = (head.first_sequence, 0);
+        let (mut until, mut bytes) = (first, 0);
         while until < head.next_sequence {
             let page = self.store.feed(&head.group, until, PAGE).await?;
             if page.is_empty() {
                 // what came while nobody read it was not kept
-                return Ok((head.next_sequence, bytes));
+                return Ok(Cut { until: head.next_sequence, bytes, leavers_over });
             }
             for entry in &page {
                 let acknowledged = entry.sequence <= slowest;
                 let old = now.ms_since(entry.accepted_at) > options.retention_ms;
                 let much = head.log_bytes.saturating_sub(bytes) > bytes_max;
                 if entry.sequence >= head.next_sequence || !(acknowledged || old || much) {
-                    return Ok((until, bytes));
+                    return Ok(Cut { until, bytes, leavers_over });
                 }
                 until = entry.sequence.next();
                 bytes += followed::entry_bytes(entry);
             }
         }
-        Ok((until, bytes))
+        Ok(Cut { until, bytes, leavers_over })
     }
+}
+
+/// What of a copy may go.
+struct Cut {
+    /// Entries before it.
+    until: Sequence,
+    bytes: u64,
+    /// Who has left, and is owed nothing of them any more.
+    leavers_over: Vec<RecipientId>,
 }
 
 const NOTICES_PAGE: usize = 256;

@@ -70,7 +70,7 @@ fn records() -> Vec<(&'static str, Write)> {
         ("refused_nonce2", Write::RefusedNonce { nonce: [5; 32], refused: refused_nonce() }),
         ("inbox_open", inbox(inbox_key("golden", 2, 1), open)),
         ("inbox_filter", inbox(inbox_key("golden", 3, 0), filter)),
-        ("inbox_close", inbox(InboxKey::Item([7; 16]), close)),
+        ("inbox_close2", inbox(InboxKey::Item([7; 16]), close)),
         ("inbox_event", inbox(InboxKey::Item([9; 16]), inbox_item(4))),
         ("queue_head", Write::QueueHead { client: alice(), head: queue_head(300) }),
         ("own", Write::Own { client: alice(), entry: own_entry(2) }),
@@ -235,6 +235,7 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
         | Write::InboxTaken { .. }
         | Write::TrimOwn { .. }
         | Write::DropSubscription { .. }
+        | Write::DropLeaver { .. }
         | Write::DropQueue(_)
         | Write::DropKeyPackage { .. }
         | Write::DropConsent { .. } => panic!("{write:?} leaves no record"),
@@ -278,6 +279,22 @@ async fn records_of_every_release_still_read() {
         let found = read_back(&disk.open().unwrap(), &write).await;
         assert_eq!(format!("{found:?}"), format!("{write:?}"), "{name}");
     }
+}
+
+/// The end of a membership was once written without its leaver: then nobody is known to have left.
+#[tokio::test]
+async fn end_of_a_membership_without_its_leaver_still_reads() {
+    let disk = Disk::new();
+    disk.tamper(|map| {
+        for line in fs::read_to_string(file("inbox_close")).unwrap().lines() {
+            let (key, value) = line.split_once(' ').unwrap();
+            map.insert(hex::decode(key).unwrap(), hex::decode(value).unwrap().into());
+        }
+    });
+    let store = disk.open().unwrap();
+    let (key, item) = store.inbox(&client("alice"), 9).await.unwrap().remove(0);
+    assert!(matches!((key, item), (InboxKey::Item(_), InboxItem::Close { .. })));
+    assert_eq!(store.leavers(&group("golden"), None, 9).await, Ok(vec![]));
 }
 
 /// Encoding 1 of log records knew no origin; nothing writes it any more.
