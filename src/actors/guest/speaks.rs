@@ -11,7 +11,7 @@ use crate::{
     },
     wire::{
         codec::List,
-        ids::{Domain, GroupId},
+        ids::{Domain, GroupId, Sequence},
         queueing::DeliveryItem,
     },
 };
@@ -19,8 +19,8 @@ use crate::{
 /// What a peer is to a group that it speaks for.
 pub(super) enum Speaker<'a> {
     Hub(Cow<'a, [(u32, DeliveryItem)]>),
-    /// The group came here from it.
-    LastHub,
+    /// The group is hosted here and came from it, with all that it had: what is before this sequence.
+    LastHub(Sequence),
     /// Its proof cannot be checked now.
     Unproven,
     Other,
@@ -58,6 +58,17 @@ impl Node {
             });
             Speaker::Hub(Cow::Owned(without.collect()))
         };
+        let head = self.store.group_head(group).await?;
+        let is_hosted =
+            |head: &GroupHead| matches!(head.status, GroupStatus::Active | GroupStatus::Migrating);
+        // not even who created it
+        if let Some(head) = head.as_ref().filter(|head| is_hosted(head)) {
+            let moves = self.store.moves(group).await?;
+            let last = moves.and_then(|moves| moves.arrived);
+            let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
+            let last_hub = Speaker::LastHub(head.next_sequence);
+            return Ok(if is_last { last_hub } else { Speaker::Other });
+        }
         if followed::is_hub(from, group, hub, &self.domain) {
             return Ok(if chain.is_some() {
                 unchained()
@@ -65,12 +76,8 @@ impl Node {
                 Speaker::Hub(Cow::Borrowed(items))
             });
         }
-        let head = self.store.group_head(group).await?;
-        if head.as_ref().is_some_and(|head| head.status != GroupStatus::Followed) {
-            let moves = self.store.moves(group).await?;
-            let last = moves.and_then(|moves| moves.arrived);
-            let is_last = last.is_some_and(|arrived| arrived.here && arrived.source == *from);
-            return Ok(if is_last { Speaker::LastHub } else { Speaker::Other });
+        if head.as_ref().is_some_and(|head| head.status == GroupStatus::Deleted) {
+            return Ok(Speaker::Other);
         }
         let begins_anew = members == 0 && opens_behind(items, head.as_ref());
         if begins_anew && followed::is_hub(from, group, None, &self.domain) {
