@@ -1,13 +1,15 @@
 //! A client's account at its provider: registering, further devices, KeyPackages and queue tokens, leaving.
 //! PROTOCOL.md §3, §5.
 
-use openmls::prelude::Ciphersuite;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
     Client, ClientError, Clock, REGISTERED, SERVER, Server,
-    core::{Contact, CoreError, GroupState, Home, Identity, Member, Operation, SUITES},
+    core::{
+        Contact, CoreError, GroupState, Home, Identity, Member, Operation, SUITES,
+        last_resort_setting,
+    },
 };
 use crate::{
     crypto::SigningKey,
@@ -351,10 +353,6 @@ impl Client {
         }
         Ok(self.member().store_tokens(class, last_resort, &minted.tokens)?)
     }
-}
-
-fn last_resort_setting(suite: Ciphersuite) -> String {
-    format!("last_resort_{:#06x}", suite as u16)
 }
 
 /// The groups that a further device still has to join.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{
     Client, ClientError,
-    core::{Event, Handled, Refusal},
+    core::{Event, Handled, KEY_PACKAGES_LOW, Refusal},
     http::{HttpError, Stream, retry_after_ms},
     requests::spread_ms,
 };
@@ -128,7 +128,7 @@ impl Client {
         let member = self.member();
         let low = |entry: &QueueEntry| matches!(entry.event, QueueEvent::KeyPackagesLow { .. });
         if entries.iter().any(low) {
-            member.set(LOW, &true)?;
+            member.set(KEY_PACKAGES_LOW, &true)?;
         }
         Ok(member.handle_all(entries, now)?)
     }
@@ -139,9 +139,9 @@ impl Client {
     }
 
     async fn keep_stock(&self) -> Result<(), ClientError> {
-        if self.member().setting(LOW)? == Some(true) {
+        if self.member().setting(KEY_PACKAGES_LOW)? == Some(true) {
             self.stock_up().await?;
-            self.member().set(LOW, &false)?;
+            self.member().set(KEY_PACKAGES_LOW, &false)?;
         }
         Ok(())
     }
@@ -292,5 +292,3 @@ pub(super) struct Round {
 }
 
 const LOOK_AROUND: Duration = Duration::from_millis(500);
-/// The provider said that KeyPackages are running out.
-const LOW: &str = "key_packages_low";

@@ -254,3 +254,12 @@ pub(super) fn key_package_ref(
 ) -> Result<Vec<u8>, CoreError> {
     Ok(key_package.hash_ref(home.provider().crypto()).map_err(CoreError::mls)?.as_slice().to_vec())
 }
+
+/// Of [`Member::setting`](super::Member::setting): KeyPackages are to be published, for few are left or one must be replaced.
+pub(in crate::client) const KEY_PACKAGES_LOW: &str = "key_packages_low";
+
+/// Of [`Member::setting`](super::Member::setting): whether a last-resort KeyPackage of this suite is published that no group
+/// has used yet.
+pub(in crate::client) fn last_resort_setting(suite: mls::Ciphersuite) -> String {
+    format!("last_resort_{:#06x}", suite as u16)
+}

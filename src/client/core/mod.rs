@@ -62,6 +62,7 @@ pub use view::{GroupView, MemberView};
 
 pub(crate) use build::{group_context, partial};
 pub(crate) use enter::join_config;
+pub(in crate::client) use identity::{KEY_PACKAGES_LOW, last_resort_setting};
 pub(crate) use identity::{capabilities, unknown};
 
 use home::{CborError, Kind};

@@ -12,7 +12,7 @@ use super::{
     build::PAST_EPOCHS_MAX,
     enter::{expect_hub, join_config},
     epoch_of,
-    identity::StoredKey,
+    identity::{KEY_PACKAGES_LOW, StoredKey, last_resort_setting},
     moving::HubAt,
     receive::{Followed, Way, protocol_message},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
@@ -207,6 +207,11 @@ impl Member {
                     if last_resort {
                         // the token of a last-resort KeyPackage serves many groups: replace it here
                         self.keep(&pending.group, Operation::UpdateQueueInfo)?;
+                        // and before it has served as many as it may: then nobody could add this client by it any more
+                        let suite = info.group_info.parse()?.ciphersuite();
+                        let published = last_resort_setting(suite);
+                        self.home.put(Kind::Setting, published.as_bytes(), &false)?;
+                        self.home.put(Kind::Setting, KEY_PACKAGES_LOW.as_bytes(), &true)?;
                     }
                     Ok(Settled::Entered)
                 }

@@ -212,7 +212,11 @@ fn key_package(of: &Member, suite: mls::Ciphersuite) -> Vec<u8> {
 /// `adder` adds `added` and hands the Welcome over as the queue would.
 fn add(wire: &mut Wire, group: &GroupId, adder: &Member, added: &Member) {
     let suite = adder.load(group).unwrap().ciphersuite();
-    let key_packages = vec![key_package(added, suite)];
+    add_by(wire, group, adder, added, key_package(added, suite));
+}
+
+fn add_by(wire: &mut Wire, group: &GroupId, adder: &Member, added: &Member, key_package: Vec<u8>) {
+    let key_packages = vec![key_package];
     let request = adder.begin(group, Operation::AddUsers { key_packages }).unwrap();
     let outbound = adder.outbound(request, *NOW).unwrap();
     let DsRequest::AddUsers(body) = &outbound.message.request else { panic!("an add") };
@@ -245,6 +249,25 @@ fn take_welcome(
     assert_eq!(settled, Settled::Entered);
     assert_eq!(added.group(group).unwrap().state, GroupState::Active, "{:?}", all(added));
     wire.open(added.client());
+}
+
+#[test]
+fn last_resort_key_package_that_was_used_is_to_be_replaced() {
+    let mut wire = Wire::default();
+    let (alice, bob) = (member("alice", "phone"), member("bob", "phone"));
+    let suite = SUITES[0];
+    bob.set(&last_resort_setting(suite), &true).unwrap();
+    let group = create(&mut wire, &alice, suite);
+    add(&mut wire, &group, &alice, &bob);
+    let is = |name: &str| bob.setting::<bool>(name).unwrap() == Some(true);
+    let stands = || (is(&last_resort_setting(suite)), is(KEY_PACKAGES_LOW));
+    assert_eq!(stands(), (true, false), "it was another one");
+    let token = QueueToken::new(vec![7; 40]).unwrap();
+    bob.store_tokens(KeyPackageClass::Group, true, &[token]).unwrap();
+    let mut made = bob.key_packages(KeyPackageClass::Group, suite, true, 1, *NOW).unwrap();
+    let next = create(&mut wire, &alice, suite);
+    add_by(&mut wire, &next, &alice, &bob, made.remove(0).into_vec());
+    assert_eq!(stands(), (false, true));
 }
 
 /// Joins from outside by what `inside` knows of the group.
