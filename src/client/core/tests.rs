@@ -265,8 +265,9 @@ fn last_resort_key_package_that_was_used_is_to_be_replaced() {
     let token = QueueToken::new(vec![7; 40]).unwrap();
     bob.store_tokens(KeyPackageClass::Group, true, &[token]).unwrap();
     let mut made = bob.key_packages(KeyPackageClass::Group, suite, true, 1, *NOW).unwrap();
-    let next = create(&mut wire, &alice, suite);
-    add_by(&mut wire, &next, &alice, &bob, made.remove(0).into_vec());
+    let (mut wire, carol) = (Wire::default(), member("carol", "phone"));
+    let next = create(&mut wire, &carol, suite);
+    add_by(&mut wire, &next, &carol, &bob, made.remove(0).into_vec());
     assert_eq!(stands(), (false, true));
 }
 
