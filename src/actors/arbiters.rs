@@ -12,11 +12,14 @@ use std::{io, sync::Arc};
 use actix::{Actor, Addr, Context};
 use actix_rt::{Arbiter, ArbiterHandle, task::JoinError};
 
+use super::pulse::Pulse;
+
 /// A fixed set of threads, each with its own event loop. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct ArbiterPool {
     deciding: Arc<[ArbiterHandle]>,
     delivering: Arc<[ArbiterHandle]>,
+    pulse: Pulse,
 }
 
 /// What an actor does, and so which threads it may live on.
@@ -42,7 +45,14 @@ impl ArbiterPool {
             || (0..threads.max(1)).map(|_| Arbiter::try_new()).collect::<io::Result<Vec<_>>>();
         let (mut deciding, delivering) = (start()?, start()?);
         let handles = |of: &[Arbiter]| of.iter().map(Arbiter::handle).collect();
-        let pool = Self { deciding: handles(&deciding), delivering: handles(&delivering) };
+        let pulse = Pulse::default();
+        for (does, arbiters) in [("decides", &deciding), ("delivers", &delivering)] {
+            for (index, arbiter) in arbiters.iter().enumerate() {
+                // one that takes nothing has ended already: it stays silent
+                arbiter.spawn(pulse.of(format!("actors {index}, which {does}")));
+            }
+        }
+        let pool = Self { deciding: handles(&deciding), delivering: handles(&delivering), pulse };
         deciding.extend(delivering);
         Ok((pool, ArbiterThreads(deciding)))
     }
@@ -53,7 +63,7 @@ impl ArbiterPool {
     #[must_use]
     pub fn inline() -> Self {
         INLINE.set(true);
-        Self { deciding: Arc::new([]), delivering: Arc::new([]) }
+        Self { deciding: Arc::new([]), delivering: Arc::new([]), pulse: Pulse::default() }
     }
 
     /// Whether there are no threads.
@@ -102,6 +112,12 @@ impl ArbiterPool {
             return A::create(make);
         }
         A::start_in_arbiter(self.on(duty, hash), make)
+    }
+
+    /// Which of these threads turn, and which others of the node that have joined.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Of each duty.
@@ -166,6 +182,36 @@ mod tests {
             assert!(![even, odd].contains(&delivering), "who delivers holds up nobody who decides");
             threads.stop_and_join();
             assert!(!pool.spawn_on(Decide, 4, async {}), "a thread that has ended takes nothing");
+        });
+    }
+
+    #[test]
+    fn a_thread_that_is_blocked_is_silent_until_it_goes_on_and_all_others_turn() {
+        actix_rt::System::new().block_on(async {
+            let (pool, threads) = ArbiterPool::start(2).unwrap();
+            for (duty, name) in
+                [(Decide, "actors 1, which decides"), (Deliver, "actors 1, which delivers")]
+            {
+                let (tell_blocked, blocked) = tokio::sync::oneshot::channel();
+                let (release, released) = std::sync::mpsc::channel::<()>();
+                assert!(pool.spawn_on(duty, 1, async move {
+                    let _ = tell_blocked.send(());
+                    let _ = released.recv();
+                }));
+                blocked.await.unwrap();
+                pool.pulse().ask();
+                while pool.pulse().silent() != [name] {
+                    tokio::task::yield_now().await;
+                }
+                release.send(()).unwrap();
+                while !pool.pulse().silent().is_empty() {
+                    tokio::task::yield_now().await;
+                }
+            }
+            assert_eq!(pool.pulse().threads().len(), 4);
+            threads.stop_and_join();
+            pool.pulse().ask();
+            assert_eq!(pool.pulse().silent().len(), 4, "what has ended turns no more");
         });
     }
 }

@@ -31,6 +31,7 @@ pub mod node;
 pub mod overload;
 mod peer;
 pub mod peers;
+pub mod pulse;
 pub mod queue;
 mod relay;
 pub mod stages;

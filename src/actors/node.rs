@@ -19,6 +19,7 @@ use super::{
     metrics::Metrics,
     overload::{Admission, AdmissionCollector},
     peers::{PeerCollector, Peers},
+    pulse::Pulse,
     queue::Queues,
     relay::Relays,
 };
@@ -182,6 +183,12 @@ impl Node {
     }
 
     /// Who is let in while there is more to do than can be done.
+    /// Which of the node's threads turn; a thread that serves it beside its own joins here.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        self.arbiters.pulse()
+    }
+
     #[must_use]
     pub fn admission(&self) -> &Admission {
         &self.0.admission

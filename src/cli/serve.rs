@@ -106,7 +106,7 @@ pub fn run(args: &Args) -> ExitCode {
     runtime.block_on(async {
         let mut supervisor = Supervisor::of_environment();
         supervisor.ready(&format!("serves {}", running.endpoints().domain));
-        let mut beat = running.beat();
+        let mut watch = running.watch();
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -114,9 +114,8 @@ pub fn run(args: &Args) -> ExitCode {
                 () = running.ended() => break,
                 _ = hangup.recv() => running.reload_with(args.load()),
                 () = supervisor.is_due() => {
-                    // of a node whose thread hangs nothing is said, and it is started again
-                    let now = running.beat();
-                    if std::mem::replace(&mut beat, now) != now {
+                    // of a node of which a thread hangs nothing is said, and it is started again
+                    if watch.look() {
                         supervisor.alive();
                     }
                 }

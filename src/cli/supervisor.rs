@@ -17,8 +17,9 @@ impl Supervisor {
     #[must_use]
     pub fn of_environment() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|limit| {
-            // sd_watchdog_enabled(3): twice within the limit. Never shorter than tokio takes
-            let mut due = interval((limit / 2).max(Duration::from_millis(1)));
+            // more often than sd_watchdog_enabled(3) has it: what has gone on by the third look is not killed.
+            // Never shorter than tokio takes
+            let mut due = interval((limit / 4).max(Duration::from_millis(1)));
             due.set_missed_tick_behavior(MissedTickBehavior::Delay);
             due
         });
@@ -35,7 +36,7 @@ impl Supervisor {
         tell(&[NotifyState::Stopping]);
     }
 
-    /// Returns when it is time to say [`Self::alive`]; never, where nobody watches.
+    /// Returns when it is time to look, and to say [`Self::alive`] where all is well; never, where nobody watches.
     pub async fn is_due(&mut self) {
         match &mut self.watchdog {
             Some(due) => {

@@ -67,6 +67,7 @@ pub fn client_listener(
         limits: Arc::clone(&limits),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
+        pulse: node.pulse().clone(),
     };
     let api = web::Data::new(ClientApi::new(node, limits, metrics, drain));
     let adjusted = api.clone();

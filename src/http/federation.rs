@@ -85,6 +85,7 @@ pub fn federation_listener(
         limits: Arc::clone(&shared),
         metrics: metrics.clone(),
         clock: Arc::clone(&node.clock),
+        pulse: node.pulse().clone(),
     };
     let api = web::Data::new(FederationApi::new(node, federation, shared, &limits, metrics));
     let adjusted = api.clone();

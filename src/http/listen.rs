@@ -27,7 +27,7 @@ use super::{
     linger::linger,
     metrics::HttpMetrics,
 };
-use crate::actors::{Clock, live::Live};
+use crate::actors::{Clock, live::Live, pulse::Pulse};
 
 /// What a listener is made of, beside its routes.
 pub(super) struct Listening {
@@ -38,6 +38,8 @@ pub(super) struct Listening {
     pub limits: Arc<Live<Limits>>,
     pub metrics: HttpMetrics,
     pub clock: Arc<dyn Clock>,
+    /// Where its workers join.
+    pub pulse: Pulse,
 }
 
 impl Listening {
@@ -50,7 +52,7 @@ impl Listening {
         adjust: impl Fn(&FederationLimits) + Send + Sync + 'static,
         routes: impl Fn(&mut web::ServiceConfig) + Send + Clone + 'static,
     ) -> io::Result<Listener> {
-        let Self { listener, address, mut tls, limits, metrics, clock } = self;
+        let Self { listener, address, mut tls, limits, metrics, clock, pulse } = self;
         let socket = listen(address, limits.backlog)?;
         let address = socket.local_addr()?;
         tls.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
@@ -76,7 +78,10 @@ impl Listening {
             };
             let (routes, drain) = (routes.clone(), drain.clone());
             let limits = Arc::clone(&limits);
+            let pulse = pulse.clone();
             fn_factory(move || {
+                // this is the worker's thread
+                actix_web::rt::spawn(worker_turns(&pulse, listener));
                 let (entrance, drain) = (entrance.clone(), drain.clone());
                 let limits = Arc::clone(&limits);
                 let app = || {
@@ -129,6 +134,11 @@ impl Listening {
             .run();
         Ok(Listener { address, handle: server.handle(), server, adjust })
     }
+}
+
+/// A worker of `listener` turns; to be run on its thread.
+pub(super) fn worker_turns(pulse: &Pulse, listener: &str) -> impl Future<Output = ()> + 'static {
+    pulse.of_replaceable(format!("worker of the {listener} listener"))
 }
 
 fn listen(address: SocketAddr, backlog: u32) -> io::Result<std::net::TcpListener> {

@@ -26,6 +26,7 @@ use super::{
     drain::Drain,
     endpoint::Form,
     front::Listener,
+    listen::worker_turns,
     migrations, peers, status,
 };
 use crate::{
@@ -65,7 +66,10 @@ pub fn ops_listener(
     let bodies = BodyBudget::new(2 * REQUEST_BYTES_MAX);
     let imports = BodyBudget::new(INFO_BYTES_MAX);
     let ops = web::Data::new(Ops { node, registry, drain, bodies, imports, backups });
+    let pulse = ops.node.pulse().clone();
     let server = HttpServer::new(move || {
+        // this is the worker's thread
+        actix_web::rt::spawn(worker_turns(&pulse, "ops"));
         App::new()
             .app_data(ops.clone())
             .configure(status::routes)

@@ -18,7 +18,9 @@ pub mod sender_keys;
 mod setting;
 mod store_metrics;
 pub mod telemetry;
+mod watch;
 
 pub use config::{Config, ConfigError};
 pub use endpoints::Endpoints;
 pub use run::{Running, StartError, start, start_at};
+pub use watch::Watch;

@@ -9,11 +9,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -32,6 +28,7 @@ use super::{
     reload::{Asked, Doors, Gauges, Reload},
     sender_keys::{SenderKeyFile, Senders},
     store_metrics::StoreMetrics,
+    watch::Watch,
 };
 use crate::{
     account::Registration,
@@ -53,8 +50,6 @@ const PEERS_EVERY: Duration = Duration::from_secs(30);
 /// How often it looks whether keys and roots have changed, and how often while a root is not there yet.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 const LOOK_OFTEN: Duration = Duration::from_secs(1);
-/// How often the node's thread shows that it is alive: beyond the shortest watchdog that anybody sets.
-const BEAT_EVERY: Duration = Duration::from_millis(200);
 /// Groups that are woken at a time to propose the hub's new key.
 const TURNED_AT_ONCE: usize = 256;
 const HTTPS: u16 = 443;
@@ -110,7 +105,7 @@ pub struct Running {
     stop: Option<oneshot::Sender<()>>,
     reload: Arc<Asked>,
     ended: watch::Receiver<bool>,
-    beat: Arc<AtomicU64>,
+    watch: Watch,
     thread: JoinHandle<Result<(), StopError>>,
 }
 
@@ -128,10 +123,10 @@ impl Running {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// A number that grows for as long as the node's thread does its work, several times a second.
+    /// To look whether all of its threads go on.
     #[must_use]
-    pub fn beat(&self) -> u64 {
-        self.beat.load(Ordering::Relaxed)
+    pub fn watch(&self) -> Watch {
+        self.watch.clone()
     }
 
     /// Reads certificates, keys and roots again. What cannot be used is in the log, and what was before goes on.
@@ -176,17 +171,17 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
     let (tell_up, up) = mpsc::channel();
     let reload = Arc::new(Asked::default());
     let reloading = Arc::clone(&reload);
-    let beat = Arc::new(AtomicU64::new(0));
-    let beating = Arc::clone(&beat);
     let thread = thread::Builder::new()
         .name("mimid-node".to_owned())
         .spawn(move || {
             actix_rt::System::new().block_on(async move {
                 let _end = EndGuard(tell_end);
-                actix_rt::spawn(keep_beating(beating));
                 match Composed::new(config, clock) {
                     Ok(node) => {
-                        let up = tell_up.send(Ok(node.endpoints.clone()));
+                        let pulse = node.node.pulse().clone();
+                        actix_rt::spawn(pulse.of("the node's own".to_owned()));
+                        let watch = Watch::new(pulse, Arc::downgrade(&node.store));
+                        let up = tell_up.send(Ok((node.endpoints.clone(), watch)));
                         node.run(stopped, reloading, up.is_ok()).await
                     }
                     Err(error) => {
@@ -198,16 +193,8 @@ pub fn start_at(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartE
             })
         })
         .map_err(StartError::Thread)?;
-    let endpoints = up.recv().map_err(|_| StartError::Died)??;
-    Ok(Running { endpoints, stop: Some(stop), reload, ended, beat, thread })
-}
-
-async fn keep_beating(beat: Arc<AtomicU64>) {
-    let mut often = tokio::time::interval(BEAT_EVERY);
-    loop {
-        often.tick().await;
-        beat.fetch_add(1, Ordering::Relaxed);
-    }
+    let (endpoints, watch) = up.recv().map_err(|_| StartError::Died)??;
+    Ok(Running { endpoints, stop: Some(stop), reload, ended, watch, thread })
 }
 
 /// Says that the node is gone, however it went.

@@ -581,6 +581,8 @@ pub trait Store: Send + Sync + 'static {
     fn damaged(&self) -> DamagedByKind;
     /// How long what was written last had waited for its turn, beyond the flush that was under way; nothing where nothing waits. Cheap.
     fn queue_delay(&self) -> Duration;
+    /// Grows with each flush, and each other turn of the writer. `None` where nothing waits for it, and where it has ended.
+    fn turn(&self) -> Option<u64>;
     /// Whether writes are taken; the reason where they are not.
     fn writable(&self) -> Result<(), String>;
     /// Whether what grows is taken, as far as that is up to the disk's room; the reason where it is not.

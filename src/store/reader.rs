@@ -845,6 +845,10 @@ impl Store for NodeStore {
         self.shared.queue_delay()
     }
 
+    fn turn(&self) -> Option<u64> {
+        self.shared.turn()
+    }
+
     fn writable(&self) -> Result<(), String> {
         self.shared.writable()?;
         self.reserve.writable()

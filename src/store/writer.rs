@@ -135,6 +135,8 @@ pub(super) struct Counters {
     pub writes: AtomicU64,
     pub bytes_written: AtomicU64,
     pub histograms: Histograms,
+    /// How often the thread came back to see what there is to do.
+    pub turns: AtomicU64,
     /// How long the last batch that was written had waited, beyond the flush before it.
     pub behind_us: AtomicU64,
 }
@@ -215,6 +217,13 @@ impl Shared {
             return Duration::ZERO;
         }
         Duration::from_micros(self.counters.behind_us.load(Ordering::Relaxed))
+    }
+
+    pub fn turn(&self) -> Option<u64> {
+        let lanes = locked(&self.lanes);
+        let ended = matches!(lanes.phase, Phase::Closed | Phase::Failed(_));
+        let waited_for = lanes.normal.batches > 0 || lanes.low.batches > 0 || lanes.copying;
+        (waited_for && !ended).then(|| self.counters.turns.load(Ordering::Relaxed))
     }
 
     pub fn batches_waiting(&self) -> u64 {
@@ -359,6 +368,7 @@ impl Writer {
     fn run(mut self) {
         loop {
             let turn = self.next();
+            self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
             let done = catch_unwind(AssertUnwindSafe(|| match turn {
                 Turn::Write => self.write(),
                 Turn::Copy => {
