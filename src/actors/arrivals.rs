@@ -352,13 +352,14 @@ impl Node {
         let known = self.copy_members(group).await.map_err(of_store)?;
         let (was_copy, known_count) = (head.is_some(), known.len() as u64);
         let copied_bytes = head.as_ref().map_or(0, |head| head.log_bytes);
-        if self.is_fed_by_another(from, group, head.as_ref(), &known, &tail).await?
-            && self.arrivals.put_off.waits(response.nonce, now, self.limits.moves.feed_wait_ms)
-        {
-            return Err(DsError::Unavailable {
-                detail: detail("the group's feed still comes here from an earlier hub"),
-                retry_after_ms: put_off::AGAIN_MS,
-            });
+        if self.is_fed_by_another(from, group, head.as_ref(), &known, &tail).await? {
+            let (put_off, wait_ms) = (&self.arrivals.put_off, self.limits.moves.feed_wait_ms);
+            let expires_at = response.expires_at;
+            let again = put_off.again_ms(group, response.nonce, now, expires_at, wait_ms);
+            if let Some(retry_after_ms) = again {
+                let detail = detail("the group's feed still comes here from an earlier hub");
+                return Err(DsError::Unavailable { detail, retry_after_ms });
+            }
         }
         let items: Vec<(u32, DeliveryItem)> = (0..).zip(tail).collect();
         let (tokens, mut used) = self.tokens_of_tail(from, group, &items).await?;

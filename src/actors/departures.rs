@@ -342,7 +342,7 @@ impl Node {
         }
         let next = departure.phase.next(&terms, self.clock.now());
         // whoever refuses the content as a request is asked for its word in another way
-        let asks = aborted || tries > CONTENT_TRIES && tries.is_multiple_of(2);
+        let asks = aborted || asks_to_refuse(tries);
         let holds_content = next == Next::Prepare || next == Next::Send && !asks;
         if holds_content && turn.is_none() {
             let until = departure.phase.may_thaw().then_some(response.expires_at);
@@ -566,6 +566,11 @@ fn condition_of(head: &GroupHead) -> Condition {
         next_sequence: head.next_sequence,
         revision: head.revision,
     }
+}
+
+/// Whether the target, which has given no word so often, is asked to refuse the content instead of being sent it.
+pub(super) fn asks_to_refuse(tries: u32) -> bool {
+    tries > CONTENT_TRIES && tries.is_multiple_of(2)
 }
 
 /// When a departure is written down.

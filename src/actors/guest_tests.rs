@@ -5,9 +5,13 @@
 use super::testing::*;
 use crate::{
     account::Registration,
-    actors::Limits,
+    actors::{Limits, tokens::LEAVERS_MAX},
+    crypto,
     federation::Opened,
-    store::records::GroupStatus,
+    store::{
+        Batch, Write,
+        records::{GroupStatus, InboxItem, InboxKey, Subscription},
+    },
     wire::{
         client::DeleteDevice,
         codec::{List, Opaque, append_vector, decode, encode},
@@ -16,7 +20,10 @@ use crate::{
         },
         extensions::QueueToken,
         federation::EventType,
-        ids::{Domain, Epoch, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence, Timestamp},
+        ids::{
+            Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence,
+            Timestamp,
+        },
         key_packages::SealedOffer,
         mls::MlsMessage,
         portability::MigrationConfirmation,
@@ -358,6 +365,78 @@ async fn leaver_whose_device_is_deleted_is_forgotten() {
     world.clock.advance_ms(60_000);
     world.node.sweep_groups().await.unwrap();
     assert_eq!(leavers().await, 0);
+}
+
+/// Who is added to a group and removed from it over and over leaves a row each time.
+#[actix::test]
+async fn however_many_have_left_a_group_only_so_many_are_looked_at_when_its_log_is_cut() {
+    let world = World::new();
+    let bob = world.register("bob").await;
+    let (group, first) = (remote(1), Sequence(10));
+    let most = LEAVERS_MAX as u64;
+    let mut batch = Batch::new();
+    let mut leaves = |number: u64, last: u64| {
+        let (client, recipient, key) =
+            (bob.client.clone(), RecipientId(number), InboxKey::Item(crypto::random()));
+        let (group, last) = (group.clone(), Sequence(last));
+        let item = InboxItem::Close { group, recipient, last, removed: true };
+        batch.push(Write::Inbox { client: client.clone(), key: key.clone(), item });
+        batch.push(Write::InboxTaken { client, key });
+    };
+    (0..most + 2).for_each(|number| leaves(number, 9));
+    leaves(most + 2, 20);
+    world.node.store.write(batch).await.unwrap();
+    let look = async || world.node.slowest_leaver(&group, first).await.unwrap();
+    let (slowest, over) = look().await;
+    assert_eq!((slowest, over.len()), (Sequence(9), LEAVERS_MAX), "the others may need all of it");
+    let mut batch = Batch::new();
+    for recipient in over {
+        batch.push(Write::DropLeaver { group: group.clone(), recipient });
+    }
+    // what is behind those that are gone is looked at next
+    let subscription = Subscription {
+        feed: FeedId(1),
+        group: group.clone(),
+        recipient: RecipientId(most + 2),
+        from: Sequence(1),
+        last: Some(Sequence(20)),
+        removed: true,
+        filters: Vec::new(),
+        acknowledged: Sequence(15),
+        previous: Sequence(0),
+    };
+    batch.push(Write::Subscription { client: bob.client.clone(), subscription });
+    world.node.store.write(batch).await.unwrap();
+    assert_eq!(look().await, (Sequence(15), vec![RecipientId(most), RecipientId(most + 1)]));
+}
+
+/// A log that is never cut fills the disk: one client's damage is not its groups'.
+#[actix::test]
+async fn who_has_damaged_records_holds_a_log_as_long_as_others_may_and_no_longer() {
+    let mut world = World::new();
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let roster = vec![add(1, &token(&world, &alice).await), add(2, &token(&world, &bob).await)];
+    let group = remote(1);
+    deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
+    for first in [1, 801] {
+        let items = (first..first + 800).map(|sequence| said(&world, &group, sequence)).collect();
+        assert_eq!(deliver(&world, &hub(), items).await, []);
+    }
+    for person in [&alice, &bob] {
+        world.dequeue(person, &[], 0).await;
+    }
+    world.node.drain_queues().await;
+    let removed = vec![RosterChange::Remove { recipient: RecipientId(2) }];
+    deliver(&world, &hub(), vec![changed(&world, &group, 1601, removed)]).await;
+    assert_eq!(world.disk.damage("subscription").len(), 2);
+    world.restart();
+    let begins = async |after_ms| {
+        world.clock.advance_ms(after_ms);
+        world.node.sweep_groups().await.unwrap();
+        world.node.store.group_head(&group).await.unwrap().unwrap().first_sequence
+    };
+    assert_eq!(begins(60_000).await, Sequence(1), "it is not known what they have read");
+    assert_eq!(begins(31 * 24 * 3_600_000).await, Sequence(1602));
 }
 
 #[actix::test]

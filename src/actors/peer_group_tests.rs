@@ -18,6 +18,10 @@ mod ways;
 #[path = "peer_complaint_tests.rs"]
 mod complaints;
 
+#[cfg(test)]
+#[path = "peer_pool_tests.rs"]
+mod pool;
+
 struct Client {
     member: Member,
     uri: ClientUri,

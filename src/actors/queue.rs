@@ -22,6 +22,7 @@ use actix::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
+    Limits,
     arbiters::Duty,
     errors::{of_ack, of_store, rate_limited, unauthenticated, unavailable},
     hints::{Wake, Woken, locked},
@@ -506,12 +507,7 @@ impl QueueActor {
         (head, subscriptions): (QueueHead, Vec<Subscription>),
         ctx: &mut Context<Self>,
     ) {
-        let limits = &self.node.limits;
-        let limits = QueueLimits {
-            own_entries_max: limits.own_entries_max,
-            own_welcomes_max: limits.own_welcomes_max,
-            subscriptions_max: limits.subscriptions_max,
-        };
+        let limits = queue_limits(&self.node.limits);
         self.state = Some(QueueState::load(self.client.clone(), head, subscriptions, limits));
         self.follow();
         self.node.hints.go_online(&self.client, &self.wake);
@@ -539,6 +535,8 @@ impl QueueActor {
             return;
         }
         self.look_into_inbox |= items.len() == INBOX_PAGE;
+        // an operator may have changed them since the queue was loaded
+        state.set_limits(queue_limits(&self.node.limits));
         let mut taken = state.take(items, self.node.clock.now());
         let batch = std::mem::take(&mut taken.batch);
         self.write(batch, Done::Taken(taken), ctx);
@@ -895,6 +893,14 @@ async fn read_feed(
         gone: false,
         entries,
     })
+}
+
+fn queue_limits(limits: &Limits) -> QueueLimits {
+    QueueLimits {
+        own_entries_max: limits.own_entries_max,
+        own_welcomes_max: limits.own_welcomes_max,
+        subscriptions_max: limits.subscriptions_max,
+    }
 }
 
 const IDLE: &str = "idle";

@@ -3,7 +3,7 @@
 use super::testing::*;
 use crate::{
     account::Registration,
-    actors::{Limits, queue::BindError},
+    actors::{GroupOptions, Limits, queue::BindError},
     queue::token::TokenProblem,
     store::{
         Batch, Write,
@@ -99,6 +99,33 @@ async fn newer_session_ends_the_older_one() {
     drop(first);
     world.add(1, &[&alice], true).await;
     assert_eq!(sequences(&second.next().await.unwrap()), [(0, 1)], "its end is not the other's");
+}
+
+/// A client that is always online has one and the same queue for months.
+#[actix::test]
+async fn bounds_that_an_operator_changes_hold_for_queues_that_are_in_memory() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    assert!(world.dequeue(&alice, &[], 0).await.is_empty());
+    let limits = Limits { own_entries_max: 2, subscriptions_max: 1, ..world.limits.clone() };
+    let options = GroupOptions::new(domain());
+    world.node.replace_limits(limits, options, Registration::Open);
+    let mut batch = Batch::new();
+    for number in 0..3 {
+        let item = InboxItem::Event { group: None, event: encode(&event(number)) };
+        let (client, key) = (alice.client.clone(), InboxKey::Item([number as u8; 16]));
+        batch.push(Write::Inbox { client, key, item });
+    }
+    world.node.store.write(batch).await.unwrap();
+    for seed in [1, 2] {
+        world.add(seed, &[&alice], false).await;
+    }
+    world.node.hints().inbox(&alice.client);
+    let taken = world.dequeue(&alice, &[], LONG_MS).await;
+    assert_eq!(sequences(&taken), [(0, 1), (0, 2)], "the third notice is one too many");
+    assert_eq!(world.node.store.subscriptions(&alice.client).await.unwrap().len(), 1);
+    let overflows = |kind| world.node.metrics().queue_overflows.with_label_values(&[kind]).get();
+    assert_eq!((overflows("event"), overflows("subscription")), (1, 1));
 }
 
 #[actix::test]

@@ -162,7 +162,8 @@ impl Node {
     }
 
     /// The same for those who have left `group` without all that they are owed, of whom `first` and what is behind it is still
-    /// there. And who of them is owed nothing any more.
+    /// there. And who of them is owed nothing any more. Of so many ([`LEAVERS_MAX`]) that not all are looked at, the others hold
+    /// back everything.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -172,20 +173,25 @@ impl Node {
         first: Sequence,
     ) -> Result<(Sequence, Vec<RecipientId>), StoreError> {
         let (mut slowest, mut over) = (Sequence(u64::MAX), Vec::new());
-        let mut after = None;
+        let (mut after, mut looked_at) = (None, 0);
         loop {
             let page = self.store.leavers(group, after, LEAVERS_PAGE).await?;
             let Some(last) = page.last() else { return Ok((slowest, over)) };
+            if looked_at >= LEAVERS_MAX {
+                return Ok((slowest.min(before(first)), over));
+            }
+            looked_at += page.len();
             after = Some(last.recipient);
             for Leaver { recipient, client, last } in page {
-                let cursor = self.cursor_of(group, (&client, recipient, first)).await?;
-                match cursor {
-                    Some(cursor) if last >= first => {
-                        // it may still be owed that it has left, which is not in the log
-                        let reads = cursor < last;
-                        slowest = if reads { slowest.min(cursor) } else { slowest };
-                    }
-                    Some(_) | None => over.push(recipient),
+                if last < first {
+                    over.push(recipient);
+                    continue;
+                }
+                match self.cursor_of(group, (&client, recipient, first)).await? {
+                    // it may still be owed that it has left, which is not in the log
+                    Some(cursor) if cursor >= last => {}
+                    Some(cursor) => slowest = slowest.min(cursor),
+                    None => over.push(recipient),
                 }
                 if slowest < first {
                     return Ok((slowest, over));
@@ -194,19 +200,25 @@ impl Node {
         }
     }
 
-    /// How far a client has acknowledged the feed of a membership; none where the client is gone.
+    /// How far a client has acknowledged the feed of a membership; none where the client is gone. Nobody can say of damaged
+    /// records: they hold back what everybody may, so that one client's do not have its groups keep their logs for ever.
     async fn cursor_of(
         &self,
         group: &GroupId,
         (client, recipient, from): (&ClientUri, RecipientId, Sequence),
     ) -> Result<Option<Sequence>, StoreError> {
-        let mine = self.store.subscription_to(client, group, recipient).await?;
-        Ok(match mine {
-            Some(subscription) => Some(subscription.acknowledged),
-            None if self.is_gone(client).await? => None,
+        match self.store.subscription_to(client, group, recipient).await {
+            Ok(Some(subscription)) => return Ok(Some(subscription.acknowledged)),
+            Ok(None) => {}
+            Err(StoreError::Corrupt { .. }) => return Ok(Some(before(from))),
+            Err(error) => return Err(error),
+        }
+        match self.is_gone(client).await {
+            Ok(true) => Ok(None),
             // the queue has not taken up the membership yet
-            None => Some(Sequence(from.0.saturating_sub(1))),
-        })
+            Ok(false) | Err(StoreError::Corrupt { .. }) => Ok(Some(before(from))),
+            Err(error) => Err(error),
+        }
     }
 
     async fn is_gone(&self, client: &ClientUri) -> Result<bool, StoreError> {
@@ -229,5 +241,11 @@ pub(super) fn user_key_hash(account: &Account) -> Result<UserKeyHash, StoreError
     Ok(crypto::user_key_hash(SignatureScheme(account.user_key_scheme), &key))
 }
 
-/// So many of those who have left are looked at at once.
+fn before(sequence: Sequence) -> Sequence {
+    Sequence(sequence.0.saturating_sub(1))
+}
+
 const LEAVERS_PAGE: usize = 256;
+/// So many of those who have left a group are looked at whenever its log is cut. Who is over goes then, and makes place for others;
+/// where nobody goes, what is too old or too much of the log does.
+pub(super) const LEAVERS_MAX: usize = 1024;

@@ -338,6 +338,11 @@ impl QueueState {
         self.unacknowledged.entries
     }
 
+    /// From now on these bounds hold, for what is taken next: what is there stays.
+    pub fn set_limits(&mut self, limits: QueueLimits) {
+        self.limits = limits;
+    }
+
     /// Takes what was left for the client. What it gives is to be written before anything else is done; where that
     /// fails the queue is to be loaded anew.
     pub fn take(&mut self, items: Vec<(InboxKey, InboxItem)>, now: Timestamp) -> Taken {

@@ -59,6 +59,8 @@ pub(super) struct World {
     /// Groups that were told that the client's queue is gone.
     pub(super) told: BTreeSet<GroupId>,
     pub(super) page: usize,
+    /// Memberships that have ended and of which the store knows, and up to where they are owed the log.
+    pub(super) leavers: BTreeMap<RecipientId, Sequence>,
 }
 
 pub(super) struct Log {
@@ -101,6 +103,7 @@ impl World {
             overflows: Vec::new(),
             told: BTreeSet::new(),
             page: 3,
+            leavers: BTreeMap::new(),
         }
     }
 
@@ -146,6 +149,9 @@ impl World {
     }
 
     pub(super) fn leave_item(&mut self, seed: u8, sequence: u64, item: InboxItem) {
+        if let InboxItem::Close { recipient, last, .. } = item {
+            self.leavers.insert(recipient, last);
+        }
         let key = InboxKey::Group { group: group(seed), sequence: Sequence(sequence), index: 0 };
         self.inbox.insert(key, item);
     }
@@ -210,15 +216,21 @@ impl World {
         self.inbox.insert(InboxKey::Item([id; 16]), item);
     }
 
-    /// Drops what every persisted cursor has passed; `by_age` drops more.
+    /// Drops what every persisted cursor has passed, as groups know of them: members and leavers; `by_age` drops more.
     pub(super) fn trim(&mut self, seed: u8, by_age: bool) {
         let pending = self.inbox.values().any(
             |item| matches!(item, InboxItem::Open { group: opened, .. } if *opened == group(seed)),
         );
+        let member = self.log(seed).member;
         let slowest = self
             .subscriptions
             .values()
             .filter(|subscription| subscription.group == group(seed))
+            .filter(|subscription| {
+                let recipient = subscription.recipient;
+                let lacks = |last: &Sequence| subscription.acknowledged < *last;
+                member == Some(recipient) || self.leavers.get(&recipient).is_some_and(lacks)
+            })
             .map(|subscription| subscription.acknowledged.0)
             .min();
         let log = self.log(seed);
@@ -226,6 +238,8 @@ impl World {
         let until = match slowest {
             _ if by_age => end,
             Some(slowest) if !pending => slowest,
+            // nobody is known that is owed anything
+            None if !pending && member.is_none() => end,
             _ => return,
         };
         log.first = log.first.max(Sequence(until.min(end) + 1));
@@ -248,13 +262,17 @@ impl World {
                 Write::Subscription { subscription, .. } => {
                     self.subscriptions.insert(subscription.feed, subscription);
                 }
-                Write::DropSubscription { feed, .. } => {
+                Write::DropSubscription { feed, recipient, .. } => {
                     self.subscriptions.remove(&feed);
+                    self.leavers.remove(&recipient);
                 }
                 Write::InboxTaken { key, .. } => {
                     self.inbox.remove(&key);
                 }
-                Write::GroupNotice { .. } | Write::DropLeaver { .. } => {}
+                Write::DropLeaver { recipient, .. } => {
+                    self.leavers.remove(&recipient);
+                }
+                Write::GroupNotice { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

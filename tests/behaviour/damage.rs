@@ -30,7 +30,7 @@ const QUEUE_INDEX: u8 = 0x36;
 const PART: u8 = 0xf0;
 
 /// What `mimid verify` calls each kind, by the first byte of its keys.
-const KINDS: [(u8, &str); 26] = [
+const KINDS: [(u8, &str); 27] = [
     (0x02, "node record"),
     (GROUP_HEAD, "group"),
     (LOG, "log record"),
@@ -42,6 +42,7 @@ const KINDS: [(u8, &str); 26] = [
     (0x17, "departure"),
     (0x18, "moves"),
     (0x19, "refused nonce"),
+    (0x1a, "leaver"),
     (0x20, "inbox item"),
     (QUEUE_HEAD, "queue"),
     (OWN, "own entry"),

@@ -1,7 +1,10 @@
 //! Groups as actors: what is answered is durable, what is not durable is not answered, and a group comes back from
 //! the store as it was.
 
+use std::sync::mpsc;
+
 use mimid::{
+    actors::arbiters::Duty,
     client::core::{Content, CoreError, Event, NewProposal, Operation},
     store::faults::Fault,
     wire::{
@@ -11,7 +14,10 @@ use mimid::{
     },
 };
 
-use crate::world::{TestClient, World};
+use crate::{
+    providers::PATIENCE,
+    world::{TestClient, World},
+};
 
 /// Runs one test inside an actix `System`.
 fn run(test: impl Future<Output = ()>) {
@@ -347,6 +353,42 @@ fn who_was_removed_while_away_gets_what_was_said_before_that_however_the_log_is_
         world.node.drain_queues().await;
         assert_eq!(world.store.leavers(&group, None, 9).await, Ok(Vec::new()));
         assert!(rotates(&world).await.first_sequence > lacks);
+        world.end();
+    });
+}
+
+#[test]
+fn a_group_answers_while_nothing_can_be_delivered_and_it_is_delivered_then() {
+    run(async {
+        let world = World::new();
+        let (alice, bob, group) = two(&world).await;
+        bob.receive(&world).await;
+        let mut held = Vec::new();
+        for thread in 0..world.arbiters.threads() as u64 {
+            let (tell, told) = mpsc::channel();
+            let (go_on, hold) = mpsc::channel::<()>();
+            // nothing else runs there, as where each of thousands of clients wants its turn
+            let stands_still = async move {
+                tell.send(()).unwrap();
+                let _ = hold.recv();
+            };
+            assert!(world.arbiters.spawn_on(Duty::Deliver, thread, stands_still));
+            told.recv_timeout(PATIENCE).unwrap();
+            held.push(go_on);
+        }
+        let mut received = Box::pin(bob.receive(&world));
+        assert!(futures_util::poll!(&mut received).is_pending());
+        let says = async |text| {
+            let said = tokio::time::timeout(PATIENCE, alice.say(&world, &group, text)).await;
+            said.expect("a group answers, whoever it is delivered to")
+        };
+        says("one").await;
+        says("two").await;
+        assert!(futures_util::poll!(&mut received).is_pending(), "nobody could deliver it");
+        drop(held);
+        tokio::time::timeout(PATIENCE, received).await.unwrap();
+        bob.receive(&world).await;
+        assert_eq!(bob.texts(), ["one", "two"]);
         world.end();
     });
 }

@@ -50,6 +50,7 @@ pub struct World {
     /// The same provider, but its deliveries get through.
     pub by_hand: Option<Arc<Federation>>,
     pub store: SharedStore,
+    pub arbiters: ArbiterPool,
     threads: ArbiterThreads,
     kept: Kept,
 }
@@ -180,19 +181,20 @@ impl World {
             token_keys: TokenKeys::new(vec![(1, BoxKey::from_bytes(token_key).unwrap())]).unwrap(),
             external_senders: senders.clone(),
             metrics,
-            arbiters,
+            arbiters: arbiters.clone(),
             federation: federation.clone(),
         });
         node.replace_retired_senders(kept.retired.clone());
         if let (Some(net), Some(federation)) = (&kept.net, &federation) {
             net.enter(&domain, &node, federation);
         }
-        Self { node, disk, clock, domain, federation, by_hand, store, threads, kept }
+        Self { node, disk, clock, domain, federation, by_hand, store, arbiters, threads, kept }
     }
 
     /// Ends the node as SIGKILL would, and starts another on what was durable.
     pub fn crash(self) -> Self {
-        let Self { node, disk, clock, domain, federation, by_hand, store, threads, kept } = self;
+        let Self { node, disk, clock, domain, federation, by_hand, store, threads, kept, .. } =
+            self;
         disk.crash();
         if let Some(net) = &kept.net {
             net.leave(&domain);
