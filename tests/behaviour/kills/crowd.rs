@@ -29,7 +29,7 @@ use mimid::{
         encode,
         extensions::{JoinPolicy, Role},
         ids::{ClientUri, Domain, GroupId, UserUri},
-        queueing::{QueueEntry, QueueEvent},
+        queueing::{FeedAck, QueueEntry, QueueEvent},
     },
 };
 use openmls::prelude as mls;
@@ -158,6 +158,11 @@ impl Person {
                 break Ok(());
             }
             let acks = client.member().acks()?;
+            let had_more = |ack: &FeedAck| ack.feed == entry.feed && ack.sequence > entry.sequence;
+            if acks.iter().any(had_more) {
+                // it had come before a kill, and so had what came behind it: the stream goes on behind all that
+                self.links.lock().unwrap().answer(&std::mem::take(&mut links));
+            }
             if let Err(error) = stream.acknowledge(&acks).await {
                 break Err(error.into());
             }
