@@ -26,7 +26,7 @@ use crate::{
     queue::state::client_gone,
     store::{
         Batch, Condition, StoreError, Write,
-        records::{ConsentHash, Device, GoneReason, GroupNotice, InboxItem},
+        records::{ConsentHash, Device, GoneReason, GroupNotice, InboxItem, Subscription},
     },
     wire::{
         client::{
@@ -463,15 +463,24 @@ impl Node {
             let mut batch =
                 Batch::new().when(Condition::QueueAt { client: client.clone(), revision });
             for (key, item) in inbox {
-                if let InboxItem::Open { group, .. } = item {
-                    groups.push(group);
+                match item {
+                    InboxItem::Open { group, .. } => groups.push(group),
+                    // a group that goes quiet does not look for itself who is gone
+                    InboxItem::Close { group, recipient, .. } => {
+                        batch.push(Write::DropLeaver { group, recipient });
+                    }
+                    InboxItem::Filter { .. } | InboxItem::Event { .. } => {}
                 }
                 batch.push(Write::InboxTaken { client: client.clone(), key });
             }
             if is_last {
                 let subscriptions = self.store.subscriptions(client).await?;
-                let open = subscriptions.into_iter().filter(|mine| mine.last.is_none());
-                groups.extend(open.map(|subscription| subscription.group));
+                for Subscription { group, recipient, last, .. } in subscriptions {
+                    match last {
+                        None => groups.push(group),
+                        Some(_) => batch.push(Write::DropLeaver { group, recipient }),
+                    }
+                }
                 batch.push(Write::DropQueue(client.clone()));
                 batch.push(Write::GroupNoticeTaken { group: deletions(), key });
             }

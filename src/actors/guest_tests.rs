@@ -21,8 +21,8 @@ use crate::{
         extensions::QueueToken,
         federation::EventType,
         ids::{
-            Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId, Sequence,
-            Timestamp,
+            ClientUri, Domain, Epoch, FeedId, GroupId, KeyPackageRef, RecipientId, RequestId,
+            Sequence, Timestamp,
         },
         key_packages::SealedOffer,
         mls::MlsMessage,
@@ -346,28 +346,29 @@ async fn who_has_left_is_owed_what_came_before_that_and_nothing_is_kept_for_who_
 }
 
 #[actix::test]
-async fn leaver_whose_device_is_deleted_is_forgotten() {
+async fn leaver_whose_device_is_deleted_is_forgotten_whether_its_queue_had_taken_up_the_end_or_not()
+{
     let world = World::new();
-    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
-    let roster = vec![add(1, &token(&world, &alice).await), add(2, &token(&world, &bob).await)];
+    let alice = world.register("alice").await;
+    let (bob, carol) = (world.register("bob").await, world.register("carol").await);
+    let mut roster = Vec::new();
+    for (number, person) in [(1, &alice), (2, &bob), (3, &carol)] {
+        roster.push(add(number, &token(&world, person).await));
+    }
     let group = remote(1);
     deliver(&world, &hub(), vec![snapshot(&group, 1, roster)]).await;
-    let removed = vec![RosterChange::Remove { recipient: RecipientId(2) }];
-    deliver(&world, &hub(), vec![changed(&world, &group, 1, removed)]).await;
-    let leavers = async || world.node.store.leavers(&group, None, 9).await.unwrap().len();
-    assert_eq!(leavers().await, 1);
-    let delete = DeleteDevice { client: bob.client.clone() };
-    world.node.delete_device(&bob.client, delete).await.unwrap();
-    for first in [2, 702] {
-        let items = (first..first + 700).map(|sequence| said(&world, &group, sequence)).collect();
-        deliver(&world, &hub(), items).await;
+    let removed = [2, 3].map(|number| RosterChange::Remove { recipient: RecipientId(number) });
+    deliver(&world, &hub(), vec![changed(&world, &group, 1, removed.to_vec())]).await;
+    world.dequeue(&carol, &[], 0).await;
+    for (left, person) in [(2, &bob), (1, &carol)] {
+        let leavers = world.node.store.leavers(&group, None, 9).await.unwrap().len();
+        assert_eq!(leavers, left);
+        let delete = DeleteDevice { client: person.client.clone() };
+        world.node.delete_device(&person.client, delete).await.unwrap();
     }
-    world.clock.advance_ms(60_000);
-    world.node.sweep_groups().await.unwrap();
-    assert_eq!(leavers().await, 0);
+    assert_eq!(world.node.store.leavers(&group, None, 9).await, Ok(Vec::new()));
 }
 
-/// Who is added to a group and removed from it over and over leaves a row each time.
 #[actix::test]
 async fn however_many_have_left_a_group_only_so_many_are_looked_at_when_its_log_is_cut() {
     let world = World::new();
@@ -406,8 +407,15 @@ async fn however_many_have_left_a_group_only_so_many_are_looked_at_when_its_log_
         previous: Sequence(0),
     };
     batch.push(Write::Subscription { client: bob.client.clone(), subscription });
+    // removed from the group when its device was deleted already
+    let (client, key) =
+        (ClientUri::of(&bob.client.user(), "gone").unwrap(), InboxKey::Item([7; 16]));
+    let (recipient, last) = (RecipientId(most + 3), Sequence(20));
+    let item = InboxItem::Close { group: group.clone(), recipient, last, removed: true };
+    batch.push(Write::Inbox { client, key, item });
     world.node.store.write(batch).await.unwrap();
-    assert_eq!(look().await, (Sequence(15), vec![RecipientId(most), RecipientId(most + 1)]));
+    let over = [0, 1, 3].map(|at| RecipientId(most + at));
+    assert_eq!(look().await, (Sequence(15), over.to_vec()));
 }
 
 /// A log that is never cut fills the disk: one client's damage is not its groups'.
