@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus::core::Collector;
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -51,7 +52,7 @@ use crate::{
     },
 };
 
-use gauges::{DepartureCollector, name_of};
+use gauges::name_of;
 use turns::{Turn, Turns};
 
 /// Groups of this node that are on their way elsewhere.
@@ -103,8 +104,8 @@ impl Departures {
     pub(super) fn collector(
         &self,
         clock: Arc<dyn Clock>,
-    ) -> Result<DepartureCollector, prometheus::Error> {
-        DepartureCollector::new(Arc::clone(&self.running), clock)
+    ) -> Result<impl Collector + use<>, prometheus::Error> {
+        gauges::collector(Arc::clone(&self.running), clock)
     }
 
     fn of(&self, group: &GroupId) -> Option<Arc<Run>> {

@@ -47,7 +47,6 @@ use crate::{
 };
 
 use pending::Waiting;
-pub(super) use pending::WaitingCollector;
 
 /// Bounds and times of the node's groups.
 #[derive(Debug, Clone, PartialEq)]

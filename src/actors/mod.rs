@@ -6,6 +6,7 @@
 pub mod accounts;
 mod acquaintances;
 mod active;
+mod ages;
 pub mod arbiters;
 mod arrivals;
 pub mod backup;

@@ -10,7 +10,7 @@ use super::{
     copies::Copies,
     deliver::Offers,
     departures::Departures,
-    groups::{GroupOptions, Groups, WaitingCollector},
+    groups::{GroupOptions, Groups},
     hints::Hints,
     hub_keys::of_providers,
     key_packages::Fetches,
@@ -139,7 +139,7 @@ impl Node {
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of groups that leave");
         }
-        let collector = WaitingCollector::new(node.groups.waiting.clone(), Arc::clone(&node.clock));
+        let collector = node.groups.waiting.collector(Arc::clone(&node.clock));
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of pending proposals");

@@ -54,7 +54,12 @@ pub enum HttpError {
         "no connection to the provider ({why}); is it running at {url}? Where it has another address now, \
          `register` again with that"
     )]
-    Unreachable { url: String, why: String },
+    Unreachable {
+        url: String,
+        why: String,
+        /// Nothing says no: the time for it was over.
+        is_timeout: bool,
+    },
     #[error(
         "what answers at {url} is not the provider that this client trusts ({why}); `register` takes the \
          certificate to trust with --ca FILE, or --endpoints FILE of a provider on this machine"
@@ -233,9 +238,9 @@ impl Http {
         if let Some(network) = &self.simulated {
             let answer = network(&self.base, endpoint, signed(caller, endpoint, body)?);
             let answer = tokio::time::timeout(timeout, answer).await;
-            let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+            let answer = answer.map_err(|_| self.no_answer_in_time())?;
             let url = self.base.clone();
-            return answer.map_err(|why| HttpError::Unreachable { url, why });
+            return answer.map_err(|why| HttpError::Unreachable { url, why, is_timeout: false });
         }
         let url = format!("{}{endpoint}", self.base);
         let failed = |error: reqwest::Error| self.failed(&error.without_url());
@@ -264,8 +269,13 @@ impl Http {
         if of_tls(error) {
             HttpError::Untrusted { url, why }
         } else {
-            HttpError::Unreachable { url, why }
+            HttpError::Unreachable { url, why, is_timeout: of_time(error) }
         }
+    }
+
+    pub(super) fn no_answer_in_time(&self) -> HttpError {
+        let (url, why) = (self.base.clone(), "no answer in time".to_owned());
+        HttpError::Unreachable { url, why, is_timeout: true }
     }
 
     /// Opens the queue's stream.
@@ -286,10 +296,7 @@ impl Http {
         );
         let (mut socket, _) = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
-            .map_err(|_| HttpError::Unreachable {
-                url: self.base.clone(),
-                why: "no answer in time".to_owned(),
-            })?
+            .map_err(|_| self.no_answer_in_time())?
             .map_err(|error| {
                 if let tungstenite::Error::Http(answer) = &error {
                     return HttpError::Status(answer.status().as_u16());
@@ -425,6 +432,21 @@ fn of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
         // an io::Error hides what it was made of from `source`
         let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if error.is::<rustls::Error>() || inner.is_some_and(|it| of_tls(it)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Whether a time was over: the HTTP client's, or the system's for a connection.
+fn of_time(error: &(dyn std::error::Error + 'static)) -> bool {
+    let io = |error: &std::io::Error| error.kind() == std::io::ErrorKind::TimedOut;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout)
+            || error.downcast_ref().is_some_and(io)
+        {
             return true;
         }
         next = error.source();

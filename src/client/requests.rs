@@ -428,10 +428,9 @@ impl Client {
         answer: impl Future<Output = Result<T, HttpError>>,
     ) -> Result<T, HttpError> {
         let ends = until.max(Instant::now() + ATTEMPT_MIN) + wait;
-        tokio::time::timeout_at(ends, answer).await.unwrap_or_else(|_| {
-            let (url, why) = (self.http.base().to_owned(), "no answer in time".to_owned());
-            Err(HttpError::Unreachable { url, why })
-        })
+        tokio::time::timeout_at(ends, answer)
+            .await
+            .unwrap_or_else(|_| Err(self.http.no_answer_in_time()))
     }
 
     /// As [`Self::call`], where there is nothing to answer.

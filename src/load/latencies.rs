@@ -70,6 +70,11 @@ impl Latencies {
         self.0.len()
     }
 
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Microseconds that a share of all durations (0.99 for the 99th percentile) did not exceed; 0 where there are none.
     #[must_use]
     pub fn quantile_us(&self, share: f64) -> u64 {

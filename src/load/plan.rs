@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 
+use super::request::Kind;
+
 /// How large a workload is and what it is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
@@ -51,6 +53,22 @@ pub enum Op {
     Remove { who: u32 },
     Join { who: u32 },
     Race { drivers: Vec<u32> },
+}
+
+impl Op {
+    /// The kind of the request that it begins with.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Message { .. } => Kind::Message,
+            Self::Update { .. } => Kind::Update,
+            Self::Add { .. } => Kind::Add,
+            Self::Remove { .. } => Kind::Remove,
+            // which needs what it is made of first
+            Self::Join { .. } => Kind::ExternalCommitInfo,
+            Self::Race { .. } => Kind::Race,
+        }
+    }
 }
 
 /// One group.

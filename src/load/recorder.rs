@@ -73,6 +73,13 @@ impl Recorder {
         self.shard().of(&self.shared, operation).sent += 1;
     }
 
+    /// An operation that is begun with this request was `due`, and began `late`.
+    pub fn began(&self, operation: &'static str, due: Duration, late: Duration) {
+        if due >= self.shared.warm_up {
+            self.shard().of(&self.shared, operation).total.lag.record(late);
+        }
+    }
+
     /// A request got what it asked for. `due` is since the run's start: when the clock of an open loop wanted it to begin (in a
     /// closed loop: when it began); `latency` counts from there.
     pub fn answered(&self, operation: &'static str, due: Duration, latency: Duration) {
@@ -169,6 +176,7 @@ impl Recorder {
                 sum.unanswered += of.total.unanswered;
                 sum.latencies.add(&of.total.latencies);
                 sum.refusals.add(&of.total.refusals);
+                sum.lag.add(&of.total.lag);
                 for (code, times) in &of.total.errors {
                     count(&mut sum.errors, code, *times);
                 }

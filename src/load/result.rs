@@ -72,7 +72,7 @@ pub enum Load {
 /// All requests of one kind, by what became of them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Measured beside the requests, not a request of its own: "delivery" (accepted → with the recipient), "send_lag".
+    /// Measured beside the requests, not a request of its own: "delivery" (accepted → with the recipient), "send_lag" (all operations' together).
     pub observed: bool,
     /// The answer was what was asked for.
     pub answered: u64,
@@ -86,6 +86,9 @@ pub struct Operation {
     pub latencies: Latencies,
     /// Of those refused: a refusal is quick, and would flatter the others.
     pub refusals: Latencies,
+    /// Of those that began an operation, whatever became of them: how late the generator was. Runs of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Latencies::is_empty")]
+    pub lag: Latencies,
 }
 
 /// What happened in an interval, as the generator saw it.

@@ -118,10 +118,11 @@ pub async fn run(
         first.abort();
         scrape_at(began, Duration::ZERO, options.ops.clone()).await
     };
+    // before what follows: while clients still read what waits for them nothing is accepted that it could be divided by
+    let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
     drains.settle(SETTLE_MAX).await;
     let over_at = replay.over_at.unwrap_or_default();
     let measured = over_at.saturating_sub(options.warm_up);
-    let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
     let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
     let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
     replay.recorder.close_interval(replay.elapsed());
@@ -450,6 +451,9 @@ impl Replay {
                     let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
                     return;
                 };
+                if let Some(first) = step.requests.first() {
+                    recorder.began(first.kind.name(), due, late);
+                }
                 let held = step.holds > 0;
                 let work = Work {
                     requests: step.requests,
@@ -472,6 +476,7 @@ impl Replay {
                     let _ = over.send(Over::Live { group, crew });
                     return;
                 };
+                recorder.began(op.kind().name(), due, late);
                 let comes_in = matches!(op, Op::Add { .. } | Op::Join { .. });
                 let token = if comes_in { live.token() } else { None };
                 let losers_retry = self.losers_retry;

@@ -174,7 +174,7 @@ pub(super) struct Work {
 /// In a word, for a table of errors.
 fn why(error: &HttpError) -> &'static str {
     match error {
-        HttpError::Unreachable { why, .. } if why.contains("timed out") => "timeout",
+        HttpError::Unreachable { is_timeout: true, .. } => "timeout",
         HttpError::Unreachable { .. } => "connection",
         HttpError::Untrusted { .. } | HttpError::Certificate(_) => "tls",
         HttpError::Status(_) => "http_status",
@@ -186,3 +186,34 @@ fn why(error: &HttpError) -> &'static str {
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{
+        client::http::{Caller, Http},
+        crypto::SigningKey,
+        wire::{extensions::SignatureScheme, ids::ClientUri},
+    };
+
+    /// Time passes where nothing else happens.
+    #[tokio::test(start_paused = true)]
+    async fn who_never_answers_is_a_timeout_and_who_is_not_there_is_none() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = ClientUri::new("mimi://a.example/d/alice/phone").unwrap();
+        let key = SigningKey::generate(SignatureScheme::ED25519).unwrap();
+        let caller = || Caller { client: &client, key: &key, now: now() };
+        let asked = async |address: std::net::SocketAddr| {
+            let http = Http::new(&format!("https://{address}"), None).unwrap();
+            let call = http.tell(&caller(), "/v1/acknowledge", Vec::new()).await.unwrap_err();
+            let stream = http.stream(&caller()).await.map(|_| ()).unwrap_err();
+            (why(&call), why(&stream))
+        };
+        let address = silent.local_addr().unwrap();
+        assert_eq!(asked(address).await, ("timeout", "timeout"));
+        drop(silent);
+        assert_eq!(asked(address).await, ("connection", "connection"));
+    }
+}

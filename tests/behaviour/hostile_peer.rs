@@ -39,7 +39,7 @@ use openmls::prelude as mls;
 
 use crate::{
     hostile::{Answers, Hostile, http, now, post},
-    providers::{PATIENCE, Peer, Player, Provider, Providers, accepted, connect},
+    providers::{PATIENCE, Peer, Player, Provider, Providers, accepted, team},
     proxy::{Proxy, Weather},
 };
 
@@ -68,12 +68,7 @@ impl Scene {
         let domains = ["a.example", "b.example"];
         let peer = Peer { address: way.address, ..hostile.peer() };
         let providers = Providers::start_with(&domains, 1, SETTINGS, &[peer]).await;
-        let alice = providers.client("alice@a.example/phone").await;
-        let bob = providers.client("bob@b.example/phone").await;
-        connect(&alice, &bob).await;
-        let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
-        accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
-        bob.until_in(&team).await;
+        let (alice, bob, team) = team(&providers).await;
         let scene = Self { providers, hostile, way, alice, bob, team, _folder: folder };
         scene.talk("before").await;
         scene
@@ -598,12 +593,7 @@ async fn invented_names_at_the_door_do_not_keep_out_who_shares_a_group() {
     let settings = "requests_max = 256\nconnect_timeout = \"5m\"\n";
     let domains = ["a.example", "b.example"];
     let providers = Providers::start_with(&domains, 1, settings, &invented).await;
-    let alice = providers.client("alice@a.example/phone").await;
-    let bob = providers.client("bob@b.example/phone").await;
-    connect(&alice, &bob).await;
-    let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
-    accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
-    bob.until_in(&team).await;
+    let (alice, bob, team) = team(&providers).await;
     let [a, b] = &providers.all[..] else { panic!("two providers") };
     a.kill();
     a.start().await;

@@ -161,6 +161,23 @@ async fn what_stands_for_another_record_sets_its_group_aside_until_it_is_put_bac
     world.end();
 }
 
+/// A group of both, four messages in it, and all of that with its guest.
+async fn group_with_a_copy(
+    (a, alice): (&World, &TestClient),
+    (b, bob): (&World, &TestClient),
+) -> GroupId {
+    let group = alice.create(a).await;
+    let key_packages = bob.key_packages_through(b, a, alice).await;
+    alice.act(a, &group, Operation::AddUsers { key_packages }).await.unwrap();
+    a.replicate(b, &group).await;
+    bob.receive(b).await;
+    for text in ["one", "two", "three", "four"] {
+        alice.say(a, &group, text).await;
+    }
+    a.replicate(b, &group).await;
+    group
+}
+
 #[actix::test]
 async fn guests_get_nothing_of_a_copy_whose_records_have_changed_places() {
     let (net, clock) = (std::sync::Arc::new(Net::default()), clock_of_now());
@@ -168,15 +185,7 @@ async fn guests_get_nothing_of_a_copy_whose_records_have_changed_places() {
     let b = World::in_net("b.example", &net, &clock);
     let alice = a.client("alice", "phone").await;
     let bob = b.client("bob", "phone").await;
-    let group = alice.create(&a).await;
-    let key_packages = bob.key_packages_through(&b, &a, &alice).await;
-    alice.act(&a, &group, Operation::AddUsers { key_packages }).await.unwrap();
-    a.replicate(&b, &group).await;
-    bob.receive(&b).await;
-    for text in ["one", "two", "three", "four"] {
-        alice.say(&a, &group, text).await;
-    }
-    a.replicate(&b, &group).await;
+    let group = group_with_a_copy((&a, &alice), (&b, &bob)).await;
     let whole = log(&b.store, &group).await;
     assert!(whole.iter().all(|record| record.follows.is_some()));
     for how in &DAMAGES[..3] {
@@ -206,16 +215,7 @@ async fn a_sweep_passes_over_a_damaged_copy_and_does_what_the_others_need() {
     let bob = b.client("bob", "phone").await;
     let mut groups = Vec::new();
     for _ in 0..2 {
-        let group = alice.create(&a).await;
-        let key_packages = bob.key_packages_through(&b, &a, &alice).await;
-        alice.act(&a, &group, Operation::AddUsers { key_packages }).await.unwrap();
-        a.replicate(&b, &group).await;
-        bob.receive(&b).await;
-        for text in ["one", "two", "three", "four"] {
-            alice.say(&a, &group, text).await;
-        }
-        a.replicate(&b, &group).await;
-        groups.push(group);
+        groups.push(group_with_a_copy((&a, &alice), (&b, &bob)).await);
     }
     // the one that the sweep comes to first
     groups.sort_by_key(|group| sha256(group.as_bytes()));

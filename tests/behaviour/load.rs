@@ -12,7 +12,7 @@ use mimid::load::{
     pace::Spread,
     plan::{Mix, Shape},
     prepare::{Prepare, Prepared, prepare},
-    result::{DELIVERY, Load, Operation, RunResult, SEND_LAG},
+    result::{DELIVERY, Load, Operation, RunResult, SEND_LAG, Scraped},
     run::{Done, Options, run},
     workload::Target,
 };
@@ -127,6 +127,11 @@ async fn a_workload_of_everything_is_accepted_to_its_end_and_beyond() {
         assert_eq!(of.latencies.count(), of.answered);
     }
     assert_eq!(of(&done, SEND_LAG).answered, count);
+    // what follows in an operation begins none
+    for name in ["message", "update", "add", "remove", "external_commit_info"] {
+        assert_eq!(of(&done, name).lag.count(), of(&done, name).answered, "{name}");
+    }
+    assert!(of(&done, "join").lag.is_empty() && of(&done, "welcome_info").lag.is_empty());
     assert!(of(&done, DELIVERY).answered > of(&done, "message").answered);
     kept(&done, folder.path());
 
@@ -185,12 +190,19 @@ async fn two_providers_that_federate_are_a_target_together() {
     expect_no_errors(&done);
     let scrapes = &done.result.scrapes;
     assert_eq!(scrapes.len(), 2);
-    let text = |it: &mimid::load::result::Scraped| match it {
-        mimid::load::result::Scraped::Text { text, .. } => text.clone(),
+    let scraped = |it: &Scraped| match it {
+        Scraped::Text { at_ms, text } => (*at_ms, text.clone()),
         failed => panic!("{failed:?}"),
     };
+    let text = |it: &Scraped| scraped(it).1;
     assert!(scrapes.iter().all(|it| text(&it.before).contains("# TYPE")));
     assert!(scrapes.iter().all(|it| text(&it.after) != text(&it.before)));
+    // behind the load whoever reads is waited for, a second at least: that is no cost of what was accepted
+    let last = done.result.series.last().unwrap();
+    for it in scrapes {
+        let (at_ms, over_ms) = (scraped(&it.after).0, last.at_ms + last.width_ms);
+        assert!(at_ms + 1000 <= over_ms, "{at_ms}, and all was over at {over_ms}");
+    }
     kept(&done, folder.path());
 }
 

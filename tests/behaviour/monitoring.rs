@@ -14,12 +14,12 @@ use std::{
 };
 
 use mimid::{
-    client::core::{Event, PolicyChange, SUITES},
+    client::core::{Event, PolicyChange},
     wire::{extensions::Role, ids::GroupId},
 };
 use serde_json::Value;
 
-use crate::providers::{PATIENCE, Player, Providers, accepted, agree, connect};
+use crate::providers::{PATIENCE, Player, Providers, accepted, agree, team};
 
 const DASHBOARDS: [&str; 5] = ["overview", "groups", "delivery", "federation", "store"];
 
@@ -70,12 +70,7 @@ struct Scene {
 impl Scene {
     async fn start() -> Self {
         let providers = Providers::start(&["a.example", "b.example"], 1).await;
-        let alice = providers.client("alice@a.example/phone").await;
-        let bob = providers.client("bob@b.example/phone").await;
-        connect(&alice, &bob).await;
-        let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
-        accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
-        bob.until_in(&team).await;
+        let (alice, bob, team) = team(&providers).await;
         Self { providers, alice, bob, team }
     }
 

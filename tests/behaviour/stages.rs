@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use mimid::{client::core::SUITES, wire::ids::GroupId};
+use mimid::wire::ids::GroupId;
 use serde_json::Value;
 
-use crate::providers::{PATIENCE, Player, Provider, Providers, accepted, agree, connect};
+use crate::providers::{PATIENCE, Player, Provider, Providers, accepted, agree, team};
 
 /// Every request is slow.
 const LOG: &str = "[log]\nformat = \"json\"\nslow_request = \"0ms\"\n";
@@ -25,12 +25,7 @@ const STAGES: [&str; 10] = [
 
 async fn scene() -> (Providers, Player, Player, GroupId) {
     let providers = Providers::start_with(&["a.example", "b.example"], 1, LOG, &[]).await;
-    let alice = providers.client("alice@a.example/phone").await;
-    let bob = providers.client("bob@b.example/phone").await;
-    connect(&alice, &bob).await;
-    let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
-    accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
-    bob.until_in(&team).await;
+    let (alice, bob, team) = team(&providers).await;
     (providers, alice, bob, team)
 }
 

@@ -19,7 +19,7 @@ use std::{
 use mimid::{
     client::{
         Authorization, Client, ClientError, Outcome, Registration, Server,
-        core::{Event, GroupState, GroupView, Home},
+        core::{Event, GroupState, GroupView, Home, SUITES},
         system_clock,
     },
     wire::ids::{ClientUri, Domain, GroupId, UserUri},
@@ -486,6 +486,17 @@ pub async fn connect(one: &Player, other: &Player) -> GroupId {
     })
     .await;
     group
+}
+
+/// alice of a.example and bob of b.example, who know each other, in a group that she made.
+pub async fn team(providers: &Providers) -> (Player, Player, GroupId) {
+    let alice = providers.client("alice@a.example/phone").await;
+    let bob = providers.client("bob@b.example/phone").await;
+    connect(&alice, &bob).await;
+    let team = alice.client.create_group("team", SUITES[0], None).await.unwrap();
+    accepted(alice.client.add_users(&team, std::slice::from_ref(&bob.user)).await);
+    bob.until_in(&team).await;
+    (alice, bob, team)
 }
 
 /// What was accepted, of something that must have been.

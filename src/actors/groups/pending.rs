@@ -6,14 +6,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use prometheus::{
-    IntGauge,
-    core::{Collector, Desc},
-    proto::MetricFamily,
-};
+use prometheus::core::Collector;
 
 use crate::{
-    actors::{clock::Clock, hints::locked},
+    actors::{
+        ages::{Aged, AgesCollector},
+        clock::Clock,
+        hints::locked,
+    },
     wire::ids::{GroupId, Timestamp},
 };
 
@@ -37,53 +37,29 @@ impl Waiting {
             },
         }
     }
-}
-
-/// Looked up when somebody collects, so that the age is of that moment.
-pub(in crate::actors) struct WaitingCollector {
-    waiting: Waiting,
-    clock: Arc<dyn Clock>,
-    groups: IntGauge,
-    oldest: IntGauge,
-    /// Who collects has the gauges alone.
-    collecting: Mutex<()>,
-}
-
-impl WaitingCollector {
     /// # Errors
     /// Where a name is not one of Prometheus'.
-    pub fn new(waiting: Waiting, clock: Arc<dyn Clock>) -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            waiting,
-            clock,
-            groups: IntGauge::new(
+    pub fn collector(
+        &self,
+        clock: Arc<dyn Clock>,
+    ) -> Result<impl Collector + use<>, prometheus::Error> {
+        let waiting = self.clone();
+        AgesCollector::new(
+            (
                 "mimid_groups_with_pending_proposals",
                 "Active groups in which a proposal waits for a commit.",
-            )?,
-            oldest: IntGauge::new(
+            ),
+            (
                 "mimid_group_pending_oldest_seconds",
                 "How long the oldest proposal of them all has waited; 0 where none waits.",
-            )?,
-            collecting: Mutex::new(()),
-        })
-    }
-}
-
-impl Collector for WaitingCollector {
-    fn desc(&self) -> Vec<&Desc> {
-        [&self.groups, &self.oldest].into_iter().flat_map(Collector::desc).collect()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let now = self.clock.now();
-        let (count, oldest) = {
-            let waiting = locked(&self.waiting.0);
-            (waiting.len(), waiting.values().min().copied())
-        };
-        let oldest_ms = oldest.map_or(0, |since| now.ms_since(since));
-        let _alone = locked(&self.collecting);
-        self.groups.set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.oldest.set(i64::try_from(oldest_ms / 1000).unwrap_or(i64::MAX));
-        [&self.groups, &self.oldest].into_iter().flat_map(Collector::collect).collect()
+            ),
+            None,
+            move || {
+                let now = clock.now();
+                let waiting = locked(&waiting.0);
+                let oldest_ms = waiting.values().min().map_or(0, |since| now.ms_since(*since));
+                vec![(None, Aged { count: waiting.len() as u64, oldest_ms })]
+            },
+        )
     }
 }

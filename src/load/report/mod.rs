@@ -67,8 +67,12 @@ pub struct OperationReport {
     pub errors: BTreeMap<String, u64>,
     pub latency: Summary,
     pub refusal_latency: Summary,
+    /// How late those began that begin an operation; none for what begins none.
+    pub lateness: Option<Summary>,
     #[serde(skip)]
     pub latencies: Latencies,
+    #[serde(skip)]
+    pub lag: Latencies,
 }
 
 /// Durations in a few numbers, in microseconds; none where nothing was measured.
@@ -138,7 +142,9 @@ impl OperationReport {
             errors: of.errors.clone(),
             latency: Summary::new(&of.latencies),
             refusal_latency: Summary::new(&of.refusals),
+            lateness: (!of.lag.is_empty()).then(|| Summary::new(&of.lag)),
             latencies: of.latencies.clone(),
+            lag: of.lag.clone(),
         }
     }
 }
@@ -190,16 +196,7 @@ fn notes(
             }
         }
     }
-    if let Some(lag) = lag {
-        let late = lag.latencies.quantile_us(0.99);
-        if late > LAG_US_MAX {
-            notes.push(format!(
-                "One operation in a hundred began {} or more after it was due: the generator was late, or an earlier commit in its group \
-                 had no answer yet. The latencies count from when it was due, so that is in them.",
-                micros(late)
-            ));
-        }
-    }
+    notes.extend(lateness(operations));
     if run.targets.iter().any(|target| is_loopback(target)) {
         notes.push(
             "The load was made on the provider's own machine: both took from the same cores and the same disk. Latencies hold the \
@@ -250,6 +247,36 @@ fn notes(
     notes
 }
 
+/// Which operations began late, and by how much.
+fn lateness(operations: &[OperationReport]) -> Option<String> {
+    let late = |of: &Latencies| Some(of.quantile_us(0.99)).filter(|us| *us > LAG_US_MAX);
+    let because = "the generator was late, or an earlier commit in its group had no answer yet";
+    let of_each: Vec<&OperationReport> =
+        operations.iter().filter(|it| !it.lag.is_empty()).collect();
+    if of_each.is_empty() {
+        // a run of an earlier version: which ones is not known
+        let lag = operations.iter().find(|of| of.name == SEND_LAG)?;
+        return Some(format!(
+            "One operation in a hundred began {} or more after it was due: {because}. The latencies count from when it was due, so \
+             that is in them.",
+            micros(late(&lag.latencies)?)
+        ));
+    }
+    let concerned: Vec<String> = of_each
+        .iter()
+        .filter_map(|of| Some(format!("`{}` {}", of.name, micros(late(&of.lag)?))))
+        .collect();
+    if concerned.is_empty() {
+        return None;
+    }
+    let rest = if concerned.len() < of_each.len() { ", and in no others" } else { "" };
+    Some(format!(
+        "One operation in a hundred began so much or more after it was due: {}. For each, {because}. Their latencies count from when they \
+         were due, so that is in them{rest}.",
+        concerned.join(", ")
+    ))
+}
+
 /// Whether a URL is of this very machine.
 fn is_loopback(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -291,7 +318,7 @@ mod tests {
     #[test]
     fn what_would_mislead_is_told() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 8] = [
+        let cases: [(Change, &str); 10] = [
             (
                 |it| {
                     let Scraped::Text { at_ms, .. } = &mut it.scrapes[0].before else { return };
@@ -316,6 +343,30 @@ mod tests {
                     it.operations.get_mut(SEND_LAG).unwrap().latencies = slow;
                 },
                 "in a hundred began 5.00 ms or more after it was due",
+            ),
+            (
+                |it| {
+                    for (name, us) in [("add", 5_000), ("message", 100), ("update", 1_000)] {
+                        let of = it.operations.get_mut(name).unwrap();
+                        of.lag.record(std::time::Duration::from_micros(us));
+                    }
+                    // what one of them did to all
+                    let mut slow = Latencies::new();
+                    (0..12_000).for_each(|_| slow.record(std::time::Duration::from_millis(5)));
+                    it.operations.get_mut(SEND_LAG).unwrap().latencies = slow;
+                },
+                "so much or more after it was due: `add` 5.00 ms. For each, the generator was late, or an earlier commit in its \
+                 group had no answer yet. Their latencies count from when they were due, so that is in them, and in no others.",
+            ),
+            (
+                |it| {
+                    for name in ["add", "update"] {
+                        let of = it.operations.get_mut(name).unwrap();
+                        of.lag.record(std::time::Duration::from_millis(7));
+                    }
+                },
+                "after it was due: `add` 7.00 ms, `update` 7.00 ms. For each, the generator was late, or an earlier commit in its \
+                 group had no answer yet. Their latencies count from when they were due, so that is in them.",
             ),
             (
                 |it| {

@@ -1,0 +1,65 @@
+//! How many of something there are and how long the oldest has been there, for Prometheus: looked up when somebody collects, so
+//! that ages are of that moment.
+
+use std::sync::Mutex;
+
+use prometheus::{
+    IntGaugeVec, Opts,
+    core::{Collector, Desc},
+    proto::MetricFamily,
+};
+
+use super::hints::locked;
+
+/// What there is in one state.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Aged {
+    pub count: u64,
+    /// 0 where there is none.
+    pub oldest_ms: u64,
+}
+
+/// Two gauges: how many, and the oldest's age in seconds.
+pub(super) struct AgesCollector<F> {
+    count: IntGaugeVec,
+    oldest: IntGaugeVec,
+    find: F,
+    /// Who collects has the gauges alone.
+    collecting: Mutex<()>,
+}
+
+/// A gauge's name, and what it says.
+pub(super) type Named = (&'static str, &'static str);
+
+impl<F: Fn() -> Vec<(Option<&'static str>, Aged)>> AgesCollector<F> {
+    /// `find` gives each value of `label`, where there is one, and what there is of it; always the same values.
+    ///
+    /// # Errors
+    /// Where a name is not one of Prometheus'.
+    pub fn new(
+        count: Named,
+        oldest: Named,
+        label: Option<&str>,
+        find: F,
+    ) -> Result<Self, prometheus::Error> {
+        let gauge = |(name, help): Named| IntGaugeVec::new(Opts::new(name, help), label.as_slice());
+        Ok(Self { count: gauge(count)?, oldest: gauge(oldest)?, find, collecting: Mutex::new(()) })
+    }
+}
+
+impl<F: Fn() -> Vec<(Option<&'static str>, Aged)> + Send + Sync> Collector for AgesCollector<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        [&self.count, &self.oldest].into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let found = (self.find)();
+        let _alone = locked(&self.collecting);
+        let number = |it: u64| i64::try_from(it).unwrap_or(i64::MAX);
+        for (state, Aged { count, oldest_ms }) in found {
+            self.count.with_label_values(state.as_slice()).set(number(count));
+            self.oldest.with_label_values(state.as_slice()).set(number(oldest_ms / 1000));
+        }
+        [&self.count, &self.oldest].into_iter().flat_map(Collector::collect).collect()
+    }
+}
