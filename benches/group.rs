@@ -172,10 +172,7 @@ pub fn send_message(_: &mut Criterion) {
             states[at] = Some(state);
 
             let (state, message) = (scenes[at].state(), messages[at][0].clone());
-            let began = Instant::now();
-            let left = scenes[at].accept(state, black_box(message));
-            first[at].push(began.elapsed());
-            drop(left);
+            timed(&mut first[at], || scenes[at].accept(state, black_box(message)));
         }
     }
     let micros = |all: &Vec<Duration>| median(all.iter().map(|one| one.as_secs_f64() * 1e6));
@@ -214,20 +211,11 @@ pub fn overhead(_: &mut Criterion) {
         let (mut bare, mut same, mut ours) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..turns {
             let tree = Tree::load(&scene.tree).unwrap();
-            let began = Instant::now();
-            let tree = process_and_merge(&crypto, tree, black_box(&update.commit));
-            bare.push(began.elapsed());
-            drop(tree);
+            timed(&mut bare, || process_and_merge(&crypto, tree, black_box(&update.commit)));
             let tree = Tree::load(&scene.tree).unwrap();
-            let began = Instant::now();
-            let tree = do_the_same(&crypto, tree, black_box(&message));
-            same.push(began.elapsed());
-            drop(tree);
+            timed(&mut same, || do_the_same(&crypto, tree, black_box(&message)));
             let (state, message) = (scene.state(), message.clone());
-            let began = Instant::now();
-            let left = scene.accept(state, black_box(message));
-            ours.push(began.elapsed());
-            drop(left);
+            timed(&mut ours, || scene.accept(state, black_box(message)));
         }
         let micros = |one: &Duration| one.as_secs_f64() * 1e6;
         let ratio = median(ours.iter().zip(&same).map(|(ours, same)| micros(ours) / micros(same)));
@@ -267,15 +255,9 @@ pub fn adds(_: &mut Criterion) {
         let (mut bare, mut ours) = (Vec::new(), Vec::new());
         for _ in 0..turns {
             let tree = Tree::load(&scene.tree).unwrap();
-            let began = Instant::now();
-            let tree = process_and_merge(&crypto, tree, black_box(&add.commit));
-            bare.push(began.elapsed());
-            drop(tree);
+            timed(&mut bare, || process_and_merge(&crypto, tree, black_box(&add.commit)));
             let (state, message) = (scene.state(), message.clone());
-            let began = Instant::now();
-            let left = scene.accept(state, black_box(message));
-            ours.push(began.elapsed());
-            drop(left);
+            timed(&mut ours, || scene.accept(state, black_box(message)));
         }
         let longest = ours.iter().max().unwrap().as_secs_f64() * 1e3;
         let millis = |all: &[Duration]| median(all.iter().map(|one| one.as_secs_f64() * 1e3));
@@ -287,6 +269,14 @@ pub fn adds(_: &mut Criterion) {
             bare / ours * 100.0,
         );
     }
+}
+
+/// Adds how long `work` takes to `all`. What it leaves is dropped behind that.
+fn timed<T>(all: &mut Vec<Duration>, work: impl FnOnce() -> T) {
+    let began = Instant::now();
+    let left = work();
+    all.push(began.elapsed());
+    drop(left);
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
