@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     queue::{
-        followed::{Room, entry_bytes, follow, trimmed},
+        followed::{self, Room, entry_bytes, follow, trimmed},
         followed_world::*,
     },
     store::records::InboxItem,
@@ -113,6 +113,10 @@ fn forged(bytes: &mut Bytes<'_>, measured: &dyn Fn(usize, &mut dyn FnMut())) {
                 }
                 let before = guest.clone();
                 let taken = sends(&mut guest, room, vec![item.clone()], now, measured);
+                if taken {
+                    is_within(room, &before, &guest);
+                    fits(&item, &before, &guest);
+                }
                 if !taken {
                     assert_eq!(guest, before, "a refusal changes nothing");
                 } else if matches!(item, DeliveryItem::Feed { .. }) {
@@ -149,6 +153,40 @@ fn sends(
     assert!(guest.log.keys().all(|at| at.0 < guest.next()));
     let told = DeliveryProblem::InvalidClientQueueInformation;
     failures.iter().all(|failure| failure.problem == told)
+}
+
+/// What was taken had room.
+fn is_within(room: Room, before: &Guest, after: &Guest) {
+    let bytes = |guest: &Guest| {
+        let log = guest.head.as_ref().map_or(0, |head| head.log_bytes);
+        log + followed::MEMBER_BYTES * guest.members.len() as u64
+    };
+    let grown = bytes(after).saturating_sub(bytes(before));
+    assert!(grown <= room.bytes, "{grown} in {room:?}");
+    let opens = before.head.is_none() && after.head.is_some();
+    assert!(room.opens || !opens, "there is no room for one more copy");
+}
+
+/// A feed item that was taken is the next one, each of its changes is of one who can be changed so, and nobody is changed twice; or
+/// it was known, and changed nothing.
+fn fits(item: &DeliveryItem, before: &Guest, after: &Guest) {
+    let DeliveryItem::Feed { group_sequence, roster, .. } = item else { return };
+    if group_sequence.0 < before.next() {
+        return assert_eq!(before, after, "it was known");
+    }
+    assert_eq!(group_sequence.0, before.next());
+    let mut changed = BTreeSet::new();
+    for change in roster.iter() {
+        let (recipient, is_new) = match change {
+            RosterChange::Add { recipient, .. } => (recipient, true),
+            RosterChange::Update { recipient, .. } | RosterChange::Remove { recipient } => {
+                (recipient, false)
+            }
+        };
+        assert_ne!(before.members.contains_key(recipient), is_new, "{change:?}");
+        assert!(changed.insert(*recipient), "{change:?}");
+    }
+    assert!(changed.len() <= LIMITS.changes_max);
 }
 
 /// The log begins behind its `count` oldest entries.
