@@ -162,7 +162,7 @@ impl Node {
     }
 
     /// The same for those who have left `group` without all that they are owed, of whom `first` and what is behind it is still
-    /// there. And who of them is owed nothing any more. Of so many ([`LEAVERS_MAX`]) that not all are looked at, the others hold
+    /// there. And who of them is owed nothing any more. Of so many (1,024) that not all are looked at, the others hold
     /// back everything.
     ///
     /// # Errors
