@@ -325,13 +325,7 @@ impl Node {
         members: &[FollowedMember],
         tail: &[DeliveryItem],
     ) -> Result<bool, DsError> {
-        let begins = tail.first().and_then(|item| match item {
-            DeliveryItem::Feed { group_sequence: at, .. }
-            | DeliveryItem::Snapshot { next_sequence: at, .. } => Some(*at),
-            DeliveryItem::Direct { .. } => None,
-        });
-        let (Some(begins), Some(head)) = (begins, head) else { return Ok(false) };
-        let lacks = begins > head.next_sequence && members.iter().any(followed::is_reader);
+        let lacks = head.is_some_and(|head| followed::leave_a_hole(tail, head, members));
         Ok(lacks && self.hub_of_copy(group).await.map_err(of_store)? != *from)
     }
 

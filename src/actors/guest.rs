@@ -164,7 +164,7 @@ impl Node {
             Speaker::Hub(items) => items,
             // it came here with all that its last hub had; what that may say of it since comes when it has gone back there
             Speaker::LastHub(next) => {
-                let since = items.iter().filter(|(_, item)| !is_before(item, next));
+                let since = items.iter().filter(|(_, item)| !followed::is_before(item, next));
                 return Ok(since.map(|(item, _)| wrong_hub(*item, next)).collect());
             }
             Speaker::Unproven => {
@@ -413,15 +413,6 @@ fn known_roster(mut members: Vec<FollowedMember>) -> KnownRoster {
 /// How much more `after` is than `before`.
 fn grown(before: u64, after: u64) -> i64 {
     0_i64.saturating_add_unsigned(after).saturating_sub_unsigned(before)
-}
-
-/// Whether everything that `item` says is in front of `next`.
-fn is_before(item: &DeliveryItem, next: Sequence) -> bool {
-    match item {
-        DeliveryItem::Feed { group_sequence, .. } => *group_sequence < next,
-        DeliveryItem::Snapshot { next_sequence, .. } => *next_sequence <= next,
-        DeliveryItem::Direct { .. } => false,
-    }
 }
 
 fn wrong_hub(item: u32, next_sequence: Sequence) -> DeliveryFailure {

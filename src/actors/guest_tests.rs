@@ -95,6 +95,17 @@ fn changed(
 
 type Failures = Vec<(u32, DeliveryProblem, u64, u64)>;
 
+/// `person` takes in its first group's feed up to `until`, acknowledges it, and that is written down.
+async fn read(world: &World, person: &Person, until: u64) {
+    let mut last = 0;
+    while last < until {
+        let entries = world.dequeue(person, &[(1, last)], 0).await;
+        last = entries.last().unwrap().sequence.0.min(until);
+    }
+    world.dequeue(person, &[(1, until)], 0).await;
+    world.node.drain_queues().await;
+}
+
 async fn deliver(world: &World, from: &Domain, items: Vec<DeliveryItem>) -> Failures {
     let request = DeliverBatchRequest { items: List::new(items).unwrap() };
     let answer = world.node.deliver_batch(from, request).await.unwrap();
@@ -253,16 +264,8 @@ async fn what_every_member_has_acknowledged_goes_and_the_rest_when_it_is_old() {
         let items = (first..first + 800).map(|sequence| said(&world, &group, sequence)).collect();
         assert_eq!(deliver(&world, &hub(), items).await, []);
     }
-    let read = async |person: &Person, until: u64| {
-        let mut last = 0;
-        while last < until {
-            let entries = world.dequeue(person, &[(1, last)], 0).await;
-            last = entries.last().unwrap().sequence.0.min(until);
-        }
-        world.dequeue(person, &[(1, until)], 0).await;
-    };
-    read(&alice, 1600).await;
-    read(&bob, 1000).await;
+    read(&world, &alice, 1600).await;
+    read(&world, &bob, 1000).await;
     world.node.drain_queues().await;
     world.clock.advance_ms(60_000);
     assert_eq!(world.node.sweep_groups().await, Ok(1));
@@ -311,15 +314,6 @@ async fn who_has_left_is_owed_what_came_before_that_and_nothing_is_kept_for_who_
     }
     let removed = [2, 3].map(|number| RosterChange::Remove { recipient: RecipientId(number) });
     deliver(&world, &hub(), vec![changed(&world, &group, 1_501, removed.to_vec())]).await;
-    let read = async |person: &Person, until: u64| {
-        let mut last = 0;
-        while last < until {
-            let entries = world.dequeue(person, &[(1, last)], 0).await;
-            last = entries.last().unwrap().sequence.0.min(until);
-        }
-        world.dequeue(person, &[(1, until)], 0).await;
-        world.node.drain_queues().await;
-    };
     let left = async || {
         let leavers = world.node.store.leavers(&group, None, 9).await.unwrap();
         leavers.iter().map(|leaver| leaver.recipient.0).collect::<Vec<_>>()
@@ -329,19 +323,19 @@ async fn who_has_left_is_owed_what_came_before_that_and_nothing_is_kept_for_who_
         world.node.sweep_groups().await.unwrap();
         world.node.store.group_head(&group).await.unwrap().unwrap().first_sequence.0
     };
-    read(&alice, 1_501).await;
+    read(&world, &alice, 1_501).await;
     assert_eq!((begins().await, left().await), (1, vec![2, 3]), "nobody else has looked");
-    read(&bob, 1_200).await;
-    read(&carol, 1_502).await;
+    read(&world, &bob, 1_200).await;
+    read(&world, &carol, 1_502).await;
     assert_eq!((begins().await, left().await), (1_201, vec![2]), "carol has it all");
     // who has all but the word that it has left needs nothing of the log
-    read(&bob, 1_501).await;
+    read(&world, &bob, 1_501).await;
     deliver(&world, &hub(), (1_502..2_400).map(|at| said(&world, &group, at)).collect()).await;
-    read(&alice, 2_399).await;
+    read(&world, &alice, 2_399).await;
     assert_eq!((begins().await, left().await), (2_400, vec![2]));
     let entries = world.dequeue(&bob, &[], 0).await;
     assert_eq!((entries[0].event.clone(), entries.len()), (QueueEvent::Removed, 1));
-    read(&bob, 1_502).await;
+    read(&world, &bob, 1_502).await;
     assert!(left().await.is_empty());
 }
 

@@ -292,14 +292,16 @@ impl Client {
                 wanted.push((KeyPackageClass::Group, suite, true, 1));
             }
         }
-        let mut made = Vec::new();
+        let (mut made, mut last_resorts) = (Vec::new(), Vec::new());
         for (class, suite, last_resort, count) in wanted {
             self.have_tokens(class, last_resort, count).await?;
             let now = self.now();
             made.extend(self.member().key_packages(class, suite, last_resort, count, now)?);
+            last_resorts.extend(last_resort.then_some(suite));
         }
         let left = self.publish(made).await?;
-        for suite in SUITES {
+        // another that was used meanwhile is still to be replaced
+        for suite in last_resorts {
             self.member().set(&last_resort_setting(suite), &true)?;
         }
         Ok(left)

@@ -140,6 +140,27 @@ pub fn is_past(item: &DeliveryItem, head: Option<&GroupHead>) -> bool {
     }
 }
 
+/// Whether everything that `item` says is in front of `next`.
+#[must_use]
+pub fn is_before(item: &DeliveryItem, next: Sequence) -> bool {
+    match item {
+        DeliveryItem::Feed { group_sequence, .. } => *group_sequence < next,
+        DeliveryItem::Snapshot { next_sequence, .. } => *next_sequence <= next,
+        DeliveryItem::Direct { .. } => false,
+    }
+}
+
+/// Whether clients here would lack some of the feed, were `items` the next that came of it.
+#[must_use]
+pub fn leave_a_hole(items: &[DeliveryItem], head: &GroupHead, members: &[FollowedMember]) -> bool {
+    let begins = items.first().and_then(|item| match item {
+        DeliveryItem::Feed { group_sequence: at, .. }
+        | DeliveryItem::Snapshot { next_sequence: at, .. } => Some(*at),
+        DeliveryItem::Direct { .. } => None,
+    });
+    begins.is_some_and(|at| at > head.next_sequence) && members.iter().any(is_reader)
+}
+
 /// The tokens that `item` brings.
 pub fn tokens_of(item: &DeliveryItem) -> impl Iterator<Item = &QueueToken> {
     let roster: &[RosterChange] = match item {
