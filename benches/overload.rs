@@ -18,20 +18,20 @@ use h2::client::SendRequest;
 use mimid::{
     client::{
         Client, Registration,
-        core::{Content, Home, Operation, SUITES, Settled},
+        core::{Home, SUITES},
         system_clock,
     },
     crypto,
     wire::{
         client::{ClientMessage, ClientMessageTbs},
         codec::{Opaque, Text, encode},
-        ds::{Accepted, DsResponse, DsResponseBody, Outcome, ProtocolVersion},
-        ids::{ClientUri, GroupId, Sequence, UserUri},
+        ds::{DsMessage, ProtocolVersion},
+        ids::{ClientUri, UserUri},
     },
 };
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 
-use crate::{is_asked_for, is_test, providers::Provider};
+use crate::{is_asked_for, is_test, providers::Provider, writing};
 
 /// An answer after this is worth nothing to a client.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -48,7 +48,8 @@ const SETTINGS: &str = "[rates]\naddress_per_second = 0\nmember_per_second = 0\n
 
 struct Writer {
     client: Client,
-    group: GroupId,
+    /// Its message to its group that the others are made of.
+    first: DsMessage,
 }
 
 struct Side {
@@ -154,7 +155,8 @@ impl Side {
             let home = Home::in_memory().unwrap();
             let client = Client::register(home, registration, system_clock()).await.unwrap();
             let group = client.create_group("load", SUITES[0], None).await.unwrap();
-            writers.push(Writer { client, group });
+            let first = writing::first(&client, &group);
+            writers.push(Writer { client, first });
         }
         let endpoints = std::fs::read_to_string(provider.data().join("endpoints.json")).unwrap();
         let pid = endpoints.split("\"pid\": ").nth(1).unwrap();
@@ -172,7 +174,7 @@ impl Side {
     /// Connections are new: signing takes longer than they may be idle.
     async fn signed(&self, count: usize) -> Vec<Bytes> {
         let began = Instant::now();
-        let bodies = (0..count).map(|n| self.writers[n % self.writers.len()].sign(n)).collect();
+        let bodies = (0..count).map(|n| self.writers[n % self.writers.len()].sign()).collect();
         let mut connections = Vec::new();
         for _ in 0..CONNECTIONS {
             connections.push(connect(&self.provider).await);
@@ -250,28 +252,16 @@ impl Side {
 }
 
 impl Writer {
-    fn sign(&self, n: usize) -> Bytes {
-        let member = self.client.member();
-        let content = Content::text(&format!("message {n} of the bench")).encode();
-        let request = member.begin(&self.group, Operation::Send { content }).unwrap();
-        let now = system_clock()();
-        let outbound = member.outbound(request, now).unwrap();
-        let accepted = Accepted {
-            group_sequence: Sequence(n as u64 + 10),
-            accepted_at: now,
-            epoch: mimid::wire::ids::Epoch(0),
-        };
-        let outcome = Outcome::Ok(DsResponseBody::Accepted(accepted));
-        let response = DsResponse { version: ProtocolVersion::MIMI10, outcome };
-        let settled = member.settle(request, &response, now).unwrap();
-        assert!(matches!(settled, Settled::Done(_)), "{settled:?}");
+    fn sign(&self) -> Bytes {
+        let (member, now) = (self.client.member(), system_clock()());
+        let message = writing::again(&self.client, &self.first);
         let tbs = ClientMessageTbs {
             version: ProtocolVersion::MIMI10,
             client: member.client().clone(),
             endpoint: Text::new(ENDPOINT).unwrap(),
             timestamp: now,
             nonce: crypto::random(),
-            body: Opaque::new(encode(&outbound.message)).unwrap(),
+            body: Opaque::new(encode(&message)).unwrap(),
         };
         let key = &member.identity().client_key;
         let signature = key.sign_with_label("ClientMessageTBS", &encode(&tbs)).unwrap();

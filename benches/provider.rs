@@ -17,6 +17,7 @@ mod served;
 mod store;
 #[path = "../tests/support/mod.rs"]
 mod support;
+mod writing;
 
 use criterion::{Criterion, criterion_group};
 

@@ -5,7 +5,7 @@
 //! for their time is a part of what is signed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -16,17 +16,17 @@ use std::{
 use mimid::{
     client::{
         Client, Registration,
-        core::{Content, Home, Operation},
+        core::Home,
         http::{Caller, Http},
         system_clock,
     },
     crypto::SigningKey,
     wire::{
         client::{ProviderKeys, ProviderKeysAnswer},
-        ds::{Accepted, DsResponse, DsResponseBody, Outcome, ProtocolVersion},
+        ds::{DsResponseBody, Outcome},
         encode,
         extensions::{JoinPolicy, PublicKey},
-        ids::{ClientUri, Domain, GroupId, Sequence},
+        ids::{ClientUri, Domain, GroupId},
         queueing::FeedAck,
     },
 };
@@ -36,6 +36,7 @@ use crate::{
     moving::enrol,
     providers::Provider,
     support::synth::{Synth, member, system_now},
+    writing,
 };
 
 /// Clients that send, each over a connection of its own.
@@ -90,15 +91,19 @@ impl Took {
 
 /// An application message that is taken: by the group's size, and across many groups.
 pub fn accept() {
-    if !crate::is_asked_for("served: accept") {
-        return;
-    }
     let (sizes, messages): (&[usize], _) =
         if crate::is_test() { (&[10], 64) } else { (&[10, 1000, 5000], messages()) };
+    let rows = sizes.iter().map(|&size| (1, size)).chain([(SENDERS * 8, 10)]);
+    let rows: Vec<_> = rows
+        .filter(|(groups, size)| crate::is_asked_for(&format!("served: accept/{groups} of {size}")))
+        .collect();
+    if rows.is_empty() {
+        return;
+    }
     let runtime = Runtime::new().unwrap();
     println!("\nserved: accept of an application message, durable");
     println!("groups  members  messages   a second   server's CPU, µs each");
-    for (groups, size) in sizes.iter().map(|&size| (1, size)).chain([(SENDERS * 8, 10)]) {
+    for (groups, size) in rows {
         let took = runtime.block_on(async {
             let scene = Scene::start().await;
             let mut ids = Vec::new();
@@ -354,25 +359,17 @@ impl Scene {
         }
     }
 
-    /// `count` messages of all senders to all of `groups`. They are built as if each had been taken.
+    /// `count` messages of all senders to all of `groups`.
     fn build(&self, groups: &[GroupId], count: usize) -> Vec<Ready> {
-        let content = Content::text("a message of ordinary length, as people send them").encode();
+        let mut first = HashMap::new();
         let mut ready = Vec::new();
         for at in 0..count {
             let (sender, group) =
                 (at % self.senders.len(), &groups[at / self.senders.len() % groups.len()]);
-            let client = self.senders[sender].client.member();
-            let epoch = client.group(group).unwrap().epoch.unwrap();
-            let request =
-                client.begin(group, Operation::Send { content: content.clone() }).unwrap();
-            let now = system_now();
-            let body = encode(&client.outbound(request, now).unwrap().message);
-            let group_sequence = Sequence(1_000_000 + at as u64);
-            let accepted = Accepted { group_sequence, accepted_at: now, epoch };
-            let outcome = Outcome::Ok(DsResponseBody::Accepted(accepted));
-            let response = DsResponse { version: ProtocolVersion::MIMI10, outcome };
-            client.settle(request, &response, now).unwrap();
-            ready.push(Ready { sender, body });
+            let client = &self.senders[sender].client;
+            let message =
+                first.entry((sender, group)).or_insert_with(|| writing::first(client, group));
+            ready.push(Ready { sender, body: encode(&writing::again(client, message)) });
         }
         ready
     }

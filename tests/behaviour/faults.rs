@@ -2,7 +2,7 @@
 //! engine and under real clients over TLS.
 //!
 //! `tests/support/faults.c`, preloaded into the provider's process, is the disk that fails. A scene is played once to count its
-//! calls, then once per call that is to go wrong: a sample of them, by a seed that is printed (TEST_SEED repeats it). `TEST_FAULTS=all`
+//! calls, then once per call that is to go wrong: one for each way, by a seed that is printed (TEST_SEED repeats it). `TEST_FAULTS=all`
 //! takes every call, `TEST_FAULTS=N` that many of each engine and way to fail.
 
 use std::{
@@ -49,8 +49,8 @@ async fn whatever_write_or_flush_fails_on_fjall_nothing_that_was_answered_is_los
     each_call_fails("fjall").await;
 }
 
-/// How a call goes wrong.
-const WAYS: [(&str, &str); 7] = [
+/// What a call does that goes wrong, or slowly.
+const WAYS: [(&str, &str); 9] = [
     ("write", "eio"),
     ("write", "enospc"),
     ("write", "torn"),
@@ -58,9 +58,15 @@ const WAYS: [(&str, &str); 7] = [
     ("flush", "enospc"),
     ("write", LIES),
     ("flush", LIES),
+    ("write", SLOW),
+    ("flush", SLOW),
 ];
 /// Half of it is done, and the disk says that all is.
 const LIES: &str = "half";
+/// It is done, later.
+const SLOW: &str = "slow";
+/// How much later.
+const LATE: Duration = Duration::from_millis(700);
 
 async fn each_call_fails(engine: &'static str) {
     let (seed, mut random) = seeded();
@@ -68,12 +74,7 @@ async fn each_call_fails(engine: &'static str) {
     let asked = std::env::var("TEST_FAULTS").ok();
     let (mut met, mut tried) = (0, 0);
     let (writes, flushes) = (rig.count("write").await, rig.count("flush").await);
-    let mut ways = WAYS.to_vec();
-    if asked.is_none() {
-        ways.shuffle(&mut random);
-        ways.truncate(4);
-    }
-    for (kind, how) in ways {
+    for (kind, how) in WAYS {
         let calls = if kind == "write" { writes } else { flushes };
         assert!(calls > 0, "the scene makes no {kind} on {engine}");
         // what the engine does at a time of its own comes in another order in each run, and some is behind the scene
@@ -97,14 +98,14 @@ async fn each_call_fails(engine: &'static str) {
 
 /// Slow is not broken: answers wait for their flush, nothing is read-only, and when the disk is well all is as before.
 async fn flushes_are_slow(engine: &'static str) {
-    const SLOW: Duration = Duration::from_millis(400);
+    const PAUSE: Duration = Duration::from_millis(400);
     let rig = Rig::new(engine).await;
     let at = rig.copy();
     let mut node = rig.start(at.path()).await;
     let mut scene = Scene::open(at.path(), &rig.group);
     // the first request may be answered by what was durable before
     scene.sends(0, "alice at first").await;
-    node.plan("flush", 1, 0, "slow", SLOW.as_millis() as u64);
+    node.plan("flush", 1, 0, SLOW, PAUSE.as_millis() as u64);
     let started = Instant::now();
     let (alice, bob, carol) = (&scene.clients[0], &scene.clients[1], &scene.clients[2]);
     let (sent, said, read) = tokio::join!(
@@ -112,7 +113,7 @@ async fn flushes_are_slow(engine: &'static str) {
         timely(bob.send_text(&rig.group, "bob slowly"), engine),
         timely(carol.receive(0), engine),
     );
-    assert!(started.elapsed() >= SLOW, "answered before it was durable");
+    assert!(started.elapsed() >= PAUSE, "answered before it was durable");
     assert!(sent.is_ok() && said.is_ok(), "{sent:?} {said:?}\n{}", node.log());
     assert!(read.is_ok(), "{read:?}\n{}", node.log());
     assert!(node.trace().contains(" slow "), "no flush was slow");
@@ -383,9 +384,14 @@ impl Rig {
         println!("{when}");
         let at = self.copy();
         let mut node = self.start(at.path()).await;
-        node.plan(kind, nth, 1, how, 0);
+        let late = if how == SLOW { LATE } else { Duration::ZERO };
+        node.plan(kind, nth, 1, how, late.as_millis() as u64);
         let mut scene = Scene::open(at.path(), &self.group);
         scene.play(&node).await;
+        if how == SLOW {
+            assert_eq!(scene.unanswered, [""; 0], "{when}: slow is not broken\n{}", node.log());
+            assert!(!node.is_read_only().await, "{when}: slow is not broken\n{}", node.log());
+        }
         let met = node.trace().lines().any(|line| line.split(' ').nth(3) == Some(how));
         node.plan("none", 0, 1, "none", 0);
         if node.is_read_only().await {

@@ -82,6 +82,26 @@ fn a_message_costs_the_store_the_same_at_2_at_100_and_at_1000_members() {
     });
 }
 
+/// Ops' performance.md: with the records of more than one snapshot, so that the share of these is in it.
+#[test]
+fn an_update_commit_among_100_writes_at_most_8_kb() {
+    const COMMITS: u64 = 70;
+    actix_rt::System::new().block_on(async {
+        let world = World::new();
+        let (admin, group) = brought_in(&world, 100).await;
+        let before = world.node.store_stats();
+        for _ in 0..COMMITS {
+            let update = Operation::UpdateClient { rotate_key: false };
+            admin.act(&world, &group, update).await.unwrap().unwrap();
+        }
+        let after = world.node.store_stats();
+        let each = (after.bytes_written - before.bytes_written) / COMMITS;
+        println!("{each} bytes for a commit, {} batches", after.batches - before.batches);
+        assert!(each <= 8 << 10, "{each} bytes for a commit");
+        world.end();
+    });
+}
+
 #[test]
 fn a_group_is_brought_in_once_and_only_with_tokens_of_its_members() {
     actix_rt::System::new().block_on(async {
