@@ -245,18 +245,23 @@ async fn start(folder: &Path) -> [Provider; 2] {
 
 /// Registers a client that nobody runs, and gives a queue token of its.
 pub async fn enrol(http: &Http, one: &SynthMember) -> QueueToken {
+    tokens(http, one, 1).await.remove(0)
+}
+
+/// As [`enrol`], with `count` tokens.
+pub async fn tokens(http: &Http, one: &SynthMember, count: u8) -> Vec<QueueToken> {
     let caller = Caller { client: &one.client, key: &one.leaf_key, now: system_now() };
     let register = encode(&one.register());
     let _: Registered = http.call(&caller, "/v1/register", register, 0).await.unwrap();
     let request = QueueTokens {
         class: KeyPackageClass::Group,
         last_resort: Flag::No,
-        count: 1,
+        count,
         revoke: List::default(),
     };
     let minted: MintedTokens =
         http.call(&caller, "/v1/queue_tokens", encode(&request), 0).await.unwrap();
-    minted.tokens.into_vec().remove(0)
+    minted.tokens.into_vec()
 }
 
 const BETWEEN_MESSAGES: Duration = Duration::from_millis(5);

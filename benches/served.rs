@@ -23,7 +23,7 @@ use mimid::{
     crypto::SigningKey,
     wire::{
         client::{ProviderKeys, ProviderKeysAnswer},
-        ds::{DsResponseBody, Outcome},
+        ds::Outcome,
         encode,
         extensions::{JoinPolicy, PublicKey},
         ids::{ClientUri, Domain, GroupId},
@@ -33,7 +33,7 @@ use mimid::{
 use tokio::runtime::Runtime;
 
 use crate::{
-    moving::enrol,
+    moving::{self, enrol},
     providers::Provider,
     support::synth::{Synth, member, system_now},
     writing,
@@ -45,6 +45,8 @@ const SENDERS: usize = 8;
 const AT_ONCE: usize = 16;
 /// Entries that one acknowledgement is for.
 const ACK_EVERY: usize = 64;
+/// Of a client that is put into many groups.
+const TOKENS_AT_ONCE: u8 = 100;
 const GROUP_OPERATION: &str = "/v1/group_operation";
 /// No limits by rate: they are not what is measured.
 const SETTINGS: &str = "[rates]\naddress_per_second = 0\ngroup_per_second = 0\nmember_per_second = 0\n\
@@ -346,11 +348,15 @@ impl Scene {
     pub async fn idle_groups(&self, count: usize, size: usize) {
         let domain = Domain::new("a.example").unwrap();
         let mut synth = Synth::new(&domain, &self.hub_key, size);
+        let mut left: Vec<Vec<_>> = vec![Vec::new(); size];
         for _ in 0..count {
             // a token is good for one group
             let mut tokens = Vec::new();
-            for one in &synth.members {
-                tokens.push(enrol(&self.door, one).await);
+            for (one, left) in synth.members.iter().zip(&mut left) {
+                if left.is_empty() {
+                    *left = moving::tokens(&self.door, one, TOKENS_AT_ONCE).await;
+                }
+                tokens.push(left.pop().unwrap());
             }
             synth.id = GroupId::of(&domain, mimid::crypto::random());
             let import = encode(&synth.import(|index| tokens[index].clone()));

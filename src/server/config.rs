@@ -207,7 +207,7 @@ impl Default for Config {
             migration: Migration::default(),
             store: Store {
                 engine: Engine::Sled,
-                cache: Bytes(256 * 1024 * 1024),
+                cache: Bytes(96 * 1024 * 1024),
                 free_bytes_min: Bytes(128 * 1024 * 1024),
             },
             registration: Registration {

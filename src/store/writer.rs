@@ -1,5 +1,6 @@
 //! The one thread of a store that writes. It gathers the batches that wait into one change of the engine and **one
-//! flush**, so that many actors share it, and answers them when it is durable.
+//! flush**, so that many actors share it, and answers them when it is durable. Where many do, the next flush begins [`GATHER`] later, so
+//! that more do.
 //!
 //! Here: the two lanes, their bounds, group commit, and what a failure does. What a batch means in keys is in
 //! [`stage`](super::stage); reads are in [`reader`](super::reader).
@@ -55,6 +56,11 @@ pub(super) const LOW_BYTES_PER_FLUSH: usize = 256 << 10;
 pub(super) const QUEUE_BATCHES_MAX: usize = 32_768;
 /// Bytes that wait in one lane.
 const QUEUE_BYTES_MAX: usize = 256 << 20;
+/// A flush that so many batches shared is a sign of more to come: the next one is begun [`GATHER`] later, and more share it. A flush
+/// costs processors as much as several batches do.
+const SHARED: usize = 4;
+/// What an answer may wait for others to share its flush with, while there are others.
+const GATHER: Duration = Duration::from_millis(2);
 /// How long nothing is written until the engine is told that it has time.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a copy that stands still is left alone where nothing is written.
@@ -311,8 +317,10 @@ struct Writer {
     /// Staged; told when the flush is done.
     answers: Vec<Staged>,
     told_idle: bool,
-    /// How long the last flush took.
+    /// How long the last flush took, and what the next one waits for.
     flushed_in: Duration,
+    /// How many batches shared the last flush.
+    shared_by: usize,
 }
 
 pub(super) struct Staged {
@@ -362,6 +370,7 @@ impl Writer {
             answers: Vec::new(),
             told_idle: true,
             flushed_in: Duration::ZERO,
+            shared_by: 0,
         }
     }
 
@@ -370,7 +379,12 @@ impl Writer {
             let turn = self.next();
             self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
             let done = catch_unwind(AssertUnwindSafe(|| match turn {
-                Turn::Write => self.write(),
+                Turn::Write => {
+                    if self.shared_by >= SHARED {
+                        thread::sleep(GATHER);
+                    }
+                    self.write()
+                }
                 Turn::Copy => {
                     self.copy();
                     Ok(())
@@ -587,7 +601,8 @@ impl Writer {
         }
         shared.durable.reach(self.sequence);
         let took = durable.saturating_duration_since(applied.started);
-        self.flushed_in = took;
+        self.shared_by = self.answers.len();
+        self.flushed_in = took + if self.shared_by >= SHARED { GATHER } else { Duration::ZERO };
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let histograms = &shared.counters.histograms;
         histograms.flush_seconds.observe(took.as_secs_f64());
