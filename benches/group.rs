@@ -24,7 +24,7 @@ use mimid::{
             ProtocolVersion,
         },
         extensions::{KeyPackageClass, SignatureScheme},
-        ids::{Domain, GroupId, Sequence, Timestamp},
+        ids::{Domain, GroupId, Sequence, Timestamp, UserUri},
         mls::MlsMessage,
     },
 };
@@ -43,6 +43,10 @@ struct Scene {
     snapshot: Vec<u8>,
     tree: Vec<u8>,
     alice: Member,
+    /// Of the same user, and not in the group.
+    tablet: Member,
+    /// Somebody else in the group.
+    other: UserUri,
 }
 
 impl Scene {
@@ -58,7 +62,9 @@ impl Scene {
         assert_eq!(group.state.members().count(), size);
         let snapshot = group.state.snapshot().unwrap();
         let tree = group.state.to_snapshot().unwrap().tree;
-        Self { hub, id: group.id(), now, snapshot, tree, alice }
+        let tablet = hosted::device(&first.client, "tablet", &first.user_key);
+        let other = synth.members.last().unwrap().client.user();
+        Self { hub, id: group.id(), now, snapshot, tree, alice, tablet, other }
     }
 
     fn state(&self) -> GroupState {
@@ -69,6 +75,33 @@ impl Scene {
     fn request(&self, operation: Operation) -> DsMessage {
         let request = self.alice.begin(&self.id, operation).unwrap();
         self.alice.outbound(request, self.now).unwrap().message
+    }
+
+    /// What somebody sends who comes in by an external commit.
+    fn join(&self) -> DsMessage {
+        let (hub, member) = (&self.hub.settings.hub, &self.tablet);
+        let join = Operation::Join { code: None };
+        let request = member.join(&self.id, hub, "", join, self.now).unwrap();
+        let ask = member.outbound(request, self.now).unwrap().message;
+        let ask = Request { relay: hub.clone(), message: ask };
+        let Decision::Answer(info) = self.state().stage(&ask, self.now).unwrap() else {
+            panic!("what it needs to know");
+        };
+        let response = DsResponse { version: ProtocolVersion::MIMI10, outcome: Outcome::Ok(info) };
+        member.settle(request, &response, self.now).unwrap();
+        member.outbound(request, self.now).unwrap().message
+    }
+
+    /// KeyPackages of so many who are not in the group.
+    fn newcomers(&self, count: usize) -> Vec<Vec<u8>> {
+        let domain = &self.hub.settings.hub;
+        let key_package = |index: usize| {
+            let newcomer = hosted::new_client(domain, &format!("newcomer{index}"), "phone");
+            let (class, suite) = (KeyPackageClass::Group, SUITES[0]);
+            let made = newcomer.key_packages(class, suite, false, 1, self.now).unwrap();
+            made[0].as_slice().to_vec()
+        };
+        (0..count).map(key_package).collect()
     }
 
     /// So many messages of alice's, one behind the other.
@@ -240,15 +273,7 @@ pub fn adds(_: &mut Criterion) {
     let sizes = if crate::is_test() { [(9, 1), (99, 1)] } else { [(99, 40), (999, 8)] };
     for ((count, turns), target) in sizes.into_iter().zip([50.0, 300.0]) {
         let scene = Scene::of(10);
-        let domain = Domain::new("a.example").unwrap();
-        let key_packages = (0..count)
-            .map(|index| {
-                let newcomer = hosted::new_client(&domain, &format!("newcomer{index}"), "phone");
-                let (class, suite) = (KeyPackageClass::Group, SUITES[0]);
-                let made = newcomer.key_packages(class, suite, false, 1, scene.now).unwrap();
-                made[0].as_slice().to_vec()
-            })
-            .collect();
+        let key_packages = scene.newcomers(count);
         let message = scene.request(Operation::AddUsers { key_packages });
         let DsRequest::AddUsers(add) = &message.request else { panic!("adds") };
         let crypto = MlsCrypto::default();
@@ -268,6 +293,53 @@ pub fn adds(_: &mut Criterion) {
             add.commit.as_slice().len() >> 10,
             bare / ours * 100.0,
         );
+    }
+}
+
+/// What share of a Commit's cost at its hub is openmls itself (parse, process, merge), by what it does and how large the group is, turn
+/// by turn. Prints the medians.
+pub fn openmls_cost(_: &mut Criterion) {
+    if !crate::is_asked_for("openmls cost") {
+        return;
+    }
+    println!("\nopenmls cost, in turns: medians in µs");
+    println!("members         commit  openmls  stage and merge  openmls' share");
+    for (size, turns) in [(10, 200), (100, 100), (1000, 20)] {
+        let turns = if crate::is_test() { 1 } else { turns };
+        for kind in ["update", "add", "remove", "external join"] {
+            // whoever has a commit under way begins no other
+            let scene = Scene::of(size);
+            let message = match kind {
+                "update" => scene.request(Operation::UpdateClient { rotate_key: false }),
+                "add" => scene.request(Operation::AddUsers { key_packages: scene.newcomers(1) }),
+                "remove" => {
+                    scene.request(Operation::RemoveUsers { users: vec![scene.other.clone()] })
+                }
+                _ => scene.join(),
+            };
+            let commit = commit_in(&message);
+            let crypto = MlsCrypto::default();
+            let (mut bare, mut ours) = (Vec::new(), Vec::new());
+            for _ in 0..turns {
+                let tree = Tree::load(&scene.tree).unwrap();
+                timed(&mut bare, || process_and_merge(&crypto, tree, black_box(&commit)));
+                let (state, message) = (scene.state(), message.clone());
+                timed(&mut ours, || scene.accept(state, black_box(message)));
+            }
+            let micros = |all: &[Duration]| median(all.iter().map(|one| one.as_secs_f64() * 1e6));
+            let (bare, ours) = (micros(&bare), micros(&ours));
+            let share = bare / ours * 100.0;
+            println!("{size:>7}  {kind:>13}  {bare:>7.0}  {ours:>15.0}  {share:>13.0}%");
+        }
+    }
+}
+
+fn commit_in(message: &DsMessage) -> MlsMessage {
+    match &message.request {
+        DsRequest::UpdateClient(update) | DsRequest::RemoveUsers(update) => update.commit.clone(),
+        DsRequest::AddUsers(add) => add.commit.clone(),
+        DsRequest::JoinGroup(join) => join.update.commit.clone(),
+        other => panic!("no commit in {}", other.name()),
     }
 }
 

@@ -22,7 +22,14 @@ mod writing;
 use criterion::{Criterion, criterion_group};
 
 criterion_group!(wire, decode::largest_structs);
-criterion_group!(groups, group::update_commit, group::overhead, group::adds, group::send_message);
+criterion_group!(
+    groups,
+    group::update_commit,
+    group::overhead,
+    group::openmls_cost,
+    group::adds,
+    group::send_message
+);
 criterion_group!(stores, store::batches, store::links);
 criterion_group!(providers, replication::messages, moving::pauses);
 

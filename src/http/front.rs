@@ -185,6 +185,9 @@ impl Front {
         for (stage, time) in answered.spent.stages() {
             self.metrics.spent(path, stage, time);
         }
+        if let Some(operation) = answered.spent.operation {
+            self.metrics.ds_took(operation, answered.took);
+        }
         tracing::debug!(
             listener = self.listener,
             endpoint = path,

@@ -18,6 +18,7 @@ pub struct HttpMetrics {
     slow: IntCounterVec,
     in_flight: IntGaugeVec,
     ds_requests: IntCounterVec,
+    ds_seconds: HistogramVec,
     connections: IntGaugeVec,
     pub(super) connection_cuts: IntCounterVec,
     pub(super) streams: IntGauge,
@@ -72,6 +73,16 @@ impl HttpMetrics {
                 Opts::new("mimid_ds_requests_total", "Delivery Service requests by DSStatus"),
                 &["operation", "status"],
             )?,
+            ds_seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "mimid_ds_request_seconds",
+                    "From the head of a Delivery Service request to its answer, of those whose sender was known",
+                )
+                .buckets(vec![
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+                ]),
+                &["operation"],
+            )?,
             connections: IntGaugeVec::new(
                 Opts::new("mimid_http_connections_open", "Connections that are open"),
                 &["listener"],
@@ -101,12 +112,14 @@ impl HttpMetrics {
             metrics.connection_cuts.with_label_values(&["client", reason]);
         }
         metrics.slow.with_label_values(&["client", Endpoint::GroupOperation.path()]);
+        metrics.ds_requests.with_label_values(&["resync-client", "ok"]);
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.stage_seconds.clone()))?;
         registry.register(Box::new(metrics.slow.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.ds_requests.clone()))?;
+        registry.register(Box::new(metrics.ds_seconds.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connection_cuts.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
@@ -139,6 +152,11 @@ impl HttpMetrics {
     pub(super) fn spent(&self, path: &'static str, stage: Stage, time: Duration) {
         let seconds = self.stage_seconds.with_label_values(&[path, stage.name()]);
         seconds.observe(time.as_secs_f64());
+    }
+
+    /// A request to a group took so long, all in all.
+    pub(super) fn ds_took(&self, operation: &'static str, took: Duration) {
+        self.ds_seconds.with_label_values(&[operation]).observe(took.as_secs_f64());
     }
 
     pub(super) fn slow(&self, listener: &'static str, path: &'static str) {

@@ -1,7 +1,7 @@
 //! The status page of the ops listener: one page that shows `/metrics`, `/readyz` and `/v1/peers` as they change. It is in the
 //! binary, asks nobody but this listener, and the node keeps nothing for it.
 
-use actix_web::{HttpResponse, http::header, web};
+use actix_web::{HttpResponse, Route, guard, http::header, web};
 
 const PAGE: &str = include_str!("status/page.html");
 const STYLE: &str = include_str!("status/style.css");
@@ -19,8 +19,13 @@ pub fn routes(config: &mut web::ServiceConfig) {
         ("/status.js", "text/javascript; charset=utf-8", SCRIPT),
     ];
     for (path, kind, file) in files {
-        config.route(path, web::get().to(move || async move { answer(kind, file) }));
+        config.route(path, shown().to(move || async move { answer(kind, file) }));
     }
+}
+
+/// What one looks at: GET, and HEAD, whose answer has no body.
+pub(super) fn shown() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
 fn answer(kind: &'static str, file: &'static str) -> HttpResponse {

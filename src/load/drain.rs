@@ -289,7 +289,7 @@ impl Acks {
 
 /// Opening a stream, as an operation of the result; and a long poll, which takes as long as nothing comes.
 const STREAM: &str = "stream_open";
-const POLL: &str = "poll";
+pub(super) const POLL: &str = "poll";
 const OPENING: usize = 32;
 const OPEN_PATIENCE: Duration = Duration::from_secs(120);
 const POLLS_PER_CONNECTION: usize = 100;

@@ -6,7 +6,10 @@ use std::{
 };
 
 use tls_codec::DeserializeBytes;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use super::{LoadError, account::Account, workload::Target};
 use crate::{
@@ -22,8 +25,20 @@ use crate::{
 
 /// Connections to all targets.
 pub struct Lines {
-    targets: Vec<Vec<Http>>,
+    targets: Vec<Vec<Line>>,
     next: AtomicUsize,
+}
+
+struct Line {
+    http: Http,
+    room: Semaphore,
+}
+
+/// A place on a connection, as long as this is held.
+pub(super) struct Turn<'a> {
+    http: &'a Http,
+    /// None would be of a connection that is closed, and none is.
+    _place: Option<SemaphorePermit<'a>>,
 }
 
 impl Lines {
@@ -35,7 +50,10 @@ impl Lines {
         let of = |target: &Target| {
             let certificate = target.certificate.as_deref().map(str::as_bytes);
             (0..connections.max(1))
-                .map(|_| Http::new(&target.url, certificate))
+                .map(|_| {
+                    let http = Http::new(&target.url, certificate)?;
+                    Ok(Line { http, room: Semaphore::new(REQUESTS_PER_CONNECTION) })
+                })
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| LoadError::of(error, &target.url, "connect"))
         };
@@ -46,6 +64,22 @@ impl Lines {
     /// The connections of one target, in turn.
     #[must_use]
     pub fn to(&self, target: usize) -> &Http {
+        &self.line(target).http
+    }
+
+    /// A place on one of a target's connections, in turn; waits until one of them has room for a request. What is sent without one waits in the
+    /// connection itself, where nobody sees that it does.
+    pub(super) async fn turn(&self, target: usize) -> Turn<'_> {
+        let Line { http, room } = self.line(target);
+        Turn { http, _place: room.acquire().await.ok() }
+    }
+
+    /// How many requests may be on their way at a time.
+    pub(super) fn room(&self) -> usize {
+        self.targets.iter().map(Vec::len).sum::<usize>() * REQUESTS_PER_CONNECTION
+    }
+
+    fn line(&self, target: usize) -> &Line {
         let all = &self.targets[target];
         &all[self.next.fetch_add(1, Ordering::Relaxed) % all.len()]
     }
@@ -86,6 +120,22 @@ impl Lines {
     }
 }
 
+impl Turn<'_> {
+    /// As [`Lines::ds`], in this place.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn ds(
+        &self,
+        account: &Account,
+        endpoint: &str,
+        body: Vec<u8>,
+    ) -> Result<DsResponseBody, HttpError> {
+        let answer: DsResponse = self.http.ds(&caller(account), endpoint, body).await?;
+        Ok(answer.outcome.into_result()?)
+    }
+}
+
 /// Who calls, now.
 #[must_use]
 pub fn caller(account: &Account) -> Caller<'_> {
@@ -118,6 +168,8 @@ pub(super) async fn patiently<T>(
     }
 }
 
+/// As many as a provider takes of one connection (HTTP/2 streams).
+const REQUESTS_PER_CONNECTION: usize = 128;
 /// How long something of preparing is tried.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE_MIN: Duration = Duration::from_millis(100);

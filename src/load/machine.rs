@@ -67,6 +67,21 @@ pub(super) async fn scrape(url: &str, at_ms: u64) -> Scraped {
     }
 }
 
+/// Makes sure that a target's metrics can be read: what a run cost cannot be asked for when it is over.
+///
+/// # Errors
+/// [`LoadError::Usage`], with what to do.
+pub(super) async fn is_operators(url: &str) -> Result<(), LoadError> {
+    let why = match fetch(url).await {
+        Ok(text) if text.contains("\nmimid_") => return Ok(()),
+        Ok(_) => "these are no provider's".to_owned(),
+        Err(error) => error,
+    };
+    Err(LoadError::Usage(format!(
+        "--ops {url}: its metrics cannot be read ({why}): name a target's operator listener, as http://127.0.0.1:9443, or leave it out"
+    )))
+}
+
 async fn fetch(url: &str) -> Result<String, String> {
     // an error says that the process has a provider already, which will do
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

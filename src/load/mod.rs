@@ -42,6 +42,8 @@ pub enum LoadError {
     File(#[from] workload::FileError),
     #[error(transparent)]
     Result(#[from] result::ReadError),
+    #[error("the run ended before its time: {0}")]
+    Broke(String),
     #[error("cannot write the report to {to}: {error}")]
     Report { to: String, error: std::io::Error },
     #[error(

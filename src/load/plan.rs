@@ -303,15 +303,19 @@ impl fmt::Display for Mix {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let many = |number: u32, what: &str| match number {
+            1 => format!("1 {what}"),
+            number => format!("{number} {what}s"),
+        };
         write!(
             f,
-            "{} groups of {}, {} users at {} providers, {} steps each, {} bytes a message, {}",
-            self.groups,
+            "{} of {}, {} at {}, {} each, {} a message, {}",
+            many(self.groups, "group"),
             self.members,
-            self.users,
-            self.targets,
-            self.steps,
-            self.message_bytes,
+            many(self.users, "user"),
+            many(self.targets, "provider"),
+            many(self.steps, "step"),
+            many(self.message_bytes, "byte"),
             self.mix
         )
     }

@@ -69,9 +69,7 @@ pub async fn prepare(options: Prepare) -> Result<Prepared, LoadError> {
     if options.targets.len() != options.shape.targets as usize {
         return Err(LoadError::Usage("a workload has as many targets as it is made for".into()));
     }
-    if options.file.exists() {
-        return Err(workload::FileError::Exists(options.file).into());
-    }
+    let mut writer = Writer::create(&options.file)?;
     let began = Instant::now();
     let lines = Lines::new(&options.targets, CONNECTIONS)?;
     let site = Site::open(&options, &lines).await?;
@@ -82,7 +80,7 @@ pub async fn prepare(options: Prepare) -> Result<Prepared, LoadError> {
         targets: options.targets.clone(),
         made_at_ms: now().0,
     };
-    let mut writer = Writer::create(&options.file, &header, &site.accounts)?;
+    writer.begin(&header, &site.accounts)?;
     let site = Arc::new(site);
     let progress = Progress::begin("groups", options.shape.groups.into(), options.is_quiet);
     let mut made = stream::iter(0..options.shape.groups)

@@ -1,12 +1,13 @@
 //! How far something long is: a bar on a terminal, a line now and then elsewhere. Both go to standard error.
 
 use std::{
+    fmt,
     io::IsTerminal as _,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// One stretch of work.
 pub struct Progress {
@@ -23,9 +24,13 @@ impl Progress {
     pub fn begin(what: &str, total: u64, is_quiet: bool) -> Self {
         let bar = (!is_quiet && std::io::stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template(
-                "{msg:<28} {wide_bar} {pos}/{len}  {per_sec}  {eta} left",
+                "{msg:<28} {wide_bar} {pos}/{len}  {rate}  {eta} left",
             );
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+            let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+                let _ = write!(out, "{:.0}/s", state.per_sec());
+            };
+            let style = style.with_key("rate", rate);
             ProgressBar::new(total).with_style(style).with_message(what.to_owned())
         });
         Self {

@@ -13,7 +13,7 @@ use super::{
     lines::now,
     plan::Op,
     recorder::Recorder,
-    send::{Sender, Verdict},
+    send::{One, Sender, Verdict},
 };
 use crate::{
     crypto,
@@ -114,7 +114,9 @@ async fn send(
     let mut verdict = Verdict::Accepted;
     for (at, request) in staged.requests.iter().enumerate() {
         let id = RequestId(crypto::random());
-        let came = sender.send(recorder, request, hub, crew.id(), id, due).await;
+        // how late a round began was told before it
+        let one = One { request, hub, group: crew.id(), id, due, begins: false };
+        let came = sender.send(recorder, one).await;
         // what follows the commit changes nothing about it
         if at < usize::from(staged.holds).max(1) {
             verdict = came;

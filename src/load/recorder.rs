@@ -9,14 +9,14 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use super::{
     latencies::Latencies,
-    result::{ERRORS_MAX, OPERATIONS_MAX, Operation, POINTS_MAX, Point, PointOf},
+    result::{ERRORS_MAX, InTime, OPERATIONS_MAX, Operation, POINTS_MAX, Point, PointOf},
 };
 
 /// A task's way to tell. All clones are one recorder.
@@ -60,12 +60,18 @@ impl Recorder {
         let shards = (0..cores.clamp(1, SHARDS_MAX)).map(|_| Mutex::default()).collect();
         let shared = Shared {
             warm_up,
+            ends_us: AtomicU64::new(u64::MAX),
             shards,
             next: AtomicUsize::new(1),
             names: Mutex::default(),
             series: Mutex::default(),
         };
         Self { shared: Arc::new(shared), shard: 0 }
+    }
+
+    /// The measured time is over `at`, since the run's start, or has been before. What comes later is none of what was got done in it.
+    pub fn ends_at(&self, at: Duration) {
+        self.shared.ends_us.fetch_min(micros(at), Ordering::Relaxed);
     }
 
     /// A request was begun. Each one sent ends once: answered, refused or unanswered.
@@ -87,9 +93,11 @@ impl Recorder {
         let of = shard.of(&self.shared, operation);
         of.interval.answered += 1;
         of.latencies.record(latency);
+        of.in_time.answered += u64::from(self.shared.is_measured(due + latency));
         if due >= self.shared.warm_up {
             of.total.answered += 1;
             of.total.latencies.record(latency);
+            of.in_time.late += u64::from(self.shared.is_late(due + latency));
         }
     }
 
@@ -98,6 +106,7 @@ impl Recorder {
         let mut shard = self.shard();
         let of = shard.of(&self.shared, operation);
         of.interval.refused += 1;
+        of.in_time.refused += u64::from(self.shared.is_measured(due + latency));
         if due >= self.shared.warm_up {
             of.total.refused += 1;
             of.total.refusals.record(latency);
@@ -123,6 +132,7 @@ impl Recorder {
         of.total.observed = true;
         of.interval.answered += 1;
         of.latencies.record(took);
+        of.in_time.answered += u64::from(self.shared.is_measured(since + took));
         if since >= self.shared.warm_up {
             of.total.answered += 1;
             of.total.latencies.record(took);
@@ -180,6 +190,10 @@ impl Recorder {
                 for (code, times) in &of.total.errors {
                     count(&mut sum.errors, code, *times);
                 }
+                let in_time = sum.in_time.get_or_insert_default();
+                in_time.answered += of.in_time.answered;
+                in_time.refused += of.in_time.refused;
+                in_time.late += of.in_time.late;
             }
         }
         let series = lock(&self.shared.series).points.iter().map(Wide::point).collect();
@@ -201,6 +215,7 @@ impl Clone for Recorder {
 
 struct Shared {
     warm_up: Duration,
+    ends_us: AtomicU64,
     shards: Vec<Mutex<Shard>>,
     next: AtomicUsize,
     /// Every name that a shard knows.
@@ -209,6 +224,15 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether what happened `at` was in the measured time.
+    fn is_measured(&self, at: Duration) -> bool {
+        at >= self.warm_up && !self.is_late(at)
+    }
+
+    fn is_late(&self, at: Duration) -> bool {
+        micros(at) >= self.ends_us.load(Ordering::Relaxed)
+    }
+
     /// The name under which an operation is counted.
     fn name(&self, operation: &'static str) -> &'static str {
         let mut names = lock(&self.names);
@@ -233,6 +257,7 @@ struct Shard {
 struct Of {
     /// Since the run's start; without the warm-up.
     total: Operation,
+    in_time: InTime,
     /// Since the last interval was closed.
     sent: u64,
     interval: Counts,
@@ -254,6 +279,7 @@ impl Shard {
             place(self, name).unwrap_or_else(|| {
                 let of = Of {
                     total: Operation::default(),
+                    in_time: InTime::default(),
                     sent: 0,
                     interval: Counts::default(),
                     latencies: Latencies::coarse(),
@@ -402,6 +428,10 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// What a panicking task held is only counts: they are whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -478,6 +508,28 @@ mod tests {
         assert_eq!(of.errors.values().sum::<u64>(), 2);
         assert_eq!(operations["delivery"].answered, 1);
         assert_eq!(series[0].operations["add"].answered, 3);
+    }
+
+    #[test]
+    fn what_was_got_done_in_the_measured_time_is_what_came_in_it_whenever_it_was_due() {
+        let recorder = Recorder::new(SECOND);
+        recorder.ends_at(3 * SECOND);
+        recorder.ends_at(9 * SECOND);
+        // due and answered, each in ms: before it, into it, within, out of it, behind it
+        for (due, took) in [(0, 999), (500, 500), (1000, 10), (1500, 1500), (2999, 40_000)] {
+            recorder.answered("message", ms(due), ms(took));
+            recorder.refused("message", "busy", ms(due), ms(took));
+            recorder.observed("delivery", ms(due), ms(took));
+        }
+        let operations = recorder.measured().operations;
+        let of = &operations["message"];
+        assert_eq!((of.answered, of.refused), (3, 3), "what was due in it");
+        assert_eq!(of.in_time(), InTime { answered: 2, refused: 2, late: 2 });
+        assert_eq!(operations["delivery"].in_time().answered, 2);
+        // a run that is stopped ends earlier
+        recorder.ends_at(2 * SECOND);
+        recorder.answered("message", ms(1000), ms(1000));
+        assert_eq!(recorder.measured().operations["message"].in_time().late, 3);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -44,6 +44,12 @@ pub struct Run {
     pub warm_up_ms: u64,
     /// The measured time, behind the warm-up.
     pub measured_ms: u64,
+    /// So long behind the measured time the last operation of it was over. Runs of earlier versions do not say.
+    #[serde(default)]
+    pub tail_ms: u64,
+    /// Groups in which nothing more could happen. Runs of earlier versions do not say.
+    #[serde(default)]
+    pub groups_lost: u64,
     pub load: Load,
     /// Facts about the machine that made the load ("cores": "2", "load average at start": "0.4").
     pub machine: BTreeMap<String, String>,
@@ -89,6 +95,27 @@ pub struct Operation {
     /// Of those that began an operation, whatever became of them: how late the generator was. Runs of earlier versions do not say.
     #[serde(default, skip_serializing_if = "Latencies::is_empty")]
     pub lag: Latencies,
+    /// What came in time, and what did not. Runs of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_time: Option<InTime>,
+}
+
+/// What came while the measured time lasted, whenever it was due: what was got done in that time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InTime {
+    pub answered: u64,
+    pub refused: u64,
+    /// Of what was due in the measured time and answered: so many behind its end.
+    pub late: u64,
+}
+
+impl Operation {
+    /// Of a run that does not say: as if all that was due had come in time.
+    #[must_use]
+    pub fn in_time(&self) -> InTime {
+        let Self { answered, refused, .. } = *self;
+        self.in_time.unwrap_or(InTime { answered, refused, late: 0 })
+    }
 }
 
 /// What happened in an interval, as the generator saw it.
@@ -185,13 +212,7 @@ impl RunResult {
     /// # Errors
     /// The file system's.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".part");
-        let part = path.with_file_name(name);
-        let mut text = serde_json::to_vec(self)?;
-        text.push(b'\n');
-        std::fs::write(&part, text)?;
-        std::fs::rename(&part, path)
+        ResultFile::create(path)?.finish(self)
     }
 
     /// Reads what [`RunResult::write`] wrote.
@@ -270,6 +291,55 @@ impl RunResult {
     }
 }
 
+/// Where a result will be: opened before there is one, so that a run does not find at its end that there is no place for it.
+pub struct ResultFile {
+    path: PathBuf,
+    part: PathBuf,
+    file: File,
+}
+
+impl ResultFile {
+    /// Makes the part beside `path` that [`ResultFile::finish`] fills. Dropped without it, the part is gone.
+    ///
+    /// # Errors
+    /// The file system's; [`io::ErrorKind::AlreadyExists`] where somebody else writes there now, or was ended in the middle of it.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".part");
+        let part = path.with_file_name(name);
+        let file = File::create_new(&part)?;
+        Ok(Self { path: path.to_owned(), part, file })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes `result`; what was at the path is replaced only by a whole one.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn finish(mut self, result: &RunResult) -> io::Result<()> {
+        let mut text = serde_json::to_vec(result)?;
+        text.push(b'\n');
+        self.file.write_all(&text)?;
+        std::fs::rename(&self.part, &self.path)
+    }
+}
+
+impl Drop for ResultFile {
+    fn drop(&mut self) {
+        // behind `finish` it has another name
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
+
+/// Whether a file begins as a recorded run does.
+pub(crate) fn begins_as_a_run(beginning: &[u8]) -> bool {
+    beginning.starts_with(format!("{{\"format\":\"{FORMAT}\"").as_bytes())
+}
+
 #[derive(Deserialize)]
 struct Head {
     format: String,
@@ -302,6 +372,8 @@ mod tests {
             started_at_ms: 1_790_000_000_000,
             warm_up_ms: 0,
             measured_ms: 1000,
+            tail_ms: 0,
+            groups_lost: 0,
             load: Load::Open { per_second: 10.0 },
             machine: [("cores".into(), "2".into())].into(),
         };
@@ -331,6 +403,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no part is left");
         let missing = RunResult::read(&folder.path().join("none")).unwrap_err().to_string();
         assert!(missing.contains("none: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_place_for_a_run_is_taken_once_and_left_as_it_was_where_there_is_no_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        std::fs::write(&path, "what was there").unwrap();
+        let place = ResultFile::create(&path).unwrap();
+        let second = ResultFile::create(&path).map(|_| ()).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
+        drop(place);
+        assert_eq!(std::fs::read(&path).unwrap(), b"what was there");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        let nowhere = ResultFile::create(&folder.path().join("no/run.json")).map(|_| ());
+        assert_eq!(nowhere.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(begins_as_a_run(&serde_json::to_vec(&made()).unwrap()));
+        assert!(!begins_as_a_run(b"{\"format\":\"other"));
     }
 
     #[test]

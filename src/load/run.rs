@@ -23,7 +23,7 @@ use super::{
     recorder::Recorder,
     result::{Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload as Described},
     script::Script,
-    send::{Sender, Verdict, Work},
+    send::{Sender, Told, Verdict, Work},
     view::View,
     workload::{Target, Workload},
 };
@@ -73,44 +73,32 @@ pub struct Done {
     pub generator_us: Option<u64>,
     pub delivered: u64,
     pub interrupted: bool,
+    /// What went wrong in the middle and ended it; all that was measured until then is there.
+    pub broke: Option<String>,
 }
 
-/// Replays a workload until its time or count is over, or `stop` comes.
+/// Replays a workload until its time or count is over, or `stop` comes: before it has begun that is [`LoadError::Interrupted`].
 ///
 /// # Errors
-/// [`LoadError`] where it cannot begin. What goes wrong later is in the result.
+/// [`LoadError`] where it cannot begin. What goes wrong later is told with the result.
 pub async fn run(
     path: &std::path::Path,
     options: Options,
     stop: impl Future<Output = ()>,
 ) -> Result<Done, LoadError> {
-    let workload = open(path.to_owned()).await?;
-    let targets = targets(&workload, options.targets.clone())?;
-    let lines = Lines::new(&targets, options.connections)?;
-    let drained = drained(&workload, &options)?;
-    let streams = if options.drain == Drain::Stream { drained.len() } else { 0 };
-    machine::files_for(streams + targets.len() * options.connections)?;
-    greet(&workload, &targets, &lines).await?;
-
-    let mut machine = machine::facts();
-    let recorder = Recorder::new(options.warm_up);
-    let drains = Drains::open(
-        options.drain,
-        &drained,
-        &targets,
-        &workload.accounts,
-        &recorder,
-        options.is_quiet,
-    )
-    .await?;
-    // what waits in their queues from before is no part of the run
-    drains.settle(BACKLOG_MAX).await;
+    let mut stop = std::pin::pin!(stop);
+    let ready = tokio::select! {
+        ready = Ready::make(path, &options) => ready?,
+        () = &mut stop => return Err(LoadError::Interrupted),
+    };
+    let Ready { workload, targets, lines, recorder, drains, mut machine } = ready;
     let before = machine::processor_time();
     let started_at_ms = now().0;
     let began = drains.begin();
     let first = tokio::spawn(scrape_at(began, options.warm_up, options.ops.clone()));
     let mut replay = Replay::new(workload, targets, lines, recorder, &options, began);
-    let interrupted = replay.go(stop).await?;
+    let Went { interrupted, broke } = replay.go(stop).await;
+    let (over_at, tail) = replay.over();
     let scrapes = if first.is_finished() || replay.elapsed() >= options.warm_up {
         first.await.unwrap_or_default()
     } else {
@@ -121,7 +109,6 @@ pub async fn run(
     // before what follows: while clients still read what waits for them nothing is accepted that it could be divided by
     let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
     drains.settle(SETTLE_MAX).await;
-    let over_at = replay.over_at.unwrap_or_default();
     let measured = over_at.saturating_sub(options.warm_up);
     let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
     let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
@@ -134,7 +121,6 @@ pub async fn run(
             "processor time of the generator for each operation, its clients' reading included";
         machine.insert(what.to_owned(), format!("{us} µs"));
     }
-    machine.insert("groups in which nothing more could happen".to_owned(), replay.lost.to_string());
     let measured_parts = replay.recorder.measured();
     let header = &replay.workload.header;
     let about = Run {
@@ -149,12 +135,55 @@ pub async fn run(
         started_at_ms,
         warm_up_ms: millis(options.warm_up),
         measured_ms: millis(measured),
+        tail_ms: millis(tail),
+        groups_lost: replay.lost as u64,
         load: options.load,
         machine,
     };
     let result = RunResult::new(about, measured_parts.operations, measured_parts.series, scraped);
     let groups_lost = replay.lost;
-    Ok(Done { result, groups_lost, generator_us, delivered: drains.delivered(), interrupted })
+    let delivered = drains.delivered();
+    Ok(Done { result, groups_lost, generator_us, delivered, interrupted, broke })
+}
+
+/// All that a run begins with.
+struct Ready {
+    workload: Workload,
+    targets: Vec<Target>,
+    lines: Lines,
+    recorder: Recorder,
+    drains: Drains,
+    machine: BTreeMap<String, String>,
+}
+
+impl Ready {
+    async fn make(path: &std::path::Path, options: &Options) -> Result<Self, LoadError> {
+        let workload = open(path.to_owned()).await?;
+        let targets = targets(&workload, options.targets.clone())?;
+        let lines = Lines::new(&targets, options.connections)?;
+        let drained = drained(&workload, options)?;
+        let streams = if options.drain == Drain::Stream { drained.len() } else { 0 };
+        machine::files_for(streams + targets.len() * options.connections)?;
+        greet(&workload, &targets, &lines).await?;
+        for url in &options.ops {
+            machine::is_operators(url).await?;
+        }
+        let machine = machine::facts();
+        let recorder = Recorder::new(options.warm_up);
+        recorder.ends_at(options.warm_up + options.length);
+        let drains = Drains::open(
+            options.drain,
+            &drained,
+            &targets,
+            &workload.accounts,
+            &recorder,
+            options.is_quiet,
+        )
+        .await?;
+        // what waits in their queues from before is no part of the run
+        drains.settle(BACKLOG_MAX).await;
+        Ok(Self { workload, targets, lines, recorder, drains, machine })
+    }
 }
 
 /// The targets' metrics, `when` the run has gone on for so long.
@@ -234,8 +263,24 @@ async fn greet(workload: &Workload, targets: &[Target], lines: &Lines) -> Result
 
 /// What a task says of an operation that is over.
 enum Over {
-    Step { group: usize, held: bool, verdict: Verdict },
-    Live { group: usize, crew: Result<Box<super::crew::Crew>, LoadError> },
+    /// The group's part of it: others may begin there.
+    Judged {
+        group: usize,
+        held: bool,
+        verdict: Verdict,
+    },
+    /// All of it.
+    Step,
+    Live {
+        group: usize,
+        crew: Result<Box<super::crew::Crew>, LoadError>,
+    },
+}
+
+/// How a replay ended.
+struct Went {
+    interrupted: bool,
+    broke: Option<String>,
 }
 
 struct Replay {
@@ -251,9 +296,14 @@ struct Replay {
     /// Operations that were begun, and that are not over.
     begun: u64,
     running: u64,
+    running_max: u64,
     lost: usize,
     /// From when on nothing began.
     over_at: Option<Duration>,
+    /// It was over before its time: by its count, or because no group was left.
+    has_all: bool,
+    /// When an operation was over last, while they were waited for.
+    last_over: Duration,
     over: mpsc::UnboundedSender<Over>,
     /// As many as operations are begun, which has a bound.
     overs: mpsc::UnboundedReceiver<Over>,
@@ -284,6 +334,8 @@ impl Replay {
             count_max: options.count,
         };
         let (ended, is_ended) = watch::channel(false);
+        // what has no place on a connection waits, and no more of that than of what waits for its group
+        let running_max = lines.room().saturating_add(options.waiting_max) as u64;
         let sender = Sender {
             ended: is_ended,
             lines,
@@ -305,8 +357,11 @@ impl Replay {
             view: View::begin(until, options.is_quiet),
             begun: 0,
             running: 0,
+            running_max,
             lost: 0,
             over_at: None,
+            has_all: false,
+            last_over: Duration::ZERO,
             over,
             overs,
             homeless: Vec::new(),
@@ -318,8 +373,48 @@ impl Replay {
         self.sender.began.elapsed()
     }
 
-    /// Runs until it is over; whether it was told to stop before.
-    async fn go(&mut self, stop: impl Future<Output = ()>) -> Result<bool, LoadError> {
+    /// Runs until it is over, or told to stop, or cannot go on.
+    async fn go(&mut self, stop: impl Future<Output = ()>) -> Went {
+        let ran = self.replay(stop).await;
+        if ran.is_err() {
+            self.ends_early(self.elapsed());
+            self.wait(GRACE_STOPPED).await;
+        }
+        self.view.end();
+        self.end().await;
+        let interrupted = matches!(ran, Ok(true));
+        Went { interrupted, broke: ran.err().map(|error| error.to_string()) }
+    }
+
+    /// For what was begun; nothing new begins.
+    async fn wait(&mut self, most: Duration) {
+        let until = Instant::now() + most;
+        while self.running > 0 {
+            let Ok(Some(over)) = tokio::time::timeout_at(until, self.overs.recv()).await else {
+                break;
+            };
+            // where nothing begins nothing is read that could be damaged
+            let _ = self.took(over, true);
+        }
+    }
+
+    /// Nothing begins any more, though there is time left; what comes from here on is not measured.
+    fn ends_early(&mut self, at: Duration) {
+        self.over_at.get_or_insert(at);
+        self.recorder.ends_at(at);
+    }
+
+    /// Until when it was measured, and how much longer it took until all operations were over.
+    fn over(&self) -> (Duration, Duration) {
+        let nothing_began = self.over_at.unwrap_or_default();
+        let last = self.last_over.max(nothing_began);
+        // a count is done when the last one is over, where there is time for that
+        let over_at = if self.has_all { last.min(self.pace.until()) } else { nothing_began };
+        (over_at, last - over_at)
+    }
+
+    /// Whether it was told to stop.
+    async fn replay(&mut self, stop: impl Future<Output = ()>) -> Result<bool, LoadError> {
         let mut stop = std::pin::pin!(stop);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -328,14 +423,20 @@ impl Replay {
         let (mut ends_by, mut stopped_at) = (None, None);
         loop {
             let now = self.elapsed();
-            let over = stopped || self.pace.is_over(now);
-            if over {
-                let at = if stopped { now } else { self.pace.over_at(now) };
-                self.over_at.get_or_insert(at);
-            } else {
+            if !stopped {
                 while let Some(arrival) = self.pace.due(self.elapsed()) {
                     self.arrive(arrival.group, arrival.due)?;
                     self.rehouse()?;
+                }
+            }
+            let over = stopped || self.pace.is_over(now);
+            if over && self.over_at.is_none() {
+                if stopped {
+                    self.ends_early(now);
+                } else {
+                    let at = self.pace.over_at(now).min(self.pace.until());
+                    self.has_all = at < self.pace.until();
+                    self.over_at = Some(at);
                 }
             }
             if over && self.running == 0 && (stopped || self.lanes.waiting() == 0) {
@@ -367,25 +468,18 @@ impl Replay {
                     while let Ok(over) = self.overs.try_recv() {
                         self.took(over, stopped)?;
                     }
+                    self.last_over = self.elapsed();
                 }
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
-        self.view.end();
-        self.end().await?;
         Ok(stopped)
     }
 
     /// What was begun or due and will not be answered any more is counted as that.
-    async fn end(&mut self) -> Result<(), LoadError> {
+    async fn end(&mut self) {
         let _ = self.ended.send(true);
-        let until = Instant::now() + END_MAX;
-        while self.running > 0 {
-            let Ok(Some(over)) = tokio::time::timeout_at(until, self.overs.recv()).await else {
-                break;
-            };
-            self.took(over, true)?;
-        }
+        self.wait(END_MAX).await;
         for group in 0..self.scripts.len() {
             for due in self.lanes.abandon(group) {
                 self.not_begun(due, "run_end");
@@ -394,11 +488,10 @@ impl Replay {
         for due in std::mem::take(&mut self.homeless) {
             self.not_begun(due, "run_end");
         }
-        Ok(())
     }
 
     fn arrive(&mut self, group: usize, due: Duration) -> Result<(), LoadError> {
-        if self.lanes.arrive(group, due) {
+        if self.running < self.running_max && self.lanes.arrive(group, due) {
             return self.begin_in(group);
         }
         self.not_begun(due, "generator_full");
@@ -441,19 +534,14 @@ impl Replay {
     fn begin(&mut self, group: usize, due: Duration) {
         self.begun += 1;
         self.running += 1;
-        let late = self.elapsed().saturating_sub(due);
-        self.recorder.observed(SEND_LAG, due, late);
         let (sender, recorder, over) =
             (Arc::clone(&self.sender), self.recorder.clone(), self.over.clone());
         match &mut self.scripts[group] {
             Script::Ahead(ahead) => {
                 let Some((step, id)) = ahead.take() else {
-                    let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
+                    refused_at_once(&over, group);
                     return;
                 };
-                if let Some(first) = step.requests.first() {
-                    recorder.began(first.kind.name(), due, late);
-                }
                 let held = step.holds > 0;
                 let work = Work {
                     requests: step.requests,
@@ -464,8 +552,11 @@ impl Replay {
                     due,
                 };
                 // a receiver that is gone belongs to a run that is over
-                let told = move |verdict| {
-                    let _ = over.send(Over::Step { group, held, verdict });
+                let told = move |told| {
+                    let _ = over.send(match told {
+                        Told::Judged(verdict) => Over::Judged { group, held, verdict },
+                        Told::Over => Over::Step,
+                    });
                 };
                 tokio::spawn(sender.perform(recorder, work, told));
             }
@@ -476,6 +567,8 @@ impl Replay {
                     let _ = over.send(Over::Live { group, crew });
                     return;
                 };
+                let late = self.sender.began.elapsed().saturating_sub(due);
+                recorder.observed(SEND_LAG, due, late);
                 recorder.began(op.kind().name(), due, late);
                 let comes_in = matches!(op, Op::Add { .. } | Op::Join { .. });
                 let token = if comes_in { live.token() } else { None };
@@ -486,18 +579,18 @@ impl Replay {
                     let _ = over.send(Over::Live { group, crew });
                 });
             }
-            // as one that is over at once: what is counted as running must end
-            Script::Unopened | Script::Gone => {
-                let _ = over.send(Over::Step { group, held: true, verdict: Verdict::Refused });
-            }
+            Script::Unopened | Script::Gone => refused_at_once(&over, group),
         }
     }
 
     fn took(&mut self, over: Over, stopped: bool) -> Result<(), LoadError> {
-        self.running -= 1;
-        self.pace.ended();
+        if matches!(over, Over::Step | Over::Live { .. }) {
+            self.running -= 1;
+            self.pace.ended();
+        }
         let (group, goes_on) = match over {
-            Over::Step { group, held, verdict } => {
+            Over::Step => return Ok(()),
+            Over::Judged { group, held, verdict } => {
                 let script = &mut self.scripts[group];
                 let goes_on = match script {
                     Script::Ahead(ahead) => ahead.judged(held, verdict),
@@ -545,6 +638,12 @@ impl Replay {
         }
         Ok(())
     }
+}
+
+/// As of an operation that is over at once: what is counted as running must end.
+fn refused_at_once(over: &mpsc::UnboundedSender<Over>, group: usize) {
+    let _ = over.send(Over::Judged { group, held: true, verdict: Verdict::Refused });
+    let _ = over.send(Over::Step);
 }
 
 impl Drop for Replay {

@@ -8,7 +8,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -92,6 +92,11 @@ struct Index {
     groups: Vec<u64>,
 }
 
+/// Whether a file begins as a workload does.
+pub(crate) fn begins_as_a_workload(beginning: &[u8]) -> bool {
+    beginning.starts_with(MARK)
+}
+
 /// Why a file is no workload.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -119,7 +124,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn create(path: &Path, header: &Header, accounts: &[Account]) -> Result<Self, LoadError> {
+    /// Takes the file's place, so that nothing is done for a workload that cannot be written.
+    pub fn create(path: &Path) -> Result<Self, LoadError> {
         if path.exists() {
             return Err(FileError::Exists(path.to_owned()).into());
         }
@@ -133,16 +139,20 @@ impl Writer {
             .mode(0o600)
             .open(&part)
             .map_err(|error| FileError::Io { path: part.clone(), error })?;
-        let groups = vec![None; header.shape.groups as usize];
         let out = BufWriter::with_capacity(1 << 20, file);
-        let mut writer = Self { path: path.to_owned(), part, out, at: 0, groups };
-        writer.put(MARK)?;
-        writer.put(&[VERSION])?;
-        writer.put(&record(header)?)?;
+        Ok(Self { path: path.to_owned(), part, out, at: 0, groups: Vec::new() })
+    }
+
+    /// What stands before the groups.
+    pub fn begin(&mut self, header: &Header, accounts: &[Account]) -> Result<(), LoadError> {
+        self.groups = vec![None; header.shape.groups as usize];
+        self.put(MARK)?;
+        self.put(&[VERSION])?;
+        self.put(&record(header)?)?;
         for account in accounts {
-            writer.put(&record(&account.stored()?)?)?;
+            self.put(&record(&account.stored()?)?)?;
         }
-        Ok(writer)
+        Ok(())
     }
 
     /// Takes group `index`, as [`block`] made it.
@@ -217,40 +227,19 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Reads header, accounts and index.
+    /// Reads header, accounts and index, and looks at all the rest: what is damaged is told before anything is sent.
     ///
     /// # Errors
     /// [`FileError`]
     pub fn open(path: &Path) -> Result<Self, LoadError> {
-        let io = |error| FileError::Io { path: path.to_owned(), error };
-        let mut file = File::open(path).map_err(io)?;
-        let size = file.metadata().map_err(io)?.len();
-        let mut mark = [0; MARK.len() + 1];
-        let read = file.read(&mut mark).map_err(io)?;
-        if read != mark.len() || &mark[..MARK.len()] != MARK {
-            return Err(FileError::Foreign(path.to_owned()).into());
-        }
-        let found = mark[MARK.len()];
-        if found != VERSION {
-            return Err(FileError::Version { path: path.to_owned(), found }.into());
-        }
-        let mut end = [0; 8];
-        file.seek(SeekFrom::Start(size.saturating_sub(8))).map_err(io)?;
-        file.read_exact(&mut end).map_err(io)?;
-        let end = u64::from_be_bytes(end);
+        let Beginning { file, size, end, header, mut at } = Beginning::read(path)?;
         let damaged = |at, what: &str| FileError::Damaged {
             path: path.to_owned(),
             at,
             what: what.to_owned(),
         };
-        if end >= size {
-            return Err(damaged(size, "its end is missing").into());
-        }
         let reader = Reader { path, file: &file, end: size - 8 };
-        let mut at = mark.len() as u64;
-        let (header, next): (Header, u64) = reader.record(at)?;
-        at = next;
-        header.shape.check().map_err(|what| damaged(at, &what))?;
+        Reader { end, ..reader }.check_all()?;
         let mut accounts = Vec::new();
         for _ in 0..header.shape.users {
             let (account, next): (StoredAccount, u64) = reader.record(at)?;
@@ -272,6 +261,14 @@ impl Workload {
             groups: index.groups,
             end,
         })
+    }
+
+    /// Where a workload's providers were when it was made; the rest is not looked at.
+    ///
+    /// # Errors
+    /// [`FileError`]
+    pub fn targets(path: &Path) -> Result<Vec<Target>, LoadError> {
+        Ok(Beginning::read(path)?.header.targets)
     }
 
     /// Group `index`, and where its first step is.
@@ -307,6 +304,51 @@ impl Workload {
     }
 }
 
+/// A file that is a workload of this version.
+struct Beginning {
+    file: File,
+    size: u64,
+    /// Where the index begins.
+    end: u64,
+    header: Header,
+    /// Where the first account is.
+    at: u64,
+}
+
+impl Beginning {
+    fn read(path: &Path) -> Result<Self, LoadError> {
+        let io = |error| FileError::Io { path: path.to_owned(), error };
+        let mut file = File::open(path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut mark = [0; MARK.len() + 1];
+        let read = file.read(&mut mark).map_err(io)?;
+        if read != mark.len() || &mark[..MARK.len()] != MARK {
+            return Err(FileError::Foreign(path.to_owned()).into());
+        }
+        let found = mark[MARK.len()];
+        if found != VERSION {
+            return Err(FileError::Version { path: path.to_owned(), found }.into());
+        }
+        let mut end = [0; 8];
+        file.seek(SeekFrom::Start(size.saturating_sub(8))).map_err(io)?;
+        file.read_exact(&mut end).map_err(io)?;
+        let end = u64::from_be_bytes(end);
+        let damaged = |at, what: &str| FileError::Damaged {
+            path: path.to_owned(),
+            at,
+            what: what.to_owned(),
+        };
+        if end >= size {
+            return Err(damaged(size, "its end is missing").into());
+        }
+        let reader = Reader { path, file: &file, end: size - 8 };
+        let (header, at): (Header, u64) = reader.record(mark.len() as u64)?;
+        header.shape.check().map_err(|what| damaged(at, &what))?;
+        Ok(Self { file, size, end, header, at })
+    }
+}
+
+#[derive(Clone, Copy)]
 struct Reader<'a> {
     path: &'a Path,
     file: &'a File,
@@ -314,6 +356,36 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Whether every record up to the end is what was written, and one follows the other.
+    fn check_all(&self) -> Result<(), LoadError> {
+        let io = |error| FileError::Io { path: self.path.to_owned(), error };
+        let mut at = MARK.len() as u64 + 1;
+        let mut input = BufReader::with_capacity(1 << 20, self.file);
+        input.seek(SeekFrom::Start(at)).map_err(io)?;
+        let mut body = Vec::new();
+        while at < self.end {
+            let damaged = |what: &str| {
+                let (path, what) = (self.path.to_owned(), what.to_owned());
+                FileError::Damaged { path, at, what }
+            };
+            let mut head = [0; HEAD_BYTES];
+            input.read_exact(&mut head).map_err(io)?;
+            let (length, checksum) = head.split_at(4);
+            let length = length.iter().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte));
+            let next = at + (HEAD_BYTES + length) as u64;
+            if length > RECORD_BYTES_MAX || next > self.end {
+                return Err(damaged("a length that cannot be").into());
+            }
+            body.resize(length, 0);
+            input.read_exact(&mut body).map_err(io)?;
+            if crypto::sha256(&body)[..CHECKSUM_BYTES] != *checksum {
+                return Err(damaged("a checksum that does not fit").into());
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
     fn record<T: DeserializeOwned>(&self, at: u64) -> Result<(T, u64), LoadError> {
         let damaged = |what: &str| FileError::Damaged {
             path: self.path.to_owned(),
@@ -390,7 +462,8 @@ mod tests {
             .map(|it| ClientUri::new(format!("mimi://a.example/d/u{it}/load")).unwrap())
             .map(|client| Account::generate(client).unwrap())
             .collect();
-        let mut writer = Writer::create(path, &header(), &accounts).unwrap();
+        let mut writer = Writer::create(path).unwrap();
+        writer.begin(&header(), &accounts).unwrap();
         for index in [1, 0] {
             let group = Group {
                 id: GroupId::of(&header().targets[0].domain, [u8::try_from(index).unwrap(); 16]),
@@ -445,7 +518,7 @@ mod tests {
         assert_eq!(group.id, GroupId::of(&header().targets[0].domain, [1; 16]));
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!folder.path().join("w.part").exists());
-        let again = Writer::create(&path, &header(), &[]).err().unwrap().to_string();
+        let again = Writer::create(&path).err().unwrap().to_string();
         assert!(again.contains("there already"), "{again}");
     }
 
@@ -460,14 +533,20 @@ mod tests {
             read_all(&path)
         };
         assert!(read(&whole).is_ok());
+        let open = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Workload::open(&path).map(|_| ())
+        };
+        assert!(open(&whole).is_ok());
         // the last eight bytes alone have no checksum: they lead to the index or to what is none
         for at in (0..whole.len()).step_by(61).chain(whole.len() - 8..whole.len()) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x41;
-            assert!(read(&bytes).is_err(), "byte {at}");
+            // before anything is done with it, also in what is read last
+            assert!(open(&bytes).is_err(), "byte {at}");
         }
         for length in (0..whole.len()).step_by(97).chain([whole.len() - 1]) {
-            assert!(read(&whole[..length]).is_err(), "{length} bytes");
+            assert!(open(&whole[..length]).is_err(), "{length} bytes");
         }
         let mut version = whole.clone();
         version[MARK.len()] = 9;

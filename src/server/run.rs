@@ -668,9 +668,11 @@ fn register_process_metrics(
     registry.register(Box::new(ProcessMetrics::new()))?;
     let build = IntGaugeVec::new(
         Opts::new("mimid_build_info", "1, with what this process was built from"),
-        &["version"],
+        &["version", "commit"],
     )?;
-    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    // who builds says which one it is: a build that asked git itself would have to run it
+    let commit = option_env!("MIMID_COMMIT").unwrap_or("unknown");
+    build.with_label_values(&[env!("CARGO_PKG_VERSION"), commit]).set(1);
     registry.register(Box::new(build))
 }
 

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -12,12 +14,17 @@ use mimid::load::{
     pace::Spread,
     plan::{Mix, Shape},
     prepare::{Prepare, Prepared, prepare},
+    report::Report,
     result::{DELIVERY, Load, Operation, RunResult, SEND_LAG, Scraped},
     run::{Done, Options, run},
     workload::Target,
 };
 
-use crate::providers::Providers;
+use crate::{
+    providers::Providers,
+    proxy::{Proxy, Weather},
+    serve::MIMID,
+};
 
 const EVERYTHING: &str = "messages=50,updates=10,adds=10,removes=10,joins=10";
 
@@ -313,4 +320,238 @@ async fn what_cannot_be_replayed_says_what_to_do() {
     let refused = refused.await.unwrap_err().to_string();
     assert!(refused.contains("config/load.toml"), "{refused}");
     assert!(!folder.path().join("none").exists());
+}
+
+/// One target in place of the workload's only one.
+fn at(providers: &Providers, url: String) -> Vec<Target> {
+    vec![Target { url, ..targets(providers).remove(0) }]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_answered_behind_the_measured_time_is_not_what_was_got_done_in_it() {
+    let providers = Providers::start(&["a.example"], 9).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    prepared(&providers, shape("messages=1", 1), &file).await;
+    let url = providers.all[0].server().url;
+    let proxy = Proxy::start(url.trim_start_matches("https://").parse().unwrap(), 1).await;
+    let open = Options {
+        targets: Some(at(&providers, format!("https://{}", proxy.address))),
+        load: Load::Open { per_second: 250.0 },
+        length: Duration::from_secs(1),
+        count: None,
+        connections: 1,
+        ..closed(0)
+    };
+    let run = tokio::spawn(async move { replayed(&file, open).await });
+    // it has begun
+    while proxy.bytes() < 8_000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    proxy.set(Weather::Silent);
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    proxy.set(Weather::Clear);
+    let done = run.await.unwrap();
+    let message = of(&done, "message");
+    let in_time = message.in_time();
+    assert_eq!((message.answered, done.result.run.measured_ms), (250, 1_000));
+    assert_eq!(in_time.answered + in_time.late, 250, "each was due in it");
+    assert!(in_time.late > 100 && done.result.run.tail_ms > 0, "{in_time:?}");
+    let report = Report::new(&done.result);
+    #[expect(clippy::cast_precision_loss, reason = "it is not many")]
+    let got_done = in_time.answered as f64;
+    assert!((report.requests.answered_per_second - got_done).abs() < 1e-6);
+    let note = format!("{} of 250 answers came when the measured time was over", in_time.late);
+    assert!(report.notes.iter().any(|it| it.starts_with(&note)), "{:?}", report.notes);
+    // one connection takes 128: what is beyond waits here, and is told as that
+    let lag = of(&done, SEND_LAG);
+    assert!(lag.in_time().answered <= in_time.answered + 128, "{:?}", lag.in_time());
+    assert_eq!(lag.answered, 250);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_follows_in_an_operation_is_waited_for() {
+    let providers = Providers::start(&["a.example"], 10).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    prepared(&providers, shape("adds=1", 1), &file).await;
+    let done = replayed(&file, closed(3)).await;
+    expect_no_errors(&done);
+    assert_eq!((of(&done, "add").answered, of(&done, "welcome_info").answered), (3, 3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_cannot_go_on_still_says_what_it_measured() {
+    let providers = Providers::start(&["a.example"], 11).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    let made = prepared(&providers, shape("messages=1", 1), &file).await;
+    let path = file.clone();
+    let run = tokio::spawn(async move { replayed(&path, closed(u64::MAX)).await });
+    while providers.all[0].metric_with("mimid_group_accepted_total", "").await < 100.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // its disk loses what was whole when it began
+    let whole = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    let from = made.bytes / 10;
+    whole.write_all_at(&vec![0; usize::try_from(made.bytes - from).unwrap()], from).unwrap();
+    let done = run.await.unwrap();
+    let broke = done.broke.unwrap();
+    assert!(broke.contains("is damaged at byte"), "{broke}");
+    assert!(!done.interrupted && done.result.run.measured_ms > 0);
+    let message = &done.result.operations["message"];
+    assert_eq!(message.latencies.count(), message.answered);
+    assert!(message.answered > 0 && message.unanswered == 0, "what was sent was waited for");
+}
+
+/// `mimid load` as people type it, in a folder where w is a workload.
+struct Typed {
+    providers: Providers,
+    folder: tempfile::TempDir,
+    ca: String,
+}
+
+impl Typed {
+    async fn new(seed: u64) -> Self {
+        let providers = Providers::start(&["a.example"], seed).await;
+        let folder = tempfile::tempdir().unwrap();
+        prepared(&providers, shape("messages=1", 1), &folder.path().join("w")).await;
+        let ca = providers.all[0].data().join("certificate.pem").display().to_string();
+        Self { providers, folder, ca }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(MIMID);
+        command.arg("load").args(arguments).current_dir(self.folder.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Its code, and what it said.
+    fn says(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let done = self.command(arguments).output().unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        (done.status.code(), String::from_utf8(said).unwrap())
+    }
+
+    /// Replays w, briefly.
+    fn run(&self, more: &[&str]) -> (Option<i32>, String) {
+        let run = ["run", "w", "--concurrency", "2", "--count", "10", "--warmup", "0s"];
+        self.says(&[&run[..], &["--drain", "none", "--quiet"], more].concat())
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name)).unwrap()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let names = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<String> =
+            names.map(|it| it.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    async fn accepted(&self) -> f64 {
+        self.providers.all[0].metric("mimid_group_accepted_total").await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_cannot_be_made_again_is_written_over() {
+    let typed = Typed::new(12).await;
+    let workload = typed.read("w");
+    for results in [&["w", "w.result.json"][..], &["w", "w.result-2.json", "w.result.json"]] {
+        let (code, said) = typed.run(&[]);
+        assert_eq!(
+            (code, typed.names()),
+            (Some(0), results.iter().map(|it| (*it).to_owned()).collect()),
+            "{said}"
+        );
+    }
+    let first = typed.read("w.result.json");
+    assert_ne!(first, typed.read("w.result-2.json"));
+    let sent = typed.accepted().await;
+    // what has nowhere to go is told of before it begins
+    for (result, says) in [
+        ("w", "is there already: name another file with --result"),
+        ("w.result.json", "is there already: name another file with --result"),
+        ("no/where.json", "cannot be written"),
+    ] {
+        let (code, said) = typed.run(&["--result", result]);
+        assert!(code == Some(1) && said.contains(says), "{result}: {said}");
+    }
+    assert_eq!(typed.accepted().await, sent);
+
+    for output in ["w.result.json", "w.result-2.json", "w"] {
+        for format in ["text", "html"] {
+            let arguments = ["report", "w.result.json", "--format", format, "--output", output];
+            let (code, said) = typed.says(&arguments);
+            assert!(code == Some(1) && said.contains("name another file"), "{output}: {said}");
+        }
+    }
+    let (code, said) = typed.says(&["report", "w.result.json", "--output", "r.pdf"]);
+    assert!(code == Some(1) && said.contains(".txt, .json or .html"), "{said}");
+    assert_eq!((typed.read("w"), typed.read("w.result.json")), (workload, first));
+    assert_eq!(typed.names().len(), 3, "{:?}", typed.names());
+    // a report can be made again
+    for _ in 0..2 {
+        let (code, said) = typed.says(&["report", "w.result.json", "--output", "r.html"]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_work_is_refused_before_anything_is_done() {
+    let typed = Typed::new(13).await;
+    let before = typed.accepted().await;
+    for (more, code, says) in [
+        (&["--for", "0s"][..], 2, "nothing to measure"),
+        (
+            &["--ops", "http://127.0.0.1:1"],
+            1,
+            "--ops http://127.0.0.1:1: its metrics cannot be read",
+        ),
+        (&["--ops", "ftp://a.example"], 1, "its metrics cannot be read"),
+        (&["--target", "http://127.0.0.1:1"], 1, "DOMAIN=URL is meant"),
+    ] {
+        let (came, said) = typed.run(more);
+        assert!(came == Some(code) && said.contains(says), "{more:?}: {said}");
+    }
+    let none = ["run", "w", "--concurrency", "1", "--count", "0"];
+    assert_eq!(typed.says(&none).0, Some(2));
+    // the file first: what is registered stays registered
+    let nowhere = ["prepare", "no/where", "--target", "a.example=https://127.0.0.1:1"];
+    let (code, said) = typed.says(&nowhere);
+    assert!(code == Some(1) && said.contains("where.part: No such file"), "{said}");
+    assert_eq!((typed.names(), typed.accepted().await), (vec!["w".to_owned()], before));
+    // of one target there is no doubt
+    let url = typed.providers.all[0].server().url;
+    let ops = format!("http://{}", typed.providers.all[0].ops);
+    let (code, said) = typed.run(&["--target", &url, "--ca", &typed.ca, "--ops", &ops]);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_ended_by_a_signal_keeps_what_it_measured() {
+    let typed = Typed::new(14).await;
+    for signal in ["TERM", "INT"] {
+        let before = typed.accepted().await;
+        let endless = ["run", "w", "--concurrency", "2", "--for", "1h", "--warmup", "0s"];
+        let name = format!("{signal}.json");
+        let last = ["--drain", "none", "--quiet", "--result", &name];
+        let mut run = typed.command(&[&endless[..], &last].concat()).spawn().unwrap();
+        while typed.accepted().await < before + 10.0 {
+            assert!(run.try_wait().unwrap().is_none(), "it ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let sent =
+            Command::new("kill").args(["-s", signal, &run.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let done = run.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success() && said.contains("It was interrupted"), "{signal}: {said}");
+        let result = RunResult::read(&typed.folder.path().join(&name)).unwrap();
+        assert!(result.operations["message"].answered > 0);
+    }
 }

@@ -54,6 +54,8 @@ impl Folder {
             started_at_ms: 1_795_750_805_000,
             warm_up_ms: 1000,
             measured_ms: 10_000,
+            tail_ms: 0,
+            groups_lost: 0,
             load: Load::Open { per_second: 101.0 },
             machine: BTreeMap::new(),
         };

@@ -7,6 +7,7 @@ mod backups;
 mod cli;
 mod client;
 mod damage;
+mod documents;
 mod faults;
 mod federation;
 mod groups;

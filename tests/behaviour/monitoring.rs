@@ -9,10 +9,11 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
+use base64::Engine as _;
 use mimid::{
     client::core::{Event, PolicyChange},
     wire::{extensions::Role, ids::GroupId},
@@ -85,6 +86,9 @@ impl Scene {
         // alice may not know of this yet: an epoch conflict, which her client mends by itself
         accepted(bob.client.update(team, false).await);
         accepted(alice.client.update(team, false).await);
+        agree(team, &[alice, bob]).await;
+        // as one who has lost a device's state
+        accepted(bob.client.resync(team).await);
         agree(team, &[alice, bob]).await;
         let admin = PolicyChange::Role { user: bob.user.clone(), role: Role::Moderator };
         let refused = bob.client.change_policy(team, vec![admin]).await;
@@ -289,15 +293,7 @@ async fn a_browser_shows_the_status_page_and_it_asks_nobody_else() {
         scene.work(round).await;
     }
     let provider = &scene.providers.all[0];
-    let profile = tempfile::tempdir().unwrap();
-    let shown = Command::new("chromium")
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .args(["--virtual-time-budget=10000", "--dump-dom"])
-        .arg(format!("http://{}/", provider.ops))
-        .output()
-        .unwrap();
+    let shown = chromium(&["--dump-dom", &format!("http://{}/", provider.ops)]);
     let page = String::from_utf8(shown.stdout).unwrap();
     let errors = String::from_utf8_lossy(&shown.stderr).into_owned();
     for shows in [
@@ -310,6 +306,13 @@ async fn a_browser_shows_the_status_page_and_it_asks_nobody_else() {
     ] {
         assert!(page.contains(shows), "no {shows} in\n{page}\n{errors}");
     }
+    for (path, status) in
+        [("", 200), ("status.css", 200), ("metrics", 200), ("livez", 200), ("no", 404)]
+    {
+        let asked = http().head(format!("http://{}/{path}", provider.ops)).send().await.unwrap();
+        assert_eq!(asked.status().as_u16(), status, "HEAD /{path}");
+        assert!(asked.bytes().await.unwrap().is_empty());
+    }
     let answer = http().get(format!("http://{}/", provider.ops)).send().await.unwrap();
     let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
     assert!(policy.starts_with("default-src 'none'") && !policy.contains("http"), "{policy}");
@@ -318,6 +321,85 @@ async fn a_browser_shows_the_status_page_and_it_asks_nobody_else() {
         assert!(!text.is_empty());
         let svg = "http://www.w3.org/2000/svg";
         assert!(!text.replace(svg, "").contains("://"), "{file} names no other place");
+    }
+}
+
+/// What a browser says when it is asked like this.
+fn chromium(arguments: &[&str]) -> Output {
+    let profile = tempfile::tempdir().unwrap();
+    Command::new("chromium")
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg("--virtual-time-budget=10000")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// How bright a picture's corners are (0 to 255), how many of a thousand of its pixels stand out from them, and in how many colours.
+fn looks(picture: &Path) -> (f64, f64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let data = base64::engine::general_purpose::STANDARD.encode(fs::read(picture).unwrap());
+    let page = format!(
+        "<!doctype html><img src=\"data:image/png;base64,{data}\"><p></p><script>onload = () => {{
+        const img = document.querySelector('img'), canvas = document.createElement('canvas');
+        [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
+        const context = canvas.getContext('2d');
+        context.drawImage(img, 0, 0);
+        const {{ data }} = context.getImageData(0, 0, canvas.width, canvas.height);
+        const light = (at) => 0.21 * data[at] + 0.72 * data[at + 1] + 0.07 * data[at + 2];
+        const corners = [0, canvas.width - 1, data.length / 4 - canvas.width, data.length / 4 - 1];
+        const ground = corners.reduce((sum, at) => sum + light(at * 4), 0) / 4;
+        const colours = new Set();
+        let out = 0;
+        for (let at = 0; at < data.length; at += 4) {{
+            colours.add(data[at] << 16 | data[at + 1] << 8 | data[at + 2]);
+            out += Math.abs(light(at) - ground) > 80;
+        }}
+        document.querySelector('p').textContent = `${{ground}} ${{out * 4000 / data.length}} ${{colours.size}}`;
+        }}</script>"
+    );
+    let file = folder.path().join("looks.html");
+    fs::write(&file, page).unwrap();
+    let shown = chromium(&["--dump-dom", &format!("file://{}", file.display())]);
+    let dom = String::from_utf8(shown.stdout).unwrap();
+    let said = dom.rsplit("<p>").next().unwrap().split("</p>").next().unwrap();
+    let numbers: Vec<f64> = said.split(' ').filter_map(|it| it.parse().ok()).collect();
+    let [ground, out, colours] = numbers[..] else { panic!("{said}") };
+    (ground, out, colours)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_status_page_can_be_read_by_day_and_by_night() {
+    if !are_installed(&["chromium"]) {
+        return;
+    }
+    let scene = Scene::start().await;
+    for round in 0..2 {
+        scene.work(round).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // who wants to look at them says where they shall be
+    let keep = std::env::var_os("TEST_SCREENSHOTS").map(PathBuf::from);
+    let folder = keep.as_deref().unwrap_or(folder.path());
+    let url = format!("http://{}/", scene.providers.all[0].ops);
+    let shown = |name: &str, scheme: u8, size: &str| {
+        let picture = folder.join(format!("status-{name}.png"));
+        let shown = chromium(&[
+            &format!("--blink-settings=preferredColorScheme={scheme}"),
+            &format!("--window-size={size}"),
+            &format!("--screenshot={}", picture.display()),
+            &url,
+        ]);
+        assert!(picture.exists(), "{}", String::from_utf8_lossy(&shown.stderr));
+        looks(&picture)
+    };
+    for size in ["1280,1400", "500,1800"] {
+        let (day, words, colours) = shown(&format!("light-{size}"), 1, size);
+        assert!(day > 230.0 && words > 5.0 && colours > 20.0, "{size}: {day} {words} {colours}");
+        let (night, words, colours) = shown(&format!("dark-{size}"), 0, size);
+        assert!(night < 40.0 && words > 5.0 && colours > 20.0, "{size}: {night} {words} {colours}");
     }
 }
 

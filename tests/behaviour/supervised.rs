@@ -284,6 +284,13 @@ fn who_has_no_room_or_can_write_no_more_says_so_and_is_not_killed_for_it() {
 fn the_unit_is_one_that_systemd_takes() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("ops/mimid.service");
     let text = fs::read_to_string(&unit).unwrap();
+    assert!(text.contains("\nStartLimitIntervalSec=0\n"), "five quick ends are not the last");
+    // else systemd complains of the folder at each start
+    let guide = unit.with_file_name("install.md");
+    let made = fs::read_to_string(guide)
+        .unwrap()
+        .contains("install -d -m 0750 -o root -g mimid /etc/mimid");
+    assert!(made && text.contains("\nConfigurationDirectoryMode=0750\n"));
     // systemd looks whether it is there
     let folder = tempfile::tempdir().unwrap();
     let copy = folder.path().join("mimid.service");

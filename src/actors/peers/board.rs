@@ -42,6 +42,8 @@ pub struct PeerState {
     pub problem: Option<String>,
     pub items_delivered: u64,
     pub failures: BTreeMap<&'static str, u64>,
+    /// Metrics have it under its own name.
+    named: bool,
     /// What its actor knows of, which is everything where it says so.
     loaded: Waiting,
     /// What the store held in a round.
@@ -65,9 +67,10 @@ pub struct StuckGroup {
 }
 
 impl PeerState {
-    fn new(peer: Domain) -> Self {
+    fn new(peer: Domain, named: bool) -> Self {
         Self {
             peer,
+            named,
             active: false,
             items: 0,
             groups: 0,
@@ -121,29 +124,64 @@ impl PeerState {
 }
 
 /// The peers that this process has had to do with. Beyond its bound those go first that nothing is done about.
+///
+/// In metrics the first ones have names of their own and keep them, all others are one: a counter that went from one name to another
+/// would look like something that has just happened.
 pub(in crate::actors) struct Board {
-    states: Mutex<BTreeMap<Domain, PeerState>>,
+    states: Mutex<States>,
     metrics_peers_max: usize,
+}
+
+#[derive(Default)]
+struct States {
+    peers: BTreeMap<Domain, PeerState>,
+    /// So many of them are named.
+    named: usize,
+    /// What those without a name had counted that are gone: the counters of all others together go on.
+    gone: Counted,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Counted {
+    items_delivered: u64,
+    failures: BTreeMap<&'static str, u64>,
+}
+
+impl States {
+    fn forget(&mut self, peer: &Domain) {
+        let Some(state) = self.peers.remove(peer) else { return };
+        if state.named {
+            self.named -= 1;
+            return;
+        }
+        self.gone.items_delivered += state.items_delivered;
+        for (kind, count) in state.failures {
+            *self.gone.failures.entry(kind).or_default() += count;
+        }
+    }
 }
 
 impl Board {
     pub(super) fn new(metrics_peers_max: usize) -> Self {
-        Self { states: Mutex::new(BTreeMap::new()), metrics_peers_max }
+        Self { states: Mutex::default(), metrics_peers_max }
     }
 
     pub(in crate::actors) fn update(&self, peer: &Domain, update: impl FnOnce(&mut PeerState)) {
         let mut states = locked(&self.states);
-        if !states.contains_key(peer) {
-            if states.len() >= PEERS_MAX {
-                let idle = states.values().find(|state| !state.active).map(|it| it.peer.clone());
+        if !states.peers.contains_key(peer) {
+            if states.peers.len() >= PEERS_MAX {
+                let idle = states.peers.values().filter(|state| !state.active);
+                let idle = idle.min_by_key(|state| state.named).map(|it| it.peer.clone());
                 match idle {
-                    Some(idle) => states.remove(&idle),
+                    Some(idle) => states.forget(&idle),
                     None => return,
-                };
+                }
             }
-            states.insert(peer.clone(), PeerState::new(peer.clone()));
+            let named = states.named < self.metrics_peers_max;
+            states.named += usize::from(named);
+            states.peers.insert(peer.clone(), PeerState::new(peer.clone(), named));
         }
-        if let Some(state) = states.get_mut(peer) {
+        if let Some(state) = states.peers.get_mut(peer) {
             update(state);
         }
     }
@@ -166,7 +204,7 @@ impl Board {
     /// A round is over: nothing waits for those that it did not come by.
     pub(super) fn round_ends(&self, round: u64) {
         let mut states = locked(&self.states);
-        for state in states.values_mut() {
+        for state in states.peers.values_mut() {
             let came_by = state.stored.is_some_and(|(of, _)| of == round);
             if !came_by {
                 state.stored(None);
@@ -175,7 +213,11 @@ impl Board {
     }
 
     pub(super) fn states(&self) -> Vec<PeerState> {
-        locked(&self.states).values().cloned().collect()
+        locked(&self.states).peers.values().cloned().collect()
+    }
+
+    fn gone(&self) -> Counted {
+        locked(&self.states).gone.clone()
     }
 }
 
@@ -192,6 +234,7 @@ struct Vectors {
     items: IntGaugeVec,
     groups: IntGaugeVec,
     oldest: IntGaugeVec,
+    behind: IntGaugeVec,
     set_aside: IntGaugeVec,
     circuit: IntGaugeVec,
     delivered: IntCounterVec,
@@ -221,6 +264,10 @@ impl PeerCollector {
                 "mimid_peer_oldest_undelivered_seconds",
                 "Age of the oldest item that a peer is still to get; 0 where there is none.",
             )?,
+            behind: gauge(
+                "mimid_peer_behind_seconds",
+                "Age of the oldest item that a peer which is sent to is still to get; 0 where there is none, or the peer is left alone for a while.",
+            )?,
             set_aside: gauge(
                 "mimid_peer_groups_set_aside",
                 "Groups that a peer did not take and gets nothing of for now.",
@@ -246,9 +293,18 @@ impl PeerCollector {
 }
 
 impl Vectors {
-    fn each(&self) -> [&dyn Collector; 7] {
-        let Self { items, groups, oldest, set_aside, circuit, delivered, failures } = self;
-        [items, groups, oldest, set_aside, circuit, delivered, failures]
+    fn gauges(&self) -> [&IntGaugeVec; 6] {
+        let Self { items, groups, oldest, behind, set_aside, circuit, .. } = self;
+        [items, groups, oldest, behind, set_aside, circuit]
+    }
+
+    fn counters(&self) -> [&IntCounterVec; 2] {
+        [&self.delivered, &self.failures]
+    }
+
+    fn each(&self) -> impl Iterator<Item = &dyn Collector> {
+        let gauges = self.gauges().into_iter().map(|it| -> &dyn Collector { it });
+        gauges.chain(self.counters().into_iter().map(|it| -> &dyn Collector { it }))
     }
 
     fn add(&self, label: &str, state: &PeerState, now: Timestamp) {
@@ -260,7 +316,10 @@ impl Vectors {
         self.items.with_label_values(&[label]).add(whole(state.items));
         self.groups.with_label_values(&[label]).add(whole(state.groups));
         self.set_aside.with_label_values(&[label]).add(whole(state.groups_set_aside as u64));
-        raise(&self.oldest, whole(state.oldest_at.map_or(0, |at| now.ms_since(at) / 1000)));
+        let oldest = whole(state.oldest_at.map_or(0, |at| now.ms_since(at) / 1000));
+        raise(&self.oldest, oldest);
+        let is_sent_to = state.circuit == CircuitState::Closed;
+        raise(&self.behind, if is_sent_to { oldest } else { 0 });
         raise(
             &self.circuit,
             match state.circuit {
@@ -269,8 +328,12 @@ impl Vectors {
                 CircuitState::Open => 2,
             },
         );
-        self.delivered.with_label_values(&[label]).inc_by(state.items_delivered);
-        for (kind, count) in &state.failures {
+        self.count(label, state.items_delivered, &state.failures);
+    }
+
+    fn count(&self, label: &str, delivered: u64, failures: &BTreeMap<&'static str, u64>) {
+        self.delivered.with_label_values(&[label]).inc_by(delivered);
+        for (kind, count) in failures {
             self.failures.with_label_values(&[label, kind]).inc_by(*count);
         }
     }
@@ -278,24 +341,28 @@ impl Vectors {
 
 impl Collector for PeerCollector {
     fn desc(&self) -> Vec<&Desc> {
-        self.vectors.each().into_iter().flat_map(Collector::desc).collect()
+        self.vectors.each().flat_map(Collector::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let now = self.clock.now();
         let _alone = locked(&self.collecting);
         let vectors = &self.vectors;
-        let Vectors { items, groups, oldest, set_aside, circuit, delivered, failures } = vectors;
-        [items, groups, oldest, set_aside, circuit].into_iter().for_each(IntGaugeVec::reset);
-        [delivered, failures].into_iter().for_each(IntCounterVec::reset);
-        for (index, state) in self.board.states().iter().enumerate() {
-            let named = index < self.board.metrics_peers_max;
-            vectors.add(if named { state.peer.as_str() } else { "other" }, state, now);
+        vectors.gauges().into_iter().for_each(IntGaugeVec::reset);
+        vectors.counters().into_iter().for_each(IntCounterVec::reset);
+        for state in &self.board.states() {
+            vectors.add(if state.named { state.peer.as_str() } else { OTHER }, state, now);
         }
-        vectors.each().into_iter().flat_map(Collector::collect).collect()
+        let Counted { items_delivered, failures } = self.board.gone();
+        if items_delivered > 0 || !failures.is_empty() {
+            vectors.count(OTHER, items_delivered, &failures);
+        }
+        vectors.each().flat_map(Collector::collect).collect()
     }
 }
 
+/// All peers without a name of their own.
+const OTHER: &str = "other";
 const PEERS_MAX: usize = 10_000;
 
 #[cfg(test)]
@@ -311,6 +378,9 @@ mod tests {
                 state.items = items;
                 state.items_delivered = items;
                 state.oldest_at = Some(Timestamp(1_000 * items));
+                if name == "d" {
+                    state.circuit = CircuitState::Open;
+                }
                 *state.failures.entry("timeout").or_default() += 1;
             });
         }
@@ -340,17 +410,55 @@ mod tests {
         };
         assert_eq!(
             of("mimid_peer_outbox_items"),
-            [("a.example", 2), ("b.example", 8), ("other", 5)]
+            [("a.example", 2), ("c.example", 1), ("other", 12)]
         );
         assert_eq!(
             of("mimid_peer_oldest_undelivered_seconds"),
-            [("a.example", 7), ("b.example", 1), ("other", 8)]
+            [("a.example", 7), ("c.example", 8), ("other", 5)]
         );
+        // one that is dead hides no other that is behind
+        assert_eq!(
+            of("mimid_peer_behind_seconds"),
+            [("a.example", 7), ("c.example", 8), ("other", 1)]
+        );
+        assert_eq!(of("mimid_peer_circuit").last(), Some(&("other", 2)));
         assert_eq!(of("mimid_peer_failures_total").last(), Some(&("other", 2)));
         let mut again = seen();
         again.sort();
         first.sort();
         assert_eq!(again, first, "asking again counts nothing twice");
+    }
+
+    #[test]
+    fn no_counter_goes_from_one_name_to_another_and_none_goes_back() {
+        let board = Arc::new(Board::new(2));
+        let counts = |name: &str| {
+            board.update(&Domain::new(name).unwrap(), |state| {
+                state.items_delivered += 1;
+                state.active = name.starts_with('b');
+            });
+        };
+        let clock = Arc::new(ManualClock::at(Timestamp(9_000)));
+        let collector = PeerCollector::new(Arc::clone(&board), clock).unwrap();
+        let delivered = || -> BTreeMap<String, u64> {
+            let families = collector.collect();
+            let of = families.iter().find(|it| it.name() == "mimid_peer_delivered_items_total");
+            let of = of.unwrap().get_metric().iter();
+            of.map(|it| (it.get_label()[0].value().to_owned(), it.get_counter().get_value() as u64))
+                .collect()
+        };
+        let is = |of: [(&str, u64); 3]| of.map(|(name, count)| (name.to_owned(), count)).into();
+        for name in ["b.example", "c.example", "d.example", "a.example"] {
+            counts(name);
+        }
+        assert_eq!(delivered(), is([("b.example", 1), ("c.example", 1), ("other", 2)]));
+        // all places are taken: those go that have no name, and what they counted stays
+        for more in 4..PEERS_MAX + 3 {
+            counts(&format!("x{more}.example"));
+        }
+        let others = (PEERS_MAX + 3 - 2) as u64;
+        assert_eq!(board.states().len(), PEERS_MAX);
+        assert_eq!(delivered(), is([("b.example", 1), ("c.example", 1), ("other", others)]));
     }
 
     #[test]

@@ -2,16 +2,18 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
 use clap::ValueEnum;
 
+use super::targets::usage;
 use crate::load::{
     LoadError,
     report::{Comparison, Report, html, text},
-    result::RunResult,
+    result::{RunResult, begins_as_a_run},
+    workload::begins_as_a_workload,
 };
 
 #[derive(Debug, clap::Args)]
@@ -25,7 +27,7 @@ pub struct Args {
     /// Without it: what the name of --output ends with, otherwise text
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// Where the report goes; without it: to the terminal
+    /// Where the report goes, over an earlier one if need be; without it: to the terminal
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -40,13 +42,20 @@ enum Format {
     Html,
 }
 
-/// Reads, and tells. Nothing is written where a file cannot be read.
+/// Reads, and tells. Nothing is written where a file cannot be read, nor over what cannot be made again.
 pub(super) fn run(args: &Args) -> Result<(), LoadError> {
-    give(args.output.as_deref(), &told(args)?)
+    let format = match (args.format, &args.output) {
+        (Some(format), _) => format,
+        (None, Some(output)) => by_name(output)?,
+        (None, None) => Format::Text,
+    };
+    if let Some(output) = &args.output {
+        is_free(output)?;
+    }
+    give(args.output.as_deref(), &told(args, format)?)
 }
 
-fn told(args: &Args) -> Result<String, LoadError> {
-    let format = args.format.unwrap_or_else(|| by_name(args.output.as_deref()));
+fn told(args: &Args, format: Format) -> Result<String, LoadError> {
     let read = |path: &Path| RunResult::read(path);
     if let Some([a, b]) = args.compare.as_deref() {
         let (a, b) = (read(a)?, read(b)?);
@@ -67,13 +76,35 @@ fn told(args: &Args) -> Result<String, LoadError> {
     })
 }
 
-fn by_name(output: Option<&Path>) -> Format {
-    let ending = output.and_then(Path::extension).and_then(|ending| ending.to_str());
-    match ending {
-        Some("html" | "htm") => Format::Html,
-        Some("json") => Format::Json,
-        Some(_) | None => Format::Text,
+fn by_name(output: &Path) -> Result<Format, LoadError> {
+    let Some(ending) = output.extension() else { return Ok(Format::Text) };
+    match ending.to_str() {
+        Some("html" | "htm") => Ok(Format::Html),
+        Some("json") => Ok(Format::Json),
+        Some("txt" | "text") => Ok(Format::Text),
+        Some(_) | None => Err(usage(format!(
+            "--output {}: a report is .txt, .json or .html, or what --format says",
+            output.display()
+        ))),
     }
+}
+
+/// A report may stand in place of an earlier one, and in no other file's: not a run's that was recorded, least of all its own, nor a
+/// workload's.
+fn is_free(output: &Path) -> Result<(), LoadError> {
+    let mut beginning = Vec::new();
+    let Ok(file) = fs::File::open(output) else { return Ok(()) };
+    // a device is no file that could be lost
+    if !file.metadata().is_ok_and(|it| it.is_file()) {
+        return Ok(());
+    }
+    let _ = file.take(BEGINNING_BYTES).read_to_end(&mut beginning);
+    let what = match &beginning[..] {
+        it if begins_as_a_run(it) => "a recorded run",
+        it if begins_as_a_workload(it) => "a workload",
+        _ => return Ok(()),
+    };
+    Err(usage(format!("--output {} is {what}: name another file", output.display())))
 }
 
 fn json<T: serde::Serialize>(of: &T) -> String {
@@ -94,3 +125,6 @@ fn give(output: Option<&Path>, told: &str) -> Result<(), LoadError> {
         },
     }
 }
+
+/// What says of a file what it is.
+const BEGINNING_BYTES: u64 = 64;

@@ -1,14 +1,23 @@
 //! `mimid load run`
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::targets::{Targets, usage};
 use crate::load::{
     LoadError,
     drain::Drain,
     pace::Spread,
-    result::{Load, Operation},
+    report,
+    result::{Load, Operation, ResultFile},
     run::{self, Done, Options},
+    workload::Workload,
 };
 
 #[derive(Debug, clap::Args)]
@@ -27,10 +36,10 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = Arrivals::Even)]
     arrivals: Arrivals,
     /// How long is measured: 30s, 5m
-    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long = "for", value_name = "TIME", default_value = "60s", value_parser = some_time)]
     length: Duration,
     /// No more operations than this are measured
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// What goes before and is not measured
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = time)]
@@ -57,7 +66,7 @@ pub(super) struct Args {
     /// A target's operator listener, once for each: its /metrics are kept from before and after
     #[arg(long, value_name = "URL")]
     ops: Vec<String>,
-    /// Where the result goes; else beside the workload, as FILE.result.json
+    /// Where the result goes, a file that is not there yet; else beside the workload, as FILE.result.json, or FILE.result-2.json and so on
     #[arg(long, value_name = "FILE")]
     result: Option<PathBuf>,
     /// Show nothing while it runs
@@ -96,13 +105,19 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
             ));
         }
     };
-    let path = args.result.clone().unwrap_or_else(|| {
-        let mut name = args.file.file_name().unwrap_or_default().to_owned();
-        name.push(".result.json");
-        args.file.with_file_name(name)
-    });
+    let targets = if args.targets.is_given() {
+        Some(args.targets.of_workload(|| Workload::targets(&args.file))?)
+    } else {
+        None
+    };
+    let stop = stop();
+    // before the load: a run that has nowhere to go would be lost, and what it spent of its workload, too
+    let place = match &args.result {
+        Some(path) => named(path)?,
+        None => beside(&args.file)?,
+    };
     let options = Options {
-        targets: if args.targets.is_given() { Some(args.targets.named()?) } else { None },
+        targets,
         load,
         spread: match args.arrivals {
             Arrivals::Even => Spread::Even,
@@ -125,15 +140,78 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
         is_quiet: args.quiet,
         said: said(args),
     };
-    let stop = async {
-        // where it cannot be caught it ends the process
-        let _ = tokio::signal::ctrl_c().await;
-    };
     let done = run::run(&args.file, options, stop).await?;
-    done.result.write(&path).map_err(|error| usage(format!("{}: {error}", path.display())))?;
     print(&done);
+    let path = place.path().to_owned();
+    let kept = place.finish(&done.result);
+    kept.map_err(|error| LoadError::Report { to: path.display().to_string(), error })?;
     println!("\n{} holds the result: `mimid load report {0}` shows it", path.display());
-    Ok(())
+    done.broke.map_or(Ok(()), |error| Err(LoadError::Broke(error)))
+}
+
+/// Ctrl-C, or what `timeout` and a service manager end a process with. From here on neither ends it without a word; where one cannot be
+/// caught it does.
+fn stop() -> impl Future<Output = ()> {
+    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    async move {
+        let [interrupted, terminated] = signals.map(async |signal| match signal {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        });
+        tokio::select! {
+            _ = interrupted => {}
+            _ = terminated => {}
+        }
+    }
+}
+
+/// A place for the result where it was told to be.
+fn named(path: &Path) -> Result<ResultFile, LoadError> {
+    if path.exists() {
+        return Err(usage(format!(
+            "{} is there already: name another file with --result, or delete it",
+            path.display()
+        )));
+    }
+    ResultFile::create(path).map_err(|error| no_place(path, &error))
+}
+
+/// A place for the result beside the workload, and beside the results that are there.
+fn beside(workload: &Path) -> Result<ResultFile, LoadError> {
+    for number in 1..=RESULTS_MAX {
+        let mut name = workload.file_name().unwrap_or_default().to_owned();
+        name.push(if number == 1 {
+            ".result.json".to_owned()
+        } else {
+            format!(".result-{number}.json")
+        });
+        let path = workload.with_file_name(name);
+        if path.exists() {
+            continue;
+        }
+        match ResultFile::create(&path) {
+            Ok(place) => return Ok(place),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(no_place(&path, &error)),
+        }
+    }
+    Err(usage(format!(
+        "there are {RESULTS_MAX} results beside {}: name another file with --result",
+        workload.display()
+    )))
+}
+
+fn no_place(path: &Path, error: &io::Error) -> LoadError {
+    if error.kind() == io::ErrorKind::AlreadyExists {
+        return usage(format!(
+            "{0}.part is there already: another run writes to it, or was killed; name another file with --result, or delete it",
+            path.display()
+        ));
+    }
+    usage(format!(
+        "{} cannot be written ({error}): name another file with --result",
+        path.display()
+    ))
 }
 
 fn said(args: &Args) -> BTreeMap<String, String> {
@@ -163,6 +241,9 @@ fn print(done: &Done) {
     if done.interrupted {
         println!("It was interrupted; this is what was measured until then.");
     }
+    if done.broke.is_some() {
+        println!("It could not go on; this is what was measured until then.");
+    }
     println!(
         "{:<22} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>9}",
         "", "answered", "a second", "errors", "p50 ms", "p90", "p99", "most"
@@ -170,11 +251,11 @@ fn print(done: &Done) {
     for (name, of) in &done.result.operations {
         print_one(name, of, seconds);
     }
+    if let Some(tail) = report::tail(&done.result) {
+        println!("{tail}");
+    }
     if done.groups_lost > 0 {
-        println!(
-            "In {} groups nothing more could happen: a workload's commits are good once. Where it was replayed before, prepare it anew.",
-            done.groups_lost
-        );
+        println!("{}", report::lost(done.groups_lost as u64));
     }
     if let Some(us) = done.generator_us {
         println!("The generator used {us} µs of a processor for each operation.");
@@ -187,7 +268,7 @@ fn print_one(name: &str, of: &Operation, seconds: f64) {
     println!(
         "{name:<22} {:>9} {:>9.1} {:>9} {:>10.1} {:>9.1} {:>9.1} {:>9.1}",
         of.answered,
-        of.answered as f64 / seconds.max(0.001),
+        of.in_time().answered as f64 / seconds.max(0.001),
         of.refused + of.unanswered,
         ms(0.5),
         ms(0.9),
@@ -197,6 +278,11 @@ fn print_one(name: &str, of: &Operation, seconds: f64) {
     for (code, count) in &of.errors {
         println!("  {count} {code}");
     }
+}
+
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = time(text)?;
+    if time.is_zero() { Err("there is nothing to measure in no time".to_owned()) } else { Ok(time) }
 }
 
 fn time(text: &str) -> Result<Duration, String> {
@@ -215,3 +301,5 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 const DAY_MS: u64 = 86_400_000;
+/// Beside one workload.
+const RESULTS_MAX: u32 = 1000;

@@ -28,6 +28,20 @@ impl Targets {
         !self.targets.is_empty() || !self.endpoints.is_empty()
     }
 
+    /// As [`Self::named`], for a workload of `prepared`: of one that has a single provider its URL suffices.
+    pub fn of_workload(
+        &self,
+        prepared: impl FnOnce() -> Result<Vec<Target>, LoadError>,
+    ) -> Result<Vec<Target>, LoadError> {
+        if let [url] = &self.targets[..]
+            && url.starts_with("https://")
+            && let [only] = &prepared()?[..]
+        {
+            return self.certified(vec![(only.domain.clone(), url.clone())]);
+        }
+        self.named()
+    }
+
     /// Those that are named; else the one whose endpoints.json is where `mimid serve` leaves it.
     pub fn named(&self) -> Result<Vec<Target>, LoadError> {
         if !self.targets.is_empty() {

@@ -22,6 +22,7 @@ use self::{
     units::{count, micros, rate},
 };
 use super::{
+    drain,
     latencies::{self, Latencies},
     result::{Load, Operation, Run, RunResult, SEND_LAG},
 };
@@ -51,6 +52,7 @@ pub struct Requests {
     pub answered: u64,
     pub refused: u64,
     pub unanswered: u64,
+    /// What came within the measured time, whenever it was due.
     pub answered_per_second: f64,
     /// Of all that ended.
     pub error_share: f64,
@@ -63,7 +65,11 @@ pub struct OperationReport {
     pub answered: u64,
     pub refused: u64,
     pub unanswered: u64,
+    /// What came within the measured time, whenever it was due.
     pub answered_per_second: f64,
+    pub refused_per_second: f64,
+    /// Of those answered: so many behind the measured time.
+    pub late: u64,
     pub errors: BTreeMap<String, u64>,
     pub latency: Summary,
     pub refusal_latency: Summary,
@@ -106,7 +112,7 @@ impl Report {
             .map(|(name, of)| OperationReport::new(name, of, seconds))
             .collect();
         operations.sort_by_key(|of| of.observed);
-        let requests = Requests::new(&operations, seconds);
+        let requests = Requests::new(&operations);
         let targets: Vec<TargetCosts> = result.scrapes.iter().map(TargetCosts::new).collect();
         let total = Costs::total(&targets);
         let notes = notes(result, &operations, &requests, &targets);
@@ -116,7 +122,7 @@ impl Report {
 }
 
 impl Requests {
-    fn new(operations: &[OperationReport], seconds: f64) -> Self {
+    fn new(operations: &[OperationReport]) -> Self {
         let mut sum = Self::default();
         for of in operations.iter().filter(|of| !of.observed) {
             sum.answered = sum.answered.saturating_add(of.answered);
@@ -124,7 +130,8 @@ impl Requests {
             sum.unanswered = sum.unanswered.saturating_add(of.unanswered);
         }
         let errors = sum.refused as f64 + sum.unanswered as f64;
-        sum.answered_per_second = sum.answered as f64 / seconds;
+        let rates = operations.iter().filter(|of| !of.observed).map(|of| of.answered_per_second);
+        sum.answered_per_second = rates.sum();
         sum.error_share = errors / (errors + sum.answered as f64).max(1.0);
         sum
     }
@@ -138,7 +145,9 @@ impl OperationReport {
             answered: of.answered,
             refused: of.refused,
             unanswered: of.unanswered,
-            answered_per_second: of.answered as f64 / seconds,
+            answered_per_second: of.in_time().answered as f64 / seconds,
+            refused_per_second: of.in_time().refused as f64 / seconds,
+            late: of.in_time().late,
             errors: of.errors.clone(),
             latency: Summary::new(&of.latencies),
             refusal_latency: Summary::new(&of.refusals),
@@ -185,8 +194,8 @@ fn notes(
         Load::Open { per_second } => {
             // an operation can be several requests, and each has its lag once
             let ended = requests.answered as f64 + requests.refused as f64 + requests.unanswered as f64;
-            let begun = lag.map_or(ended, |lag| lag.answered as f64);
-            let begun_per_second = begun * 1000.0 / run.measured_ms.max(1) as f64;
+            let measured = run.measured_ms.max(1) as f64 / 1000.0;
+            let begun_per_second = lag.map_or(ended / measured, |lag| lag.answered_per_second);
             if begun_per_second < per_second * KEPT_UP {
                 notes.push(format!(
                     "Of {} operations a second that were due {} were begun: either the generator or the provider did not keep up.",
@@ -195,6 +204,10 @@ fn notes(
                 ));
             }
         }
+    }
+    notes.extend(tail(result));
+    if run.groups_lost > 0 {
+        notes.push(lost(run.groups_lost));
     }
     notes.extend(lateness(operations));
     if run.targets.iter().any(|target| is_loopback(target)) {
@@ -247,10 +260,40 @@ fn notes(
     notes
 }
 
+/// That what was due was not got done in the measured time, where it was not.
+#[must_use]
+pub fn tail(result: &RunResult) -> Option<String> {
+    // a client that reads by long polls gets its answers when there is something to say
+    let counts = |it: &(&String, &Operation)| !it.1.observed && it.0 != drain::POLL;
+    let requests = || result.operations.iter().filter(counts).map(|(_, of)| of);
+    let late = requests().fold(0_u64, |sum, of| sum.saturating_add(of.in_time().late));
+    let answered = requests().fold(0_u64, |sum, of| sum.saturating_add(of.answered));
+    if late as f64 <= answered as f64 * LATE_SHARE_MAX {
+        return None;
+    }
+    Some(format!(
+        "{} of {} came when the measured time was over, the last {} behind it: more was due than was got done. What stands \
+         under `a second` came within it, and is what was got done; latencies grow with the run's length and say nothing else.",
+        count(late),
+        units::counted(answered, "answer"),
+        units::span(result.run.tail_ms)
+    ))
+}
+
+/// That groups were given up.
+#[must_use]
+pub fn lost(groups: u64) -> String {
+    format!(
+        "In {} nothing more could happen, and what was due there went to others: a workload's commits are good once. Where it was replayed \
+         before, or something else has changed its groups, prepare it anew.",
+        units::counted(groups, "group")
+    )
+}
+
 /// Which operations began late, and by how much.
 fn lateness(operations: &[OperationReport]) -> Option<String> {
     let late = |of: &Latencies| Some(of.quantile_us(0.99)).filter(|us| *us > LAG_US_MAX);
-    let because = "the generator was late, or an earlier commit in its group had no answer yet";
+    let because = "the generator was late, all its connections were full, or an earlier commit in its group had no answer yet";
     let of_each: Vec<&OperationReport> =
         operations.iter().filter(|it| !it.lag.is_empty()).collect();
     if of_each.is_empty() {
@@ -289,13 +332,15 @@ const VERSION: u32 = 1;
 const SLOWER_MIN: f64 = 10.0;
 /// An open loop that begins less of its rate did not keep up; a Poisson process and a run's end account for the rest.
 const KEPT_UP: f64 = 0.9;
+/// What is on its way when the time is over is no tail.
+const LATE_SHARE_MAX: f64 = 0.05;
 /// Later than this the generator is told of.
 const LAG_US_MAX: u64 = 2_000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::result::{SEND_LAG, Scraped};
+    use crate::load::result::{InTime, SEND_LAG, Scraped};
 
     fn notes_of(change: impl FnOnce(&mut RunResult)) -> Vec<String> {
         let mut run = testing::run(1);
@@ -316,9 +361,29 @@ mod tests {
     }
 
     #[test]
+    fn a_second_has_what_came_in_it_and_not_what_was_due_in_it() {
+        let mut run = testing::run(1);
+        for (name, answered) in [("message", 1_200), (SEND_LAG, 3_000)] {
+            let late = 4_800;
+            let in_time = InTime { answered, refused: 0, late };
+            run.operations.get_mut(name).unwrap().in_time = Some(in_time);
+        }
+        let report = Report::new(&run);
+        let of = |name: &str| report.operations.iter().find(|of| of.name == name).unwrap();
+        assert_eq!((of("message").answered, of("message").answered_per_second), (6_000, 20.0));
+        // 20 + 60 + 20 + 19.6
+        assert!((report.requests.answered_per_second - 119.6).abs() < 1e-9);
+        let begun = "Of 200 operations a second that were due 50.0 were begun";
+        assert!(report.notes[0].starts_with(begun), "{:?}", report.notes);
+        // of a run that does not say
+        run.operations.values_mut().for_each(|of| of.in_time = None);
+        assert!((Report::new(&run).requests.answered_per_second - 199.6).abs() < 1e-9);
+    }
+
+    #[test]
     fn what_would_mislead_is_told() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 10] = [
+        let cases: [(Change, &str); 12] = [
             (
                 |it| {
                     let Scraped::Text { at_ms, .. } = &mut it.scrapes[0].before else { return };
@@ -331,6 +396,15 @@ mod tests {
                 |it| it.run.load = Load::Open { per_second: 300.0 },
                 "Of 300 operations a second that were due 200 were begun",
             ),
+            (
+                |it| {
+                    it.run.tail_ms = 45_000;
+                    let of = it.operations.get_mut("message").unwrap();
+                    of.in_time = Some(InTime { answered: 1_200, refused: 0, late: 4_800 });
+                },
+                "4,800 of 11,976 answers came when the measured time was over, the last 45 s behind it: more was due than was got done.",
+            ),
+            (|it| it.run.groups_lost = 4, "In 4 groups nothing more could happen"),
             (
                 |it| it.run.targets = vec!["https://127.0.0.1:1".into()],
                 "the provider's own machine",
@@ -355,8 +429,8 @@ mod tests {
                     (0..12_000).for_each(|_| slow.record(std::time::Duration::from_millis(5)));
                     it.operations.get_mut(SEND_LAG).unwrap().latencies = slow;
                 },
-                "so much or more after it was due: `add` 5.00 ms. For each, the generator was late, or an earlier commit in its \
-                 group had no answer yet. Their latencies count from when they were due, so that is in them, and in no others.",
+                "so much or more after it was due: `add` 5.00 ms. For each, the generator was late, all its \
+                 connections were full, or an earlier commit in its group had no answer yet. Their latencies count from when they were due, so that is in them, and in no others.",
             ),
             (
                 |it| {
@@ -365,8 +439,8 @@ mod tests {
                         of.lag.record(std::time::Duration::from_millis(7));
                     }
                 },
-                "after it was due: `add` 7.00 ms, `update` 7.00 ms. For each, the generator was late, or an earlier commit in its \
-                 group had no answer yet. Their latencies count from when they were due, so that is in them.",
+                "after it was due: `add` 7.00 ms, `update` 7.00 ms. For each, the generator was late, all its \
+                 connections were full, or an earlier commit in its group had no answer yet. Their latencies count from when they were due, so that is in them.",
             ),
             (
                 |it| {

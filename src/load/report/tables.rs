@@ -37,12 +37,11 @@ pub(super) fn latencies(report: &Report) -> Vec<Table> {
     observed.head[1] = "times".to_owned();
     let mut refusals = Table::new("Latency of refusals", &[&["request"], &head[..]].concat());
     refusals.head[1] = "refused".to_owned();
-    let measured = report.run.measured_ms.max(1) as f64 / 1e3;
     for of in &report.operations {
         let table = if of.observed { &mut observed } else { &mut requests };
         table.rows.push(row(of, of.answered, Some(of.answered_per_second), &of.latency));
         if of.refused > 0 {
-            let a_second = of.refused as f64 / measured;
+            let a_second = of.refused_per_second;
             refusals.rows.push(row(of, of.refused, Some(a_second), &of.refusal_latency));
         }
     }
