@@ -532,8 +532,18 @@ pub trait Store: Send + Sync + 'static {
     /// How much waits there, by who left it; none where that is `items_max` items or more, or more than `bytes_max` bytes.
     /// It looks no further than to there, and at sizes alone.
     fn inbox_use(&self, client: &ClientUri, most: Page) -> Answer<'_, Option<Vec<InboxUse>>>;
+    /// Whether something waits there under `key`.
+    fn is_left(&self, client: &ClientUri, key: &InboxKey) -> Answer<'_, bool>;
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
+    /// Bytes of the client's own entries from `from` on, as they are stored; none where they are more than `bytes_max`. It
+    /// looks no further than to there, and at sizes alone.
+    fn own_bytes(
+        &self,
+        client: &ClientUri,
+        from: OwnSequence,
+        bytes_max: usize,
+    ) -> Answer<'_, Option<usize>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;
     /// The membership of `client` as `recipient` of `group`, however many others it has. What was written before there
     /// was an index is found once it is written again.

@@ -724,6 +724,11 @@ impl Store for NodeStore {
         }))
     }
 
+    fn is_left(&self, client: &ClientUri, key: &InboxKey) -> Answer<'_, bool> {
+        let key = keys::inbox_item(client, key);
+        Box::pin(self.read(move |reader| Ok(reader.value(&key)?.is_some())))
+    }
+
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>> {
         let key = keys::queue_head(client);
         let client = client.clone();
@@ -732,6 +737,27 @@ impl Store for NodeStore {
 
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>> {
         self.many(keys::own_from(client, from), page, |record| keys::decode("own entry", &record))
+    }
+
+    fn own_bytes(
+        &self,
+        client: &ClientUri,
+        from: OwnSequence,
+        bytes_max: usize,
+    ) -> Answer<'_, Option<usize>> {
+        let range = keys::own_from(client, from);
+        Box::pin(self.read(move |reader| {
+            let mut bytes = 0_usize;
+            let whole = reader.look_through(&range, |_, value| {
+                bytes = bytes.saturating_add(keys::split_head(value)?.0);
+                Ok(if bytes > bytes_max {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            })?;
+            Ok(whole.then_some(bytes))
+        }))
     }
 
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>> {
