@@ -101,6 +101,43 @@ async fn newer_session_ends_the_older_one() {
     assert_eq!(sequences(&second.next().await.unwrap()), [(0, 1)], "its end is not the other's");
 }
 
+#[actix::test]
+async fn polls_that_end_each_other_leave_no_timers_behind() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], false).await;
+    let poll = || Box::pin(world.dequeue(&alice, &[], LONG_MS));
+    let mut before = poll();
+    for _ in 0..100 {
+        let mut next = poll();
+        // the one before has its answer because there is another one
+        futures_util::future::select(&mut before, &mut next).await;
+        before = next;
+    }
+    let timers = world.node.queues.timers_of(&alice.client);
+    assert!(timers <= 3, "{timers} timers");
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(sequences(&before.await), [(1, 2)], "it waits as long as it asked for");
+}
+
+#[actix::test]
+async fn feed_that_cannot_be_read_again_and_again_leaves_no_timers_behind() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    for seed in 1..=5 {
+        world.add(seed, &[&alice], false).await;
+        world.accept(seed, None, Vec::new()).await;
+    }
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 5);
+    world.disk.damage("log record");
+    world.restart();
+    for _ in 0..100 {
+        assert_eq!(world.dequeue(&alice, &[], 0).await, []);
+    }
+    let timers = world.node.queues.timers_of(&alice.client);
+    assert!(timers <= 3, "{timers} timers");
+}
+
 /// A client that is always online has one and the same queue for months.
 #[actix::test]
 async fn bounds_that_an_operator_changes_hold_for_queues_that_are_in_memory() {
