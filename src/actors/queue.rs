@@ -31,7 +31,7 @@ use super::{
 use crate::{
     queue::{
         feed::FeedView,
-        state::{Next, Overflow, QueueLimits, QueueState, Taken},
+        state::{Next, Overflow, QueueLimits, QueueState, Taken, highest},
     },
     store::{
         Batch, Page, StoreError,
@@ -125,7 +125,7 @@ impl Node {
     pub async fn dequeue(&self, from: &ClientUri, dequeue: Dequeue) -> Result<Dequeued, DsError> {
         let max = dequeue.max.clamp(1, self.limits.dequeue_entries_max);
         let wait_ms = dequeue.wait_ms.min(self.limits.dequeue_wait_ms_max);
-        let acks: Vec<FeedAck> = dequeue.acks.into_vec();
+        let acks = highest(dequeue.acks.into_vec());
         let entries = self
             .ask_queue(from, |answer, permit| {
                 let acks = acks.clone();
@@ -670,7 +670,8 @@ impl QueueActor {
         }
     }
 
-    /// Reads how far feeds go, to judge acknowledgements of what an earlier activation delivered.
+    /// Reads how far feeds go, to judge acknowledgements of what an earlier activation delivered. They are in the order of
+    /// feeds, one of each.
     fn learn_ends(
         &mut self,
         feeds: Vec<(FeedId, GroupId)>,
@@ -687,8 +688,8 @@ impl QueueActor {
                     // a copy that went back to a backup is behind what its clients have got of it: they get it again
                     let acks = poll.as_mut().map_or(&mut acks, |poll| &mut poll.acks);
                     let last = Sequence(head.next_sequence.0.saturating_sub(1));
-                    for ack in acks.iter_mut().filter(|ack| ack.feed == feed) {
-                        ack.sequence = ack.sequence.min(last);
+                    if let Ok(at) = acks.binary_search_by_key(&feed, |ack| ack.feed) {
+                        acks[at].sequence = acks[at].sequence.min(last);
                     }
                 }
                 // a feed that is gone went at least as far as the membership

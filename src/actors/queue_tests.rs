@@ -237,6 +237,24 @@ async fn acknowledgement_of_what_was_never_delivered_is_refused() {
 }
 
 #[actix::test]
+async fn acknowledgement_that_is_repeated_in_a_request_is_looked_at_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 2);
+    let taken = || world.node.metrics.queue_acks.get();
+    let before = taken();
+    let mut acks = vec![(1, 1), (0, 1)];
+    acks.extend([(1, 2); 500]);
+    assert_eq!(world.dequeue(&alice, &acks, 0).await, []);
+    assert_eq!(taken() - before, 2);
+    acks.push((1, 3));
+    let refused = world.try_dequeue(&alice, &acks, 0).await.unwrap_err();
+    assert_eq!(refused.name(), "malformed", "whatever stands before it");
+}
+
+#[actix::test]
 async fn message_costs_no_write_per_recipient() {
     let world = World::new();
     let mut people = Vec::new();
