@@ -171,7 +171,7 @@ for_every_engine! {
             assert_eq!(store.snapshot(&group("g"), Sequence(2)).await, Ok(None));
             assert_eq!(store.joiner_info(&group("g"), Epoch(3)).await, Ok(Some(noise(2, 5_000))));
             assert_eq!(
-                store.group_notices(&group("g"), 10).await,
+                store.group_notices(&group("g"), None, 10).await,
                 Ok(vec![([1; 16], gone("bob"))])
             );
             assert_eq!(
@@ -260,8 +260,10 @@ for_every_engine! {
             let info = store.joiner_info(&group("g"), Epoch(at)).await.unwrap();
             assert_eq!(info, there.then(|| noise(at, 9_000)));
         }
-        let keys: Vec<_> = store.group_notices(&group("g"), 9).await.unwrap();
+        let keys: Vec<_> = store.group_notices(&group("g"), None, 9).await.unwrap();
         assert_eq!(keys, [([1; 16], gone("x")), ([3; 16], gone("x"))]);
+        let behind = store.group_notices(&group("g"), Some(&[1; 16]), 9).await;
+        assert_eq!(behind, Ok(vec![([3; 16], gone("x"))]));
         let keys = store.inbox(&alice, 9).await.unwrap();
         assert_eq!(keys.len(), 2);
         assert_eq!(keys[1].0, inbox_key("g", 3, 0));
@@ -335,7 +337,7 @@ for_every_engine! {
             assert_eq!(snapshot.is_some(), there == 1);
             let info = store.joiner_info(&group(name), Epoch(1)).await.unwrap();
             assert_eq!(info.is_some(), there == 1);
-            assert_eq!(store.group_notices(&group(name), 9).await.unwrap().len(), there);
+            assert_eq!(store.group_notices(&group(name), None, 9).await.unwrap().len(), there);
         }
         assert!(store.device(&client("alice")).await.unwrap().is_some());
         assert!(store.group_head(&group("alice")).await.unwrap().is_some());

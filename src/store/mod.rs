@@ -457,10 +457,11 @@ pub trait Store: Send + Sync + 'static {
     fn snapshot(&self, group: &GroupId, at: Sequence) -> Answer<'_, Option<Vec<u8>>>;
     fn joiner_info(&self, group: &GroupId, epoch: Epoch) -> Answer<'_, Option<Vec<u8>>>;
 
-    /// What is left for `group`, in key order.
+    /// What is left for `group`, in key order behind `after`.
     fn group_notices(
         &self,
         group: &GroupId,
+        after: Option<&[u8; 16]>,
         items_max: usize,
     ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>>;
     /// Groups that something is left for, in key order behind `after`: read once at start.

@@ -460,12 +460,18 @@ impl Store for NodeStore {
     fn group_notices(
         &self,
         group: &GroupId,
+        after: Option<&[u8; 16]>,
         items_max: usize,
     ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>> {
         if items_max == 0 {
             return none();
         }
-        self.many(keys::group_notices(group), items(items_max), |record| {
+        let mut range = keys::group_notices(group);
+        if let Some(after) = after {
+            range.from = keys::group_notice(group, after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| {
             let (_, key, notice): (GroupId, _, _) = keys::decode("group notice", &record)?;
             Ok((key, notice))
         })

@@ -113,7 +113,7 @@ async fn read_back(store: &SharedStore, write: &Write) -> Write {
         Write::GroupNotice { group, .. } => {
             let found = store.groups_with_notices(None, 9).await.unwrap();
             assert!(found.iter().eq([&group]));
-            let (key, notice) = store.group_notices(&group, 9).await.unwrap().remove(0);
+            let (key, notice) = store.group_notices(&group, None, 9).await.unwrap().remove(0);
             Write::GroupNotice { group, key, notice }
         }
         Write::Inbox { client, .. } => {
