@@ -25,7 +25,7 @@ use crate::{
     crypto,
     queue::state::client_gone,
     store::{
-        Batch, Condition, StoreError, Write,
+        Batch, Condition, Page, StoreError, Write,
         records::{ConsentHash, Device, GoneReason, GroupNotice, InboxItem, Subscription},
     },
     wire::{
@@ -455,12 +455,12 @@ impl Node {
             // subscriptions, so what moves from one to the other is in one of them
             let head = self.store.queue_head(client).await?.unwrap_or_default();
             let inbox = self.store.inbox(client, INBOX_PAGE).await?;
-            let is_last = inbox.len() < INBOX_PAGE;
+            let is_last = !inbox.more;
             let mut groups: Vec<GroupId> = Vec::new();
             let revision = head.revision;
             let mut batch =
                 Batch::new().when(Condition::QueueAt { client: client.clone(), revision });
-            for (key, item) in inbox {
+            for (key, item) in inbox.items {
                 match item {
                     InboxItem::Open { group, .. } => groups.push(group),
                     // a group that goes quiet does not look for itself who is gone
@@ -538,6 +538,6 @@ const REGISTER: &str = "/v1/register";
 const CONFLICTS_MAX: usize = 8;
 const DELETE_DEVICE: &str = "/v1/devices/delete";
 const DELETE_ACCOUNT: &str = "/v1/account/delete";
-const INBOX_PAGE: usize = 1_000;
+const INBOX_PAGE: Page = Page { items_max: 1_000, bytes_max: 1 << 20 };
 const DELETIONS_PAGE: usize = 64;
 const NONCES_RETRY_MS: u64 = 60_000;

@@ -16,6 +16,7 @@ use futures_util::future::join_all;
 
 use super::{
     errors::{of_store, rate_limited},
+    guest::Amount,
     hints::locked,
     limits::Limits,
     node::Node,
@@ -23,13 +24,10 @@ use super::{
 };
 use crate::{
     crypto,
-    queue::{
-        state::own_backlog,
-        token::{self, TokenClass, TokenProblem},
-    },
+    queue::token::{self, TokenClass, TokenProblem},
     store::{
-        Batch, Condition, InboxUse, Page, StoreError, Write,
-        records::{GroupStatus, InboxItem, InboxKey, OwnSequence, QueueHead},
+        Batch, Condition, StoreError, Write,
+        records::{GroupStatus, InboxItem, InboxKey},
     },
     wire::{
         client::ConnectionRequestTo,
@@ -175,7 +173,8 @@ impl Node {
             batch.push(Write::Token { token: token.id, record });
         }
         let all = vec![Leaving { id, event: encode(&event) }];
-        let answers = self.leave(&client, all, batch, self.limits.own_entries_max).await?;
+        let (by, items_max) = (Sender::Peer(from.clone()), self.limits.own_entries_max);
+        let answers = self.leave(&client, &by, all, batch, items_max).await?;
         Ok(worst_of(&answers))
     }
 
@@ -235,7 +234,7 @@ impl Node {
                 }
             }
         }
-        for (_, answers) in self.leave_offers(admitted).await {
+        for (_, answers) in self.leave_offers(by, admitted).await {
             match worst_of(&answers?) {
                 QueueingServiceResponse::Ok => {}
                 answer => worst = answer,
@@ -278,39 +277,43 @@ impl Node {
         Ok(Ok(client))
     }
 
-    /// Leaves those offers, each recipient's together and recipients beside each other. The answers are in the order in which
+    /// Leaves those offers of `by`, each recipient's together and recipients beside each other. The answers are in the order in which
     /// a recipient's offers were admitted.
     pub(super) async fn leave_offers(
         &self,
+        by: &Sender,
         admitted: Admitted,
     ) -> BTreeMap<ClientUri, Result<Vec<QueueingServiceResponse>, DsError>> {
         // strangers leave room for what others are to tell
         let items_max = self.limits.own_entries_max - self.limits.own_entries_max / 10;
         let left = admitted.into_iter().map(async |(client, (conditions, all))| {
             let batch = Batch { conditions, ..Batch::new() };
-            let answers = self.leave(&client, all, batch, items_max).await;
+            let answers = self.leave(&client, by, all, batch, items_max).await;
             (client, answers)
         });
         join_all(left).await.into_iter().collect()
     }
 
-    /// Leaves each of `all` for `client` together with `batch`, as far as there is room: fewer than `items_max` entries and no
-    /// more than the bytes that a client may be left. What was left before is there once. The answers are in the order of
+    /// Leaves each of `all`, by `by`, for `client` together with `batch`, as far as there is room: fewer than `items_max` entries
+    /// and no more than the bytes that a client may be left, of all and of `by`. What was left before is there once. The answers are in the order of
     /// `all`; where nothing is left `batch` is not written.
     async fn leave(
         &self,
         client: &ClientUri,
+        by: &Sender,
         all: Vec<Leaving>,
         mut batch: Batch,
         items_max: usize,
     ) -> Result<Vec<QueueingServiceResponse>, DsError> {
         let turn = self.leaving.of(client);
         let _turn = turn.lock().await;
-        let (mut room, head) = self.room_for(client, items_max).await.map_err(of_store)?;
+        let more = Amount { items: all.len(), bytes: all.iter().map(|it| it.event.len()).sum() };
+        let room = self.room_for(client, by, items_max, more).await;
+        let (mut room, head) = room.map_err(of_store)?;
         let mut answers = Vec::with_capacity(all.len());
         let mut is_new = false;
         for Leaving { id, event } in all {
-            let key = InboxKey::Item(id);
+            let key = InboxKey::From { provider: by.domain(), id };
             let is_known = head.recent.iter().any(|(_, recent)| *recent == id)
                 || self.store.is_left(client, &key).await.map_err(of_store)?;
             if is_known {
@@ -334,29 +337,6 @@ impl Node {
         }
         Ok(answers)
     }
-
-    /// What may still be left for `client` alone, and where its queue stands.
-    async fn room_for(
-        &self,
-        client: &ClientUri,
-        items_max: usize,
-    ) -> Result<(Room, QueueHead), StoreError> {
-        let most = Page { items_max, bytes_max: usize::MAX };
-        // before the head: what the queue takes meanwhile counts twice, not never
-        let uses = self.store.inbox_use(client, most).await?;
-        let head = self.store.queue_head(client).await?.unwrap_or_default();
-        let Some(uses) = uses else { return Ok((Room { items: 0, bytes: 0 }, head)) };
-        let add = |(items, bytes), it: &InboxUse| (items + it.items, bytes + it.bytes);
-        let (items, bytes) = uses.iter().fold((own_backlog(&head), 0), add);
-        let bytes_max = self.limits.inbox_bytes_max;
-        let unread = OwnSequence(head.acknowledged_own.0.saturating_add(1));
-        let own = self.store.own_bytes(client, unread, bytes_max).await?.unwrap_or(bytes_max);
-        let room = Room {
-            items: items_max.saturating_sub(items),
-            bytes: bytes_max.saturating_sub(bytes).saturating_sub(own),
-        };
-        Ok((room, head))
-    }
 }
 
 /// What is to be left for a client: an encoded event, which is there once under its id.
@@ -368,30 +348,6 @@ pub(super) struct Leaving {
 
 /// Offers that are to be left, by who gets them, with what must hold then.
 pub(super) type Admitted = BTreeMap<ClientUri, (Vec<Condition>, Vec<Leaving>)>;
-
-/// What may still be left for one client.
-struct Room {
-    items: usize,
-    bytes: usize,
-}
-
-impl Room {
-    /// Takes a place for something of so many bytes. As long as there is any room one more fits.
-    ///
-    /// # Errors
-    /// The name of the bound that was reached.
-    fn take(&mut self, bytes: usize) -> Result<(), &'static str> {
-        if self.items == 0 {
-            return Err("request");
-        }
-        if self.bytes == 0 {
-            return Err("inbox");
-        }
-        self.items -= 1;
-        self.bytes = self.bytes.saturating_sub(bytes);
-        Ok(())
-    }
-}
 
 /// The last that is not well, if there is one.
 fn worst_of(answers: &[QueueingServiceResponse]) -> QueueingServiceResponse {

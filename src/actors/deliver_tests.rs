@@ -2,18 +2,18 @@
 
 use futures_util::future::join_all;
 
-use super::{Limits, testing::*};
+use super::{Limits, queue_tests::message_of, testing::*};
 use crate::{
     account::Registration,
     wire::{
-        client::ConnectionRequestTo,
+        client::{ConnectionRequestTo, DeleteDevice},
         codec::{List, Opaque},
         extensions::QueueToken,
-        ids::{Domain, KeyPackageRef},
+        ids::{ClientUri, Domain, GroupId, KeyPackageRef},
         key_packages::{ConnectionRequest, SealedOffer},
         queueing::{
             DeliverBatchRequest, DeliveryFailure, DeliveryItem, DeliveryProblem, QueueEvent,
-            QueueingServiceResponse,
+            QueueingServiceRequest, QueueingServiceResponse,
         },
     },
 };
@@ -54,9 +54,9 @@ async fn token(world: &World, of: &Person) -> QueueToken {
     world.tokens(of, TokenClass::Connection, 1).await.remove(0)
 }
 
-/// How many entries wait for `person`, and how large they are together.
+/// How many things wait for `person`.
 async fn waiting(world: &World, person: &Person) -> usize {
-    world.node.store.inbox(&person.client, 10_000).await.unwrap().len()
+    world.node.store.inbox(&person.client, ALL).await.unwrap().items.len()
 }
 
 fn peer() -> Domain {
@@ -109,28 +109,126 @@ async fn offers_of_one_request_to_one_client_are_one_write() {
 
 #[actix::test]
 async fn those_who_leave_something_at_a_time_leave_no_more_than_fits() {
-    let limits =
-        Limits { inbox_bytes_max: 40_000, inbox_bytes_per_hub_max: 20_000, ..Limits::default() };
+    let limits = Limits { inbox_bytes_max: 40_000, ..Limits::default() };
     let world = World::with(limits, Registration::Open);
     let alice = world.register("alice").await;
     let token = token(&world, &alice).await;
-    let mut people = Vec::new();
-    for name in ["bob", "carol", "dave", "eve"] {
-        people.push(world.register(name).await);
-    }
-    // people and providers, each 12 KB at a time
+    let bob = world.register("bob").await;
+    // each 12 KB at a time, of several requests and providers
     let offers =
         |by: usize| (0..12).map(|number| offer(&token, 100 * by + number, 1_000)).collect();
-    let by_people = people.iter().enumerate().map(|(by, person)| leave(&world, person, offers(by)));
-    let peers: Vec<_> =
-        ["b", "c", "d"].map(|name| Domain::new(format!("{name}.example")).unwrap()).into();
-    let by_peers = peers.iter().map(|peer| leave_from(&world, peer, offers(9)));
-    let (people, peers) = futures_util::future::join(join_all(by_people), join_all(by_peers)).await;
+    let requests = join_all((0..4).map(|by| leave(&world, &bob, offers(by))));
+    let peers = ["b", "c", "d"].map(|name| Domain::new(format!("{name}.example")).unwrap());
+    let batches = join_all(peers.iter().map(|peer| leave_from(&world, peer, offers(9))));
+    // all of them look before the first write is done
+    let (faults, queued) = (world.disk.faults(), world.disk.faults().queued());
+    faults.hold();
+    let release = async {
+        faults.until_queued(queued + 1).await;
+        faults.release();
+    };
+    let (answers, failures, ()) = futures_util::future::join3(requests, batches, release).await;
     let left = waiting(&world, &alice).await;
     assert!((30..=40).contains(&left), "{left} offers of more than 1 KB");
-    assert!(people.contains(&QueueingServiceResponse::QueueFull) || !peers[2].is_empty());
-    let full = world.node.metrics.queue_overflows.with_label_values(&["inbox"]).get();
-    assert_eq!(full, 84 - left as u64);
+    assert!(answers.contains(&QueueingServiceResponse::QueueFull) || !failures[2].is_empty());
+    assert_eq!(overflows(&world, "inbox"), 84 - left as u64);
+}
+
+fn overflows(world: &World, kind: &str) -> u64 {
+    world.node.metrics.queue_overflows.with_label_values(&[kind]).get()
+}
+
+/// Single messages (DS §6.1) of a provider, by one token.
+struct Hub<'a> {
+    world: &'a World,
+    domain: Domain,
+    token: QueueToken,
+}
+
+impl<'a> Hub<'a> {
+    async fn new(world: &'a World, name: &str, to: &Person) -> Self {
+        let domain = Domain::new(name).unwrap();
+        let token = world.tokens(to, TokenClass::Group, 1).await.remove(0);
+        Self { world, domain, token }
+    }
+
+    async fn send(&self, number: u8, bytes: usize) -> QueueingServiceResponse {
+        let group = GroupId::of(&self.domain, [1; 16]);
+        let request = QueueingServiceRequest {
+            client_queue_information: self.token.clone(),
+            message: message_of(&group, &vec![number; bytes]),
+        };
+        self.world.node.queueing_service_request(request, &self.domain).await.unwrap()
+    }
+
+    async fn may_add(&self, client: &ClientUri) -> bool {
+        self.world.node.has_room_for(client, &self.domain).await.unwrap()
+    }
+}
+
+#[actix::test]
+async fn single_messages_of_one_provider_are_its_share_and_leave_the_rest_to_others() {
+    let limits =
+        Limits { inbox_bytes_max: 150_000, inbox_bytes_per_hub_max: 50_000, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let (alice, bob) = (world.register("alice").await, world.register("bob").await);
+    let [b, c] = ["b.example", "c.example"].map(|name| Hub::new(&world, name, &alice));
+    let (b, c) = (b.await, c.await);
+    for number in 0..4 {
+        assert_eq!(b.send(number, 15_000).await, QueueingServiceResponse::Ok);
+    }
+    assert_eq!(b.send(4, 15_000).await, QueueingServiceResponse::QueueFull, "more than 50 KB");
+    assert_eq!(b.send(3, 15_000).await, QueueingServiceResponse::Ok, "a repeat");
+    assert_eq!(overflows(&world, "inbox_hub"), 1);
+    assert!(!b.may_add(&alice.client).await, "nor by its groups");
+    // strangers of this provider have a share together
+    let offers = token(&world, &alice).await;
+    for number in 0..6 {
+        let answer = leave(&world, &bob, vec![offer(&offers, number, 9_000)]).await;
+        assert_eq!(answer, QueueingServiceResponse::Ok);
+    }
+    let answer = leave(&world, &bob, vec![offer(&offers, 6, 9_000)]).await;
+    assert_eq!(answer, QueueingServiceResponse::QueueFull);
+    // for whom else there is room
+    assert!(c.may_add(&alice.client).await);
+    assert_eq!(c.send(0, 15_000).await, QueueingServiceResponse::Ok);
+    assert_eq!(overflows(&world, "inbox"), 0);
+    // up to what a client is left in all
+    assert_eq!(c.send(1, 25_000).await, QueueingServiceResponse::Ok);
+    assert_eq!(c.send(2, 15_000).await, QueueingServiceResponse::QueueFull);
+    assert_eq!((overflows(&world, "inbox"), c.may_add(&alice.client).await), (1, false));
+    // who reads makes room for all
+    let entries = world.dequeue(&alice, &[], 0).await;
+    assert_eq!(entries.len(), 4 + 6 + 2);
+    world.dequeue(&alice, &[(0, 12)], 0).await;
+    world.node.drain_queues().await;
+    assert_eq!(b.send(4, 15_000).await, QueueingServiceResponse::Ok);
+    assert!(c.may_add(&alice.client).await);
+}
+
+#[actix::test]
+async fn large_things_that_wait_are_taken_a_few_at_a_time() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    let faults = world.disk.faults();
+    for device in [&phone, &laptop] {
+        let hub = Hub::new(&world, "b.example", device).await;
+        for number in 0..4 {
+            assert_eq!(hub.send(number, 700_000).await, QueueingServiceResponse::Ok);
+        }
+    }
+    let before = faults.queued();
+    let entries = world.dequeue(&phone, &[], 0).await;
+    assert_eq!(entries.len(), 4);
+    assert_eq!(faults.queued() - before, 4, "each in a write of its own");
+    world.node.drain_queues().await;
+    let before = faults.queued();
+    let delete = DeleteDevice { client: laptop.client.clone() };
+    world.node.delete_device(&phone.client, delete).await.unwrap();
+    assert_eq!(faults.queued() - before, 1 + 4, "and so is what is dropped");
+    assert_eq!(waiting(&world, &laptop).await, 0);
 }
 
 #[actix::test]

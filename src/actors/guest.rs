@@ -45,6 +45,7 @@ use crate::{
         },
     },
 };
+pub(super) use inbox::Amount;
 use speaks::Speaker;
 
 type Items = Vec<(u32, DeliveryItem)>;
@@ -352,7 +353,7 @@ impl Node {
                 Err(error) => return Err(error),
             }
         }
-        for (client, answers) in self.leave_offers(admitted).await {
+        for (client, answers) in self.leave_offers(&by, admitted).await {
             let indexes = of_client.remove(&client).unwrap_or_default();
             match answers {
                 Ok(answers) => {

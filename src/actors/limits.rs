@@ -58,7 +58,8 @@ pub struct Limits {
     /// groups are told that the client's queue is gone, and who leaves something for it alone is told queue_full. For
     /// these it counts also what the client has taken and not acknowledged.
     pub inbox_bytes_max: usize,
-    /// The same of what one other provider may leave for one client, so that none uses up what others are to have.
+    /// The same of what one other provider may leave for one client, its groups and single messages together, so that none uses
+    /// up what others are to have. What users of this provider leave for one client alone has one such share.
     pub inbox_bytes_per_hub_max: usize,
     pub inbox_items_per_hub_max: usize,
     /// Groups that one client may be in; beyond, the group is told that the client's queue is gone.

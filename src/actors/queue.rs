@@ -34,7 +34,7 @@ use crate::{
         state::{Next, Overflow, QueueLimits, QueueState, Taken, highest},
     },
     store::{
-        Batch, Page, StoreError,
+        Batch, Left, Page, StoreError,
         records::{GroupStatus, InboxItem, InboxKey, OwnEntry, QueueHead, Subscription},
     },
     wire::{
@@ -301,14 +301,14 @@ enum Done {
     Loaded(Box<(QueueHead, Vec<Subscription>)>),
     /// The device is not there, or not any more.
     NoDevice,
-    Inbox(Vec<(InboxKey, InboxItem)>),
+    Inbox(Left),
     Taken(Taken),
     Persisted,
     Own(Vec<OwnEntry>),
     Feed {
         feed: FeedId,
         view: FeedView,
-        inbox: Vec<(InboxKey, InboxItem)>,
+        inbox: Left,
     },
     /// This one feed cannot be read.
     NoFeed(FeedId, StoreError),
@@ -498,7 +498,7 @@ impl QueueActor {
                 self.refuse_all(&unauthenticated("this device is not registered here"));
                 return self.stop("deleted", ctx);
             }
-            Done::Inbox(items) => self.take(items, ctx),
+            Done::Inbox(left) => self.take(left, ctx),
             Done::Taken(taken) => self.taken(taken),
             Done::Persisted => self.follow(),
             Done::Own(entries) => {
@@ -569,32 +569,31 @@ impl QueueActor {
         before.iter().for_each(|group| hints.unfollow(group, &self.wake));
     }
 
-    fn take(&mut self, items: Vec<(InboxKey, InboxItem)>, ctx: &mut Context<Self>) {
+    fn take(&mut self, left: Left, ctx: &mut Context<Self>) {
         let Some(state) = &mut self.state else { return };
         // where nothing can be written it stays where it is
-        if items.is_empty() || self.node.store.writable().is_err() {
+        if left.items.is_empty() || self.node.store.writable().is_err() {
             return;
         }
-        self.look_into_inbox |= items.len() == INBOX_PAGE;
+        self.look_into_inbox |= left.more;
         // an operator may have changed them since the queue was loaded
         state.set_limits(queue_limits(&self.node.limits));
-        let mut taken = state.take(items, self.node.clock.now());
+        let mut taken = state.take(left.items, self.node.clock.now());
         let batch = std::mem::take(&mut taken.batch);
         self.write(batch, Done::Taken(taken), ctx);
     }
 
     /// Whether what was read of `feed` may not be delivered: something of its group is left that cannot be taken now, and that
     /// may be the end of the membership.
-    fn is_held_up(&self, feed: FeedId, inbox: &[(InboxKey, InboxItem)]) -> bool {
+    fn is_held_up(&self, feed: FeedId, inbox: &Left) -> bool {
         let Some(group) = self.state.as_ref().and_then(|state| state.group_of(feed)) else {
             return false;
         };
         let concerns = |(key, _): &(InboxKey, InboxItem)| match key {
             InboxKey::Group { group: of, .. } => of == group,
-            InboxKey::Item(_) => false,
+            InboxKey::Item(_) | InboxKey::From { .. } => false,
         };
-        let may_be_more = inbox.len() == INBOX_PAGE;
-        (may_be_more || inbox.iter().any(concerns)) && self.node.store.writable().is_err()
+        (inbox.more || inbox.items.iter().any(concerns)) && self.node.store.writable().is_err()
     }
 
     /// The other feeds go on; this one is tried again in a while, with the others of which the same is so by then.
@@ -956,7 +955,7 @@ fn queue_limits(limits: &Limits) -> QueueLimits {
 }
 
 const IDLE: &str = "idle";
-const INBOX_PAGE: usize = 256;
+const INBOX_PAGE: Page = Page { items_max: 256, bytes_max: PAGE_BYTES };
 const OWN_PAGE: usize = 64;
 const FEED_PAGE: usize = 64;
 const PAGE_BYTES: usize = 512 * 1024;

@@ -399,9 +399,12 @@ async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
 
 /// A PrivateMessage of a group that b.example hosts; nobody can read it.
 fn message(seed: u8, content: &[u8]) -> MlsMessage {
+    message_of(&GroupId::of(&Domain::new("b.example").unwrap(), [seed; 16]), content)
+}
+
+pub(super) fn message_of(group: &GroupId, content: &[u8]) -> MlsMessage {
     let mut bytes = vec![0, 1, 0, 2];
-    let hub = Domain::new("b.example").unwrap();
-    append_vector(&mut bytes, GroupId::of(&hub, [seed; 16]).as_bytes());
+    append_vector(&mut bytes, group.as_bytes());
     bytes.extend(0u64.to_be_bytes());
     bytes.push(1);
     for part in [&b""[..], b"sender", content] {

@@ -397,7 +397,7 @@ impl QueueState {
                 }
             }
             InboxItem::Event { group, event } => {
-                if let InboxKey::Item(id) = key {
+                if let InboxKey::Item(id) | InboxKey::From { id, .. } = key {
                     if self.head.recent.iter().any(|(_, recent)| recent == id) {
                         return;
                     }
