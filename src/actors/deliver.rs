@@ -235,9 +235,9 @@ impl Node {
             }
         }
         for (_, answers) in self.leave_offers(by, admitted).await {
-            match worst_of(&answers?) {
-                QueueingServiceResponse::Ok => {}
-                answer => worst = answer,
+            let answer = worst_of(&answers?);
+            if answer != QueueingServiceResponse::Ok {
+                worst = answer;
             }
         }
         stopped.map(|()| worst)
