@@ -3,18 +3,21 @@
 use super::testing::*;
 use crate::{
     account::Registration,
-    actors::{Clock, Limits, Node},
+    actors::{
+        Clock, Limits, Node,
+        accounts::{Deleted, deletions},
+    },
     crypto,
     store::{
-        Batch,
-        records::{GoneReason, GroupNotice},
+        Batch, Write,
+        records::{GoneReason, GroupNotice, Subscription},
     },
     wire::{
         client::{Consent, DeleteDevice},
         codec::{List, Opaque},
         ds::{DsError, ProtocolVersion},
         extensions::ClientQueueConfig,
-        ids::Domain,
+        ids::{Domain, FeedId, RecipientId, Sequence},
     },
 };
 
@@ -210,7 +213,7 @@ async fn deleted_device_is_nobody_and_its_groups_are_told() {
     let refused = world.node.authenticate(&message, ENDPOINT).await.unwrap_err();
     assert_eq!(refused.name(), "unauthenticated");
     for seed in [1, 2] {
-        let notices = world.node.store.group_notices(&group(seed), 9).await.unwrap();
+        let notices = world.node.store.group_notices(&group(seed), None, 9).await.unwrap();
         let gone = GroupNotice::ClientGone {
             client: laptop.client.clone(),
             reason: GoneReason::DeviceDeleted,
@@ -239,8 +242,8 @@ async fn deletion_that_was_cut_off_is_finished_and_nobody_adds_the_device_in_bet
     let bound = bind(&world.node).await.unwrap();
     world.add(2, &[&laptop], true).await; // in the inbox when the deletion comes
 
-    let gone = [laptop.client.clone()];
-    world.node.mark_deleted(&phone.client, &gone, GoneReason::DeviceDeleted).await.unwrap();
+    let gone = Deleted::Device(laptop.client.clone());
+    world.node.mark_deleted(&phone.client, &gone).await.unwrap();
     let (conditions, writes) = (bound.conditions, bound.writes);
     let late = Batch { conditions, writes, ..Batch::default() };
     assert!(world.node.store.write(late).await.is_err(), "an add that was judged before");
@@ -249,12 +252,57 @@ async fn deletion_that_was_cut_off_is_finished_and_nobody_adds_the_device_in_bet
     world.restart();
     world.node.finish_deletions().await.unwrap();
     for seed in [1, 2] {
-        assert_eq!(world.node.store.group_notices(&group(seed), 9).await.unwrap().len(), 1);
+        assert_eq!(world.node.store.group_notices(&group(seed), None, 9).await.unwrap().len(), 1);
     }
     assert!(world.node.store.subscriptions(&laptop.client).await.unwrap().is_empty());
-    assert!(world.node.store.inbox(&laptop.client, 9).await.unwrap().is_empty());
+    assert!(world.node.store.inbox(&laptop.client, ALL).await.unwrap().items.is_empty());
     let noted = world.node.store.groups_with_notices(None, 9).await.unwrap();
     assert_eq!(noted, [group(1), group(2)], "and it is not noted any more");
+}
+
+#[actix::test]
+async fn deletions_behind_many_that_cannot_be_done_now_are_done() {
+    const DAMAGED: usize = 70;
+    let limits = Limits { devices_per_user_max: 100, ..Limits::default() };
+    let mut world = World::with(limits, Registration::Open);
+    let phone = world.register("alice").await;
+    let mut batch = Batch::new();
+    for number in 0..DAMAGED + 20 {
+        let device = Person::new("alice", &format!("d{number}"), Some(&phone.user_key));
+        world.try_register(&device).await.unwrap();
+        if number < DAMAGED {
+            let subscription = Subscription {
+                feed: FeedId(1),
+                group: group(1),
+                recipient: RecipientId(number as u64),
+                from: Sequence(1),
+                last: None,
+                removed: false,
+                filters: vec![(Sequence(1), false)],
+                acknowledged: Sequence(0),
+                previous: Sequence(0),
+            };
+            batch.push(Write::Subscription { client: device.client, subscription });
+        }
+    }
+    world.node.store.write(batch).await.unwrap();
+    world.node.mark_deleted(&phone.client, &Deleted::Account).await.unwrap();
+    let pending = async |world: &World| {
+        world.node.store.group_notices(&deletions(), None, 1_000).await.unwrap().len()
+    };
+    assert_eq!(pending(&world).await, DAMAGED + 21);
+    let restored = world.disk.damage("subscription");
+    world.restart();
+    world.node.finish_deletions().await.unwrap();
+    assert_eq!(pending(&world).await, DAMAGED, "all others, wherever they stand among them");
+    world.disk.tamper(|disk| disk.extend(restored));
+    world.restart();
+    world.node.finish_deletions().await.unwrap();
+    assert_eq!(pending(&world).await, 0);
+    assert_eq!(
+        world.node.store.group_notices(&group(1), None, 1_000).await.unwrap().len(),
+        DAMAGED
+    );
 }
 
 #[actix::test]
@@ -288,6 +336,39 @@ async fn device_that_is_gone_may_repeat_its_deletion_and_do_nothing_else() {
 }
 
 #[actix::test]
+async fn device_that_is_registered_while_its_account_is_deleted_goes_with_it_or_does_not_come() {
+    let world = World::new();
+    let phone = world.register("alice").await;
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.add(1, &[&phone], true).await;
+    let (faults, queued) = (world.disk.faults(), world.disk.faults().queued());
+    faults.hold();
+    // whoever is asked first has queued its write before the other one looks
+    let both = async {
+        let register = world.try_register(&laptop);
+        let delete = async {
+            faults.until_queued(queued + 1).await;
+            world.node.delete_account(&phone.client).await
+        };
+        futures_util::future::join(register, delete).await
+    };
+    let release = async {
+        faults.until_queued(queued + 2).await;
+        faults.release();
+    };
+    let ((registered, deleted), ()) = futures_util::future::join(both, release).await;
+    assert!(registered.is_ok(), "it came first");
+    assert_eq!(deleted, Ok(()));
+    for person in [&phone, &laptop] {
+        let message = world.sign(person, ENDPOINT, &1u32);
+        let refused = world.node.authenticate(&message, ENDPOINT).await.map_err(|it| it.name());
+        assert_eq!(refused, Err("unauthenticated"), "{}", person.client);
+    }
+    let account = world.node.store.account(&phone.user).await.unwrap().unwrap();
+    assert!(account.deleted_at.is_some() && account.devices.is_empty(), "{account:?}");
+}
+
+#[actix::test]
 async fn deleted_account_takes_all_devices_with_it_and_keeps_its_name() {
     let world = World::new();
     let phone = world.register("alice").await;
@@ -295,7 +376,7 @@ async fn deleted_account_takes_all_devices_with_it_and_keeps_its_name() {
     world.try_register(&laptop).await.unwrap();
     world.add(1, &[&phone, &laptop], true).await;
     world.node.delete_account(&phone.client).await.unwrap();
-    assert_eq!(world.node.store.group_notices(&group(1), 9).await.unwrap().len(), 2);
+    assert_eq!(world.node.store.group_notices(&group(1), None, 9).await.unwrap().len(), 2);
     for person in [&phone, &laptop] {
         let message = world.sign(person, ENDPOINT, &1u32);
         assert!(world.node.authenticate(&message, ENDPOINT).await.is_err());

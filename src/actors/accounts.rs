@@ -25,7 +25,7 @@ use crate::{
     crypto,
     queue::state::client_gone,
     store::{
-        Batch, Condition, StoreError, Write,
+        Batch, Condition, Page, StoreError, Write,
         records::{ConsentHash, Device, GoneReason, GroupNotice, InboxItem, Subscription},
     },
     wire::{
@@ -236,7 +236,7 @@ impl Node {
         if device.deleted_at.is_none() {
             self.must_be_there(from).await?;
         }
-        self.delete(from, &[delete.client], GoneReason::DeviceDeleted).await
+        self.delete(from, &Deleted::Device(delete.client)).await
     }
 
     /// Deletes the sender's account with all of its devices. Its name is not given again. A repeat does what is not
@@ -250,7 +250,7 @@ impl Node {
         if account.deleted_at.is_none() {
             self.must_be_there(from).await?;
         }
-        self.delete(from, &account.devices, GoneReason::AccountDeleted).await
+        self.delete(from, &Deleted::Account).await
     }
 
     async fn must_be_there(&self, client: &ClientUri) -> Result<(), DsError> {
@@ -353,14 +353,9 @@ impl Node {
         )
     }
 
-    async fn delete(
-        &self,
-        from: &ClientUri,
-        clients: &[ClientUri],
-        reason: GoneReason,
-    ) -> Result<(), DsError> {
+    async fn delete(&self, from: &ClientUri, what: &Deleted) -> Result<(), DsError> {
         for _ in 0..CONFLICTS_MAX {
-            match self.mark_deleted(from, clients, reason).await {
+            match self.mark_deleted(from, what).await {
                 Ok(()) => {
                     self.finish_deletions().await.map_err(of_store)?;
                     return Ok(());
@@ -372,19 +367,23 @@ impl Node {
         Err(unavailable("too many changes of this account at a time; try again"))
     }
 
-    /// The first half: nobody can bring `clients` into a group any more, and it is noted that their groups are to be told.
+    /// The first half: nobody can bring the devices into a group any more, and it is noted that their groups are to be told.
     /// Who brought one in just before has left that in its inbox, where the second half finds it.
     pub(super) async fn mark_deleted(
         &self,
         from: &ClientUri,
-        clients: &[ClientUri],
-        reason: GoneReason,
+        what: &Deleted,
     ) -> Result<(), StoreError> {
         let (user, now) = (from.user(), self.clock.now());
         let Some(mut account) = self.store.account(&user).await? else { return Ok(()) };
+        // of an account those of this revision: the write holds for no other, and one may have come since it was asked for
+        let (clients, reason) = match what {
+            Deleted::Device(client) => (vec![client.clone()], GoneReason::DeviceDeleted),
+            Deleted::Account => (account.devices.clone(), GoneReason::AccountDeleted),
+        };
         let mut batch = Batch::new()
             .when(Condition::AccountAt { user: user.clone(), revision: account.revision });
-        for client in clients {
+        for client in &clients {
             let device = self.store.device(client).await?;
             let Some(device) = device.filter(|device| device.deleted_at.is_none()) else {
                 continue;
@@ -393,7 +392,7 @@ impl Node {
             batch.push(Write::Device { client: client.clone(), device });
             batch.push(client_gone(client, &deletions(), reason));
         }
-        let account_goes = reason == GoneReason::AccountDeleted && account.deleted_at.is_none();
+        let account_goes = matches!(what, Deleted::Account) && account.deleted_at.is_none();
         if batch.writes.is_empty() && !account_goes {
             return Ok(());
         }
@@ -412,24 +411,23 @@ impl Node {
     /// # Errors
     /// [`StoreError`]
     pub async fn finish_deletions(&self) -> Result<(), StoreError> {
-        // of clients whose records are damaged; others are not to wait for them
-        let mut stuck = BTreeSet::new();
         let mut told = BTreeSet::new();
+        let mut after: Option<[u8; 16]> = None;
         loop {
-            let mut left = self.store.group_notices(&deletions(), DELETIONS_PAGE).await?;
-            left.retain(|(key, _)| !stuck.contains(key));
-            if left.is_empty() {
+            let page =
+                self.store.group_notices(&deletions(), after.as_ref(), DELETIONS_PAGE).await?;
+            let Some((last, _)) = page.last() else {
                 // a group that several devices of an account were in proposes all of their removals at once
                 told.iter().for_each(|group| self.hints.notice(group));
                 return Ok(());
-            }
-            for (key, notice) in left {
+            };
+            after = Some(*last);
+            for (key, notice) in page {
                 match notice {
                     GroupNotice::ClientGone { client, reason } => {
                         match self.finish_deletion(&client, key, reason, &mut told).await {
-                            Err(StoreError::Corrupt { .. }) => {
-                                stuck.insert(key);
-                            }
+                            // those behind it do not wait until it is restored
+                            Err(StoreError::Corrupt { .. }) => {}
                             finished => finished?,
                         }
                     }
@@ -457,12 +455,12 @@ impl Node {
             // subscriptions, so what moves from one to the other is in one of them
             let head = self.store.queue_head(client).await?.unwrap_or_default();
             let inbox = self.store.inbox(client, INBOX_PAGE).await?;
-            let is_last = inbox.len() < INBOX_PAGE;
+            let is_last = !inbox.more;
             let mut groups: Vec<GroupId> = Vec::new();
             let revision = head.revision;
             let mut batch =
                 Batch::new().when(Condition::QueueAt { client: client.clone(), revision });
-            for (key, item) in inbox {
+            for (key, item) in inbox.items {
                 match item {
                     InboxItem::Open { group, .. } => groups.push(group),
                     // a group that goes quiet does not look for itself who is gone
@@ -501,6 +499,14 @@ impl Node {
     }
 }
 
+/// What of a user goes.
+#[derive(Debug)]
+pub(super) enum Deleted {
+    Device(ClientUri),
+    /// All that there is of it.
+    Account,
+}
+
 /// Under this name, which is no group's, stands which devices' deletion is not finished. No provider has such a domain
 /// (RFC 2606), so no group is ever made by this name.
 pub(super) fn deletions() -> GroupId {
@@ -532,6 +538,6 @@ const REGISTER: &str = "/v1/register";
 const CONFLICTS_MAX: usize = 8;
 const DELETE_DEVICE: &str = "/v1/devices/delete";
 const DELETE_ACCOUNT: &str = "/v1/account/delete";
-const INBOX_PAGE: usize = 1_000;
+const INBOX_PAGE: Page = Page { items_max: 1_000, bytes_max: 1 << 20 };
 const DELETIONS_PAGE: usize = 64;
 const NONCES_RETRY_MS: u64 = 60_000;

@@ -7,12 +7,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
 };
 
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::hints::locked;
+use super::{hints::locked, turns::Turns};
 use crate::{
     queue::followed::MEMBER_BYTES,
     store::{
@@ -33,7 +33,7 @@ pub struct HubBounds {
 /// Who changes a copy now, what is known of it, and how much there is.
 #[derive(Debug)]
 pub struct Copies {
-    turns: Mutex<HashMap<GroupId, Weak<tokio::sync::Mutex<()>>>>,
+    turns: Turns<GroupId>,
     rosters: Mutex<Rosters>,
     held: OnceCell<Mutex<HashMap<Domain, Held>>>,
     /// Hubs that are told of clients that are gone, at a time.
@@ -45,7 +45,7 @@ pub struct Copies {
 impl Default for Copies {
     fn default() -> Self {
         Self {
-            turns: Mutex::default(),
+            turns: Turns::default(),
             rosters: Mutex::default(),
             held: OnceCell::new(),
             telling: Arc::new(Semaphore::new(TELLING_MAX)),
@@ -90,16 +90,7 @@ pub struct Grown {
 
 impl Copies {
     pub fn turn(&self, group: &GroupId) -> Arc<tokio::sync::Mutex<()>> {
-        let mut turns = locked(&self.turns);
-        if let Some(turn) = turns.get(group).and_then(Weak::upgrade) {
-            return turn;
-        }
-        if turns.len() >= TURNS_MAX {
-            turns.retain(|_, turn| turn.strong_count() > 0);
-        }
-        let turn = Arc::new(tokio::sync::Mutex::new(()));
-        turns.insert(group.clone(), Arc::downgrade(&turn));
-        turn
+        self.turns.of(group)
     }
 
     pub fn roster_of(&self, group: &GroupId, revision: u64) -> Option<KnownRoster> {
@@ -281,8 +272,6 @@ async fn add_up(
     }
 }
 
-/// Groups whose turns are kept before those that nobody holds are let go.
-const TURNS_MAX: usize = 16_384;
 /// Groups whose rosters are remembered, and members whose queues are gone in all of these.
 const ROSTERS_MAX: usize = 100_000;
 const GONE_MAX: usize = 200_000;

@@ -1,16 +1,22 @@
 //! What comes in for one client from outside its groups: single messages of a hub (DS §6.1) and connection requests
 //! (TR §5.6). It is left in the client's inbox, under its hash: a repeat within a day is stored once.
+//!
+//! Whoever leaves something for a client has its turn at it, so that what each counts is there. It counts by sizes alone:
+//! what waits for a client that is away is not read for those who leave more.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Mutex,
         atomic::{AtomicU32, Ordering},
     },
 };
 
+use futures_util::future::join_all;
+
 use super::{
     errors::{of_store, rate_limited},
+    guest::Amount,
     hints::locked,
     limits::Limits,
     node::Node,
@@ -18,10 +24,7 @@ use super::{
 };
 use crate::{
     crypto,
-    queue::{
-        state::own_backlog,
-        token::{self, TokenClass, TokenProblem},
-    },
+    queue::token::{self, TokenClass, TokenProblem},
     store::{
         Batch, Condition, StoreError, Write,
         records::{GroupStatus, InboxItem, InboxKey},
@@ -88,11 +91,11 @@ impl Offers {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Counts an offer.
+    /// Counts an offer of so many bytes: a large one as several.
     ///
     /// # Errors
     /// rate_limited
-    fn count(&self, by: Sender, to: Target, now: Timestamp) -> Result<(), DsError> {
+    fn count(&self, by: Sender, to: Target, bytes: usize, now: Timestamp) -> Result<(), DsError> {
         let mut hour = locked(&self.hour);
         if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
             *hour = Hour { began_at: now, ..Hour::default() };
@@ -116,7 +119,8 @@ impl Offers {
         if *count >= self.max.load(Ordering::Relaxed) {
             return Err(rate_limited("too many connection requests to this user", left_ms));
         }
-        *count += 1;
+        let counts_for = u32::try_from(bytes / OFFER_BYTES).unwrap_or(u32::MAX).saturating_add(1);
+        *count = count.saturating_add(counts_for);
         Ok(())
     }
 }
@@ -168,7 +172,10 @@ impl Node {
         if let Some(record) = bound {
             batch.push(Write::Token { token: token.id, record });
         }
-        self.leave(&client, id, event, batch, self.limits.own_entries_max).await
+        let all = vec![Leaving { id, event: encode(&event) }];
+        let (by, items_max) = (Sender::Peer(from.clone()), self.limits.own_entries_max);
+        let answers = self.leave(&client, &by, all, batch, items_max).await?;
+        Ok(worst_of(&answers))
     }
 
     /// A group's messages come from its hub: the provider that its id names, or where the group has moved to.
@@ -201,7 +208,7 @@ impl Node {
             return self.take_offers(&sender, request).await;
         }
         let target = Target::Provider(recipient_domain.clone());
-        self.offers.count(sender, target, self.clock.now())?;
+        self.offers.count(sender, target, 0, self.clock.now())?;
         self.relay_connection_request(&recipient_domain, &request).await
     }
 
@@ -215,76 +222,137 @@ impl Node {
         request: ConnectionRequest,
     ) -> Result<QueueingServiceResponse, DsError> {
         let mut worst = QueueingServiceResponse::Ok;
+        let mut admitted = Admitted::default();
+        let mut stopped = Ok(());
         for offer in request.offers.into_vec() {
-            let answer = self.take_offer(by, offer, None).await?;
+            match self.admit_offer(by, offer, None, &mut admitted).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(answer)) => worst = answer,
+                Err(error) => {
+                    stopped = Err(error);
+                    break;
+                }
+            }
+        }
+        for (_, answers) in self.leave_offers(by, admitted).await {
+            let answer = worst_of(&answers?);
             if answer != QueueingServiceResponse::Ok {
                 worst = answer;
             }
         }
-        Ok(worst)
+        stopped.map(|()| worst)
     }
 
-    /// Leaves one sealed offer of `by`. It is there once under its `id`: by default its hash.
+    /// Adds one sealed offer of `by` to those that are to be left, and says for whom it is; or why it is not taken. It is
+    /// there once under its `id`: by default its hash.
     ///
     /// # Errors
     /// rate_limited, unavailable.
-    pub(super) async fn take_offer(
+    pub(super) async fn admit_offer(
         &self,
         by: &Sender,
         offer: SealedOffer,
         id: Option<[u8; 16]>,
-    ) -> Result<QueueingServiceResponse, DsError> {
+        admitted: &mut Admitted,
+    ) -> Result<Result<ClientUri, QueueingServiceResponse>, DsError> {
         let opened = match self.open_token(&offer.client_queue_information).await {
             Ok(opened) => opened,
-            Err(BindError::Token(problem)) => return Ok(refused(problem)),
+            Err(BindError::Token(problem)) => return Ok(Err(refused(problem))),
             Err(BindError::Store(error)) => return Err(of_store(error)),
         };
         let Opened { token, client, record, while_there, .. } = opened;
         if let Err(problem) = token::admit_connection(&token, record.as_ref(), &client) {
-            return Ok(refused(problem));
+            return Ok(Err(refused(problem)));
         }
-        self.offers.count(by.clone(), Target::User(client.user()), self.clock.now())?;
-        let id = id.unwrap_or_else(|| item_id(&encode(&offer)));
+        let bytes = encode(&offer);
+        let target = Target::User(client.user());
+        self.offers.count(by.clone(), target, bytes.len(), self.clock.now())?;
+        let id = id.unwrap_or_else(|| item_id(&bytes));
         let event = QueueEvent::ConnectionRequest { sender_domain: by.domain(), offer };
-        let entries_max = self.limits.own_entries_max;
-        let batch = Batch::new().when(while_there);
-        self.leave(&client, id, event, batch, entries_max - entries_max / 10).await
+        let (conditions, all) = admitted.entry(client.clone()).or_default();
+        if !conditions.contains(&while_there) {
+            conditions.push(while_there);
+        }
+        all.push(Leaving { id, event: encode(&event) });
+        Ok(Ok(client))
     }
 
-    /// Leaves `event` for `client` together with `batch`, unless its own feed holds `max` entries.
+    /// Leaves those offers of `by`, each recipient's together and recipients beside each other. The answers are in the order in which
+    /// a recipient's offers were admitted.
+    pub(super) async fn leave_offers(
+        &self,
+        by: &Sender,
+        admitted: Admitted,
+    ) -> BTreeMap<ClientUri, Result<Vec<QueueingServiceResponse>, DsError>> {
+        // strangers leave room for what others are to tell
+        let items_max = self.limits.own_entries_max - self.limits.own_entries_max / 10;
+        let left = admitted.into_iter().map(async |(client, (conditions, all))| {
+            let batch = Batch { conditions, ..Batch::new() };
+            let answers = self.leave(&client, by, all, batch, items_max).await;
+            (client, answers)
+        });
+        join_all(left).await.into_iter().collect()
+    }
+
+    /// Leaves each of `all`, by `by`, for `client` together with `batch`, as far as there is room: fewer than `items_max` entries
+    /// and no more than the bytes that a client may be left, of all and of `by`. What was left before is there once. The answers are in the order of
+    /// `all`; where nothing is left `batch` is not written.
     async fn leave(
         &self,
         client: &ClientUri,
-        id: [u8; 16],
-        event: QueueEvent,
+        by: &Sender,
+        all: Vec<Leaving>,
         mut batch: Batch,
-        max: usize,
-    ) -> Result<QueueingServiceResponse, DsError> {
-        let head = self.store.queue_head(client).await.map_err(of_store)?.unwrap_or_default();
-        if head.recent.iter().any(|(_, recent)| *recent == id) {
-            return Ok(QueueingServiceResponse::Ok);
-        }
-        let waiting = self.store.inbox(client, max).await.map_err(of_store)?;
-        let known = waiting.iter().any(|(key, _)| *key == InboxKey::Item(id));
-        if !known && own_backlog(&head) + waiting.len() >= max {
-            self.metrics.queue_overflows.with_label_values(&["request"]).inc();
-            return Ok(QueueingServiceResponse::QueueFull);
-        }
-        batch.push(Write::Inbox {
-            client: client.clone(),
-            key: InboxKey::Item(id),
-            item: InboxItem::Event { group: None, event: encode(&event) },
-        });
-        match self.store.write(batch).await {
-            Ok(()) => {
-                self.hints.inbox(client);
-                Ok(QueueingServiceResponse::Ok)
+        items_max: usize,
+    ) -> Result<Vec<QueueingServiceResponse>, DsError> {
+        let turn = self.leaving.of(client);
+        let _turn = turn.lock().await;
+        let more = Amount { items: all.len(), bytes: all.iter().map(|it| it.event.len()).sum() };
+        let room = self.room_for(client, by, items_max, more).await;
+        let (mut room, head) = room.map_err(of_store)?;
+        let mut answers = Vec::with_capacity(all.len());
+        let mut is_new = false;
+        for Leaving { id, event } in all {
+            let key = InboxKey::From { provider: by.domain(), id };
+            let is_known = head.recent.iter().any(|(_, recent)| *recent == id)
+                || self.store.is_left(client, &key).await.map_err(of_store)?;
+            if is_known {
+                answers.push(QueueingServiceResponse::Ok);
+                continue;
             }
-            // the token or the account changed meanwhile
-            Err(error @ StoreError::Conflict { .. }) => Err(of_store(error)),
-            Err(error) => Err(of_store(error)),
+            if let Err(bound) = room.take(event.len()) {
+                self.metrics.queue_overflows.with_label_values(&[bound]).inc();
+                answers.push(QueueingServiceResponse::QueueFull);
+                continue;
+            }
+            is_new = true;
+            let item = InboxItem::Event { group: None, event };
+            batch.push(Write::Inbox { client: client.clone(), key, item });
+            answers.push(QueueingServiceResponse::Ok);
         }
+        if is_new {
+            // a conflict: the token or the account changed meanwhile
+            self.store.write(batch).await.map_err(of_store)?;
+            self.hints.inbox(client);
+        }
+        Ok(answers)
     }
+}
+
+/// What is to be left for a client: an encoded event, which is there once under its id.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    id: [u8; 16],
+    event: Vec<u8>,
+}
+
+/// Offers that are to be left, by who gets them, with what must hold then.
+pub(super) type Admitted = BTreeMap<ClientUri, (Vec<Condition>, Vec<Leaving>)>;
+
+/// The last that is not well, if there is one.
+fn worst_of(answers: &[QueueingServiceResponse]) -> QueueingServiceResponse {
+    let bad = answers.iter().rfind(|answer| **answer != QueueingServiceResponse::Ok);
+    bad.copied().unwrap_or(QueueingServiceResponse::Ok)
 }
 
 enum Kind {
@@ -329,6 +397,8 @@ fn item_id(bytes: &[u8]) -> [u8; 16] {
 }
 
 const HOUR_MS: u64 = 3_600_000;
+/// An offer counts once, and once more for each so many bytes of it: an ordinary one is far smaller.
+const OFFER_BYTES: usize = 8 * 1024;
 /// Pairs of users that are counted at a time.
 const PAIRS_MAX: usize = 200_000;
 /// Users and providers that one user here may ask in an hour.
@@ -345,13 +415,13 @@ mod tests {
         let provider = |n: usize| Target::Provider(Domain::new(format!("x{n}.example")).unwrap());
         let now = Timestamp(1_700_000_000_000);
         for n in 0..TARGETS_MAX {
-            offers.count(user("mallory"), provider(n), now).unwrap();
+            offers.count(user("mallory"), provider(n), 1, now).unwrap();
         }
-        let refused = offers.count(user("mallory"), provider(TARGETS_MAX), now).unwrap_err();
+        let refused = offers.count(user("mallory"), provider(TARGETS_MAX), 1, now).unwrap_err();
         let DsError::RateLimited { retry_after_ms, .. } = refused else { panic!("{refused}") };
         assert!((1..=HOUR_MS).contains(&retry_after_ms));
-        offers.count(user("mallory"), provider(0), now).unwrap();
-        offers.count(user("bob"), provider(TARGETS_MAX), now).unwrap();
-        offers.count(user("mallory"), provider(TARGETS_MAX), now.plus_ms(HOUR_MS)).unwrap();
+        offers.count(user("mallory"), provider(0), 1, now).unwrap();
+        offers.count(user("bob"), provider(TARGETS_MAX), 1, now).unwrap();
+        offers.count(user("mallory"), provider(TARGETS_MAX), 1, now.plus_ms(HOUR_MS)).unwrap();
     }
 }

@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 
 use super::{
     copies::{Grown, HubBounds, KnownRoster},
-    deliver::Sender,
+    deliver::{Admitted, Sender},
     errors::{is_damage, of_store, too_large},
     node::Node,
     tokens::{BindError, TokenUse},
@@ -45,9 +45,18 @@ use crate::{
         },
     },
 };
+pub(super) use inbox::Amount;
 use speaks::Speaker;
 
 type Items = Vec<(u32, DeliveryItem)>;
+
+/// What a batch has for one client alone.
+struct Direct {
+    index: u32,
+    item_id: [u8; 16],
+    token: QueueToken,
+    event: QueueEvent,
+}
 
 /// Tokens of one group's items that lead to clients, each with what binds it.
 pub(super) type Bound = HashMap<QueueToken, (ClientUri, TokenUse)>;
@@ -74,13 +83,7 @@ impl Node {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             match item {
                 DeliveryItem::Direct { item_id, client_queue_information, event } => {
-                    direct.push(self.take_direct(
-                        from,
-                        index,
-                        item_id,
-                        client_queue_information,
-                        event,
-                    ));
+                    direct.push(Direct { index, item_id, token: client_queue_information, event });
                 }
                 // before anything waits with it: in memory it is many times as large as it came
                 DeliveryItem::Feed { ref roster, .. }
@@ -102,7 +105,7 @@ impl Node {
         }
         let of_groups = groups.iter().map(|(group, items)| self.follow(from, group, items));
         let (of_groups, of_direct) =
-            futures_util::future::join(join_all(of_groups), join_all(direct)).await;
+            futures_util::future::join(join_all(of_groups), self.take_direct(from, direct)).await;
         let mut failures = too_many;
         for (found, items) in of_groups.into_iter().zip(groups.values()) {
             match found.map_err(of_store) {
@@ -113,9 +116,7 @@ impl Node {
                 found => failures.extend(found?),
             }
         }
-        for found in of_direct {
-            failures.extend(found?);
-        }
+        failures.extend(of_direct?);
         self.count_items(count, &failures);
         failures.sort_by_key(|failure| failure.item);
         let failures = List::new(failures).map_err(super::errors::internal)?;
@@ -318,42 +319,55 @@ impl Node {
         Ok((opened.client, TokenUse { conditions, writes: write.into_iter().collect() }))
     }
 
-    /// What comes for one client alone.
+    /// What comes for clients alone: which of it is not taken.
     async fn take_direct(
         &self,
         from: &Domain,
-        item: u32,
-        item_id: [u8; 16],
-        token: QueueToken,
-        event: QueueEvent,
-    ) -> Result<Option<DeliveryFailure>, DsError> {
-        let fails = |problem| {
+        items: Vec<Direct>,
+    ) -> Result<Vec<DeliveryFailure>, DsError> {
+        let by = Sender::Peer(from.clone());
+        let mut failures = Vec::new();
+        let mut fails = |item, problem| {
             let (recipient, next_sequence) = (RecipientId(0), Sequence(0));
-            Ok(Some(DeliveryFailure { item, problem, recipient, next_sequence }))
+            failures.push(DeliveryFailure { item, problem, recipient, next_sequence });
         };
-        // who sends it is said by the connection that it came through, not by itself
-        let QueueEvent::ConnectionRequest { offer, .. } = event else {
-            return fails(DeliveryProblem::InvalidItem);
-        };
-        if offer.client_queue_information != token {
-            return fails(DeliveryProblem::InvalidItem);
-        }
-        let mut named = from.as_str().as_bytes().to_vec();
-        named.extend(item_id);
-        let mut id = [0; 16];
-        id.copy_from_slice(&crypto::sha256(&named)[..16]);
-        match self.take_offer(&Sender::Peer(from.clone()), offer, Some(id)).await {
-            Ok(QueueingServiceResponse::Ok | QueueingServiceResponse::Blocked) => Ok(None),
-            Ok(QueueingServiceResponse::QueueFull) | Err(DsError::RateLimited { .. }) => {
-                fails(DeliveryProblem::QueueFull)
+        let mut admitted = Admitted::default();
+        let mut of_client: HashMap<ClientUri, Vec<u32>> = HashMap::new();
+        for Direct { index, item_id, token, event } in items {
+            // who sends it is said by the connection that it came through, not by itself
+            let QueueEvent::ConnectionRequest { offer, .. } = event else {
+                fails(index, DeliveryProblem::InvalidItem);
+                continue;
+            };
+            if offer.client_queue_information != token {
+                fails(index, DeliveryProblem::InvalidItem);
+                continue;
             }
-            Ok(QueueingServiceResponse::InvalidClientQueueInformation) => {
-                fails(DeliveryProblem::InvalidClientQueueInformation)
+            let id = direct_id(from, &item_id);
+            match self.admit_offer(&by, offer, Some(id), &mut admitted).await {
+                Ok(Ok(client)) => of_client.entry(client).or_default().push(index),
+                Ok(Err(answer)) => problem_of(answer).into_iter().for_each(|it| fails(index, it)),
+                Err(DsError::RateLimited { .. }) => fails(index, DeliveryProblem::QueueFull),
+                // of this recipient alone
+                Err(error) if is_damage(&error) => fails(index, DeliveryProblem::QueueFull),
+                Err(error) => return Err(error),
             }
-            // of this recipient alone
-            Err(error) if is_damage(&error) => fails(DeliveryProblem::QueueFull),
-            Err(error) => Err(error),
         }
+        for (client, answers) in self.leave_offers(&by, admitted).await {
+            let indexes = of_client.remove(&client).unwrap_or_default();
+            match answers {
+                Ok(answers) => {
+                    for (index, answer) in indexes.into_iter().zip(answers) {
+                        problem_of(answer).into_iter().for_each(|it| fails(index, it));
+                    }
+                }
+                Err(error) if is_damage(&error) => {
+                    indexes.into_iter().for_each(|it| fails(it, DeliveryProblem::QueueFull));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(failures)
     }
 
     pub(super) async fn copy_members(
@@ -408,6 +422,24 @@ fn known_roster(mut members: Vec<FollowedMember>) -> KnownRoster {
     let readers = members.iter().filter(|member| followed::is_reader(member)).count();
     members.retain(|member| member.gone);
     KnownRoster { gone: members, readers }
+}
+
+/// Under what an item of `from` for one client alone is there once.
+fn direct_id(from: &Domain, item_id: &[u8; 16]) -> [u8; 16] {
+    let named = [from.as_str().as_bytes(), item_id].concat();
+    let mut id = [0; 16];
+    id.copy_from_slice(&crypto::sha256(&named)[..16]);
+    id
+}
+
+fn problem_of(answer: QueueingServiceResponse) -> Option<DeliveryProblem> {
+    match answer {
+        QueueingServiceResponse::Ok | QueueingServiceResponse::Blocked => None,
+        QueueingServiceResponse::QueueFull => Some(DeliveryProblem::QueueFull),
+        QueueingServiceResponse::InvalidClientQueueInformation => {
+            Some(DeliveryProblem::InvalidClientQueueInformation)
+        }
+    }
 }
 
 /// How much more `after` is than `before`.

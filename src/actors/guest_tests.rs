@@ -891,12 +891,12 @@ async fn inbox_of_a_client_that_is_away_is_bounded() {
             roster_only(&world, &group, 2 + 2 * round, vec![remove]),
         ];
         deliver(&world, &hub(), items).await;
-        taken = world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+        taken = world.node.store.inbox(&alice.client, ALL).await.unwrap().items.len();
     }
     assert_eq!(taken, 14, "seven Welcomes of 15 KB, and seven ends");
     // who reads gets on
     while !world.dequeue(&alice, &[], 0).await.is_empty() {
-        let read = world.node.store.inbox(&alice.client, 1).await.unwrap().is_empty();
+        let read = world.node.store.inbox(&alice.client, ALL).await.unwrap().items.is_empty();
         if read {
             break;
         }
@@ -916,7 +916,7 @@ async fn snapshots_that_only_leave_gaps_are_bounded() {
     for round in 1..=100 {
         deliver(&world, &hub(), vec![snapshot(&group, 1 + 2 * round, vec![add(1, &token)])]).await;
     }
-    let rows = world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+    let rows = world.node.store.inbox(&alice.client, ALL).await.unwrap().items.len();
     let head = world.node.store.group_head(&group).await.unwrap().unwrap();
     assert!(rows <= 9, "{rows}");
     assert!(head.log_bytes <= 2_000, "{}", head.log_bytes);
@@ -1135,7 +1135,7 @@ async fn invited(world: &World, alice: &Person, hub: &Domain, group: &GroupId, m
             roster_only(world, group, 1 + 2 * round, vec![invitation(recipient, &token)]),
             roster_only(world, group, 2 + 2 * round, vec![remove]),
         ];
-        let rows = async || world.node.store.inbox(&alice.client, 1_000).await.unwrap().len();
+        let rows = async || world.node.store.inbox(&alice.client, ALL).await.unwrap().items.len();
         let before = rows().await;
         deliver(world, hub, items).await;
         if rows().await == before {
@@ -1171,7 +1171,7 @@ async fn hub_that_fills_its_share_of_an_inbox_leaves_the_rest_to_others() {
     }
     assert_eq!(inbox_overflows(&world, "inbox"), 0);
     // who reads makes room
-    while !world.node.store.inbox(&alice.client, 1).await.unwrap().is_empty() {
+    while !world.node.store.inbox(&alice.client, ALL).await.unwrap().items.is_empty() {
         world.dequeue(&alice, &[], 0).await;
     }
     let overflows = inbox_overflows(&world, "inbox_hub");

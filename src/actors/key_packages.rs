@@ -1,7 +1,11 @@
 //! KeyPackages at work: published, handed out once by the store's conditions, with the user's consent.
 //! PROTOCOL.md §5; TR §5.8, §5.9. The rules are in [`crate::key_package`].
 
-use std::{collections::HashMap, hash::Hash, sync::Mutex};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::Mutex,
+};
 
 use openmls::prelude::{CredentialType, ExtensionType, ProposalType};
 
@@ -55,7 +59,24 @@ pub struct Fetches {
 struct Hour {
     began_at: Timestamp,
     by: HashMap<Sender, u32>,
-    of: HashMap<UserUri, u32>,
+    of: Targets,
+}
+
+/// How often each user was asked for, whether or not there is such a one. Names cost nothing to invent, so none has a place of
+/// its own: each counts in one of a fixed number of places, which one nobody outside can tell. Two users who share one share
+/// their measure for that hour; whoever wants to use up everybody's needs more fetches than all requesters together have.
+#[derive(Default)]
+struct Targets {
+    counts: Vec<u32>,
+    places: RandomState,
+}
+
+impl Targets {
+    fn count_of(&mut self, user: &UserUri) -> &mut u32 {
+        self.counts.resize(TARGETS, 0);
+        let place = self.places.hash_one(user) % TARGETS as u64;
+        &mut self.counts[usize::try_from(place).unwrap_or_default()]
+    }
 }
 
 impl Fetches {
@@ -83,22 +104,15 @@ impl Fetches {
             Sender::User(_) => self.by_requester_max,
             Sender::Peer(_) => self.by_peer_max,
         };
-        let Hour { by: requesters, of: targets, .. } = &mut *hour;
-        count_one(requesters, by, by_max, left_ms)?;
-        count_one(targets, of, self.of_target_max, left_ms)
+        if hour.by.len() >= FETCH_USERS_MAX && !hour.by.contains_key(by) {
+            return Err(rate_limited("too many users fetch KeyPackages", left_ms));
+        }
+        count_one(hour.by.entry(by.clone()).or_default(), by_max, left_ms)?;
+        count_one(hour.of.count_of(of), self.of_target_max, left_ms)
     }
 }
 
-fn count_one<K: Clone + Eq + Hash>(
-    counts: &mut HashMap<K, u32>,
-    key: &K,
-    max: u32,
-    left_ms: u64,
-) -> Result<(), DsError> {
-    if counts.len() >= FETCH_USERS_MAX && !counts.contains_key(key) {
-        return Err(rate_limited("too many users fetch KeyPackages", left_ms));
-    }
-    let count = counts.entry(key.clone()).or_default();
+fn count_one(count: &mut u32, max: u32, left_ms: u64) -> Result<(), DsError> {
     if *count >= max {
         return Err(rate_limited("too many KeyPackages fetched in this hour", left_ms));
     }
@@ -459,20 +473,57 @@ const CONFLICTS_MAX: usize = 16;
 const CANDIDATES_MAX: usize = 8;
 /// Of two classes and the ciphersuites that there are.
 const LAST_RESORTS_MAX: usize = 32;
-/// Users that are counted in an hour; beyond, newcomers wait for the next one.
+/// Requesters that are counted in an hour, users of this provider and other providers; beyond, newcomers wait for the next one.
 const FETCH_USERS_MAX: usize = 1_000_000;
+/// Places in which fetches of users are counted: 1 MiB.
+const TARGETS: usize = 1 << 18;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const NOW: Timestamp = Timestamp(1_700_000_000_000);
+
+    fn user(name: &str) -> UserUri {
+        UserUri::new(format!("mimi://a.example/u/{name}")).unwrap()
+    }
+
     #[test]
-    fn users_beyond_those_that_are_counted_wait_for_the_next_hour() {
-        let mut counts: HashMap<usize, u32> = (0..FETCH_USERS_MAX).map(|user| (user, 0)).collect();
-        let refused = count_one(&mut counts, &FETCH_USERS_MAX, 9, 1).unwrap_err();
+    fn requesters_beyond_those_that_are_counted_wait_for_the_next_hour() {
+        let fetches = Fetches::new(&Limits::default());
+        let requester = |number: usize| Sender::User(user(&number.to_string()));
+        {
+            let mut hour = locked(&fetches.hour);
+            hour.began_at = NOW;
+            hour.by = (0..FETCH_USERS_MAX).map(|number| (requester(number), 0)).collect();
+        }
+        let newcomer = requester(FETCH_USERS_MAX);
+        let refused = fetches.count(&newcomer, &user("alice"), NOW).unwrap_err();
         assert_eq!(refused.name(), "rate_limited");
-        assert_eq!(counts.len(), FETCH_USERS_MAX);
-        count_one(&mut counts, &0, 9, 1).unwrap();
-        assert_eq!(counts[&0], 1);
+        assert_eq!(locked(&fetches.hour).by.len(), FETCH_USERS_MAX);
+        fetches.count(&requester(0), &user("alice"), NOW).unwrap();
+        fetches.count(&newcomer, &user("alice"), NOW.plus_ms(HOUR_MS)).unwrap();
+    }
+
+    #[test]
+    fn invented_names_use_up_nobody_s_fetches_and_take_no_room() {
+        let limits = Limits { key_package_targets_per_hour: 100, ..Limits::default() };
+        let fetches = Fetches::new(&limits);
+        let peers: Vec<_> = (0..20)
+            .map(|number| {
+                Sender::Peer(crate::wire::ids::Domain::new(format!("x{number}.example")).unwrap())
+            })
+            .collect();
+        for number in 0..1_000_000 {
+            let of = user(&format!("invented{number}"));
+            fetches.count(&peers[number % peers.len()], &of, NOW).unwrap();
+        }
+        let (bob, alice) = (Sender::User(user("bob")), user("alice"));
+        fetches.count(&bob, &alice, NOW).unwrap();
+        let refused = (0..100).find_map(|_| fetches.count(&bob, &alice, NOW).err());
+        assert_eq!(refused.map(|error| error.name()), Some("rate_limited"), "hers are hers");
+        fetches.count(&bob, &user("carol"), NOW).unwrap();
+        let hour = locked(&fetches.hour);
+        assert_eq!((hour.of.counts.len(), hour.by.len()), (TARGETS, 21));
     }
 }

@@ -39,7 +39,8 @@ pub struct Limits {
     pub key_package_targets_per_hour: u32,
 
     /// In an hour: connection offers that the clients of one user may leave for those of another, that all users of
-    /// another provider may leave for one user, and requests of one user to another provider; beyond: rate_limited.
+    /// another provider may leave for one user, and requests of one user to another provider; beyond: rate_limited. An offer
+    /// counts once more for each 8 KiB of it.
     pub connection_offers_per_hour: u32,
 
     /// Tokens in one request (the wire's count is a byte); beyond: too_large.
@@ -52,10 +53,13 @@ pub struct Limits {
     pub own_entries_max: usize,
     /// The same for Welcomes: beyond, a group's feed begins with `gap` in place of its Welcome.
     pub own_welcomes_max: usize,
-    /// Bytes that other providers may leave for one client (Welcomes, changes of its groups) before it reads them; the
-    /// items are bounded by [`Self::own_welcomes_max`]. Beyond, their groups are told that the client's queue is gone.
+    /// Bytes that may be left for one client (by other providers: Welcomes, changes of its groups; by anybody: what is for it
+    /// alone) before it reads them; the items of groups are bounded by [`Self::own_welcomes_max`]. Beyond, other providers'
+    /// groups are told that the client's queue is gone, and who leaves something for it alone is told queue_full. For
+    /// these it counts also what the client has taken and not acknowledged.
     pub inbox_bytes_max: usize,
-    /// The same of what one other provider may leave for one client, so that none uses up what others are to have.
+    /// The same of what one other provider may leave for one client, its groups and single messages together, so that none uses
+    /// up what others are to have. What users of this provider leave for one client alone has one such share.
     pub inbox_bytes_per_hub_max: usize,
     pub inbox_items_per_hub_max: usize,
     /// Groups that one client may be in; beyond, the group is told that the client's queue is gone.

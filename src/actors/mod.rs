@@ -37,6 +37,7 @@ pub mod queue;
 mod relay;
 pub mod stages;
 pub mod tokens;
+mod turns;
 
 pub use arrivals::ArrivalState;
 pub use clock::Clock;
@@ -52,6 +53,8 @@ pub use queue::QueueStream;
 
 #[cfg(test)]
 mod account_tests;
+#[cfg(test)]
+mod deliver_tests;
 #[cfg(test)]
 mod guest_tests;
 #[cfg(test)]

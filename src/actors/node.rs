@@ -22,10 +22,15 @@ use super::{
     pulse::Pulse,
     queue::Queues,
     relay::Relays,
+    turns::Turns,
 };
 use crate::{
-    account::Registration, federation::Federation, queue::token::TokenKeys, rate::OverloadSettings,
-    store::SharedStore, wire::ids::Domain,
+    account::Registration,
+    federation::Federation,
+    queue::token::TokenKeys,
+    rate::OverloadSettings,
+    store::SharedStore,
+    wire::ids::{ClientUri, Domain},
 };
 
 pub use crate::federation::ProviderKey;
@@ -69,6 +74,8 @@ pub struct NodeInner {
     pub(crate) nonces: Nonces,
     pub(crate) fetches: Fetches,
     pub(crate) offers: Offers,
+    /// Who leaves something for a client alone.
+    pub(super) leaving: Turns<ClientUri>,
     pub(crate) federation: Option<Arc<Federation>>,
     pub(super) admission: Admission,
     pub(super) copies: Copies,
@@ -90,6 +97,7 @@ impl Node {
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
+            leaving: Turns::default(),
             queues: Queues::new(),
             federation: parts.federation,
             admission: Admission::new(

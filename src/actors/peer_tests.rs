@@ -644,7 +644,7 @@ async fn a_queue_that_a_peer_does_not_know_is_reported_to_its_group_once() {
     world.got("b", 1, 2).await;
     world.settled("b").await;
     let notices = loop {
-        let notices = world.node.store.group_notices(&group(1), 9).await.unwrap();
+        let notices = world.node.store.group_notices(&group(1), None, 9).await.unwrap();
         if !notices.is_empty() {
             break notices;
         }

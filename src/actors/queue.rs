@@ -31,10 +31,10 @@ use super::{
 use crate::{
     queue::{
         feed::FeedView,
-        state::{Next, Overflow, QueueLimits, QueueState, Taken},
+        state::{Next, Overflow, QueueLimits, QueueState, Taken, highest},
     },
     store::{
-        Batch, Page, StoreError,
+        Batch, Left, Page, StoreError,
         records::{GroupStatus, InboxItem, InboxKey, OwnEntry, QueueHead, Subscription},
     },
     wire::{
@@ -59,6 +59,9 @@ struct Slot {
     addr: Addr<QueueActor>,
     wake: Arc<Wake>,
     permits: Arc<Semaphore>,
+    /// Each timer that the actor has set holds one.
+    #[cfg(test)]
+    timers: Arc<()>,
 }
 
 impl Queues {
@@ -68,6 +71,13 @@ impl Queues {
 
     fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many timers a client's actor has set.
+    #[cfg(test)]
+    pub(super) fn timers_of(&self, client: &ClientUri) -> usize {
+        // its own, the slot's, and what is there besides
+        locked(&self.slots).get(client).map_or(0, |slot| Arc::strong_count(&slot.timers) - 2)
     }
 
     fn forget(&self, client: &ClientUri, wake: &Arc<Wake>) {
@@ -115,7 +125,7 @@ impl Node {
     pub async fn dequeue(&self, from: &ClientUri, dequeue: Dequeue) -> Result<Dequeued, DsError> {
         let max = dequeue.max.clamp(1, self.limits.dequeue_entries_max);
         let wait_ms = dequeue.wait_ms.min(self.limits.dequeue_wait_ms_max);
-        let acks: Vec<FeedAck> = dequeue.acks.into_vec();
+        let acks = highest(dequeue.acks.into_vec());
         let entries = self
             .ask_queue(from, |answer, permit| {
                 let acks = acks.clone();
@@ -192,11 +202,19 @@ impl Node {
         let mut hasher = DefaultHasher::new();
         client.hash(&mut hasher);
         let (node, of, ear) = (self.clone(), client.clone(), Arc::clone(&wake));
+        let timers = Arc::new(());
+        let of_actor = Arc::clone(&timers);
         let addr = self.arbiters.start_actor_on(Duty::Deliver, hasher.finish(), move |_| {
-            QueueActor::new(node, of, ear)
+            QueueActor::new(node, of, ear, of_actor)
         });
         let permits = Arc::new(Semaphore::new(self.limits.queue_requests_max));
-        let slot = Slot { addr, wake, permits };
+        let slot = Slot {
+            addr,
+            wake,
+            permits,
+            #[cfg(test)]
+            timers,
+        };
         slots.insert(client.clone(), slot.clone());
         Ok(slot)
     }
@@ -221,6 +239,11 @@ struct QueueActor {
     persist_now: bool,
     persist_timer: bool,
     idle_timer: Option<SpawnHandle>,
+    /// Ends the wait of the last long poll.
+    wait_timer: Option<SpawnHandle>,
+    /// Feeds that could not be read, until they are tried again together.
+    passed_over: BTreeSet<FeedId>,
+    timers: Arc<()>,
     leaving: Option<Leaving>,
     unacknowledged_reported: i64,
 }
@@ -278,14 +301,14 @@ enum Done {
     Loaded(Box<(QueueHead, Vec<Subscription>)>),
     /// The device is not there, or not any more.
     NoDevice,
-    Inbox(Vec<(InboxKey, InboxItem)>),
+    Inbox(Left),
     Taken(Taken),
     Persisted,
     Own(Vec<OwnEntry>),
     Feed {
         feed: FeedId,
         view: FeedView,
-        inbox: Vec<(InboxKey, InboxItem)>,
+        inbox: Left,
     },
     /// This one feed cannot be read.
     NoFeed(FeedId, StoreError),
@@ -325,7 +348,7 @@ impl Actor for QueueActor {
 }
 
 impl QueueActor {
-    fn new(node: Node, client: ClientUri, wake: Arc<Wake>) -> Self {
+    fn new(node: Node, client: ClientUri, wake: Arc<Wake>, timers: Arc<()>) -> Self {
         Self {
             node,
             client,
@@ -341,9 +364,27 @@ impl QueueActor {
             persist_now: false,
             persist_timer: false,
             idle_timer: None,
+            wait_timer: None,
+            passed_over: BTreeSet::new(),
+            timers,
             leaving: None,
             unacknowledged_reported: 0,
         }
+    }
+
+    /// Calls `then` after `delay`. actix looks at all timers whenever the actor wakes up, so there is one of each kind at most,
+    /// however often a client comes.
+    fn later(
+        &self,
+        delay: Duration,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
+    ) -> SpawnHandle {
+        let is_set = Arc::clone(&self.timers);
+        ctx.run_later(delay, move |actor, ctx| {
+            drop(is_set);
+            then(actor, ctx);
+        })
     }
 
     /// Does one thing with the store. Nothing else is done with it until that is done.
@@ -457,7 +498,7 @@ impl QueueActor {
                 self.refuse_all(&unauthenticated("this device is not registered here"));
                 return self.stop("deleted", ctx);
             }
-            Done::Inbox(items) => self.take(items, ctx),
+            Done::Inbox(left) => self.take(left, ctx),
             Done::Taken(taken) => self.taken(taken),
             Done::Persisted => self.follow(),
             Done::Own(entries) => {
@@ -528,44 +569,47 @@ impl QueueActor {
         before.iter().for_each(|group| hints.unfollow(group, &self.wake));
     }
 
-    fn take(&mut self, items: Vec<(InboxKey, InboxItem)>, ctx: &mut Context<Self>) {
+    fn take(&mut self, left: Left, ctx: &mut Context<Self>) {
         let Some(state) = &mut self.state else { return };
         // where nothing can be written it stays where it is
-        if items.is_empty() || self.node.store.writable().is_err() {
+        if left.items.is_empty() || self.node.store.writable().is_err() {
             return;
         }
-        self.look_into_inbox |= items.len() == INBOX_PAGE;
+        self.look_into_inbox |= left.more;
         // an operator may have changed them since the queue was loaded
         state.set_limits(queue_limits(&self.node.limits));
-        let mut taken = state.take(items, self.node.clock.now());
+        let mut taken = state.take(left.items, self.node.clock.now());
         let batch = std::mem::take(&mut taken.batch);
         self.write(batch, Done::Taken(taken), ctx);
     }
 
     /// Whether what was read of `feed` may not be delivered: something of its group is left that cannot be taken now, and that
     /// may be the end of the membership.
-    fn is_held_up(&self, feed: FeedId, inbox: &[(InboxKey, InboxItem)]) -> bool {
+    fn is_held_up(&self, feed: FeedId, inbox: &Left) -> bool {
         let Some(group) = self.state.as_ref().and_then(|state| state.group_of(feed)) else {
             return false;
         };
         let concerns = |(key, _): &(InboxKey, InboxItem)| match key {
             InboxKey::Group { group: of, .. } => of == group,
-            InboxKey::Item(_) => false,
+            InboxKey::Item(_) | InboxKey::From { .. } => false,
         };
-        let may_be_more = inbox.len() == INBOX_PAGE;
-        (may_be_more || inbox.iter().any(concerns)) && self.node.store.writable().is_err()
+        (inbox.more || inbox.items.iter().any(concerns)) && self.node.store.writable().is_err()
     }
 
-    /// The other feeds go on; this one is tried again in a while.
+    /// The other feeds go on; this one is tried again in a while, with the others of which the same is so by then.
     fn pass_over(&mut self, feed: FeedId, ctx: &mut Context<Self>) {
         let Some(state) = &mut self.state else { return };
         state.pass_over(feed);
-        ctx.run_later(FEED_RETRY, move |actor, ctx| {
-            if let Some(state) = &mut actor.state {
-                state.again(feed);
-                actor.work(ctx);
-            }
-        });
+        if self.passed_over.is_empty() {
+            self.later(FEED_RETRY, ctx, |actor, ctx| {
+                let feeds = std::mem::take(&mut actor.passed_over);
+                if let Some(state) = &mut actor.state {
+                    feeds.into_iter().for_each(|feed| state.again(feed));
+                    actor.work(ctx);
+                }
+            });
+        }
+        self.passed_over.insert(feed);
     }
 
     fn taken(&mut self, taken: Taken) {
@@ -625,7 +669,8 @@ impl QueueActor {
         }
     }
 
-    /// Reads how far feeds go, to judge acknowledgements of what an earlier activation delivered.
+    /// Reads how far feeds go, to judge acknowledgements of what an earlier activation delivered. They are in the order of
+    /// feeds, one of each.
     fn learn_ends(
         &mut self,
         feeds: Vec<(FeedId, GroupId)>,
@@ -642,8 +687,8 @@ impl QueueActor {
                     // a copy that went back to a backup is behind what its clients have got of it: they get it again
                     let acks = poll.as_mut().map_or(&mut acks, |poll| &mut poll.acks);
                     let last = Sequence(head.next_sequence.0.saturating_sub(1));
-                    for ack in acks.iter_mut().filter(|ack| ack.feed == feed) {
-                        ack.sequence = ack.sequence.min(last);
+                    if let Ok(at) = acks.binary_search_by_key(&feed, |ack| ack.feed) {
+                        acks[at].sequence = acks[at].sequence.min(last);
                     }
                 }
                 // a feed that is gone went at least as far as the membership
@@ -670,9 +715,15 @@ impl QueueActor {
         self.look_into_inbox = true;
         let id = self.node.queues.next_id();
         let over = poll.wait_ms == 0;
+        if let Some(timer) = self.wait_timer.take() {
+            ctx.cancel_future(timer);
+        }
         if !over {
             let wait = Duration::from_millis(u64::from(poll.wait_ms));
-            ctx.run_later(wait, move |actor, ctx| actor.end_wait(id, ctx));
+            self.wait_timer = Some(self.later(wait, ctx, move |actor, ctx| {
+                actor.wait_timer = None;
+                actor.end_wait(id, ctx);
+            }));
         }
         let (collected, failed) = (Vec::new(), None);
         self.session = Some(Session::Poll { id, poll, collected, over, failed });
@@ -751,7 +802,7 @@ impl QueueActor {
         if unpersisted && !self.persist_timer {
             self.persist_timer = true;
             let delay = Duration::from_millis(self.node.limits.ack_persist_ms);
-            ctx.run_later(delay, |actor, ctx| {
+            self.later(delay, ctx, |actor, ctx| {
                 actor.persist_timer = false;
                 actor.persist_now = true;
                 actor.work(ctx);
@@ -769,7 +820,7 @@ impl QueueActor {
     fn be_idle(&mut self, ctx: &mut Context<Self>) {
         if self.idle_timer.is_none() {
             let delay = Duration::from_millis(self.node.limits.queue_idle_ms);
-            self.idle_timer = Some(ctx.run_later(delay, |actor, ctx| {
+            self.idle_timer = Some(self.later(delay, ctx, |actor, ctx| {
                 actor.idle_timer = None;
                 if actor.session.is_none() && actor.requests.is_empty() && !actor.working {
                     actor.leave(IDLE, None, ctx);
@@ -904,7 +955,7 @@ fn queue_limits(limits: &Limits) -> QueueLimits {
 }
 
 const IDLE: &str = "idle";
-const INBOX_PAGE: usize = 256;
+const INBOX_PAGE: Page = Page { items_max: 256, bytes_max: PAGE_BYTES };
 const OWN_PAGE: usize = 64;
 const FEED_PAGE: usize = 64;
 const PAGE_BYTES: usize = 512 * 1024;

@@ -101,6 +101,43 @@ async fn newer_session_ends_the_older_one() {
     assert_eq!(sequences(&second.next().await.unwrap()), [(0, 1)], "its end is not the other's");
 }
 
+#[actix::test]
+async fn polls_that_end_each_other_leave_no_timers_behind() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], false).await;
+    let poll = || Box::pin(world.dequeue(&alice, &[], LONG_MS));
+    let mut before = poll();
+    for _ in 0..100 {
+        let mut next = poll();
+        // the one before has its answer because there is another one
+        futures_util::future::select(&mut before, &mut next).await;
+        before = next;
+    }
+    let timers = world.node.queues.timers_of(&alice.client);
+    assert!(timers <= 3, "{timers} timers");
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(sequences(&before.await), [(1, 2)], "it waits as long as it asked for");
+}
+
+#[actix::test]
+async fn feed_that_cannot_be_read_again_and_again_leaves_no_timers_behind() {
+    let mut world = World::new();
+    let alice = world.register("alice").await;
+    for seed in 1..=5 {
+        world.add(seed, &[&alice], false).await;
+        world.accept(seed, None, Vec::new()).await;
+    }
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 5);
+    world.disk.damage("log record");
+    world.restart();
+    for _ in 0..100 {
+        assert_eq!(world.dequeue(&alice, &[], 0).await, []);
+    }
+    let timers = world.node.queues.timers_of(&alice.client);
+    assert!(timers <= 3, "{timers} timers");
+}
+
 /// A client that is always online has one and the same queue for months.
 #[actix::test]
 async fn bounds_that_an_operator_changes_hold_for_queues_that_are_in_memory() {
@@ -197,6 +234,24 @@ async fn acknowledgement_of_what_was_never_delivered_is_refused() {
         let refused = world.try_dequeue(&alice, &[bad], 0).await.unwrap_err();
         assert_eq!(refused.name(), "malformed", "{bad:?}");
     }
+}
+
+#[actix::test]
+async fn acknowledgement_that_is_repeated_in_a_request_is_looked_at_once() {
+    let world = World::new();
+    let alice = world.register("alice").await;
+    world.add(1, &[&alice], true).await;
+    world.accept(1, None, Vec::new()).await;
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 2);
+    let taken = || world.node.metrics.queue_acks.get();
+    let before = taken();
+    let mut acks = vec![(1, 1), (0, 1)];
+    acks.extend([(1, 2); 500]);
+    assert_eq!(world.dequeue(&alice, &acks, 0).await, []);
+    assert_eq!(taken() - before, 2);
+    acks.push((1, 3));
+    let refused = world.try_dequeue(&alice, &acks, 0).await.unwrap_err();
+    assert_eq!(refused.name(), "malformed", "whatever stands before it");
 }
 
 #[actix::test]
@@ -344,9 +399,12 @@ async fn slowest_cursor_is_of_who_lags_and_of_who_did_not_come_yet() {
 
 /// A PrivateMessage of a group that b.example hosts; nobody can read it.
 fn message(seed: u8, content: &[u8]) -> MlsMessage {
+    message_of(&GroupId::of(&Domain::new("b.example").unwrap(), [seed; 16]), content)
+}
+
+pub(super) fn message_of(group: &GroupId, content: &[u8]) -> MlsMessage {
     let mut bytes = vec![0, 1, 0, 2];
-    let hub = Domain::new("b.example").unwrap();
-    append_vector(&mut bytes, GroupId::of(&hub, [seed; 16]).as_bytes());
+    append_vector(&mut bytes, group.as_bytes());
     bytes.extend(0u64.to_be_bytes());
     bytes.push(1);
     for part in [&b""[..], b"sender", content] {

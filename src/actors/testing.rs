@@ -14,7 +14,7 @@ use crate::{
     account::Registration,
     crypto::{self, BoxKey, SigningKey},
     queue::token::TokenKeys,
-    store::{Batch, Write, memory::Disk, records::*},
+    store::{Batch, Page, Write, memory::Disk, records::*},
     wire::{
         client::*,
         codec::{List, Opaque, Raw, Secret, Text, encode},
@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub const SUITE: u16 = 1;
+pub const ALL: Page = Page { items_max: usize::MAX, bytes_max: usize::MAX };
 
 pub struct World {
     pub disk: Disk,

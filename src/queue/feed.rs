@@ -76,8 +76,8 @@ pub(super) struct Feed {
     pub pending: VecDeque<Pending<Sequence>>,
     /// The group's next sequence, as far as it is known.
     pub end: Sequence,
-    /// It waits for its turn to be read.
-    pub queued: bool,
+    /// Its turn to be read, where it waits for one.
+    pub turn: Option<u64>,
 }
 
 impl Feed {
@@ -87,7 +87,7 @@ impl Feed {
             given: subscription.previous,
             pending: VecDeque::new(),
             end: Sequence(0),
-            queued: false,
+            turn: None,
             subscription,
         }
     }

@@ -90,9 +90,10 @@ pub struct QueueState {
     head: QueueHead,
     own: Own,
     feeds: BTreeMap<FeedId, Feed>,
-    by_group: HashMap<GroupId, Vec<FeedId>>,
-    /// Feeds that may have more, in turn; each at most once.
-    ready: VecDeque<FeedId>,
+    by_group: HashMap<GroupId, BTreeSet<(RecipientId, FeedId)>>,
+    /// Feeds that may have more, by their turn; each at most once.
+    ready: BTreeMap<u64, FeedId>,
+    next_turn: u64,
     unacknowledged: Room,
     window: Room,
     /// What is next is larger than the room that is left: to read it again is of no use before something is acknowledged.
@@ -138,7 +139,8 @@ impl QueueState {
             head,
             feeds: BTreeMap::new(),
             by_group: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: BTreeMap::new(),
+            next_turn: 0,
             unacknowledged: EMPTY,
             window: EMPTY,
             is_full: false,
@@ -154,11 +156,13 @@ impl QueueState {
     pub fn rewind(&mut self, bytes: usize, entries: usize) {
         self.own.pending.clear();
         self.own.cursor = self.head.acknowledged_own;
-        for feed in self.feeds.values_mut() {
+        self.ready.clear();
+        for (turn, (id, feed)) in (0..).zip(&mut self.feeds) {
             feed.rewind();
+            feed.turn = Some(turn);
+            self.ready.insert(turn, *id);
         }
-        self.ready = self.feeds.keys().copied().collect();
-        self.feeds.values_mut().for_each(|feed| feed.queued = true);
+        self.next_turn = self.ready.len() as u64;
         self.unacknowledged = EMPTY;
         self.window = Room { bytes, entries, idle: true, refused: false };
         self.is_full = false;
@@ -168,7 +172,7 @@ impl QueueState {
     #[must_use]
     pub fn next(&self) -> Next {
         let own_is_behind = self.own.cursor.0 + 1 < self.head.next_own.0;
-        let ready = self.ready.front().and_then(|feed| self.feeds.get(feed));
+        let ready = self.ready.values().next().and_then(|feed| self.feeds.get(feed));
         if !own_is_behind && ready.is_none() {
             return Next::Idle;
         }
@@ -251,7 +255,7 @@ impl QueueState {
 
     /// Something was appended to the feed of `group`.
     pub fn grown(&mut self, group: &GroupId) {
-        for feed in self.by_group.get(group).cloned().unwrap_or_default() {
+        for (_, feed) in self.by_group.get(group).cloned().unwrap_or_default() {
             self.queue(feed);
         }
     }
@@ -393,7 +397,7 @@ impl QueueState {
                 }
             }
             InboxItem::Event { group, event } => {
-                if let InboxKey::Item(id) = key {
+                if let InboxKey::Item(id) | InboxKey::From { id, .. } = key {
                     if self.head.recent.iter().any(|(_, recent)| recent == id) {
                         return;
                     }
@@ -518,45 +522,39 @@ impl QueueState {
     }
 
     fn membership(&mut self, group: &GroupId, recipient: RecipientId) -> Option<&mut Feed> {
-        let feed = *self
-            .by_group
-            .get(group)?
-            .iter()
-            .find(|feed| self.feeds[feed].subscription.recipient == recipient)?;
-        self.feeds.get_mut(&feed)
+        let of_recipient = (recipient, FeedId(0))..=(recipient, FeedId(u64::MAX));
+        let (_, feed) = self.by_group.get(group)?.range(of_recipient).next()?;
+        self.feeds.get_mut(feed)
     }
 
     fn insert(&mut self, subscription: Subscription) {
         let feed = subscription.feed;
-        self.by_group.entry(subscription.group.clone()).or_default().push(feed);
+        let of_group = self.by_group.entry(subscription.group.clone()).or_default();
+        of_group.insert((subscription.recipient, feed));
         self.feeds.insert(feed, Feed::new(subscription));
     }
 
     fn queue(&mut self, feed: FeedId) {
         let Some(state) = self.feeds.get_mut(&feed) else { return };
-        if !std::mem::replace(&mut state.queued, true) {
-            self.ready.push_back(feed);
+        if state.turn.is_none() {
+            state.turn = Some(self.next_turn);
+            self.ready.insert(self.next_turn, feed);
+            self.next_turn += 1;
         }
     }
 
     fn unqueue(&mut self, feed: FeedId) {
-        if let Some(state) = self.feeds.get_mut(&feed) {
-            state.queued = false;
-        }
-        match self.ready.front() {
-            Some(first) if *first == feed => {
-                self.ready.pop_front();
-            }
-            _ => self.ready.retain(|ready| *ready != feed),
+        if let Some(turn) = self.feeds.get_mut(&feed).and_then(|state| state.turn.take()) {
+            self.ready.remove(&turn);
         }
     }
 
     fn remove(&mut self, feed: FeedId) {
         self.unqueue(feed);
         let Some(state) = self.feeds.remove(&feed) else { return };
-        let group = state.subscription.group;
+        let Subscription { group, recipient, .. } = state.subscription;
         if let Some(feeds) = self.by_group.get_mut(&group) {
-            feeds.retain(|other| *other != feed);
+            feeds.remove(&(recipient, feed));
             if feeds.is_empty() {
                 self.by_group.remove(&group);
             }
@@ -571,6 +569,14 @@ impl QueueState {
             refused: false,
         }
     }
+}
+
+/// Of several acknowledgements of one feed the highest: what they come to together, in the order of feeds.
+#[must_use]
+pub fn highest(mut acks: Vec<FeedAck>) -> Vec<FeedAck> {
+    acks.sort_unstable_by_key(|ack| (ack.feed, std::cmp::Reverse(ack.sequence)));
+    acks.dedup_by_key(|ack| ack.feed);
+    acks
 }
 
 /// Entries of a client's own feed that are not acknowledged, as far as that is persisted.

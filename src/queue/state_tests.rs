@@ -2,17 +2,19 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test names what it expects")]
 
+use std::time::{Duration, Instant};
+
 use proptest::prelude::*;
 
 use super::{state::*, state_world::*};
 use crate::{
     store::{
         Write,
-        records::{InboxItem, InboxKey},
+        records::{InboxItem, InboxKey, QueueHead, Subscription},
     },
     wire::{
         codec::decode,
-        ids::{FeedId, Sequence},
+        ids::{ClientUri, FeedId, RecipientId, Sequence},
         queueing::{QueueEntry, QueueEvent},
     },
 };
@@ -198,6 +200,51 @@ fn acknowledgement_of_what_an_earlier_activation_gave_is_taken() {
     let entries = world.online();
     assert_eq!(sequences(&entries), [(1, 4)]);
     assert_eq!(entries[0].previous, Sequence(3));
+}
+
+#[test]
+fn several_acknowledgements_of_one_feed_are_its_highest() {
+    let acks = [(7, 2), (1, 9), (7, 5), (0, 1), (7, 3), (1, 9)].map(|(feed, to)| ack(feed, to));
+    assert_eq!(highest(acks.to_vec()), [ack(0, 1), ack(1, 9), ack(7, 5)]);
+}
+
+/// Everything of a client that was in many groups and is in one of them now, of which it has read nothing.
+fn time_to_end(feeds: u64) -> Duration {
+    let subscription = |feed| Subscription {
+        feed: FeedId(feed),
+        group: group(1),
+        recipient: RecipientId(feed),
+        from: Sequence(1),
+        last: (feed > 1).then_some(Sequence(5)),
+        removed: false,
+        filters: vec![(Sequence(1), false)],
+        acknowledged: Sequence(0),
+        previous: Sequence(0),
+    };
+    let subscriptions: Vec<_> = (1..=feeds).map(subscription).collect();
+    let head = QueueHead { next_feed: FeedId(feeds + 1), ..QueueHead::default() };
+    let client = ClientUri::new("mimi://a.example/d/alice/phone").unwrap();
+    let mut state = QueueState::load(client, head, subscriptions, LIMITS);
+    state.rewind(WIDE, usize::MAX);
+    let acks: Vec<_> = (2..=feeds).map(|feed| ack(feed, 5)).collect();
+    acks.iter().for_each(|ack| state.learn_end(ack.feed, Sequence(6)));
+    let began = Instant::now();
+    state.acknowledge(&acks).unwrap();
+    let dropped = state.persist().unwrap().writes.len();
+    let took = began.elapsed();
+    assert_eq!(dropped as u64, feeds, "all but one, and the head");
+    took
+}
+
+#[test]
+fn feeds_that_end_at_a_time_are_not_looked_for_among_each_other() {
+    // the least of several: what else the machine does does not count
+    let least = |feeds| (0..7).map(|_| time_to_end(feeds)).min().unwrap();
+    let (few, many) = (least(1_000), least(16_000));
+    assert!(
+        many < few * 64,
+        "{few:?} for 1,000, {many:?} for 16,000; the square is 256 times as much"
+    );
 }
 
 #[test]

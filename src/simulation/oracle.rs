@@ -578,7 +578,7 @@ pub(super) async fn what_is_left(world: &World, agents: &[Rc<Agent>]) -> Vec<Str
                 left.push(format!("{} still has feed {} that is over", agent.uri, closed.feed.0));
             }
             let own = store.own(&agent.uri, OwnSequence(0), PAGE).await.unwrap_or_default();
-            let inbox = store.inbox(&agent.uri, 1_000).await.unwrap_or_default();
+            let inbox = store.inbox(&agent.uri, PAGE).await.unwrap_or_default().items;
             if own.len() + inbox.len() > 0 {
                 left.push(format!(
                     "{} + {} entries wait for {}",

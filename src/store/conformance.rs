@@ -12,7 +12,7 @@ use std::{path::Path, sync::Arc};
 use proptest::prelude::ProptestConfig;
 
 use super::{
-    Answer, Batch, Condition, Page, SharedStore, StoreError, Write,
+    Answer, Batch, Condition, Left, LeftBy, Page, SharedStore, StoreError, Write,
     engine::Engine,
     faults::{Fault, Faults, Faulty},
     fjall::Fjall,
@@ -171,11 +171,11 @@ for_every_engine! {
             assert_eq!(store.snapshot(&group("g"), Sequence(2)).await, Ok(None));
             assert_eq!(store.joiner_info(&group("g"), Epoch(3)).await, Ok(Some(noise(2, 5_000))));
             assert_eq!(
-                store.group_notices(&group("g"), 10).await,
+                store.group_notices(&group("g"), None, 10).await,
                 Ok(vec![([1; 16], gone("bob"))])
             );
             assert_eq!(
-                store.inbox(&alice, 10).await,
+                store.inbox(&alice, ALL).await.map(|left| left.items),
                 Ok(vec![(inbox_key("g", 1, 0), inbox_item(1))])
             );
             assert_eq!(store.queue_head(&alice).await, Ok(Some(queue_head(1))));
@@ -198,7 +198,7 @@ for_every_engine! {
             assert_eq!(store.consent_count(&user("alice"), 10).await, Ok(1));
             assert_eq!(store.node("created").await, Ok(Some(vec![1, 2, 3])));
             // and nobody else's
-            assert_eq!(store.inbox(&bob, 10).await, Ok(vec![]));
+            assert_eq!(store.inbox(&bob, ALL).await, Ok(Left::default()));
             assert_eq!(store.subscriptions(&bob).await, Ok(vec![]));
             assert_eq!(store.account(&user("bob")).await, Ok(None));
             assert_eq!(store.consent_count(&user("bob"), 10).await, Ok(0));
@@ -260,9 +260,11 @@ for_every_engine! {
             let info = store.joiner_info(&group("g"), Epoch(at)).await.unwrap();
             assert_eq!(info, there.then(|| noise(at, 9_000)));
         }
-        let keys: Vec<_> = store.group_notices(&group("g"), 9).await.unwrap();
+        let keys: Vec<_> = store.group_notices(&group("g"), None, 9).await.unwrap();
         assert_eq!(keys, [([1; 16], gone("x")), ([3; 16], gone("x"))]);
-        let keys = store.inbox(&alice, 9).await.unwrap();
+        let behind = store.group_notices(&group("g"), Some(&[1; 16]), 9).await;
+        assert_eq!(behind, Ok(vec![([3; 16], gone("x"))]));
+        let keys = store.inbox(&alice, ALL).await.unwrap().items;
         assert_eq!(keys.len(), 2);
         assert_eq!(keys[1].0, inbox_key("g", 3, 0));
         let subscriptions = store.subscriptions(&alice).await.unwrap();
@@ -325,7 +327,7 @@ for_every_engine! {
             assert_eq!(store.subscriptions(&client).await.unwrap().len(), there);
             let found = store.subscription_to(&client, &group("g"), RecipientId(7)).await;
             assert_eq!(found.unwrap().is_some(), there == 1);
-            assert_eq!(store.inbox(&client, 9).await.unwrap().len(), there);
+            assert_eq!(store.inbox(&client, ALL).await.unwrap().items.len(), there);
             assert_eq!(store.key_packages(&client, 9).await.unwrap().len(), there);
             let held = Condition::KeyPackageHeld { client, key_package: reference(1) };
             let held = store.write(Batch::new().when(held)).await;
@@ -335,7 +337,7 @@ for_every_engine! {
             assert_eq!(snapshot.is_some(), there == 1);
             let info = store.joiner_info(&group(name), Epoch(1)).await.unwrap();
             assert_eq!(info.is_some(), there == 1);
-            assert_eq!(store.group_notices(&group(name), 9).await.unwrap().len(), there);
+            assert_eq!(store.group_notices(&group(name), None, 9).await.unwrap().len(), there);
         }
         assert!(store.device(&client("alice")).await.unwrap().is_some());
         assert!(store.group_head(&group("alice")).await.unwrap().is_some());
@@ -715,7 +717,7 @@ for_every_engine! {
             store.write(Batch::new().and(Write::Inbox { client: alice.clone(), key, item }))
                 .await.unwrap();
         }
-        let inbox = store.inbox(&alice, 100).await.unwrap();
+        let inbox = store.inbox(&alice, ALL).await.unwrap().items;
         let of_g: Vec<_> = inbox.iter()
             .filter(|(key, _)| matches!(key, InboxKey::Group { group: of, .. } if *of == group("g")))
             .map(|(key, _)| key.clone())
@@ -723,12 +725,43 @@ for_every_engine! {
         assert_eq!(of_g, [inbox_key("g", 2, 0), inbox_key("g", 2, 1), inbox_key("g", 300, 0)]);
         assert_eq!(inbox.len(), 5);
         assert_eq!(inbox.last().unwrap(), &(InboxKey::Item([1; 16]), inbox_item(5)));
-        assert_eq!(store.inbox(&alice, 2).await.unwrap(), inbox[..2]);
+        for (items_max, bytes_max) in [(2, usize::MAX), (5, usize::MAX), (9, 1), (9, 200)] {
+            let left = store.inbox(&alice, Page { items_max, bytes_max }).await.unwrap();
+            assert_eq!(left.items, inbox[..left.items.len()]);
+            assert_eq!(left.more, left.items.len() < 5, "{items_max}, {bytes_max}");
+            match bytes_max {
+                1 => assert_eq!(left.items.len(), 1),
+                200 => assert!((2..5).contains(&left.items.len()), "{}", left.items.len()),
+                _ => assert_eq!(left.items.len(), items_max),
+            }
+        }
+    }
+
+    async fn own_entries_are_counted_by_their_bytes_and_no_further_than_to_a_bound(place: Place) {
+        let store = place.open();
+        let alice = client("alice");
+        assert_eq!(store.own_bytes(&alice, OwnSequence(1), 0).await, Ok(Some(0)));
+        let mut batch = Batch::new();
+        for at in 1..=3 {
+            batch.push(Write::Own { client: alice.clone(), entry: own_entry(at) });
+        }
+        let large = OwnEntry { event: vec![7; 100_000], ..own_entry(4) };
+        batch.push(Write::Own { client: alice.clone(), entry: large });
+        batch.push(Write::Own { client: client("bob"), entry: own_entry(1) });
+        store.write(batch).await.unwrap();
+        let from = async |at, most| store.own_bytes(&alice, OwnSequence(at), most).await.unwrap();
+        let last = from(4, usize::MAX).await.unwrap();
+        assert!((100_000..101_000).contains(&last), "{last}");
+        assert_eq!(from(5, 0).await, Some(0));
+        let all = from(1, usize::MAX).await.unwrap();
+        assert!((last + 3 * 100..last + 3_000).contains(&all), "{all}");
+        assert_eq!((from(1, all).await, from(1, all - 1).await), (Some(all), None));
     }
 
     async fn inbox_is_counted_by_who_left_what_and_no_further_than_to_a_bound(place: Place) {
         let store = place.open();
         let alice = client("alice");
+        let from = |name, id| InboxKey::From { provider: domain(name), id: [id; 16] };
         let most = |items_max, bytes_max| Page { items_max, bytes_max };
         assert_eq!(store.inbox_use(&alice, most(1, 0)).await, Ok(Some(vec![])));
         // one is larger than what stands under one key
@@ -736,24 +769,29 @@ for_every_engine! {
         for (key, item) in [
             (inbox_key("g", 1, 0), inbox_item(1)), (inbox_key("g", 2, 0), large),
             (inbox_key("h", 1, 0), inbox_item(1)), (InboxKey::Item([1; 16]), inbox_item(1)),
-            (InboxKey::Item([2; 16]), inbox_item(1)),
+            (InboxKey::Item([2; 16]), inbox_item(1)), (from("x", 1), inbox_item(1)),
+            (from("y", 1), inbox_item(1)), (from("x", 2), inbox_item(1)), (from("x", 2), inbox_item(1)),
         ] {
-            store.write(Batch::new().and(Write::Inbox { client: alice.clone(), key, item }))
+            assert!(key == from("x", 2) || !store.is_left(&alice, &key).await.unwrap());
+            store.write(Batch::new().and(Write::Inbox { client: alice.clone(), key: key.clone(), item }))
                 .await.unwrap();
+            assert!(store.is_left(&alice, &key).await.unwrap());
         }
         // another's
         let key = inbox_key("g", 1, 0);
         store.write(Batch::new().and(Write::Inbox { client: client("bob"), key, item: inbox_item(1) }))
             .await.unwrap();
-        let uses = store.inbox_use(&alice, most(6, 1 << 20)).await.unwrap().unwrap();
-        let of = |group: Option<GroupId>| uses.iter().find(|it| it.group == group).unwrap();
-        let (g, h, else_) = (of(Some(group("g"))), of(Some(group("h"))), of(None));
-        assert_eq!((uses.len(), g.items, h.items, else_.items), (3, 2, 1, 2));
+        let uses = store.inbox_use(&alice, most(9, 1 << 20)).await.unwrap().unwrap();
+        let of = |by: LeftBy| uses.iter().find(|it| it.by == by).unwrap();
+        let (g, h) = (of(LeftBy::Group(group("g"))), of(LeftBy::Group(group("h"))));
+        let [x, y] = ["x", "y"].map(|name| of(LeftBy::Provider(domain(name))).items);
+        assert_eq!((uses.len(), g.items, h.items), (5, 2, 1));
+        assert_eq!((of(LeftBy::Other).items, x, y), (2, 2, 1));
         assert!(g.bytes > 100_000 + h.bytes - 100 && h.bytes < 200, "{uses:?}");
         let bytes: usize = uses.iter().map(|it| it.bytes).sum();
-        assert_eq!(store.inbox_use(&alice, most(6, bytes)).await, Ok(Some(uses.clone())));
-        assert_eq!(store.inbox_use(&alice, most(6, bytes - 1)).await, Ok(None));
-        assert_eq!(store.inbox_use(&alice, most(5, bytes)).await, Ok(None));
+        assert_eq!(store.inbox_use(&alice, most(9, bytes)).await, Ok(Some(uses.clone())));
+        assert_eq!(store.inbox_use(&alice, most(9, bytes - 1)).await, Ok(None));
+        assert_eq!(store.inbox_use(&alice, most(8, bytes)).await, Ok(None));
     }
 
     async fn key_packages_come_oldest_first_and_once(place: Place) {

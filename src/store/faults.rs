@@ -5,7 +5,7 @@
 
 use std::sync::{
     Arc, Condvar, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ struct Inner {
     state: Mutex<State>,
     changed: Condvar,
     queued: watch::Sender<u64>,
+    reads: AtomicU64,
+    scans: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,8 @@ impl Faults {
             state: Mutex::new(state),
             changed: Condvar::new(),
             queued: watch::Sender::new(0),
+            reads: AtomicU64::new(0),
+            scans: AtomicU64::new(0),
         }))
     }
 
@@ -100,6 +104,12 @@ impl Faults {
     pub async fn until_queued(&self, batches: u64) {
         // the sender is in `self`, so it cannot be gone
         let _ = self.0.queued.subscribe().wait_for(|queued| *queued >= batches).await;
+    }
+
+    /// Values that were asked for by their keys, and ranges that were looked through, since this handle was made.
+    #[must_use]
+    pub fn looked_at(&self) -> (u64, u64) {
+        (self.0.reads.load(Ordering::Relaxed), self.0.scans.load(Ordering::Relaxed))
     }
 
     /// A store is opened anew on what this breaks: what was planned for the last one is void.
@@ -153,11 +163,13 @@ impl<E> Faulty<E> {
 impl<E: Engine> Engine for Faulty<E> {
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Failure> {
         self.faults.read()?;
+        self.faults.0.reads.fetch_add(1, Ordering::Relaxed);
         self.engine.read(key)
     }
 
     fn scan(&self, from: &[u8], until: &[u8], visit: Visit<'_>) -> Result<(), Failure> {
         self.faults.read()?;
+        self.faults.0.scans.fetch_add(1, Ordering::Relaxed);
         self.engine.scan(from, until, visit)
     }
 

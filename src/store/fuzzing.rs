@@ -56,7 +56,7 @@ pub fn record(which: u8, record: &[u8]) {
         17 => same::<TokenRecord>(record),
         18 => {
             let _ = keys::owner(record);
-            let _ = keys::inbox_group(record);
+            let _ = keys::left_by(record);
             let _ = keys::inbox_owner(record);
             let _ = keys::record_of_part(record);
             let _ = keys::decode_commit_sequence(Some(record));

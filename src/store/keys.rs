@@ -18,7 +18,7 @@ use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    StoreError,
+    LeftBy, StoreError,
     links::Link,
     records::{
         ConsentHash, FeedEntry, GroupHead, InboxKey, LogRecord, OwnSequence, RefusedNonce, Replica,
@@ -338,6 +338,10 @@ pub(super) fn inbox_item(client: &ClientUri, item: &InboxKey) -> Key {
             ],
         ),
         InboxKey::Item(id) => key(tag::INBOX, &[&client_hash(client), &[1], id]),
+        InboxKey::From { provider, id } => {
+            let provider = hash(provider.as_str().as_bytes());
+            key(tag::INBOX, &[&client_hash(client), &[2], &provider, id])
+        }
     }
 }
 
@@ -345,20 +349,25 @@ pub(super) fn inbox(client: &ClientUri) -> Range {
     Range::of(key(tag::INBOX, &[&client_hash(client)]))
 }
 
-/// What the keys of all that a group has left in one inbox begin with; of what something else has left there, another.
+/// What the keys of all that a group has left in one inbox begin with; of what each provider has left there, another, and of
+/// what something else has.
 pub(super) fn inbox_owner(key: &[u8]) -> &[u8] {
     const KIND: usize = 1 + 16;
-    let end = if key.get(KIND) == Some(&0) { KIND + 1 + 16 } else { KIND + 1 };
+    let end = match key.get(KIND) {
+        Some(0 | 2) => KIND + 1 + 16,
+        Some(_) | None => KIND + 1,
+    };
     key.get(..end).unwrap_or(key)
 }
 
-/// The group that has left an inbox item there, none where something else has, by the first part of its record.
-pub(super) fn inbox_group(first: &[u8]) -> Result<Option<GroupId>, StoreError> {
+/// Who has left an inbox item there, by the first part of its record.
+pub(super) fn left_by(first: &[u8]) -> Result<LeftBy, StoreError> {
     let what = "inbox item";
     // the key stands in front, and is shorter than the first part
     match postcard::take_from_bytes::<InboxKey>(versioned(what, first)?) {
-        Ok((InboxKey::Group { group, .. }, _)) => Ok(Some(group)),
-        Ok((InboxKey::Item(_), _)) => Ok(None),
+        Ok((InboxKey::Group { group, .. }, _)) => Ok(LeftBy::Group(group)),
+        Ok((InboxKey::From { provider, .. }, _)) => Ok(LeftBy::Provider(provider)),
+        Ok((InboxKey::Item(_), _)) => Ok(LeftBy::Other),
         Err(error) => Err(corrupt(format!("{what}: {error}"))),
     }
 }

@@ -136,10 +136,28 @@ pub struct Page {
     pub bytes_max: usize,
 }
 
-/// What of an inbox one group has left there, or (`None`) whatever else may leave something there.
+/// A page of what waits in an inbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Left {
+    pub items: Vec<(InboxKey, InboxItem)>,
+    /// Whether there is something behind these.
+    pub more: bool,
+}
+
+/// Who has left something in an inbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LeftBy {
+    Group(GroupId),
+    /// A provider or its users, for the client alone.
+    Provider(Domain),
+    /// Whatever else may; also providers, before what each had left was told apart.
+    Other,
+}
+
+/// What of an inbox one of those has left there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboxUse {
-    pub group: Option<GroupId>,
+    pub by: LeftBy,
     pub items: usize,
     /// Of the items as they are stored.
     pub bytes: usize,
@@ -457,10 +475,11 @@ pub trait Store: Send + Sync + 'static {
     fn snapshot(&self, group: &GroupId, at: Sequence) -> Answer<'_, Option<Vec<u8>>>;
     fn joiner_info(&self, group: &GroupId, epoch: Epoch) -> Answer<'_, Option<Vec<u8>>>;
 
-    /// What is left for `group`, in key order.
+    /// What is left for `group`, in key order behind `after`.
     fn group_notices(
         &self,
         group: &GroupId,
+        after: Option<&[u8; 16]>,
         items_max: usize,
     ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>>;
     /// Groups that something is left for, in key order behind `after`: read once at start.
@@ -527,13 +546,23 @@ pub trait Store: Send + Sync + 'static {
     /// The first of a peer's replicas, in no order that means anything.
     fn replicas(&self, peer: &Domain, items_max: usize) -> Answer<'_, Vec<Replica>>;
 
-    fn inbox(&self, client: &ClientUri, items_max: usize)
-    -> Answer<'_, Vec<(InboxKey, InboxItem)>>;
+    /// The first that waits there, in key order.
+    fn inbox(&self, client: &ClientUri, page: Page) -> Answer<'_, Left>;
     /// How much waits there, by who left it; none where that is `items_max` items or more, or more than `bytes_max` bytes.
     /// It looks no further than to there, and at sizes alone.
     fn inbox_use(&self, client: &ClientUri, most: Page) -> Answer<'_, Option<Vec<InboxUse>>>;
+    /// Whether something waits there under `key`.
+    fn is_left(&self, client: &ClientUri, key: &InboxKey) -> Answer<'_, bool>;
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>>;
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>>;
+    /// Bytes of the client's own entries from `from` on, as they are stored; none where they are more than `bytes_max`. It
+    /// looks no further than to there, and at sizes alone.
+    fn own_bytes(
+        &self,
+        client: &ClientUri,
+        from: OwnSequence,
+        bytes_max: usize,
+    ) -> Answer<'_, Option<usize>>;
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>>;
     /// The membership of `client` as `recipient` of `group`, however many others it has. What was written before there
     /// was an index is found once it is written again.

@@ -15,7 +15,8 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Answer, Batch, DamagedByKind, InboxUse, OpenError, Page, Piece, Store, StoreError, StoreStats,
+    Answer, Batch, DamagedByKind, InboxUse, Left, OpenError, Page, Piece, Store, StoreError,
+    StoreStats,
     damage::Damages,
     engine::{Changes, Engine, Failure},
     histograms::Histograms,
@@ -23,9 +24,8 @@ use super::{
     links::Links,
     records::{
         Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,
-        GroupNotice, InboxItem, InboxKey, Leaver, LogRecord, Moves, OutboundRoster, OwnEntry,
-        OwnSequence, QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId,
-        TokenRecord,
+        GroupNotice, InboxKey, Leaver, LogRecord, Moves, OutboundRoster, OwnEntry, OwnSequence,
+        QueueHead, RefusedNonce, Replica, StoredKeyPackage, Subscription, TokenId, TokenRecord,
     },
     reserve::Reserve,
     stage::{self, Source},
@@ -460,12 +460,18 @@ impl Store for NodeStore {
     fn group_notices(
         &self,
         group: &GroupId,
+        after: Option<&[u8; 16]>,
         items_max: usize,
     ) -> Answer<'_, Vec<([u8; 16], GroupNotice)>> {
         if items_max == 0 {
             return none();
         }
-        self.many(keys::group_notices(group), items(items_max), |record| {
+        let mut range = keys::group_notices(group);
+        if let Some(after) = after {
+            range.from = keys::group_notice(group, after);
+            range.from.push(0);
+        }
+        self.many(range, items(items_max), |record| {
             let (_, key, notice): (GroupId, _, _) = keys::decode("group notice", &record)?;
             Ok((key, notice))
         })
@@ -687,17 +693,24 @@ impl Store for NodeStore {
         self.peers_in(keys::all_replicas(), keys::replicas_of, after, items_max)
     }
 
-    fn inbox(
-        &self,
-        client: &ClientUri,
-        items_max: usize,
-    ) -> Answer<'_, Vec<(InboxKey, InboxItem)>> {
-        if items_max == 0 {
-            return none();
-        }
-        self.many(keys::inbox(client), items(items_max), |record| {
-            keys::decode("inbox item", &record)
-        })
+    fn inbox(&self, client: &ClientUri, page: Page) -> Answer<'_, Left> {
+        let mut range = keys::inbox(client);
+        Box::pin(self.read(move |reader| {
+            let heads =
+                reader.heads(&range, page, |value| keys::split_head(value).map(|(len, _)| len))?;
+            let whole = |(key, head): &(Key, Vec<u8>)| {
+                let record = stage::whole(reader, key, head)
+                    .and_then(|record| keys::decode("inbox item", &record));
+                record.map_err(|error| reader.damages.named(key, error))
+            };
+            let left = heads.iter().map(whole).collect::<Result<Vec<_>, _>>()?;
+            let Some((last, _)) = heads.into_iter().next_back() else {
+                return Ok(Left::default());
+            };
+            range.from = [last.as_slice(), &[0]].concat();
+            let more = !reader.heads(&range, items(1), |_| Ok(0))?.is_empty();
+            Ok(Left { items: left, more })
+        }))
     }
 
     fn inbox_use(&self, client: &ClientUri, most: Page) -> Answer<'_, Option<Vec<InboxUse>>> {
@@ -713,7 +726,7 @@ impl Store for NodeStore {
                 }
                 if keys::inbox_owner(key) != owner.as_slice() {
                     owner = keys::inbox_owner(key).to_vec();
-                    uses.push(InboxUse { group: keys::inbox_group(first)?, items: 0, bytes: 0 });
+                    uses.push(InboxUse { by: keys::left_by(first)?, items: 0, bytes: 0 });
                 }
                 if let Some(used) = uses.last_mut() {
                     (used.items, used.bytes) = (used.items + 1, used.bytes.saturating_add(len));
@@ -724,6 +737,11 @@ impl Store for NodeStore {
         }))
     }
 
+    fn is_left(&self, client: &ClientUri, key: &InboxKey) -> Answer<'_, bool> {
+        let key = keys::inbox_item(client, key);
+        Box::pin(self.read(move |reader| Ok(reader.value(&key)?.is_some())))
+    }
+
     fn queue_head(&self, client: &ClientUri) -> Answer<'_, Option<QueueHead>> {
         let key = keys::queue_head(client);
         let client = client.clone();
@@ -732,6 +750,27 @@ impl Store for NodeStore {
 
     fn own(&self, client: &ClientUri, from: OwnSequence, page: Page) -> Answer<'_, Vec<OwnEntry>> {
         self.many(keys::own_from(client, from), page, |record| keys::decode("own entry", &record))
+    }
+
+    fn own_bytes(
+        &self,
+        client: &ClientUri,
+        from: OwnSequence,
+        bytes_max: usize,
+    ) -> Answer<'_, Option<usize>> {
+        let range = keys::own_from(client, from);
+        Box::pin(self.read(move |reader| {
+            let mut bytes = 0_usize;
+            let whole = reader.look_through(&range, |_, value| {
+                bytes = bytes.saturating_add(keys::split_head(value)?.0);
+                Ok(if bytes > bytes_max {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            })?;
+            Ok(whole.then_some(bytes))
+        }))
     }
 
     fn subscriptions(&self, client: &ClientUri) -> Answer<'_, Vec<Subscription>> {

@@ -168,6 +168,8 @@ pub enum InboxKey {
     Group { group: GroupId, sequence: Sequence, index: u32 },
     /// Left by anything else; left twice under one id it is there once.
     Item([u8; 16]),
+    /// The same of a provider, or of its users, for the client alone: what each has left stands together.
+    From { provider: Domain, id: [u8; 16] },
 }
 
 /// What is left for a client's queue until its owner takes it.

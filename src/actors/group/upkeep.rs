@@ -29,7 +29,7 @@ impl GroupActor {
     /// Takes what is left for the group and lets the hub do what it has to do by itself.
     pub(super) fn tick(&mut self, tick: Tick, ctx: &mut Context<Self>) {
         let (node, id) = (self.node.clone(), self.id.clone());
-        let read = async move { node.store.group_notices(&id, NOTICES_MAX).await };
+        let read = async move { node.store.group_notices(&id, None, NOTICES_MAX).await };
         let done = read.into_actor(self).map(move |notices, actor: &mut Self, ctx| {
             let notices = match notices {
                 Ok(notices) => notices,

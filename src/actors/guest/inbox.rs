@@ -1,14 +1,15 @@
-//! What hubs may leave in the inboxes of this provider's clients. A client that is away long must not be left more than it can
-//! ever read, and no hub may use up what others are to have: each has a share.
+//! What providers may leave in the inboxes of this provider's clients: for their groups, and for one client alone. A client that is
+//! away long must not be left more than it can ever read, and none may use up what others are to have: each has a share. What
+//! users of this provider leave for one of it alone has one together.
 
 use std::collections::HashSet;
 
 use crate::{
-    actors::node::Node,
-    queue::followed,
+    actors::{deliver::Sender, node::Node},
+    queue::{followed, state::own_backlog},
     store::{
-        InboxUse, Page, StoreError,
-        records::{FollowedMember, GroupHead, GroupStatus},
+        InboxUse, LeftBy, Page, StoreError,
+        records::{FollowedMember, GroupHead, GroupStatus, OwnSequence, QueueHead},
     },
     wire::{
         ids::{ClientUri, Domain, GroupId},
@@ -16,9 +17,67 @@ use crate::{
     },
 };
 
+/// Items and their bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::actors) struct Amount {
+    pub items: usize,
+    pub bytes: usize,
+}
+
+impl Amount {
+    pub fn and(self, other: Self) -> Self {
+        Self { items: self.items + other.items, bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    fn less(self, other: Self) -> Self {
+        Self {
+            items: self.items.saturating_sub(other.items),
+            bytes: self.bytes.saturating_sub(other.bytes),
+        }
+    }
+
+    fn has_some(self) -> bool {
+        self.items > 0 && self.bytes > 0
+    }
+}
+
+impl From<&InboxUse> for Amount {
+    fn from(used: &InboxUse) -> Self {
+        Self { items: used.items, bytes: used.bytes }
+    }
+}
+
+/// What may still be left for one client alone: of all that leave something, and of who leaves it now.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::actors) struct Room {
+    all: Amount,
+    share: Amount,
+}
+
+impl Room {
+    /// Takes the place of one thing of so many bytes. As long as there is any room one more fits.
+    ///
+    /// # Errors
+    /// The name of the bound that was reached.
+    pub fn take(&mut self, bytes: usize) -> Result<(), &'static str> {
+        if self.all.items == 0 {
+            return Err("request");
+        }
+        if self.all.bytes == 0 {
+            return Err("inbox");
+        }
+        if !self.share.has_some() {
+            return Err("inbox_hub");
+        }
+        let one = Amount { items: 1, bytes };
+        (self.all, self.share) = (self.all.less(one), self.share.less(one));
+        Ok(())
+    }
+}
+
 impl Node {
-    /// Whether `hub` may leave something for `client`: what is there is within the bounds of all hubs, and what the
-    /// groups of this one have left within its own.
+    /// Whether `hub` may leave something for `client` in a group of its: what is there is within the bounds of all, and what
+    /// this one has left within its own.
     pub(in crate::actors) async fn has_room_for(
         &self,
         client: &ClientUri,
@@ -29,7 +88,10 @@ impl Node {
             bytes_max: self.limits.inbox_bytes_max,
         };
         let (has_room, kind) = match self.store.inbox_use(client, most).await? {
-            Some(uses) => (self.has_share(hub, uses).await?, "inbox_hub"),
+            Some(uses) => {
+                let used = self.share_of(hub, &uses, Amount::default()).await?;
+                (self.fits_share(used), "inbox_hub")
+            }
             None => (false, "inbox"),
         };
         if !has_room {
@@ -38,30 +100,79 @@ impl Node {
         Ok(has_room)
     }
 
-    async fn has_share(&self, hub: &Domain, mut uses: Vec<InboxUse>) -> Result<bool, StoreError> {
-        let limits = &self.limits;
-        let fits = |(items, bytes): (usize, usize)| {
-            items < limits.inbox_items_per_hub_max && bytes <= limits.inbox_bytes_per_hub_max
+    /// What `by` may leave for `client` alone, of which there are to be no more than `items_max`, and where its queue stands.
+    /// `more` is what is to be left.
+    pub(in crate::actors) async fn room_for(
+        &self,
+        client: &ClientUri,
+        by: &Sender,
+        items_max: usize,
+        more: Amount,
+    ) -> Result<(Room, QueueHead), StoreError> {
+        let bytes_max = self.limits.inbox_bytes_max;
+        let most = Page { items_max, bytes_max: usize::MAX };
+        // before the head: what the queue takes meanwhile counts twice, not never
+        let uses = self.store.inbox_use(client, most).await?;
+        let head = self.store.queue_head(client).await?.unwrap_or_default();
+        let none = Amount::default();
+        let Some(uses) = uses else { return Ok((Room { all: none, share: none }, head)) };
+        let waiting = uses.iter().map(Amount::from).fold(none, Amount::and);
+        let unread = OwnSequence(head.acknowledged_own.0.saturating_add(1));
+        let own = self.store.own_bytes(client, unread, bytes_max).await?.unwrap_or(bytes_max);
+        let own = Amount { items: own_backlog(&head), bytes: own };
+        let all = Amount { items: items_max, bytes: bytes_max }.less(waiting).less(own);
+        let used = match by {
+            Sender::Peer(peer) => self.share_of(peer, &uses, more).await?,
+            // strangers of this provider: not what its groups have left
+            Sender::User(_) => left_by(&self.domain, &uses),
         };
-        let add = |(items, bytes), it: &InboxUse| (items + it.items, bytes + it.bytes);
-        if fits(uses.iter().fold((0, 0), add)) {
-            // whoever left it: nothing need be looked up
-            return Ok(true);
+        Ok((Room { all, share: self.share().less(used) }, head))
+    }
+
+    /// What one provider may have left for one client.
+    fn share(&self) -> Amount {
+        Amount {
+            items: self.limits.inbox_items_per_hub_max,
+            bytes: self.limits.inbox_bytes_per_hub_max,
         }
-        uses.sort_unstable_by_key(|it| std::cmp::Reverse(it.bytes));
-        let mut of_hub = (0, 0);
-        for used in &uses {
-            // what came for the client alone is bounded where it comes in
-            let Some(group) = &used.group else { continue };
-            if self.host_of(group).await? != *hub {
-                continue;
+    }
+
+    fn fits_share(&self, used: Amount) -> bool {
+        let share = self.share();
+        used.items < share.items && used.bytes <= share.bytes
+    }
+
+    /// What of `uses` counts for `hub`: what it has left for the client alone, and what the groups that it hosts have. Where
+    /// all of it, with `more`, is within one share all of it does: whoever left it, nothing need be looked up. Nor is
+    /// anything once a share is used up.
+    async fn share_of(
+        &self,
+        hub: &Domain,
+        uses: &[InboxUse],
+        more: Amount,
+    ) -> Result<Amount, StoreError> {
+        let all = uses.iter().map(Amount::from).fold(Amount::default(), Amount::and);
+        if self.fits_share(all.and(more)) {
+            return Ok(all);
+        }
+        let mut used = left_by(hub, uses);
+        let mut of_groups: Vec<_> = uses
+            .iter()
+            .filter_map(|it| match &it.by {
+                LeftBy::Group(group) => Some((group, Amount::from(it))),
+                LeftBy::Provider(_) | LeftBy::Other => None,
+            })
+            .collect();
+        of_groups.sort_unstable_by_key(|(_, amount)| std::cmp::Reverse(amount.bytes));
+        for (group, amount) in of_groups {
+            if !self.fits_share(used) {
+                break;
             }
-            of_hub = add(of_hub, used);
-            if !fits(of_hub) {
-                return Ok(false);
+            if self.host_of(group).await? == *hub {
+                used = used.and(amount);
             }
         }
-        Ok(true)
+        Ok(used)
     }
 
     /// Who hosts a group, this provider among others.
@@ -101,4 +212,10 @@ impl Node {
         }
         Ok(full)
     }
+}
+
+/// What `provider` or its users have left for the client alone.
+fn left_by(provider: &Domain, uses: &[InboxUse]) -> Amount {
+    let own = uses.iter().filter(|it| matches!(&it.by, LeftBy::Provider(by) if by == provider));
+    own.map(Amount::from).fold(Amount::default(), Amount::and)
 }

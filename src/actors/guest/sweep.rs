@@ -45,7 +45,7 @@ impl Node {
         let turn = self.copies.turn(group);
         let _turn = turn.lock().await;
         loop {
-            let notices = self.store.group_notices(group, NOTICES_PAGE).await?;
+            let notices = self.store.group_notices(group, None, NOTICES_PAGE).await?;
             if notices.is_empty() {
                 return Ok(());
             }

@@ -283,7 +283,7 @@ impl Model {
             }
             let own = store.own(&client, OwnSequence(0), ALL).await.unwrap();
             assert_eq!(own, of(&self.own, one));
-            let inbox = store.inbox(&client, 100).await.unwrap();
+            let inbox = store.inbox(&client, ALL).await.unwrap().items;
             let inbox: Vec<_> = inbox.into_iter().map(|(_, item)| item).collect();
             assert_eq!(inbox, of(&self.inbox, one));
             let mut found: Vec<_> = store
