@@ -4,7 +4,7 @@
 //! listener's.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -53,9 +53,29 @@ const SWEPT_EVERY_MS: u64 = 5_000;
 
 #[derive(Default)]
 struct Seen {
-    clients: HashMap<ClientUri, VecDeque<([u8; 16], Timestamp)>>,
+    clients: HashMap<ClientUri, Of>,
     count: usize,
     swept_at: Timestamp,
+}
+
+/// Of one client: in the order in which they came, and to be looked for.
+#[derive(Default)]
+struct Of {
+    nonces: VecDeque<([u8; 16], Timestamp)>,
+    known: HashSet<[u8; 16]>,
+}
+
+impl Of {
+    fn keep(&mut self, is_good: impl Fn(Timestamp) -> bool) {
+        let Self { nonces, known } = self;
+        nonces.retain(|(nonce, timestamp)| {
+            let stays = is_good(*timestamp);
+            if !stays {
+                known.remove(nonce);
+            }
+            stays
+        });
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,24 +116,26 @@ impl Nonces {
         let is_full = *count >= max && now.ms_since(*swept_at) > SWEPT_EVERY_MS;
         if is_full || now.ms_since(*swept_at) > self.window_ms {
             *swept_at = now;
-            clients.retain(|_, nonces| {
-                nonces.retain(|(_, timestamp)| !is_old(*timestamp));
-                !nonces.is_empty()
+            clients.retain(|_, of| {
+                of.keep(|timestamp| !is_old(timestamp));
+                !of.nonces.is_empty()
             });
-            *count = clients.values().map(VecDeque::len).sum();
+            *count = clients.values().map(|of| of.nonces.len()).sum();
         }
-        let nonces = clients.entry(client.clone()).or_default();
-        while nonces.front().is_some_and(|(_, timestamp)| is_old(*timestamp)) {
+        let Of { nonces, known } = clients.entry(client.clone()).or_default();
+        while let Some((old, _)) = nonces.front().filter(|(_, timestamp)| is_old(*timestamp)) {
+            known.remove(old);
             nonces.pop_front();
             *count -= 1;
         }
-        if nonces.iter().any(|(known, _)| *known == nonce) {
+        if known.contains(&nonce) {
             return Err(NonceProblem::Repeated);
         }
         if nonces.len() >= self.per_client_max || *count >= max {
             return Err(NonceProblem::TooMany);
         }
         nonces.push_back((nonce, timestamp));
+        known.insert(nonce);
         *count += 1;
         Ok(())
     }
