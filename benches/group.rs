@@ -335,12 +335,17 @@ pub fn openmls_cost(_: &mut Criterion) {
 }
 
 fn commit_in(message: &DsMessage) -> MlsMessage {
-    match &message.request {
-        DsRequest::UpdateClient(update) | DsRequest::RemoveUsers(update) => update.commit.clone(),
-        DsRequest::AddUsers(add) => add.commit.clone(),
-        DsRequest::JoinGroup(join) => join.update.commit.clone(),
-        other => panic!("no commit in {}", other.name()),
+    if let DsRequest::AddUsers(add) = &message.request {
+        return add.commit.clone();
     }
+    if let DsRequest::JoinGroup(join) = &message.request {
+        return join.update.commit.clone();
+    }
+    let (DsRequest::UpdateClient(update) | DsRequest::RemoveUsers(update)) = &message.request
+    else {
+        panic!("no commit in {}", message.request.name());
+    };
+    update.commit.clone()
 }
 
 /// Adds how long `work` takes to `all`. What it leaves is dropped behind that.

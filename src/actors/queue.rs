@@ -745,6 +745,8 @@ impl QueueActor {
         }
         let metrics = &self.node.metrics;
         metrics.queue_entries_delivered.inc_by(entries.len() as u64);
+        let bytes = entries.iter().map(|entry| tls_codec::Size::tls_serialized_len(entry) as u64);
+        metrics.queue_bytes_delivered.inc_by(bytes.sum());
         let gaps = entries
             .iter()
             .filter(|entry| matches!(entry.event, crate::wire::queueing::QueueEvent::Gap { .. }));

@@ -26,9 +26,9 @@ use crate::{
     serve::MIMID,
 };
 
-const EVERYTHING: &str = "messages=50,updates=10,adds=10,removes=10,joins=10";
+pub(crate) const EVERYTHING: &str = "messages=50,updates=10,adds=10,removes=10,joins=10";
 
-fn shape(mix: &str, targets: u32) -> Shape {
+pub(crate) fn shape(mix: &str, targets: u32) -> Shape {
     let mix: Mix = mix.parse().unwrap();
     Shape {
         seed: 11,
@@ -53,7 +53,7 @@ fn targets(providers: &Providers) -> Vec<Target> {
     providers.all.iter().map(of).collect()
 }
 
-async fn prepared(providers: &Providers, shape: Shape, file: &Path) -> Prepared {
+pub(crate) async fn prepared(providers: &Providers, shape: Shape, file: &Path) -> Prepared {
     let made = prepare(Prepare {
         name: "test".to_owned(),
         shape,
@@ -68,7 +68,7 @@ async fn prepared(providers: &Providers, shape: Shape, file: &Path) -> Prepared 
 }
 
 /// So many operations at a time; no warm-up, so that every one is counted.
-fn closed(count: u64) -> Options {
+pub(crate) fn closed(count: u64) -> Options {
     Options {
         targets: None,
         load: Load::Closed { concurrency: 4 },
