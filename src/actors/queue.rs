@@ -503,13 +503,14 @@ impl QueueActor {
             Done::Persisted => self.follow(),
             Done::Own(entries) => {
                 let Some(state) = &mut self.state else { return };
-                let entries = state.fed_own(entries);
                 if entries.is_empty() {
                     // what the head says to be there is not
                     let what = format!("the own feed of {}", self.client);
                     self.refuse_all(&of_store(StoreError::Corrupt { what }));
                     return self.stop("failed", ctx);
                 }
+                // none where the first of them is too large for what is on its way
+                let entries = state.fed_own(entries);
                 self.deliver(entries);
             }
             Done::Feed { feed, view, inbox } => {

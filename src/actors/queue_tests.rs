@@ -90,6 +90,28 @@ async fn stream_gives_what_is_there_and_what_comes_within_its_window() {
 }
 
 #[actix::test]
+async fn single_entries_that_are_too_large_for_one_answer_come_one_by_one() {
+    let limits =
+        Limits { dequeue_bytes_max: 1_000_000, window_bytes_min: 1_000_000, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let mut batch = Batch::new();
+    for number in 1..=3 {
+        let event = encode(&QueueEvent::MlsMessage { message: message(1, &vec![number; 700_000]) });
+        let item = InboxItem::Event { group: None, event };
+        let (client, key) = (alice.client.clone(), InboxKey::Item([number; 16]));
+        batch.push(Write::Inbox { client, key, item });
+    }
+    world.node.store.write(batch).await.unwrap();
+    assert_eq!(sequences(&world.dequeue(&alice, &[], 0).await), [(0, 1)]);
+    assert_eq!(sequences(&world.dequeue(&alice, &[(0, 1)], 0).await), [(0, 2)]);
+    let mut stream = world.node.open_stream(&alice.client, 0).await.unwrap();
+    assert_eq!(sequences(&stream.next().await.unwrap()), [(0, 2)]);
+    stream.ack(ack_of((0, 2)));
+    assert_eq!(sequences(&stream.next().await.unwrap()), [(0, 3)]);
+}
+
+#[actix::test]
 async fn newer_session_ends_the_older_one() {
     let world = World::new();
     let alice = world.register("alice").await;

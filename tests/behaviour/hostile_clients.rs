@@ -7,6 +7,7 @@ mod device;
 mod floods;
 mod http1;
 mod http2;
+mod inboxes;
 mod kinds;
 mod memory;
 mod streams;

@@ -32,7 +32,7 @@ const WINDOW: u64 = 64;
 const NONCES: u64 = 20_000;
 
 /// What ops/README.md says that a node needs at the most, in KiB, for groups of a few members.
-const fn needed() -> u64 {
+pub(super) const fn needed() -> u64 {
     64 * MIB
         + 4 * CACHE
         + 2 * CONNECTIONS * 128
@@ -44,9 +44,10 @@ const fn needed() -> u64 {
         + NONCES * 128 / 1024
 }
 
-fn node() -> Node {
+pub(super) fn node_on(engine: &str) -> Node {
     let kib = |kib: u64| format!("{kib}KiB");
     let settings = [
+        ("STORE__ENGINE", engine.to_owned()),
         ("STORE__CACHE", kib(CACHE)),
         ("LIMITS__CONNECTIONS_MAX", CONNECTIONS.to_string()),
         ("FEDERATION__CONNECTIONS_MAX", CONNECTIONS.to_string()),
@@ -116,7 +117,7 @@ fn strangers(node: &Node, round: usize) {
 
 #[test]
 fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
-    let node = node();
+    let node = node_on("sled");
     let runtime = runtime();
     let (alice, bob, group) = runtime.block_on(node.group(["alice", "bob"]));
     let quiet = node.memory_kib("VmRSS");
