@@ -262,13 +262,14 @@ mod tests {
         let domain = Domain::new("a.example").unwrap();
         let target = Target { domain: domain.clone(), url, certificate: None };
         let client = ClientUri::new("mimi://a.example/d/alice/phone").unwrap();
+        let (_goes_on, is_ended) = watch::channel(false);
         let sender = Sender {
             lines: Lines::new(&[target], 1).unwrap(),
             accounts: Arc::new(vec![Account::generate(client).unwrap()]),
             domains: vec![domain.clone()],
             began: Instant::now(),
             retries: true,
-            ended: watch::channel(false).1,
+            ended: is_ended,
         };
         let (kind, signer) = (Kind::Message, Signer::Leaf);
         let request = Request { kind, account: 0, signer, sender: vec![], body: vec![] };
@@ -278,7 +279,7 @@ mod tests {
         let one = One { request: &request, hub: 0, group: &group, id, due, begins: true };
         assert_eq!(sender.send(&recorder, one).await, Verdict::Unknown);
         let operations = recorder.measured().operations;
-        let attempts = operations["message"].unanswered;
+        let attempts = operations["message"].errors.get("connection").copied().unwrap_or_default();
         assert!((6..30).contains(&attempts), "{:?}", operations["message"].errors);
         assert_eq!(operations[SEND_LAG].answered, 1, "however often it is tried");
         let tried_for = sender.began.elapsed();
