@@ -139,7 +139,9 @@ impl Scene {
 
     /// Waits for a gauge of one of the providers: long enough for a scrape.
     async fn until(of: &[&Provider], metric: &str, least: f64) {
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            assert!(Instant::now() < deadline, "{metric} does not come to {least}");
             for provider in of {
                 if provider.metric(metric).await >= least {
                     return;
