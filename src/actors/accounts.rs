@@ -171,7 +171,7 @@ impl Node {
             _ => return Err(unauthenticated("no such client is registered here")),
         };
         verify(message, SignatureScheme(device.key_scheme), &device.key)?;
-        self.remember_nonce(message).await?;
+        self.remember_nonce(message)?;
         Ok(message.client.clone())
     }
 
@@ -206,7 +206,7 @@ impl Node {
             .map_err(|refusal| of_registration(&refusal))?;
             // only now: anyone can sign in another's name with a key of its own, and would use up that one's nonces
             if !std::mem::replace(&mut remembered, true) {
-                self.remember_nonce(message).await?;
+                self.remember_nonce(message)?;
             }
             let absent = Condition::DeviceAbsent(client.clone());
             let user_write = |account| Write::Account { user: user.clone(), account };
@@ -350,27 +350,19 @@ impl Node {
         }
         let now = self.clock.now();
         let sent = message.timestamp;
-        let is_off = now.ms_since(sent) > self.limits.clock_skew_ms
-            || sent.ms_since(now) > self.limits.clock_ahead_ms;
+        let skew = now.ms_since(sent).max(sent.ms_since(now));
         // what was sent before this process began may have been taken by the one before
-        if is_off || sent < self.started.by(now) {
-            return Err(stale(now));
+        if skew > self.limits.clock_skew_ms || sent < self.started.by(now) {
+            return Err(DsError::StaleRequest {
+                detail: super::errors::detail("send it anew, with the time of the server"),
+                server_time: now,
+            });
         }
         Ok(())
     }
 
-    async fn remember_nonce(&self, message: &ClientMessage) -> Result<(), DsError> {
-        let (now, sent) = (self.clock.now(), message.timestamp);
-        // so may what was stamped for a moment behind that: it is told one that is behind that, too, and waits for nothing
-        let most = now.plus_ms(self.limits.clock_ahead_ms.saturating_sub(1));
-        let before = self.stamps.before(&self.store, most).await.map_err(of_store)?;
-        if sent <= before {
-            return Err(stale(before.plus_ms(1)));
-        }
-        // where nothing can be written down what is not ahead of the clock is taken as ever
-        if sent > now && self.stamps.note(&self.store, sent).await.is_err() {
-            return Err(stale(now));
-        }
+    fn remember_nonce(&self, message: &ClientMessage) -> Result<(), DsError> {
+        let now = self.clock.now();
         self.nonces.insert(&message.client, message.nonce, message.timestamp, now).map_err(
             |problem| match problem {
                 NonceProblem::Repeated => {
@@ -527,12 +519,6 @@ impl Node {
             }
         }
     }
-}
-
-/// To be sent anew, stamped `server_time` or later.
-fn stale(server_time: Timestamp) -> DsError {
-    let detail = super::errors::detail("send it anew, with the time of the server");
-    DsError::StaleRequest { detail, server_time }
 }
 
 /// What of a user goes.

@@ -9,9 +9,8 @@ pub struct Limits {
     /// How long what is taken up may have waited; beyond: unavailable, by worth.
     pub overload: OverloadSettings,
 
-    /// How far a message's timestamp may be behind our clock, and how far ahead of it; beyond: stale_request.
+    /// How far a message's timestamp may be from our clock; beyond: stale_request.
     pub clock_skew_ms: u64,
-    pub clock_ahead_ms: u64,
     /// Nonces remembered of one client within the window of [`Self::clock_skew_ms`]; beyond: rate_limited.
     pub nonces_per_client_max: usize,
     /// Nonces remembered in all; beyond: rate_limited.
@@ -103,7 +102,6 @@ impl Default for Limits {
         Self {
             overload: OverloadSettings::default(),
             clock_skew_ms: 5 * 60 * 1000,
-            clock_ahead_ms: 10_000,
             nonces_per_client_max: 20_000,
             nonces_max: 2_000_000,
             devices_per_user_max: 32,

@@ -36,7 +36,6 @@ pub mod pulse;
 pub mod queue;
 mod relay;
 pub mod stages;
-mod stamps;
 pub mod tokens;
 mod turns;
 

@@ -22,7 +22,6 @@ use super::{
     pulse::Pulse,
     queue::Queues,
     relay::Relays,
-    stamps::Stamps,
     turns::Turns,
 };
 use crate::{
@@ -64,8 +63,6 @@ pub struct NodeInner {
     pub(crate) clock: Arc<dyn Clock>,
     /// What was signed before this is refused: its nonce may have been seen by the process before.
     pub(crate) started: Started,
-    /// The same of what was stamped ahead of the clock then.
-    pub(crate) stamps: Stamps,
     pub(crate) limits: Live<Limits>,
     pub(crate) groups: Groups,
     pub(crate) registration: Live<Registration>,
@@ -97,7 +94,6 @@ impl Node {
         let node = Self(Arc::new(NodeInner {
             groups: Groups::new(parts.groups, keys),
             started: Started::at(parts.clock.now()),
-            stamps: Stamps::default(),
             nonces: Nonces::new(&parts.limits),
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
