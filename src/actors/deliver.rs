@@ -314,8 +314,11 @@ impl Node {
         let mut is_new = false;
         for Leaving { id, event } in all {
             let key = InboxKey::From { provider: by.domain(), id };
+            // an earlier build did not say who left it
+            let of_earlier = InboxKey::Item(id);
             let is_known = head.recent.iter().any(|(_, recent)| *recent == id)
-                || self.store.is_left(client, &key).await.map_err(of_store)?;
+                || self.store.is_left(client, &key).await.map_err(of_store)?
+                || self.store.is_left(client, &of_earlier).await.map_err(of_store)?;
             if is_known {
                 answers.push(QueueingServiceResponse::Ok);
                 continue;

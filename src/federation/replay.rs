@@ -10,8 +10,9 @@
 //! most bytes; an execution that cannot be kept track of is refused.
 //!
 //! Memory ends with the process. A request that was signed before this one started is executed if that is harmless; one
-//! that is once only is refused, to be signed anew: then it was not taken from what the process before had seen, and at worst
-//! its own sender repeats it.
+//! that is once only is refused, to be signed anew: then, unless it was signed ahead of this provider's clock, it was not taken
+//! from what the process before had seen. Whoever could repeat one that was has its bytes: its own sender, who could as well
+//! sign another.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -380,7 +380,8 @@ impl Writer {
             self.shared.counters.turns.fetch_add(1, Ordering::Relaxed);
             let done = catch_unwind(AssertUnwindSafe(|| match turn {
                 Turn::Write => {
-                    if self.shared_by >= SHARED {
+                    // what waits already may be more than one flush takes
+                    if self.shared_by >= SHARED && self.normal.is_empty() {
                         thread::sleep(GATHER);
                     }
                     self.write()
@@ -397,7 +398,8 @@ impl Writer {
             match (done, turn) {
                 (Err(Failure(reason)), _) => return self.fail(&reason),
                 (Ok(()), Turn::Close) => return self.closed(),
-                (Ok(()), turn) => self.told_idle = matches!(turn, Turn::Idle),
+                (Ok(()), Turn::Idle) => (self.told_idle, self.shared_by) = (true, 0),
+                (Ok(()), Turn::Write | Turn::Copy) => self.told_idle = false,
             }
         }
     }
