@@ -90,7 +90,11 @@ pub fn problems(backup: &Path, records: &Records) -> Vec<Problem> {
     all.chunks(500).for_each(|piece| writer.records(piece).unwrap());
     let sequence = reader.check().unwrap().sequence;
     writer.finish(sequence).unwrap();
-    once_free(|| write_store(&damaged, &store, "fjall", |_| Ok(())).map(drop));
+    once_free(|| {
+        // of a try before this one
+        let _ = std::fs::remove_dir_all(&store);
+        write_store(&damaged, &store, "fjall", |_| Ok(())).map(drop)
+    });
     let mut problems = Vec::new();
     once_free(|| {
         problems.clear();

@@ -46,7 +46,7 @@ impl Three {
         door
     }
 
-    /// A new group of alice's that is on its way to `to`.
+    /// A new group of alice's that is on its way to `to`, or there: where nothing stops it that may be over between two looks.
     async fn leaves_for(&self, to: &World) -> GroupId {
         let group = self.alice.create(&self.a).await;
         let response = promise(&self.a, &self.alice, &group, &to.domain).await.unwrap();
@@ -54,7 +54,8 @@ impl Three {
         let message = self.alice.member.outbound(request, self.a.now()).unwrap().message;
         let (node, uri) = (self.a.node.clone(), self.alice.uri.clone());
         actix_rt::spawn(async move { node.group_operation(&uri, message).await });
-        comes_true("it is on its way", async || is_leaving(&self.a.node, &group, "")).await;
+        let is_away = async || is_leaving(&self.a.node, &group, "") || hosts(to, &group).await;
+        comes_true("it is on its way", is_away).await;
         group
     }
 
