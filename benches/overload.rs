@@ -253,8 +253,9 @@ impl Side {
 
 impl Writer {
     fn sign(&self) -> Bytes {
-        let (member, now) = (self.client.member(), system_clock()());
+        // before the client is held
         let message = writing::again(&self.client, &self.first);
+        let (member, now) = (self.client.member(), system_clock()());
         let tbs = ClientMessageTbs {
             version: ProtocolVersion::MIMI10,
             client: member.client().clone(),
