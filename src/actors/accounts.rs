@@ -53,19 +53,19 @@ const SWEPT_EVERY_MS: u64 = 5_000;
 
 #[derive(Default)]
 struct Seen {
-    clients: HashMap<ClientUri, Of>,
+    clients: HashMap<ClientUri, ClientNonces>,
     count: usize,
     swept_at: Timestamp,
 }
 
 /// Of one client: in the order in which they came, and to be looked for.
 #[derive(Default)]
-struct Of {
+struct ClientNonces {
     nonces: VecDeque<([u8; 16], Timestamp)>,
     known: HashSet<[u8; 16]>,
 }
 
-impl Of {
+impl ClientNonces {
     fn keep(&mut self, is_good: impl Fn(Timestamp) -> bool) {
         let Self { nonces, known } = self;
         nonces.retain(|(nonce, timestamp)| {
@@ -122,7 +122,7 @@ impl Nonces {
             });
             *count = clients.values().map(|of| of.nonces.len()).sum();
         }
-        let Of { nonces, known } = clients.entry(client.clone()).or_default();
+        let ClientNonces { nonces, known } = clients.entry(client.clone()).or_default();
         while let Some((old, _)) = nonces.front().filter(|(_, timestamp)| is_old(*timestamp)) {
             known.remove(old);
             nonces.pop_front();
