@@ -27,6 +27,9 @@ pub mod client;
 pub mod crypto;
 pub mod federation;
 pub mod group;
+#[cfg(test)]
+#[path = "../tests/support/growth.rs"]
+mod growth;
 pub mod http;
 pub mod key_package;
 pub mod load;

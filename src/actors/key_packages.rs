@@ -7,8 +7,6 @@ use std::{
     sync::Mutex,
 };
 
-use openmls::prelude::{CredentialType, ExtensionType, ProposalType};
-
 use super::{
     arbiters::blocking,
     deliver::Sender,
@@ -27,6 +25,7 @@ use crate::{
         pick,
         publish::{self, Checked, KeyPackageProblem, Owner, Parsed},
     },
+    policy::capabilities::Required,
     queue::token::{self, TokenClass},
     store::{
         Batch, Condition, StoreError, Write,
@@ -124,9 +123,7 @@ fn count_one(count: &mut u32, max: u32, left_ms: u64) -> Result<(), DsError> {
 struct Wanted<'a> {
     class: KeyPackageClass,
     ciphersuites: &'a [u16],
-    extensions: &'a [ExtensionType],
-    proposals: &'a [ProposalType],
-    credentials: &'a [CredentialType],
+    required: Required,
 }
 
 impl Node {
@@ -255,9 +252,7 @@ impl Node {
         let wanted = Wanted {
             class: KeyPackageClass::Connection,
             ciphersuites: &[],
-            extensions: &[],
-            proposals: &[],
-            credentials: &[],
+            required: Required::default(),
         };
         let mut key_packages = Vec::new();
         for client in self.devices(&request.target_user).await.map_err(of_store)? {
@@ -310,9 +305,7 @@ impl Node {
         let wanted = Wanted {
             class: KeyPackageClass::Group,
             ciphersuites: &request.ciphersuites,
-            extensions: required.as_ref().map_or(&[], |required| required.extension_types()),
-            proposals: required.as_ref().map_or(&[], |required| required.proposal_types()),
-            credentials: required.as_ref().map_or(&[], |required| required.credential_types()),
+            required: required.as_ref().map(Required::from).unwrap_or_default(),
         };
         let mut clients = Vec::with_capacity(devices.len());
         for client in devices {
@@ -367,8 +360,7 @@ impl Node {
                 continue;
             };
             let capabilities = key_package.leaf_node().capabilities();
-            let Wanted { extensions, proposals, credentials, .. } = wanted;
-            if !pick::supports(capabilities, extensions, proposals, credentials) {
+            if !wanted.required.are_met_by(capabilities) {
                 continue;
             }
             let Ok(token) = self.token_keys.open(&queue.config.queue_token) else { continue };

@@ -8,14 +8,15 @@ use openmls::{
     framing::ContentType,
     key_packages::KeyPackage as MlsKeyPackage,
     prelude::{
-        ProcessedMessageContent, Proposal, ProposalOrRefType, ProtocolMessage, PublicMessageIn,
-        Sender, StagedCommit,
+        LeafNode, ProcessedMessageContent, Proposal, ProposalOrRefType, ProtocolMessage,
+        PublicMessageIn, Sender, StagedCommit,
     },
 };
 
 use crate::{
     policy::{
         self, Denied,
+        capabilities::Required,
         change::{Act, Author, CommitChange, What, of_commit},
         leaf::user_key_of,
         pending::{goes, must_cover},
@@ -27,7 +28,7 @@ use crate::{
         extensions::{
             CLIENT_QUEUE_CONFIG, ClientQueueConfig, JoinProof, KeyPackageClass, KeyPackageQueue,
         },
-        ids::{KeyPackageRef, LeafIndex, Timestamp},
+        ids::{KeyPackageRef, LeafIndex, Timestamp, UserKeyHash},
         mls::MlsMessage,
         queueing::QueueEvent,
     },
@@ -406,9 +407,10 @@ impl GroupState {
                 if removed.is_empty() {
                     return Err(Reject::InvalidCommit("remove_users removes nobody".into()));
                 }
-                for leaf in &removes {
-                    let Some(identity) = self.roster.get(*leaf) else { continue };
-                    if self.roster.leaves_of(&identity.user).any(|l| !removed.contains(&l)) {
+                let users: BTreeSet<&UserKeyHash> =
+                    removes.iter().filter_map(|leaf| Some(&self.roster.get(*leaf)?.user)).collect();
+                for user in users {
+                    if self.roster.leaves_of(user).any(|l| !removed.contains(&l)) {
                         return Err(Reject::InvalidCommit(
                             "remove_users removes every client of a user; use remove_clients for your own".into(),
                         ));
@@ -487,17 +489,13 @@ impl GroupState {
         staged: &StagedCommit,
         removed: &BTreeSet<LeafIndex>,
     ) -> Result<(), Reject> {
-        let after = staged.group_context().extensions();
-        let stay = self
-            .tree
-            .leaves()
-            .filter(|(leaf, _)| !removed.contains(leaf))
-            .map(|(_, leaf)| leaf.capabilities().clone());
-        let come = staged
-            .add_proposals()
-            .map(|queued| queued.add_proposal().key_package().leaf_node().capabilities().clone());
-        let mut all = stay.chain(come);
-        if all.all(|capabilities| super::propose::supports(&capabilities, after)) {
+        let required = Required::of(staged.group_context().extensions());
+        let meets = |leaf: &LeafNode| required.are_met_by(leaf.capabilities());
+        let mut stay = self.tree.leaves().filter(|(leaf, _)| !removed.contains(leaf));
+        let mut come = staged.add_proposals();
+        if stay.all(|(_, leaf)| meets(leaf))
+            && come.all(|queued| meets(queued.add_proposal().key_package().leaf_node()))
+        {
             Ok(())
         } else {
             Err(Reject::InvalidCommit(

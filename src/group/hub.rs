@@ -7,6 +7,7 @@ use crate::{
     crypto::MlsCrypto,
     policy::{
         self,
+        capabilities::Required,
         change::{What, policy_of},
         leaf::identify,
         roster::Roster,
@@ -362,7 +363,8 @@ pub(super) fn check_group(
             "external_senders does not hold this hub's key and domain; fetch its keys",
         ));
     }
-    if tree.leaves().any(|(_, leaf)| !super::propose::supports(leaf.capabilities(), extensions)) {
+    let required = Required::of(extensions);
+    if tree.leaves().any(|(_, leaf)| !required.are_met_by(leaf.capabilities())) {
         return Err(invalid("a leaf does not support what the group requires"));
     }
     Ok(policy)

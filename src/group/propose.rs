@@ -1,14 +1,16 @@
 //! Proposals: what may be pending, and that all of it can be committed together. PROTOCOL.md §2.
 
+use std::collections::HashSet;
+
 use openmls::framing::ContentType;
-use openmls::prelude::{Capabilities, ExtensionType, Extensions, GroupContext};
 use openmls::prelude::{
-    ProcessedMessageContent, Proposal, ProtocolMessage, QueuedProposal, Sender,
+    Capabilities, ProcessedMessageContent, Proposal, ProtocolMessage, QueuedProposal, Sender,
 };
 
 use crate::{
     policy::{
         self,
+        capabilities::Required,
         change::{Act, Author, What, of_proposal},
         leaf::identify,
         pending::place,
@@ -270,7 +272,7 @@ impl GroupState {
             .map_err(|problem| clash(&format!("with what is pending: {problem}")))?;
 
         // encryption and init keys are unique in the tree and among what is pending
-        let mut keys: Vec<Vec<u8>> =
+        let mut keys: HashSet<Vec<u8>> =
             self.tree.leaves().map(|(_, leaf)| encode(leaf.encryption_key())).collect();
         for pending in others {
             keys.extend(hpke_keys(pending.queued.proposal()));
@@ -299,17 +301,20 @@ impl GroupState {
         let comers =
             others.iter().map(|pending| pending.queued.proposal()).chain([queued.proposal()]);
         for extensions in [Some(context), new_context].into_iter().flatten() {
+            let required = Required::of(extensions);
             for proposal in comers.clone() {
-                if capabilities(proposal).is_some_and(|c| !supports(c, extensions)) {
+                if capabilities(proposal).is_some_and(|c| !required.are_met_by(c)) {
                     return Err(clash("a leaf does not support what the group requires"));
                 }
             }
         }
         if let (Proposal::GroupContextExtensions(_), Some(extensions)) =
             (queued.proposal(), new_context)
-            && self.tree.leaves().any(|(_, leaf)| !supports(leaf.capabilities(), extensions))
         {
-            return Err(clash("a member does not support what the new GroupContext requires"));
+            let required = Required::of(extensions);
+            if self.tree.leaves().any(|(_, leaf)| !required.are_met_by(leaf.capabilities())) {
+                return Err(clash("a member does not support what the new GroupContext requires"));
+            }
         }
         Ok(())
     }
@@ -363,47 +368,4 @@ fn capabilities(proposal: &Proposal) -> Option<&Capabilities> {
         Proposal::Update(update) => Some(update.leaf_node().capabilities()),
         _ => None,
     }
-}
-
-/// RFC 9420 §7.2, §12.1.7: required capabilities and every extension of the GroupContext.
-pub(super) fn supports(capabilities: &Capabilities, context: &Extensions<GroupContext>) -> bool {
-    let default = |extension: &ExtensionType| {
-        matches!(
-            extension,
-            ExtensionType::ApplicationId
-                | ExtensionType::RatchetTree
-                | ExtensionType::RequiredCapabilities
-                | ExtensionType::ExternalPub
-                | ExtensionType::ExternalSenders
-        )
-    };
-    let has = |extension: ExtensionType| {
-        default(&extension) || capabilities.extensions().contains(&extension)
-    };
-    let in_context = context.iter().all(|extension| has(extension.extension_type()));
-    let required = context.required_capabilities().is_none_or(|required| {
-        required.extension_types().iter().all(|extension| has(*extension))
-            && required.proposal_types().iter().all(|proposal| {
-                proposal_is_default(*proposal) || capabilities.proposals().contains(proposal)
-            })
-            && required
-                .credential_types()
-                .iter()
-                .all(|credential| capabilities.credentials().contains(credential))
-    });
-    in_context && required
-}
-
-fn proposal_is_default(proposal: openmls::prelude::ProposalType) -> bool {
-    use openmls::prelude::ProposalType as P;
-    matches!(
-        proposal,
-        P::Add
-            | P::Update
-            | P::Remove
-            | P::PreSharedKey
-            | P::Reinit
-            | P::ExternalInit
-            | P::GroupContextExtensions
-    )
 }

@@ -1,7 +1,5 @@
 //! Which of a client's KeyPackages is handed out next. PROTOCOL.md §5.
 
-use openmls::prelude::{Capabilities, CredentialType, ExtensionType, ProposalType};
-
 use crate::{
     store::records::StoredKeyPackage,
     wire::{
@@ -46,22 +44,6 @@ pub fn status_without(
     } else {
         KeyPackageStatus::NoneLeft
     }
-}
-
-/// Whether a leaf with `capabilities` can be in a group that requires these. What every client must support by
-/// RFC 9420 §7.2 need not be listed.
-#[must_use]
-pub fn supports(
-    capabilities: &Capabilities,
-    extensions: &[ExtensionType],
-    proposals: &[ProposalType],
-    credentials: &[CredentialType],
-) -> bool {
-    extensions.iter().all(|needed| {
-        (1..=5).contains(&u16::from(*needed)) || capabilities.extensions().contains(needed)
-    }) && proposals.iter().all(|needed| {
-        (1..=7).contains(&u16::from(*needed)) || capabilities.proposals().contains(needed)
-    }) && credentials.iter().all(|needed| capabilities.credentials().contains(needed))
 }
 
 /// KeyPackages that are handed out once and have not expired.
@@ -154,22 +136,5 @@ mod tests {
         assert!(!is_low(10, 9, 10));
         assert!(is_low(1, 0, 10));
         assert!(is_low(0, 0, 10), "the last-resort one was handed out");
-    }
-
-    #[test]
-    fn capabilities_that_every_client_has_need_not_be_listed() {
-        let capabilities = Capabilities::builder()
-            .extensions(vec![ExtensionType::Unknown(0xF1A1)])
-            .proposals(vec![ProposalType::SelfRemove])
-            .credentials(vec![CredentialType::Basic])
-            .build();
-        let ours = [ExtensionType::Unknown(0xF1A1), ExtensionType::ApplicationId];
-        let basic = [CredentialType::Basic];
-        let proposals = [ProposalType::SelfRemove, ProposalType::Add];
-        assert!(supports(&capabilities, &ours, &proposals, &basic));
-        let policy = [ExtensionType::Unknown(0xF1A3)];
-        assert!(!supports(&capabilities, &policy, &[], &[]));
-        assert!(!supports(&capabilities, &[], &[ProposalType::Custom(0xFF00)], &[]));
-        assert!(!supports(&capabilities, &[], &[], &[CredentialType::X509]));
     }
 }

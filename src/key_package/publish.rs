@@ -1,6 +1,6 @@
 //! Which KeyPackages a client may publish. PROTOCOL.md §1 ("Extensions"), §2 (add_users), §5.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use openmls::prelude::{ExtensionType, KeyPackage, OpenMlsCrypto, ProtocolVersion};
 
@@ -76,7 +76,7 @@ pub struct TooMany {
 #[derive(Debug, Default)]
 pub struct Admitted {
     pub add: Vec<StoredKeyPackage>,
-    pub drop: Vec<KeyPackageRef>,
+    pub drop: BTreeSet<KeyPackageRef>,
 }
 
 /// What a KeyPackage says of itself, its signatures verified.
@@ -187,22 +187,20 @@ pub fn admit(
     connection_max: usize,
     now: Timestamp,
 ) -> Result<Admitted, TooMany> {
-    let same = |a: &StoredKeyPackage, b: &StoredKeyPackage| a.reference == b.reference;
-    let outdoes = |new: &StoredKeyPackage, old: &StoredKeyPackage| {
-        (new.last_resort && old.last_resort)
-            && (new.connection, new.ciphersuite) == (old.connection, old.ciphersuite)
-            && !same(new, old)
+    // of several last-resort ones in one request the last stands
+    let last_resorts: HashMap<(bool, u16), &KeyPackageRef> =
+        new.iter().filter_map(|new| Some((stands_in_for(new)?, &new.reference))).collect();
+    let is_outdone = |one: &StoredKeyPackage| {
+        let last = stands_in_for(one).and_then(|of| last_resorts.get(&of));
+        last.is_some_and(|last| **last != one.reference)
     };
     let mut admitted = Admitted::default();
-    let (kept, gone): (Vec<_>, Vec<_>) = held.iter().partition(|old| {
-        old.not_after_s > now.0 / 1000 && !new.iter().any(|new| outdoes(new, old))
-    });
+    let (kept, gone): (Vec<_>, Vec<_>) =
+        held.iter().partition(|old| old.not_after_s > now.0 / 1000 && !is_outdone(old));
     admitted.drop = gone.into_iter().map(|old| old.reference.clone()).collect();
-    for (index, added) in new.iter().enumerate() {
-        let known = kept.iter().copied().chain(&new[..index]).any(|other| same(other, added));
-        // of several last-resort ones in one request the last stands
-        let outdone = new[index + 1..].iter().any(|later| outdoes(later, added));
-        if !known && !outdone {
+    let mut known: HashSet<&KeyPackageRef> = kept.iter().map(|kept| &kept.reference).collect();
+    for added in new {
+        if !is_outdone(added) && known.insert(&added.reference) {
             admitted.add.push(added.clone());
         }
     }
@@ -217,8 +215,71 @@ pub fn admit(
     Ok(admitted)
 }
 
+/// What a last-resort KeyPackage is the last resort of: class and ciphersuite. None for others.
+fn stands_in_for(one: &StoredKeyPackage) -> Option<(bool, u16)> {
+    one.last_resort.then_some((one.connection, one.ciphersuite))
+}
+
 /// Extension types that every leaf lists in its capabilities: ours, and last_resort.
 const LISTED: [u16; 4] = [USER_KEY, CLIENT_QUEUE_CONFIG, GROUP_POLICY, 0x000A];
 
 /// Basic credentials.
 const ACCEPTED_CREDENTIALS: [u16; 1] = [1];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn stored(name: &str, last_resort: bool) -> StoredKeyPackage {
+        StoredKeyPackage {
+            reference: KeyPackageRef(Opaque::new(name.as_bytes()).unwrap()),
+            connection: false,
+            last_resort,
+            ciphersuite: 1,
+            not_after_s: NOW.0 / 1000 + 1,
+            published_at: NOW,
+            bytes: Vec::new(),
+        }
+    }
+
+    fn name(reference: &KeyPackageRef) -> &str {
+        std::str::from_utf8(reference.0.as_slice()).unwrap()
+    }
+
+    fn names(admitted: &Admitted) -> (Vec<&str>, Vec<&str>) {
+        let added = admitted.add.iter().map(|one| name(&one.reference));
+        (added.collect(), admitted.drop.iter().map(name).collect())
+    }
+
+    #[test]
+    fn each_is_taken_once_and_the_last_of_the_last_resorts_stands() {
+        let held = [stored("held", false), stored("old resort", true)];
+        let admit = |new: &[StoredKeyPackage]| admit(&held, new, 9, 9, NOW).unwrap();
+        let new = [stored("held", false), stored("new", false), stored("new", false)];
+        assert_eq!(names(&admit(&new)), (vec!["new"], vec![]));
+        let new = [stored("a", true), stored("old resort", true), stored("b", true)];
+        assert_eq!(names(&admit(&new)), (vec!["b"], vec!["old resort"]));
+        let new = [stored("a", true), stored("b", true), stored("a", true)];
+        assert_eq!(names(&admit(&new)), (vec!["a"], vec!["old resort"]));
+        assert_eq!(names(&admit(&[stored("old resort", true)])), (vec![], vec![]));
+        let mut of_another_suite = stored("other", true);
+        of_another_suite.ciphersuite = 2;
+        assert_eq!(names(&admit(&[of_another_suite])), (vec!["other"], vec![]));
+    }
+
+    #[test]
+    fn what_is_published_is_compared_in_time_that_grows_with_it() {
+        crate::growth::grows_with("KeyPackages that are there already", 1_000, |n| {
+            let all: Vec<_> = (0..n).map(|n| stored(&n.to_string(), n % 2 == 0)).collect();
+            let new: Vec<_> = all.iter().rev().cloned().collect();
+            move || {
+                assert!(
+                    admit(&all, &new, 9, 9, NOW)
+                        .is_ok_and(|it| it.add.is_empty() || it.add.len() == 1)
+                )
+            }
+        });
+    }
+}

@@ -5,6 +5,7 @@
 //! inside a group") and §2 ("Policy"). Deliberately absent: what only the hub can see (time, expiry, limits,
 //! uses); that is judged in `group`.
 
+pub mod capabilities;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod change;
 pub mod incoming;
@@ -431,15 +432,19 @@ pub fn dissolves(
 struct After<'a> {
     roster: &'a Roster,
     gone: BTreeSet<LeafIndex>,
-    new: Vec<&'a UserKeyHash>,
+    comers: usize,
+    users_of_comers: BTreeSet<&'a UserKeyHash>,
 }
 
 impl<'a> After<'a> {
     fn of(roster: &'a Roster, acts: impl IntoIterator<Item = &'a Act>) -> Self {
-        let (mut gone, mut new) = (BTreeSet::new(), Vec::new());
+        let (mut gone, mut comers, mut users_of_comers) = (BTreeSet::new(), 0, BTreeSet::new());
         for act in acts {
             match &act.what {
-                What::Add(id) | What::Join(id) => new.push(&id.user),
+                What::Add(id) | What::Join(id) => {
+                    comers += 1;
+                    users_of_comers.insert(&id.user);
+                }
                 What::Remove(leaf) | What::Leave(leaf) => {
                     if roster.get(*leaf).is_some() {
                         gone.insert(*leaf);
@@ -448,17 +453,17 @@ impl<'a> After<'a> {
                 What::Update(_) | What::Resync(_) | What::Policy(_) | What::HubKey => {}
             }
         }
-        Self { roster, gone, new }
+        Self { roster, gone, comers, users_of_comers }
     }
 
     fn members(&self) -> usize {
-        self.roster.len() - self.gone.len() + self.new.len()
+        self.roster.len() - self.gone.len() + self.comers
     }
 
     fn has_admin(&self, policy: &GroupPolicy) -> bool {
         let admins = policy.roles.iter().filter(|entry| entry.role == Role::Admin);
         admins.map(|entry| &entry.user_key_hash).any(|user| {
-            self.new.contains(&user)
+            self.users_of_comers.contains(&user)
                 || self.roster.leaves_of(user).any(|leaf| !self.gone.contains(&leaf))
         })
     }

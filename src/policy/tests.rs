@@ -350,3 +350,25 @@ fn second_change_of_the_group_s_context_waits_for_the_next_epoch_whoever_makes_i
     let elsewhere = by(2, What::Update(LeafIndex(2)));
     assert_eq!(place(&[&stands], &elsewhere, 3, 10), Ok(vec![]));
 }
+
+#[test]
+fn judging_takes_time_that_grows_with_what_is_judged() {
+    crate::growth::grows_with("admins who are gone, and clients who come", 100, |n| {
+        let mut policy = default_policy(&hash("nobody"));
+        let gone =
+            (0..n).map(|n| RoleEntry { user_key_hash: hash(&n.to_string()), role: Role::Admin });
+        let carol = RoleEntry { user_key_hash: hash("carol"), role: Role::Moderator };
+        let mut roles: Vec<_> = gone.chain([carol]).collect();
+        roles.sort_by(|a, b| a.user_key_hash.cmp(&b.user_key_hash));
+        policy.roles = List::new(roles).unwrap();
+        (policy.may_add, policy.may_remove) = (Role::Member, Role::Member);
+        let adds = (0..n).map(|n| by(CAROL, add(&format!("new-{n}/phone"))));
+        let acts: Vec<Act> = adds.chain([by(CAROL, remove(BOB))]).collect();
+        let roster = roster(&CLIENTS);
+        move || {
+            let judged = judge(&policy, &roster, &group(), Some(LeafIndex(CAROL)), &acts);
+            // there was none before, either
+            assert_eq!(judged, Ok(()));
+        }
+    });
+}

@@ -11,6 +11,7 @@ mod documents;
 mod faults;
 mod federation;
 mod groups;
+mod growth;
 mod guests;
 #[path = "../support/hostile.rs"]
 mod hostile;

@@ -35,6 +35,7 @@ struct Founding {
     ciphersuites: Vec<u16>,
     policy: GroupPolicy,
     required: Vec<mls::ExtensionType>,
+    capabilities: mls::Capabilities,
     senders: Option<Vec<mls::ExternalSender>>,
     queue: ClientQueueConfig,
     /// That the request is addressed to, and how far its clock is ahead.
@@ -57,6 +58,7 @@ impl Founding {
             ciphersuites: scenario.hub.settings.ciphersuites.clone(),
             policy: crate::policy::default_policy(&rogue.user_key_hash()),
             required: [USER_KEY, GROUP_POLICY].map(mls::ExtensionType::Unknown).to_vec(),
+            capabilities: capabilities(),
             senders: Some(vec![external_sender(&domain(), &key)]),
             queue: rogue.config(),
             hub: domain(),
@@ -69,6 +71,11 @@ impl Founding {
     }
 
     fn create(self) -> Result<(), Reject> {
+        self.sent()()
+    }
+
+    /// What the hub makes of the request, as often as it is asked.
+    fn sent(self) -> impl Fn() -> Result<(), Reject> {
         let Self { scenario, rogue, ids, .. } = self;
         let [in_request, in_context, in_info] = ids;
         let mut extensions = vec![
@@ -87,7 +94,7 @@ impl Founding {
             .with_wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
             .use_ratchet_tree_extension(false)
             .with_group_context_extensions(mls::Extensions::from_vec(extensions).unwrap())
-            .with_capabilities(capabilities())
+            .with_capabilities(self.capabilities)
             .with_leaf_node_extensions(rogue.leaf_extensions(&rogue.leaf))
             .unwrap()
             .build(provider, &rogue.leaf, rogue.credential(&rogue.leaf))
@@ -122,7 +129,8 @@ impl Founding {
             keys: HubKeys::new(scenario.hub.keys.all().to_vec()),
             rates: GroupRates::default(),
         };
-        GroupState::create(&Arc::new(hub), &request, scenario.now).map(|_| ())
+        let (hub, now) = (Arc::new(hub), scenario.now);
+        move || GroupState::create(&hub, &request, now).map(|_| ())
     }
 }
 
@@ -208,4 +216,25 @@ fn new_group_has_the_context_that_its_hub_needs() {
         let reject = refused(why, change);
         assert!(matches!(reject, Reject::InvalidGroupInfo(_)), "{reject:?}");
     }
+}
+
+#[test]
+fn requirements_and_capabilities_without_number_are_compared_in_time_that_grows_with_them() {
+    crate::growth::grows_with("types that are required and listed", 1_000, |n| {
+        let mut founding = Founding::new();
+        let many = (0..n).map(|n| mls::ExtensionType::Unknown(u16::try_from(n).unwrap()));
+        let many = many.filter(|it| u16::from(*it) > 5);
+        founding.required.extend(many.clone());
+        // the last to be found is the first to be asked for
+        let mut listed: Vec<_> = many.collect();
+        listed.extend(capabilities().extensions());
+        listed.reverse();
+        founding.capabilities = mls::Capabilities::builder()
+            .ciphersuites(SUITES.to_vec())
+            .extensions(listed)
+            .proposals(capabilities().proposals().to_vec())
+            .build();
+        let sent = founding.sent();
+        move || sent().unwrap()
+    });
 }
