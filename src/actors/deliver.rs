@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 
 use super::{
     errors::{of_store, rate_limited},
-    guest::Amount,
+    guest::{Amount, Sort},
     hints::locked,
     limits::Limits,
     node::Node,
@@ -40,6 +40,7 @@ use crate::{
     },
 };
 use openmls::prelude::{MlsMessageBodyIn, ProtocolMessage};
+use tls_codec::Size;
 
 /// Who left connection offers for whom, in this hour.
 pub struct Offers {
@@ -173,9 +174,9 @@ impl Node {
             batch.push(Write::Token { token: token.id, record });
         }
         let all = vec![Leaving { id, event: encode(&event) }];
-        let (by, items_max) = (Sender::Peer(from.clone()), self.limits.own_entries_max);
-        let answers = self.leave(&client, &by, all, batch, items_max).await?;
-        Ok(worst_of(&answers))
+        let by = Sender::Peer(from.clone());
+        let answers = self.leave(&client, &by, all, batch, Sort::Message).await;
+        Ok(worst_of(&answers.map_err(of_store)?))
     }
 
     /// A group's messages come from its hub: the provider that its id names, or where the group has moved to.
@@ -208,8 +209,9 @@ impl Node {
             return self.take_offers(&sender, request).await;
         }
         let target = Target::Provider(recipient_domain.clone());
-        self.offers.count(sender, target, 0, self.clock.now())?;
-        self.relay_connection_request(&recipient_domain, &request).await
+        let bytes = request.tls_serialized_len();
+        self.offers.count(sender, target, bytes, self.clock.now())?;
+        self.relay_connection_request(&recipient_domain, request).await
     }
 
     /// Leaves sealed offers of `by` for the clients that they are to. The answer is of the worst that befell one.
@@ -235,7 +237,7 @@ impl Node {
             }
         }
         for (_, answers) in self.leave_offers(by, admitted).await {
-            let answer = worst_of(&answers?);
+            let answer = worst_of(&answers.map_err(of_store)?);
             if answer != QueueingServiceResponse::Ok {
                 worst = answer;
             }
@@ -283,33 +285,33 @@ impl Node {
         &self,
         by: &Sender,
         admitted: Admitted,
-    ) -> BTreeMap<ClientUri, Result<Vec<QueueingServiceResponse>, DsError>> {
-        // strangers leave room for what others are to tell
-        let items_max = self.limits.own_entries_max - self.limits.own_entries_max / 10;
+    ) -> BTreeMap<ClientUri, Result<Vec<QueueingServiceResponse>, StoreError>> {
         let left = admitted.into_iter().map(async |(client, (conditions, all))| {
             let batch = Batch { conditions, ..Batch::new() };
-            let answers = self.leave(&client, by, all, batch, items_max).await;
+            let answers = self.leave(&client, by, all, batch, Sort::Offer).await;
             (client, answers)
         });
         join_all(left).await.into_iter().collect()
     }
 
-    /// Leaves each of `all`, by `by`, for `client` together with `batch`, as far as there is room: fewer than `items_max` entries
-    /// and no more than the bytes that a client may be left, of all and of `by`. What was left before is there once. The answers are in the order of
+    /// Leaves each of `all`, by `by`, for `client` together with `batch`, as far as there is room: no more entries and bytes than a
+    /// client may be left, of all and of `by`. What was left before is there once. The answers are in the order of
     /// `all`; where nothing is left `batch` is not written.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`]: the token or the account changed meanwhile.
     async fn leave(
         &self,
         client: &ClientUri,
         by: &Sender,
         all: Vec<Leaving>,
         mut batch: Batch,
-        items_max: usize,
-    ) -> Result<Vec<QueueingServiceResponse>, DsError> {
+        sort: Sort,
+    ) -> Result<Vec<QueueingServiceResponse>, StoreError> {
         let turn = self.leaving.of(client);
         let _turn = turn.lock().await;
         let more = Amount { items: all.len(), bytes: all.iter().map(|it| it.event.len()).sum() };
-        let room = self.room_for(client, by, items_max, more).await;
-        let (mut room, head) = room.map_err(of_store)?;
+        let (mut room, head) = self.room_for(client, by, sort, more).await?;
         let mut answers = Vec::with_capacity(all.len());
         let mut is_new = false;
         for Leaving { id, event } in all {
@@ -317,8 +319,8 @@ impl Node {
             // an earlier build did not say who left it
             let of_earlier = InboxKey::Item(id);
             let is_known = head.recent.iter().any(|(_, recent)| *recent == id)
-                || self.store.is_left(client, &key).await.map_err(of_store)?
-                || self.store.is_left(client, &of_earlier).await.map_err(of_store)?;
+                || self.store.is_left(client, &key).await?
+                || self.store.is_left(client, &of_earlier).await?;
             if is_known {
                 answers.push(QueueingServiceResponse::Ok);
                 continue;
@@ -334,8 +336,7 @@ impl Node {
             answers.push(QueueingServiceResponse::Ok);
         }
         if is_new {
-            // a conflict: the token or the account changed meanwhile
-            self.store.write(batch).await.map_err(of_store)?;
+            self.store.write(batch).await?;
             self.hints.inbox(client);
         }
         Ok(answers)

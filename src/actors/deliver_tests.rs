@@ -7,10 +7,11 @@ use crate::{
     account::Registration,
     wire::{
         client::{ConnectionRequestTo, DeleteDevice},
-        codec::{List, Opaque},
+        codec::{List, Opaque, decode, encode},
+        ds::REQUEST_BYTES_MAX,
         extensions::QueueToken,
         ids::{ClientUri, Domain, GroupId, KeyPackageRef},
-        key_packages::{ConnectionRequest, SealedOffer},
+        key_packages::{ConnectionRequest, OFFERS_MAX, SealedOffer},
         queueing::{
             DeliverBatchRequest, DeliveryFailure, DeliveryItem, DeliveryProblem, QueueEvent,
             QueueingServiceRequest, QueueingServiceResponse,
@@ -204,6 +205,50 @@ async fn single_messages_of_one_provider_are_its_share_and_leave_the_rest_to_oth
     world.node.drain_queues().await;
     assert_eq!(b.send(4, 15_000).await, QueueingServiceResponse::Ok);
     assert!(c.may_add(&alice.client).await);
+}
+
+#[actix::test]
+async fn strangers_of_a_provider_leave_half_of_its_share_to_its_groups() {
+    let limits = Limits {
+        inbox_bytes_max: 200_000,
+        inbox_bytes_per_hub_max: 50_000,
+        connection_offers_per_hour: 1_000,
+        ..Limits::default()
+    };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let hub = Hub::new(&world, peer().as_str(), &alice).await;
+    let c = Hub::new(&world, "c.example", &alice).await;
+    // what others have left does not count
+    assert_eq!(c.send(0, 40_000).await, QueueingServiceResponse::Ok);
+    let offers = token(&world, &alice).await;
+    let many = (0..9).map(|number| offer(&offers, number, 9_000)).collect();
+    let refused = leave_from(&world, &peer(), many).await;
+    let refused: Vec<_> = refused.into_iter().map(|it| (it.item, it.problem)).collect();
+    let full = [3, 4, 5, 6, 7, 8].map(|item| (item, DeliveryProblem::QueueFull));
+    assert_eq!(refused, full, "25 KB, and one that began below them");
+    assert!(hub.may_add(&alice.client).await);
+    assert_eq!(hub.send(1, 15_000).await, QueueingServiceResponse::Ok);
+    assert_eq!(hub.send(2, 15_000).await, QueueingServiceResponse::Ok);
+    assert_eq!(hub.send(3, 15_000).await, QueueingServiceResponse::QueueFull);
+}
+
+#[actix::test]
+async fn offers_without_number_are_none() {
+    let tiny = || SealedOffer {
+        client_queue_information: Opaque::new([1]).unwrap(),
+        key_package_ref: KeyPackageRef(Opaque::new([1]).unwrap()),
+        kem_output: Opaque::new([]).unwrap(),
+        ciphertext: Opaque::new([]).unwrap(),
+    };
+    let of = |count| vec![tiny(); count];
+    assert!(
+        ConnectionRequest { offers: List::new(of(OFFERS_MAX)).unwrap() }.offers.len() == OFFERS_MAX
+    );
+    assert!(List::<_, REQUEST_BYTES_MAX, OFFERS_MAX>::new(of(OFFERS_MAX + 1)).is_err());
+    let sent: List<SealedOffer, REQUEST_BYTES_MAX> = List::new(of(OFFERS_MAX + 1)).unwrap();
+    let error = decode::<ConnectionRequest>(&encode(&sent)).unwrap_err();
+    assert!(error.to_string().contains("more than the 1000 elements"), "{error}");
 }
 
 #[actix::test]

@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 use super::{
     copies::{Grown, HubBounds, KnownRoster},
     deliver::{Admitted, Sender},
-    errors::{is_damage, of_store, too_large},
+    errors::{is_damage, of_store},
     node::Node,
     tokens::{BindError, TokenUse},
 };
@@ -45,7 +45,7 @@ use crate::{
         },
     },
 };
-pub(super) use inbox::Amount;
+pub(super) use inbox::{Amount, Sort};
 use speaks::Speaker;
 
 type Items = Vec<(u32, DeliveryItem)>;
@@ -66,16 +66,13 @@ impl Node {
     /// same request; a problem of one group or recipient is in the answer and stops no other.
     ///
     /// # Errors
-    /// too_large; unavailable, where some of it may have been taken.
+    /// unavailable, where some of it may have been taken.
     pub async fn deliver_batch(
         &self,
         from: &Domain,
         request: DeliverBatchRequest,
     ) -> Result<DeliverBatchResponse, DsError> {
         let items = request.items.into_vec();
-        if items.len() > ITEMS_MAX {
-            return Err(too_large("too many items in one batch", ITEMS_MAX));
-        }
         let count = items.len();
         let mut groups: BTreeMap<GroupId, Items> = BTreeMap::new();
         let (mut direct, mut too_many) = (Vec::new(), Vec::new());
@@ -361,10 +358,15 @@ impl Node {
                         problem_of(answer).into_iter().for_each(|it| fails(index, it));
                     }
                 }
-                Err(error) if is_damage(&error) => {
+                Err(error) => {
+                    // of this recipient alone, whose token or account may have changed meanwhile: its items come again
+                    let is_conflict = matches!(error, StoreError::Conflict { .. });
+                    let error = of_store(error);
+                    if !is_conflict && !is_damage(&error) {
+                        return Err(error);
+                    }
                     indexes.into_iter().for_each(|it| fails(it, DeliveryProblem::QueueFull));
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(failures)
@@ -458,8 +460,6 @@ fn later(item: u32, next_sequence: Sequence) -> DeliveryFailure {
     DeliveryFailure { item, problem: DeliveryProblem::QueueFull, recipient, next_sequence }
 }
 
-/// Items in one batch.
-const ITEMS_MAX: usize = 1_000;
 /// Roster changes in one item: more members than a group may have.
 const CHANGES_MAX: usize = 20_000;
 const CONFLICTS_MAX: usize = 8;

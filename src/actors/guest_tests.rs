@@ -16,7 +16,8 @@ use crate::{
         client::DeleteDevice,
         codec::{List, Opaque, append_vector, decode, encode},
         ds::{
-            DsContext, DsMessage, DsRequest, DsSenderId, FanoutFilter, ProtocolVersion, WelcomeInfo,
+            DsContext, DsMessage, DsRequest, DsSenderId, FanoutFilter, ProtocolVersion,
+            REQUEST_BYTES_MAX, WelcomeInfo,
         },
         extensions::QueueToken,
         federation::EventType,
@@ -28,8 +29,8 @@ use crate::{
         mls::MlsMessage,
         portability::MigrationConfirmation,
         queueing::{
-            DeliverBatchRequest, DeliveryItem, DeliveryProblem, QueueEntry, QueueEvent,
-            QueueingServiceRequest, QueueingServiceResponse, RosterChange,
+            BATCH_ITEMS_MAX, DeliverBatchRequest, DeliveryItem, DeliveryProblem, QueueEntry,
+            QueueEvent, QueueingServiceRequest, QueueingServiceResponse, RosterChange,
         },
     },
 };
@@ -783,8 +784,9 @@ async fn event_must_be_what_its_body_is_and_for_this_hub() {
     let batch = DeliverBatchRequest { items: List::new(vec![said(&world, &group, 1)]).unwrap() };
     assert!(federated(&world, EventType::DeliverBatch, &batch).await.is_ok());
     let many = vec![said(&world, &group, 1); 1_001];
-    let batch = DeliverBatchRequest { items: List::new(many).unwrap() };
-    assert_eq!(federated(&world, EventType::DeliverBatch, &batch).await, Err("too_large"));
+    assert!(List::<_, REQUEST_BYTES_MAX, BATCH_ITEMS_MAX>::new(many.clone()).is_err());
+    let too_many: List<DeliveryItem, REQUEST_BYTES_MAX> = List::new(many).unwrap();
+    assert_eq!(federated(&world, EventType::DeliverBatch, &too_many).await, Err("malformed"));
 }
 
 #[actix::test]

@@ -9,6 +9,7 @@ use crate::{
         ds::{CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse},
         extensions::Signature,
         ids::LeafIndex,
+        queueing::RosterChanges,
     },
 };
 
@@ -106,9 +107,7 @@ impl Told {
     }
 }
 
-fn voids(
-    item: &DeliveryItem,
-) -> Option<&List<RosterChange, { crate::wire::ds::REQUEST_BYTES_MAX }>> {
+fn voids(item: &DeliveryItem) -> Option<&RosterChanges> {
     match item {
         DeliveryItem::Feed { event: QueueEvent::EpochVoid { .. }, roster, .. } => Some(roster),
         DeliveryItem::Feed { .. } | DeliveryItem::Snapshot { .. } | DeliveryItem::Direct { .. } => {

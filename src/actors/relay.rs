@@ -206,9 +206,12 @@ impl Node {
     pub(super) async fn relay_connection_request(
         &self,
         to: &Domain,
-        request: &ConnectionRequest,
+        request: ConnectionRequest,
     ) -> Result<QueueingServiceResponse, DsError> {
-        let answer = self.ask(to, EventType::ConnectionRequest, encode(request)).await?;
+        let body = encode(&request);
+        // it may wait for long
+        drop(request);
+        let answer = self.ask(to, EventType::ConnectionRequest, body).await?;
         decode(&answer).map_err(|error| bad_answer(to, error))
     }
 

@@ -53,6 +53,22 @@ pub struct LengthError {
     pub max: usize,
 }
 
+/// A list of more elements than its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("more than the {max} elements that are allowed")]
+pub struct CountError {
+    pub max: usize,
+}
+
+/// A list that is longer than its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    #[error(transparent)]
+    Length(#[from] LengthError),
+    #[error(transparent)]
+    Count(#[from] CountError),
+}
+
 /// `opaque x<V>` of `MIN` to `MAX` bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(transparent)]
@@ -274,49 +290,53 @@ impl<const MAX: usize> DeserializeBytes for Text<MAX> {
     }
 }
 
-/// `T x<V>` whose encoded elements take at most `MAX` bytes together.
+/// `T x<V>` of at most `COUNT` elements which take, encoded, at most `MAX` bytes together. A bound of the count keeps lists of
+/// elements that are small on the wire from being large in memory.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct List<T, const MAX: usize>(Vec<T>);
+pub struct List<T, const MAX: usize, const COUNT: usize = { usize::MAX }>(Vec<T>);
 
-impl<T, const MAX: usize> Default for List<T, MAX> {
+impl<T, const MAX: usize, const COUNT: usize> Default for List<T, MAX, COUNT> {
     fn default() -> Self {
         Self(Vec::new())
     }
 }
 
-impl<T: Size, const MAX: usize> List<T, MAX> {
+impl<T: Size, const MAX: usize, const COUNT: usize> List<T, MAX, COUNT> {
     /// # Errors
-    /// [`LengthError`] where the elements take more than `MAX` bytes.
-    pub fn new(items: Vec<T>) -> Result<Self, LengthError> {
-        let len = items.iter().map(Size::tls_serialized_len).sum();
+    /// [`LengthError`] where the elements take more than `MAX` bytes, [`CountError`] where they are more than `COUNT`.
+    pub fn new(items: Vec<T>) -> Result<Self, ListError> {
+        let (len, count) = (items.iter().map(Size::tls_serialized_len).sum(), items.len());
         if len > MAX {
-            return Err(LengthError { len, min: 0, max: MAX });
+            return Err(LengthError { len, min: 0, max: MAX }.into());
+        }
+        if count > COUNT {
+            return Err(CountError { max: COUNT }.into());
         }
         Ok(Self(items))
     }
 }
 
-impl<T, const MAX: usize> List<T, MAX> {
+impl<T, const MAX: usize, const COUNT: usize> List<T, MAX, COUNT> {
     #[must_use]
     pub fn into_vec(self) -> Vec<T> {
         self.0
     }
 }
 
-impl<T, const MAX: usize> std::ops::Deref for List<T, MAX> {
+impl<T, const MAX: usize, const COUNT: usize> std::ops::Deref for List<T, MAX, COUNT> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.0
     }
 }
 
-impl<T: Size, const MAX: usize> Size for List<T, MAX> {
+impl<T: Size, const MAX: usize, const COUNT: usize> Size for List<T, MAX, COUNT> {
     fn tls_serialized_len(&self) -> usize {
         vector_len(self.0.iter().map(Size::tls_serialized_len).sum())
     }
 }
 
-impl<T: TlsSerialize, const MAX: usize> TlsSerialize for List<T, MAX> {
+impl<T: TlsSerialize, const MAX: usize, const COUNT: usize> TlsSerialize for List<T, MAX, COUNT> {
     fn tls_serialize<W: std::io::Write>(&self, writer: &mut W) -> Result<usize, Error> {
         let len: usize = self.0.iter().map(Size::tls_serialized_len).sum();
         let mut written = write_length(writer, len)?;
@@ -327,11 +347,16 @@ impl<T: TlsSerialize, const MAX: usize> TlsSerialize for List<T, MAX> {
     }
 }
 
-impl<T: DeserializeBytes, const MAX: usize> DeserializeBytes for List<T, MAX> {
+impl<T: DeserializeBytes, const MAX: usize, const COUNT: usize> DeserializeBytes
+    for List<T, MAX, COUNT>
+{
     fn tls_deserialize_bytes(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
         let (mut body, rest) = read_vector(bytes, 0, MAX)?;
         let mut items = Vec::new();
         while !body.is_empty() {
+            if items.len() == COUNT {
+                return Err(Error::DecodingError(CountError { max: COUNT }.to_string()));
+            }
             let (item, next) = T::tls_deserialize_bytes(body)?;
             if next.len() == body.len() {
                 return Err(Error::DecodingError("an element of no bytes".into()));

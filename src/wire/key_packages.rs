@@ -65,10 +65,13 @@ pub struct SealedOffer {
     pub ciphertext: Opaque<65536>,
 }
 
+/// Offers in one [`ConnectionRequest`]: a user has no more clients.
+pub const OFFERS_MAX: usize = 1_000;
+
 /// One sealed offer per client of the user.
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct ConnectionRequest {
-    pub offers: List<SealedOffer, REQUEST_BYTES_MAX>,
+    pub offers: List<SealedOffer, REQUEST_BYTES_MAX, OFFERS_MAX>,
 }
 
 /// Sealed by EncryptWithLabel(init_key, "MimiConnectionOffer", key_package_ref, ConnectionOffer); signed by

@@ -10,6 +10,12 @@ use super::key_packages::SealedOffer;
 use super::mls::MlsMessage;
 use super::portability::MigrationConfirmation;
 
+/// Items in one [`DeliverBatchRequest`].
+pub const BATCH_ITEMS_MAX: usize = 1_000;
+/// Changes of the roster in one [`DeliveryItem`]: more clients than one provider has in a group.
+pub const ROSTER_CHANGES_MAX: usize = 65_536;
+pub type RosterChanges = List<RosterChange, REQUEST_BYTES_MAX, ROSTER_CHANGES_MAX>;
+
 /// DS §6.1: one message for one client.
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct QueueingServiceRequest {
@@ -37,7 +43,7 @@ pub enum DeliveryItem {
         accepted_at: Timestamp,
         except: Option<RecipientId>,
         event: QueueEvent,
-        roster: List<RosterChange, REQUEST_BYTES_MAX>,
+        roster: RosterChanges,
     },
     #[tls_codec(discriminant = 1)]
     Direct { item_id: [u8; 16], client_queue_information: QueueToken, event: QueueEvent },
@@ -46,7 +52,7 @@ pub enum DeliveryItem {
         group_id: GroupId,
         next_sequence: Sequence,
         chain: List<MigrationConfirmation, 65536>,
-        roster: List<RosterChange, REQUEST_BYTES_MAX>,
+        roster: RosterChanges,
     },
 }
 
@@ -69,7 +75,7 @@ pub enum RosterChange {
 
 #[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
 pub struct DeliverBatchRequest {
-    pub items: List<DeliveryItem, REQUEST_BYTES_MAX>,
+    pub items: List<DeliveryItem, REQUEST_BYTES_MAX, BATCH_ITEMS_MAX>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]

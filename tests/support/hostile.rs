@@ -120,7 +120,7 @@ impl Hostile {
     pub fn items(&self) -> Vec<DeliveryItem> {
         let received = self.state.received.lock().unwrap();
         let delivered = received.iter().filter(|(path, _)| path == "/deliver_message");
-        delivered.filter_map(|(_, bytes)| batch(bytes)).flat_map(List::into_vec).collect()
+        delivered.filter_map(|(_, bytes)| batch(bytes)).flatten().collect()
     }
 
     /// How often something was delivered to it, or tried to be.
@@ -225,10 +225,10 @@ async fn answer(request: HttpRequest, body: web::Bytes, state: web::Data<State>)
     }
 }
 
-fn batch(bytes: &[u8]) -> Option<List<DeliveryItem, { mimid::wire::ds::REQUEST_BYTES_MAX }>> {
+fn batch(bytes: &[u8]) -> Option<Vec<DeliveryItem>> {
     let message: S2SMessage = decode(bytes).ok()?;
     let payload: S2SPayload = decode(message.event.event_payload.as_slice()).ok()?;
-    Some(decode::<DeliverBatchRequest>(payload.body.as_slice()).ok()?.items)
+    Some(decode::<DeliverBatchRequest>(payload.body.as_slice()).ok()?.items.into_vec())
 }
 
 /// A message to a provider. Every part of it can be a lie.

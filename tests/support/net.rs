@@ -19,13 +19,13 @@ use mimid::{
         client::ClientResponse,
         codec::List,
         decode,
-        ds::{DsResponse, Outcome, ProtocolVersion, REQUEST_BYTES_MAX},
+        ds::{DsResponse, Outcome, ProtocolVersion},
         encode,
         federation::{EventType, S2SEndpoint, S2SMessage, S2SPayload},
         ids::{Domain, GroupId, RequestId, Sequence},
         queueing::{
             DeliverBatchRequest, DeliverBatchResponse, DeliveryFailure, DeliveryItem,
-            DeliveryProblem, QueueEvent, RosterChange,
+            DeliveryProblem, QueueEvent, RosterChanges,
         },
     },
 };
@@ -241,7 +241,7 @@ impl World {
         for entry in self.store.feed(group, Sequence(1), page).await.unwrap() {
             let sequence = entry.sequence;
             let row = rows.get(&sequence);
-            let roster: List<RosterChange, REQUEST_BYTES_MAX> =
+            let roster: RosterChanges =
                 row.map_or_else(List::default, |row| decode(&row.changes).unwrap());
             if row.is_some_and(|row| row.opens) {
                 items.push(DeliveryItem::Snapshot {

@@ -39,12 +39,28 @@ impl Amount {
     fn has_some(self) -> bool {
         self.items > 0 && self.bytes > 0
     }
+
+    fn half(self) -> Self {
+        Self { items: self.items / 2, bytes: self.bytes / 2 }
+    }
+
+    fn fits(self, share: Self) -> bool {
+        self.items < share.items && self.bytes <= share.bytes
+    }
 }
 
 impl From<&InboxUse> for Amount {
     fn from(used: &InboxUse) -> Self {
         Self { items: used.items, bytes: used.bytes }
     }
+}
+
+/// What is left for one client alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::actors) enum Sort {
+    /// By strangers, who leave room for what others are to tell, and for the groups that their provider hosts.
+    Offer,
+    Message,
 }
 
 /// What may still be left for one client alone: of all that leave something, and of who leaves it now.
@@ -89,8 +105,9 @@ impl Node {
         };
         let (has_room, kind) = match self.store.inbox_use(client, most).await? {
             Some(uses) => {
-                let used = self.share_of(hub, &uses, Amount::default()).await?;
-                (self.fits_share(used), "inbox_hub")
+                let share = self.share();
+                let used = self.share_of(hub, &uses, Amount::default(), share).await?;
+                (used.fits(share), "inbox_hub")
             }
             None => (false, "inbox"),
         };
@@ -100,16 +117,19 @@ impl Node {
         Ok(has_room)
     }
 
-    /// What `by` may leave for `client` alone, of which there are to be no more than `items_max`, and where its queue stands.
-    /// `more` is what is to be left.
+    /// What `by` may leave of `sort` for `client` alone, and where its queue stands. `more` is what is to be left.
     pub(in crate::actors) async fn room_for(
         &self,
         client: &ClientUri,
         by: &Sender,
-        items_max: usize,
+        sort: Sort,
         more: Amount,
     ) -> Result<(Room, QueueHead), StoreError> {
-        let bytes_max = self.limits.inbox_bytes_max;
+        let (bytes_max, entries_max) = (self.limits.inbox_bytes_max, self.limits.own_entries_max);
+        let items_max = match sort {
+            Sort::Offer => entries_max - entries_max / 10,
+            Sort::Message => entries_max,
+        };
         let most = Page { items_max, bytes_max: usize::MAX };
         // before the head: what the queue takes meanwhile counts twice, not never
         let uses = self.store.inbox_use(client, most).await?;
@@ -121,12 +141,18 @@ impl Node {
         let own = self.store.own_bytes(client, unread, bytes_max).await?.unwrap_or(bytes_max);
         let own = Amount { items: own_backlog(&head), bytes: own };
         let all = Amount { items: items_max, bytes: bytes_max }.less(waiting).less(own);
-        let used = match by {
-            Sender::Peer(peer) => self.share_of(peer, &uses, more).await?,
-            // strangers of this provider: not what its groups have left
-            Sender::User(_) => left_by(&self.domain, &uses),
+        let (share, used) = match (by, sort) {
+            (Sender::Peer(peer), Sort::Offer) => {
+                let share = self.share().half();
+                (share, self.share_of(peer, &uses, more, share).await?)
+            }
+            (Sender::Peer(peer), Sort::Message) => {
+                (self.share(), self.share_of(peer, &uses, more, self.share()).await?)
+            }
+            // not what this provider's groups have left
+            (Sender::User(_), _) => (self.share(), left_by(&self.domain, &uses)),
         };
-        Ok((Room { all, share: self.share().less(used) }, head))
+        Ok((Room { all, share: share.less(used) }, head))
     }
 
     /// What one provider may have left for one client.
@@ -137,22 +163,18 @@ impl Node {
         }
     }
 
-    fn fits_share(&self, used: Amount) -> bool {
-        let share = self.share();
-        used.items < share.items && used.bytes <= share.bytes
-    }
-
     /// What of `uses` counts for `hub`: what it has left for the client alone, and what the groups that it hosts have. Where
-    /// all of it, with `more`, is within one share all of it does: whoever left it, nothing need be looked up. Nor is
-    /// anything once a share is used up.
+    /// all of it, with `more`, is within `share` all of it does: whoever left it, nothing need be looked up. Nor is
+    /// anything once the share is used up.
     async fn share_of(
         &self,
         hub: &Domain,
         uses: &[InboxUse],
         more: Amount,
+        share: Amount,
     ) -> Result<Amount, StoreError> {
         let all = uses.iter().map(Amount::from).fold(Amount::default(), Amount::and);
-        if self.fits_share(all.and(more)) {
+        if all.and(more).fits(share) {
             return Ok(all);
         }
         let mut used = left_by(hub, uses);
@@ -165,7 +187,7 @@ impl Node {
             .collect();
         of_groups.sort_unstable_by_key(|(_, amount)| std::cmp::Reverse(amount.bytes));
         for (group, amount) in of_groups {
-            if !self.fits_share(used) {
+            if !used.fits(share) {
                 break;
             }
             if self.host_of(group).await? == *hub {

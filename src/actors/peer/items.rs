@@ -21,7 +21,7 @@ use crate::{
         ids::{Domain, GroupId, RecipientId, Sequence, Timestamp},
         mls::MlsMessage,
         portability::Chain,
-        queueing::{DeliveryItem, QueueEvent, RosterChange},
+        queueing::{DeliveryItem, QueueEvent, RosterChange, RosterChanges},
     },
 };
 use tls_codec::Size;
@@ -278,7 +278,7 @@ impl Maker<'_> {
         &mut self,
         at: Sequence,
         entry: FeedEntry,
-        roster: List<RosterChange, REQUEST_BYTES_MAX>,
+        roster: RosterChanges,
     ) -> Result<bool, Stop> {
         if entry.sequence != at {
             return Err(Stop::Unusable);
@@ -494,9 +494,7 @@ pub(super) async fn read_all_rows(
     }
 }
 
-pub(in crate::actors) fn changes_of(
-    row: &OutboundRoster,
-) -> Result<List<RosterChange, REQUEST_BYTES_MAX>, ()> {
+pub(in crate::actors) fn changes_of(row: &OutboundRoster) -> Result<RosterChanges, ()> {
     decode(&row.changes).map_err(|error| {
         tracing::warn!(sequence = %row.sequence, %error, "a roster row cannot be read");
     })

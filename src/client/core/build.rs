@@ -835,8 +835,8 @@ pub(super) fn bounded<const MAX: usize, const MIN: usize>(
     Opaque::new(bytes).map_err(|_| CoreError::Invalid("a value is too long"))
 }
 
-pub(super) fn list<T: tls_codec::Size, const MAX: usize>(
+pub(super) fn list<T: tls_codec::Size, const MAX: usize, const COUNT: usize>(
     items: Vec<T>,
-) -> Result<List<T, MAX>, CoreError> {
+) -> Result<List<T, MAX, COUNT>, CoreError> {
     List::new(items).map_err(|_| CoreError::Invalid("a request is too large"))
 }

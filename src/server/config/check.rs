@@ -6,7 +6,7 @@ use super::{
     Bytes, Config, RegistrationMode, Setting,
     load::{REGISTRATION_TOKEN, token_hash},
 };
-use crate::{actors::GroupOptions, server::telemetry};
+use crate::{actors::GroupOptions, server::telemetry, wire::queueing::BATCH_ITEMS_MAX};
 
 /// Which of its values a configuration cannot run with, and what is allowed.
 pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
@@ -135,7 +135,7 @@ pub(super) fn check(config: &Config) -> Vec<(&'static str, String)> {
     count("federation.requests_per_peer_max", federation.requests_per_peer_max, 1, 100_000);
     count("federation.peers_max", federation.peers_max, 1, 1_000_000);
     count("federation.peers_cached_max", federation.peers_cached_max, 1, 1_000_000);
-    count("federation.batch_items_max", federation.batch_items_max, 1, 100_000);
+    count("federation.batch_items_max", federation.batch_items_max, 1, BATCH_ITEMS_MAX);
     count("federation.copies_per_hub_max", federation.copies_per_hub_max, 1, 100_000_000);
     count("federation.batches_in_flight", federation.batches_in_flight, 1, 64);
     count("migration.groups_max", migration.groups_max, 0, 10_000_000);

@@ -6,11 +6,12 @@ use mimid::{
     client::core::Operation,
     wire::{
         client::OpenStream,
-        codec::{Opaque, Text},
+        codec::{List, Opaque, Text},
         ds::ProtocolVersion,
         encode,
         federation::{Event as S2SEvent, S2SMessage},
-        ids::Domain,
+        ids::{Domain, KeyPackageRef},
+        key_packages::SealedOffer,
     },
 };
 
@@ -96,6 +97,31 @@ fn large_bodies(node: &Node) {
     });
 }
 
+/// Bodies as large as may be of elements that are as small as may be, which are much larger in memory: offers to clients here and
+/// elsewhere.
+fn small_elements(node: &Node, devices: &[Device]) {
+    let offer = SealedOffer {
+        client_queue_information: Opaque::new([1]).unwrap(),
+        key_package_ref: KeyPackageRef(Opaque::new([1]).unwrap()),
+        kem_output: Opaque::new([]).unwrap(),
+        ciphertext: Opaque::new([]).unwrap(),
+    };
+    let offers: List<SealedOffer, { 4 << 20 }> = List::new(vec![offer; 600_000]).unwrap();
+    let offers = encode(&offers);
+    thread::scope(|threads| {
+        for (device, to) in devices.iter().zip(["localhost", "peer.example"].into_iter().cycle()) {
+            let body = [encode(&Domain::new(to).unwrap()), offers.clone()].concat();
+            threads.spawn(move || {
+                let (status, _) = Line::to(node).post(
+                    "/v1/connection_request",
+                    &device.message("/v1/connection_request", &body),
+                );
+                assert!([400, 429, 503].contains(&status), "{status}");
+            });
+        }
+    });
+}
+
 /// Messages that are signed by nobody's key, of senders that there are not.
 fn strangers(node: &Node, round: usize) {
     let mut line = Line::at(node, node.federation_address());
@@ -139,6 +165,7 @@ fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
         });
         // streams of clients that never read, one of them of a group's member
         let devices = Line::to(&node).devices("deaf", 60);
+        let small = Line::to(&node).devices("small", 8);
         let deaf: Vec<Socket> = devices.iter().map(|device| Socket::of(&node, device)).collect();
         let member = bob.member().identity().clone();
         let member = Device { client: member.client, key: member.client_key };
@@ -149,6 +176,7 @@ fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
             unread.first(&first);
             thread::scope(|flood| {
                 flood.spawn(|| large_bodies(&node));
+                flood.spawn(|| small_elements(&node, &small));
                 flood.spawn(|| strangers(&node, round));
                 flood.spawn(|| {
                     // connections that only are there

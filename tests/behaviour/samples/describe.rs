@@ -222,7 +222,7 @@ impl Describe for KeyPackageRef {
         self.0.describe()
     }
 }
-impl<T: Describe, const MAX: usize> Describe for List<T, MAX> {
+impl<T: Describe, const MAX: usize, const COUNT: usize> Describe for List<T, MAX, COUNT> {
     fn describe(&self) -> Node {
         Node::Vector(self.iter().map(Describe::describe).collect())
     }
