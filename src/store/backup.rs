@@ -545,7 +545,7 @@ fn decode_records(mut bytes: &[u8]) -> Option<Vec<Record>> {
     Some(records)
 }
 
-fn decode_file(bytes: &[u8]) -> Option<Beside> {
+pub(super) fn decode_file(bytes: &[u8]) -> Option<Beside> {
     let (len, rest) = bytes.split_first_chunk::<4>()?;
     let (head, bytes) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
     let mut file: Beside = serde_json::from_slice(head).ok()?;

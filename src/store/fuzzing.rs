@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    keys,
+    backup, keys,
     records::{
         Account, Departure, Device, Followed, FollowedMember, GroupNotice, InboxItem, InboxKey,
         Moves, OutboundRoster, OwnEntry, QueueHead, StoredKeyPackage, Subscription, TokenRecord,
@@ -64,6 +64,15 @@ pub fn record(which: u8, record: &[u8]) {
             if let Ok((len, first)) = keys::split_head(record) {
                 let _ = (keys::part_count(len), first.len());
             }
+        }
+        19 => {
+            let mut came = record.to_vec();
+            let Ok(Some(piece)) = backup::take_frame(&mut came) else { return };
+            assert_eq!(backup::frame(&piece), record[..record.len() - came.len()]);
+        }
+        20 => {
+            let Some(file) = backup::decode_file(record) else { return };
+            assert!(file.name.is_relative() && record.ends_with(&file.bytes));
         }
         _ => {}
     }

@@ -30,7 +30,7 @@ use self::{
         timely, user_of,
     },
 };
-use crate::providers::free_address;
+use crate::{not_run::not_run, providers::free_address};
 
 #[path = "faults/damage.rs"]
 mod damage;
@@ -157,7 +157,7 @@ async fn disk_is_full(engine: &'static str) {
         Ok(disk) => disk,
         Err(why) => {
             assert!(std::env::var("TEST_FAULTS").is_err(), "nothing can be mounted here: {why}");
-            println!("not run, nothing can be mounted here: {why}");
+            not_run("a disk that is full", &why);
             return;
         }
     };

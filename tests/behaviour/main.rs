@@ -34,6 +34,8 @@ mod monitoring;
 mod move_bounds;
 mod moves;
 mod moving;
+#[path = "../support/not_run.rs"]
+mod not_run;
 mod portability;
 mod power;
 #[path = "../support/providers.rs"]

@@ -24,6 +24,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     load,
+    not_run::not_run,
     providers::{PATIENCE, Player, Provider, Providers, accepted, agree, team},
     serve::MIMID,
 };
@@ -486,7 +487,7 @@ pub(crate) fn are_installed(tools: &[&str]) -> bool {
     let missing = tools.iter().find(is_missing);
     let Some(missing) = missing else { return true };
     assert!(std::env::var_os("TEST_OPERATOR_TOOLS").is_none(), "{missing} is not installed");
-    println!("not run, there is no {missing} here: `apt-get install prometheus chromium`");
+    not_run("what operators see", &format!("no {missing}: `apt-get install prometheus chromium`"));
     false
 }
 

@@ -1,9 +1,13 @@
-//! What a power cut leaves of a store: all that was answered. On a real file system, ext4 on a loop device, that loses everything which
-//! it has not been made to write (EXT4_IOC_SHUTDOWN without a flush of its log), in the middle of writing.
+//! What a power cut leaves of a store: all that was answered. On two disks that lose everything which they have not been made to
+//! keep, in the middle of writing:
 //!
-//! It takes root, loop devices, mkfs.ext4 and perl (for the one system call that no safe library of ours makes). Where
-//! they are not there it says so, and TEST_CUTS, which asks for more cuts than a few, makes that a failure. One seed, printed;
-//! TEST_SEED repeats it.
+//! - ext4 on a loop device (EXT4_IOC_SHUTDOWN without a flush of its log). It takes root, loop devices, mkfs.ext4 and perl (for
+//!   the one system call that no safe library of ours makes). Where they are not there it says so, and TEST_CUTS, which
+//!   asks for more cuts than a few, makes that a failure.
+//! - a layer between the process and its files that takes back what no sync has made last (`tests/support/unsynced.c`). It takes
+//!   a C compiler.
+//!
+//! One seed, printed; TEST_SEED repeats it.
 
 use std::{
     io::{BufRead, BufReader, Write as _},
@@ -21,6 +25,8 @@ use mimid::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use crate::not_run::not_run;
+
 /// Groups that are written to at the same time, so that they share flushes.
 const WRITERS: u8 = 6;
 /// Some writers' records: small ones, one that an engine splits, and one of the size of a commit that adds many.
@@ -28,54 +34,93 @@ const BYTES: [usize; 3] = [300, 5_000, 80_000];
 
 #[test]
 fn what_was_answered_survives_a_power_cut_on_sled() {
-    cuts("sled");
+    cut_ext4("sled");
 }
 
 #[test]
 fn what_was_answered_survives_a_power_cut_on_fjall() {
-    cuts("fjall");
+    cut_ext4("fjall");
 }
 
-fn cuts(engine: &str) {
-    let asked: Option<u64> = std::env::var("TEST_CUTS").ok().map(|cuts| cuts.parse().unwrap());
+#[test]
+fn what_was_answered_survives_the_loss_of_what_is_not_synced_on_sled() {
+    cuts("sled", &Unsynced::new(false)).unwrap();
+}
+
+#[test]
+fn what_was_answered_survives_the_loss_of_what_is_not_synced_on_fjall() {
+    cuts("fjall", &Unsynced::new(false)).unwrap();
+}
+
+#[test]
+fn a_disk_that_only_says_that_it_syncs_is_found_out() {
+    for engine in ["sled", "fjall"] {
+        let lost = cuts(engine, &Unsynced::new(true)).unwrap_err();
+        println!("{engine}: {lost}");
+    }
+}
+
+fn cut_ext4(engine: &str) {
+    match LoopDisk::new() {
+        Ok(disk) => cuts(engine, &disk).unwrap(),
+        Err(why) => {
+            assert!(asked().is_none(), "power cannot be cut here: {why}");
+            not_run("power cuts on ext4", &why);
+        }
+    }
+}
+
+fn asked() -> Option<u64> {
+    std::env::var("TEST_CUTS").ok().map(|cuts| cuts.parse().unwrap())
+}
+
+/// A disk whose power can be cut.
+trait Disk: Sync {
+    fn folder(&self) -> PathBuf;
+    /// What the writing process needs of it.
+    fn prepare(&self, writer: &mut Command);
+    fn power_on(&self);
+    /// In the middle of writing.
+    fn cut(&self) -> Result<(), String>;
+    /// Once nobody uses it.
+    fn power_off(&self);
+}
+
+/// Cuts again and again what writes; what is missing behind one of them.
+fn cuts(engine: &str, disk: &impl Disk) -> Result<(), String> {
     let seed =
         std::env::var("TEST_SEED").ok().map_or_else(rand::random, |seed| seed.parse().unwrap());
     println!("{engine}: TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let disk = match LoopDisk::new() {
-        Ok(disk) => disk,
-        Err(why) => {
-            assert!(asked.is_none(), "power cannot be cut here: {why}");
-            println!("not run, power cannot be cut here: {why}");
-            return;
-        }
-    };
     let mut answered = [0; WRITERS as usize];
-    let mut all = 0;
-    for cut in 1..=asked.unwrap_or(4) {
-        disk.mount().unwrap();
+    let (cuts, mut all) = (asked().unwrap_or(4), 0);
+    for cut in 1..=cuts {
+        disk.power_on();
         let before = answered;
         let lasts = Duration::from_millis(random.random_range(10..400));
-        write_until_cut(&disk, engine, lasts, &mut answered);
-        disk.mount().unwrap();
-        check(&disk.folder(), engine, &answered, &format!("cut {cut} of seed {seed}"));
-        disk.unmount().unwrap();
+        write_until_cut(disk, engine, lasts, &mut answered);
+        disk.power_on();
+        check(&disk.folder(), engine, &answered)
+            .map_err(|why| format!("{why}, cut {cut} of seed {seed}"))?;
+        disk.power_off();
         all += answered.iter().zip(before).map(|(now, before)| now - before).sum::<u64>();
     }
-    println!("{engine}: {} cuts, {all} answered writes, 0 lost", asked.unwrap_or(4));
+    println!("{engine}: {cuts} cuts, {all} answered writes, 0 lost");
     assert!(all > 0, "nothing was written before any of the cuts");
+    Ok(())
 }
 
 /// Writes in a process of its own until the power goes; `answered` learns how far each writer got.
-fn write_until_cut(disk: &LoopDisk, engine: &str, lasts: Duration, answered: &mut [u64]) {
-    let mut writer = Command::new(std::env::current_exe().unwrap())
+fn write_until_cut(disk: &impl Disk, engine: &str, lasts: Duration, answered: &mut [u64]) {
+    let mut writer = Command::new(std::env::current_exe().unwrap());
+    writer
         .args(["--exact", "power::writes_until_the_power_goes", "--ignored", "--nocapture"])
         .env("TEST_POWER_FOLDER", disk.folder())
         .env("TEST_POWER_ENGINE", engine)
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::null());
+    disk.prepare(&mut writer);
+    let mut writer = writer.spawn().unwrap();
     let told = BufReader::new(writer.stdout.take().unwrap());
     let (mut first, id) = (true, &writer.id().to_string());
     std::thread::scope(|scope| {
@@ -101,7 +146,7 @@ fn write_until_cut(disk: &LoopDisk, engine: &str, lasts: Duration, answered: &mu
     let ended = writer.wait().unwrap();
     assert!(!ended.success(), "the writer ended before the power went");
     assert!(!first, "the writer wrote nothing");
-    disk.unmount().unwrap();
+    disk.power_off();
 }
 
 /// Not a test: the process that [`write_until_cut`] cuts off.
@@ -112,7 +157,7 @@ fn writes_until_the_power_goes() {
     let engine = std::env::var("TEST_POWER_ENGINE").expect("set by the test");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
     runtime.block_on(async {
-        let store = open(&folder, &engine);
+        let store = store::open(&config(&folder, &engine)).unwrap();
         let writers = (0..WRITERS).map(|writer| {
             let store = store.clone();
             tokio::spawn(async move {
@@ -132,41 +177,42 @@ fn writes_until_the_power_goes() {
 }
 
 /// Everything that was answered is there as it was written, and what is behind it is whole.
-fn check(folder: &Path, engine: &str, answered: &[u64], when: &str) {
+fn check(folder: &Path, engine: &str, answered: &[u64]) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let store = open(folder, engine);
+        let config = config(folder, engine);
+        let store =
+            store::open(&config).map_err(|why| format!("the store does not open: {why}"))?;
         for (writer, answered) in (0..WRITERS).zip(answered) {
-            let head = store.group_head(&group(writer)).await.unwrap();
+            let head = store.group_head(&group(writer)).await.map_err(|why| why.to_string())?;
             let last = head.map_or(0, |head| head.next_sequence.0 - 1);
-            assert!(
-                last >= *answered,
-                "{when}: writer {writer} had {answered}, and {last} is left"
-            );
+            if last < *answered {
+                return Err(format!("writer {writer} had {answered}, and {last} is left"));
+            }
             let mut from = 1;
             while from <= last {
                 let page = Page { items_max: 256, bytes_max: 8 << 20 };
-                let found = store.log(&group(writer), Sequence(from), page).await.unwrap();
-                assert!(!found.is_empty(), "{when}: writer {writer} lacks {from} of {last}");
+                let found = store.log(&group(writer), Sequence(from), page).await;
+                let found = found.map_err(|why| why.to_string())?;
+                if found.is_empty() {
+                    return Err(format!("writer {writer} lacks {from} of {last}"));
+                }
                 for record in found {
-                    let written = record_of(writer, Sequence(from));
-                    assert!(record == written, "{when}: writer {writer}, record {from} is another");
+                    if record != record_of(writer, Sequence(from)) {
+                        return Err(format!("writer {writer}, record {from} is another"));
+                    }
                     from += 1;
                 }
             }
-            assert_eq!(from, last + 1, "{when}: records of writer {writer} behind its head");
+            assert_eq!(from, last + 1, "records of writer {writer} behind its head");
         }
-        store.close().await.unwrap();
-    });
+        store.close().await.map_err(|why| why.to_string())
+    })
 }
 
-fn open(folder: &Path, engine: &str) -> SharedStore {
-    let config = StoreConfig {
-        engine: engine.to_owned(),
-        folder: folder.join("store"),
-        cache_bytes: 16 << 20,
-    };
-    store::open(&config).unwrap()
+fn config(folder: &Path, engine: &str) -> StoreConfig {
+    let (engine, folder) = (engine.to_owned(), folder.join("store"));
+    StoreConfig { engine, folder, cache_bytes: 16 << 20 }
 }
 
 fn group(writer: u8) -> GroupId {
@@ -225,7 +271,7 @@ async fn append(store: &SharedStore, writer: u8, head: &mut GroupHead) -> Sequen
     next_sequence
 }
 
-/// A file system whose power can be cut.
+/// ext4 on a loop device.
 struct LoopDisk {
     at: tempfile::TempDir,
 }
@@ -248,10 +294,6 @@ impl LoopDisk {
         self.at.path().join("image")
     }
 
-    fn folder(&self) -> PathBuf {
-        self.at.path().join("disk")
-    }
-
     fn mount(&self) -> Result<(), String> {
         run(Command::new("mount").args(["-o", "loop"]).arg(self.image()).arg(self.folder()))
     }
@@ -268,6 +310,18 @@ impl LoopDisk {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+impl Disk for LoopDisk {
+    fn folder(&self) -> PathBuf {
+        self.at.path().join("disk")
+    }
+
+    fn prepare(&self, _: &mut Command) {}
+
+    fn power_on(&self) {
+        self.mount().unwrap();
+    }
 
     /// Nothing reaches the disk any more, its journal neither: EXT4_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH.
     fn cut(&self) -> Result<(), String> {
@@ -278,12 +332,79 @@ impl LoopDisk {
         "#;
         run(Command::new("perl").args(["-e", CALL]).arg(self.folder()))
     }
+
+    fn power_off(&self) {
+        self.unmount().unwrap();
+    }
 }
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
         // a test that failed has it mounted still; the folder cannot be removed then
         let _ = Command::new("umount").arg("-l").arg(self.folder()).stderr(Stdio::null()).status();
+    }
+}
+
+/// Files whose changes no sync has made last are taken back.
+struct Unsynced {
+    at: tempfile::TempDir,
+    lies: bool,
+}
+
+impl Unsynced {
+    fn new(lies: bool) -> Self {
+        let disk = Self { at: tempfile::tempdir().unwrap(), lies };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/unsynced.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(disk.library()).arg(source);
+        run(compiler.args(["-ldl", "-lpthread"])).unwrap();
+        for folder in [disk.folder(), disk.grave()] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        disk
+    }
+
+    fn library(&self) -> PathBuf {
+        self.at.path().join("unsynced.so")
+    }
+
+    fn grave(&self) -> PathBuf {
+        self.at.path().join("grave")
+    }
+
+    fn is_cut(&self) -> PathBuf {
+        self.at.path().join("cut")
+    }
+}
+
+impl Disk for Unsynced {
+    fn folder(&self) -> PathBuf {
+        self.at.path().join("disk")
+    }
+
+    fn prepare(&self, writer: &mut Command) {
+        writer
+            .env("LD_PRELOAD", self.library())
+            .env("UNSYNCED_UNDER", self.folder())
+            .env("UNSYNCED_GRAVE", self.grave())
+            .env("UNSYNCED_CUT", self.is_cut());
+        if self.lies {
+            writer.env("UNSYNCED_LIES", "1");
+        }
+    }
+
+    fn power_on(&self) {
+        let _ = std::fs::remove_file(self.is_cut());
+    }
+
+    fn cut(&self) -> Result<(), String> {
+        std::fs::write(self.is_cut(), "").map_err(|error| error.to_string())
+    }
+
+    fn power_off(&self) {
+        for grave in std::fs::read_dir(self.grave()).unwrap() {
+            std::fs::remove_file(grave.unwrap().path()).unwrap();
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 
 use mimid::server::Endpoints;
 
-use crate::{providers::PATIENCE, serve::MIMID};
+use crate::{not_run::not_run, providers::PATIENCE, serve::MIMID};
 
 /// WatchdogSec: whoever is silent for longer is killed.
 const WATCHDOG: Duration = Duration::from_secs(1);
@@ -298,7 +298,7 @@ fn the_unit_is_one_that_systemd_takes() {
     let verified =
         Command::new("systemd-analyze").arg("verify").arg("--man=no").arg(&copy).output();
     let Ok(verified) = verified else {
-        println!("not run: there is no systemd here");
+        not_run("systemd-analyze verify", "there is no systemd here");
         return;
     };
     let said = String::from_utf8_lossy(&verified.stderr);

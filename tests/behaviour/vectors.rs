@@ -71,6 +71,8 @@ fn every_struct_and_variant_of_the_wire_has_a_vector() {
         "List",
         "Raw",
         "LengthError",
+        "CountError",
+        "ListError",
         "DecodeError",
         "IdError",
         "Outcome",

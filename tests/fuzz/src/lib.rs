@@ -55,7 +55,7 @@ pub struct Limit {
 
 /// Of structs of the wire and records. A small item in a list is some dozens of times as large in memory as on the wire,
 /// and a list that grows is copied.
-pub const DECODING: Limit = Limit { per_byte: 256, fixed: 64 * 1024, calls_per_byte: 4 };
+pub const DECODING: Limit = Limit { per_byte: 64, fixed: 64 * 1024, calls_per_byte: 4 };
 
 /// Runs `decode` of `len` bytes.
 ///
