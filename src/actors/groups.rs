@@ -1,8 +1,6 @@
 //! All groups of the node: finding and activating their actors, admission, and the sweep that wakes those whose
 //! time has come.
 
-mod pending;
-
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
@@ -17,6 +15,7 @@ use tracing::Span;
 use super::{
     accounts::deletions,
     active::{GroupLine, InUse},
+    ages::Waiting,
     arbiters::{Duty, blocking},
     copies::is_copy,
     errors::{DAMAGED_RETRY_MS, internal, of_reject, of_store},
@@ -45,8 +44,6 @@ use crate::{
         ids::{ClientUri, Domain, GroupId, Timestamp},
     },
 };
-
-use pending::Waiting;
 
 /// Bounds and times of the node's groups.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +105,8 @@ pub struct Groups {
     /// Groups that could not be loaded, for a fault of ours that does not pass by itself, until when they are not tried again,
     /// and what is answered meanwhile.
     isolated: Mutex<HashMap<GroupId, (Timestamp, DsError)>>,
-    pub(super) waiting: Waiting,
+    /// Since when each active group's oldest pending proposal waits: what a group that nobody asks for has pending is in nobody's way.
+    pub(super) waiting: Waiting<GroupId>,
 }
 
 /// Groups that are known to be isolated; of more, each request tries again.

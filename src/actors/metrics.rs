@@ -17,6 +17,7 @@ pub struct Metrics {
     /// message is one log record whatever the group's size and touches no queue, so how much a queue that nobody has
     /// open holds is known only by comparing each of its cursors with its feed's head: a scan of every membership.
     pub queue_entries_unacknowledged: IntGauge,
+    pub queue_feeds: IntGauge,
     pub queue_acks: IntCounter,
     pub queue_acks_refused: IntCounter,
     pub queue_gaps: IntCounter,
@@ -110,6 +111,10 @@ impl Metrics {
             queue_entries_unacknowledged: gauge(
                 "mimid_queue_entries_unacknowledged",
                 "Entries handed to clients that are active now and not acknowledged yet; what waits for clients that are away is not counted anywhere (ops/README.md).",
+            )?,
+            queue_feeds: gauge(
+                "mimid_queue_feeds",
+                "Feeds of active queues, each with a cursor: one for each membership, and each client's own.",
             )?,
             queue_acks: counter("mimid_queue_acks_total", "Acknowledgements taken.")?,
             queue_acks_refused: counter(

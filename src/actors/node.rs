@@ -147,10 +147,35 @@ impl Node {
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of groups that leave");
         }
-        let collector = node.groups.waiting.collector(Arc::clone(&node.clock));
+        let collector = node.groups.waiting.collector(
+            (
+                "mimid_groups_with_pending_proposals",
+                "Active groups in which a proposal waits for a commit.",
+            ),
+            (
+                "mimid_group_pending_oldest_seconds",
+                "How long the oldest proposal of them all has waited; 0 where none waits.",
+            ),
+            Arc::clone(&node.clock),
+        );
         let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
         if let Err(error) = metrics {
             tracing::error!(%error, "there are no metrics of pending proposals");
+        }
+        let collector = node.queues.waiting.collector(
+            (
+                "mimid_queues_with_unacknowledged",
+                "Active queues of which something was handed out and not acknowledged.",
+            ),
+            (
+                "mimid_queue_oldest_unacknowledged_seconds",
+                "How long ago the oldest entry that was handed out and not acknowledged was accepted; 0 where there is none.",
+            ),
+            Arc::clone(&node.clock),
+        );
+        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
+        if let Err(error) = metrics {
+            tracing::error!(%error, "there are no metrics of what is not acknowledged");
         }
         node
     }

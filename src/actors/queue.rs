@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     Limits,
+    ages::Waiting,
     arbiters::Duty,
     errors::{of_ack, of_store, rate_limited, unauthenticated, unavailable},
     hints::{Wake, Woken, locked},
@@ -41,7 +42,7 @@ use crate::{
         client::{Dequeue, Dequeued},
         codec::List,
         ds::DsError,
-        ids::{ClientUri, FeedId, GroupId, Sequence},
+        ids::{ClientUri, FeedId, GroupId, Sequence, Timestamp},
         queueing::{FeedAck, QueueEntry},
     },
 };
@@ -50,6 +51,7 @@ pub use super::tokens::{BindError, TokenUse};
 
 /// The active queues.
 pub struct Queues {
+    pub(super) waiting: Waiting<ClientUri>,
     slots: Mutex<HashMap<ClientUri, Slot>>,
     next_id: AtomicU64,
 }
@@ -66,7 +68,8 @@ struct Slot {
 
 impl Queues {
     pub(super) fn new() -> Self {
-        Self { slots: Mutex::new(HashMap::new()), next_id: AtomicU64::new(1) }
+        let slots = Mutex::new(HashMap::new());
+        Self { waiting: Waiting::default(), slots, next_id: AtomicU64::new(1) }
     }
 
     fn next_id(&self) -> u64 {
@@ -220,6 +223,15 @@ impl Node {
     }
 }
 
+/// What gauges know of one actor.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reported {
+    unacknowledged: i64,
+    feeds: i64,
+    /// When the oldest of the unacknowledged was accepted.
+    oldest: Option<Timestamp>,
+}
+
 struct QueueActor {
     node: Node,
     client: ClientUri,
@@ -245,7 +257,7 @@ struct QueueActor {
     passed_over: BTreeSet<FeedId>,
     timers: Arc<()>,
     leaving: Option<Leaving>,
-    unacknowledged_reported: i64,
+    reported: Reported,
 }
 
 struct Leaving {
@@ -340,7 +352,9 @@ impl Actor for QueueActor {
     fn stopped(&mut self, _: &mut Self::Context) {
         let metrics = &self.node.metrics;
         metrics.queue_actors.dec();
-        metrics.queue_entries_unacknowledged.sub(self.unacknowledged_reported);
+        metrics.queue_entries_unacknowledged.sub(self.reported.unacknowledged);
+        metrics.queue_feeds.sub(self.reported.feeds);
+        self.node.queues.waiting.note(&self.client, None);
         let reason = self.leaving.as_ref().map_or("failed", |leaving| leaving.reason);
         metrics.queue_passivations.with_label_values(&[reason]).inc();
         self.let_go();
@@ -368,7 +382,7 @@ impl QueueActor {
             passed_over: BTreeSet::new(),
             timers,
             leaving: None,
-            unacknowledged_reported: 0,
+            reported: Reported::default(),
         }
     }
 
@@ -409,6 +423,7 @@ impl QueueActor {
 
     /// Goes on with whatever is to be done next.
     fn work(&mut self, ctx: &mut Context<Self>) {
+        self.report();
         while !self.working {
             let Some(state) = &mut self.state else { return };
             let (store, client) = (Arc::clone(&self.node.store), self.client.clone());
@@ -814,10 +829,19 @@ impl QueueActor {
     }
 
     fn report(&mut self) {
-        let count = self.state.as_ref().map_or(0, QueueState::unacknowledged);
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.node.metrics.queue_entries_unacknowledged.add(count - self.unacknowledged_reported);
-        self.unacknowledged_reported = count;
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let now = self.state.as_ref().map_or_else(Reported::default, |state| Reported {
+            unacknowledged: number(state.unacknowledged()),
+            feeds: number(state.feed_count()),
+            oldest: state.oldest_unacknowledged(),
+        });
+        let before = std::mem::replace(&mut self.reported, now);
+        let metrics = &self.node.metrics;
+        metrics.queue_entries_unacknowledged.add(now.unacknowledged - before.unacknowledged);
+        metrics.queue_feeds.add(now.feeds - before.feeds);
+        if now.oldest != before.oldest {
+            self.node.queues.waiting.note(&self.client, now.oldest);
+        }
     }
 
     fn be_idle(&mut self, ctx: &mut Context<Self>) {

@@ -38,6 +38,53 @@ async fn welcome_then_feed_then_what_is_acknowledged_is_gone() {
 }
 
 #[actix::test]
+async fn operators_see_feeds_and_how_long_what_was_given_waits_to_be_acknowledged() {
+    let world = World::new();
+    let seen = |name: &str| {
+        let families = world.node.metrics.registry.gather();
+        let family = families.iter().find(|family| family.name() == name).expect("it is there");
+        family.get_metric().iter().map(|metric| metric.get_gauge().value()).sum::<f64>()
+    };
+    let waiting = || {
+        (
+            seen("mimid_queues_with_unacknowledged"),
+            seen("mimid_queue_oldest_unacknowledged_seconds"),
+        )
+    };
+    let [alice, bob] = [world.register("alice").await, world.register("bob").await];
+    for group in [1, 2] {
+        world.add(group, &[&alice, &bob], false).await;
+    }
+    world.accept(1, None, Vec::new()).await;
+    world.clock.advance_ms(20_000);
+    world.accept(2, None, Vec::new()).await;
+    assert_eq!(waiting(), (0.0, 0.0), "of clients that are away nothing is told");
+    assert_eq!(world.dequeue(&alice, &[], 0).await.len(), 2);
+    assert_eq!(seen("mimid_queue_feeds"), 3.0, "two memberships, and her own");
+    world.clock.advance_ms(40_000);
+    assert_eq!(waiting(), (1.0, 60.0));
+    assert_eq!(world.dequeue(&bob, &[], 0).await.len(), 2);
+    assert_eq!((waiting(), seen("mimid_queue_feeds")), ((2.0, 60.0), 6.0));
+    for person in [&alice, &bob] {
+        assert!(world.dequeue(person, &[(1, 2)], 0).await.len() == 1);
+    }
+    assert_eq!(waiting(), (2.0, 40.0), "the older of the two is acknowledged");
+    for person in [&alice, &bob] {
+        assert!(world.dequeue(person, &[(2, 2)], 0).await.is_empty());
+    }
+    assert_eq!(waiting(), (0.0, 0.0));
+    world.dequeue(&alice, &[], 0).await;
+    world.accept(1, None, Vec::new()).await;
+    world.dequeue(&alice, &[], 0).await;
+    world.node.drain_queues().await;
+    assert_eq!(
+        (waiting(), seen("mimid_queue_feeds")),
+        ((0.0, 0.0), 0.0),
+        "nor of queues that were let go"
+    );
+}
+
+#[actix::test]
 async fn long_poll_is_answered_by_what_comes() {
     let world = World::new();
     let alice = world.register("alice").await;

@@ -68,6 +68,7 @@ impl Listening {
         let workers = limits.workers.max(1);
         let (backlog, drain_s) = (limits.backlog, limits.drain_timeout.as_secs().max(1));
         let per_worker = limits.connections_max.div_ceil(workers);
+        metrics.may_connect(listener, per_worker.saturating_mul(workers));
         let serve = move || {
             let entrance = Entrance {
                 listener,

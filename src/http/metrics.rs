@@ -20,6 +20,7 @@ pub struct HttpMetrics {
     ds_requests: IntCounterVec,
     ds_seconds: HistogramVec,
     connections: IntGaugeVec,
+    connections_max: IntGaugeVec,
     pub(super) connection_cuts: IntCounterVec,
     pub(super) streams: IntGauge,
     pub(super) stream_entries: IntCounter,
@@ -87,6 +88,13 @@ impl HttpMetrics {
                 Opts::new("mimid_http_connections_open", "Connections that are open"),
                 &["listener"],
             )?,
+            connections_max: IntGaugeVec::new(
+                Opts::new(
+                    "mimid_http_connections_max",
+                    "Connections that may be open; more wait until one of them ends",
+                ),
+                &["listener"],
+            )?,
             connection_cuts: IntCounterVec::new(
                 Opts::new(
                     "mimid_http_connections_cut_total",
@@ -121,6 +129,7 @@ impl HttpMetrics {
         registry.register(Box::new(metrics.ds_requests.clone()))?;
         registry.register(Box::new(metrics.ds_seconds.clone()))?;
         registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_max.clone()))?;
         registry.register(Box::new(metrics.connection_cuts.clone()))?;
         registry.register(Box::new(metrics.streams.clone()))?;
         registry.register(Box::new(metrics.stream_entries.clone()))?;
@@ -136,6 +145,12 @@ impl HttpMetrics {
     /// Counts a connection as open until the guard is dropped.
     pub(super) fn connected(&self, listener: &'static str) -> InFlight {
         InFlight::of(&self.connections, listener)
+    }
+
+    /// A listener lets so many connections be open.
+    pub(super) fn may_connect(&self, listener: &'static str, connections: usize) {
+        let connections = i64::try_from(connections).unwrap_or(i64::MAX);
+        self.connections_max.with_label_values(&[listener]).set(connections);
     }
 
     pub(super) fn answered(

@@ -144,7 +144,10 @@ async fn begin(
         let ticket = api.node.admit(Endpoint::Stream.class())?;
         let client = api.node.authenticate(&message, Endpoint::Stream.path()).await?;
         drop(ticket);
-        let permit = api.waiting.try_acquire_owned().map_err(|_| busy())?;
+        let permit = api.waiting.try_acquire_owned().map_err(|_| {
+            api.node.metrics().shed(Endpoint::Stream.class(), "permits");
+            busy()
+        })?;
         Ok((api.node.open_stream(&client, window).await?, permit))
     };
     let opened = time::timeout(api.front.limits.answer_timeout, open).await.unwrap_or_else(|_| {

@@ -62,6 +62,7 @@ impl Room {
 pub(super) struct Pending<S> {
     pub sequence: S,
     pub bytes: usize,
+    pub accepted_at: Timestamp,
 }
 
 /// A subscription at work.
@@ -222,7 +223,7 @@ impl Feed {
         if !room.take(bytes) {
             return Err(Full);
         }
-        self.pending.push_back(Pending { sequence, bytes });
+        self.pending.push_back(Pending { sequence, bytes, accepted_at });
         let group_id = group_id_bytes(&self.subscription.group);
         let (feed, previous) = (self.subscription.feed, self.given);
         self.given = sequence;

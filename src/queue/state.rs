@@ -95,6 +95,7 @@ pub struct QueueState {
     ready: BTreeMap<u64, FeedId>,
     next_turn: u64,
     unacknowledged: Room,
+    fronts: Fronts,
     window: Room,
     /// What is next is larger than the room that is left: to read it again is of no use before something is acknowledged.
     is_full: bool,
@@ -107,6 +108,28 @@ struct Own {
     pending: VecDeque<Pending<OwnSequence>>,
     /// The store has nothing up to here any more.
     trimmed: OwnSequence,
+}
+
+/// The oldest of each feed that is delivered and not acknowledged.
+#[derive(Debug, Default)]
+struct Fronts {
+    of_feed: BTreeMap<FeedId, Timestamp>,
+    by_age: BTreeSet<(Timestamp, FeedId)>,
+}
+
+impl Fronts {
+    fn set(&mut self, feed: FeedId, front: Option<Timestamp>) {
+        let before = match front {
+            Some(at) => self.of_feed.insert(feed, at),
+            None => self.of_feed.remove(&feed),
+        };
+        if before != front {
+            before.into_iter().for_each(|at| {
+                self.by_age.remove(&(at, feed));
+            });
+            self.by_age.extend(front.map(|at| (at, feed)));
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -142,6 +165,7 @@ impl QueueState {
             ready: BTreeMap::new(),
             next_turn: 0,
             unacknowledged: EMPTY,
+            fronts: Fronts::default(),
             window: EMPTY,
             is_full: false,
             dirty: Dirty::default(),
@@ -164,6 +188,7 @@ impl QueueState {
         }
         self.next_turn = self.ready.len() as u64;
         self.unacknowledged = EMPTY;
+        self.fronts = Fronts::default();
         self.window = Room { bytes, entries, idle: true, refused: false };
         self.is_full = false;
     }
@@ -205,7 +230,8 @@ impl QueueState {
             let sequence = Sequence(entry.sequence.0);
             let event =
                 decode(&entry.event).unwrap_or(QueueEvent::Gap { next_available: sequence.next() });
-            self.own.pending.push_back(Pending { sequence: entry.sequence, bytes });
+            let accepted_at = entry.accepted_at;
+            self.own.pending.push_back(Pending { sequence: entry.sequence, bytes, accepted_at });
             self.unacknowledged.bytes += bytes;
             self.unacknowledged.entries += 1;
             delivered.push(QueueEntry {
@@ -218,6 +244,7 @@ impl QueueState {
             });
             self.own.cursor = entry.sequence;
         }
+        self.fronts.set(OWN, front(&self.own.pending));
         self.is_full |= room.refused;
         delivered
     }
@@ -235,6 +262,7 @@ impl QueueState {
         if state.subscription.acknowledged != acknowledged {
             self.dirty.feeds.insert(feed);
         }
+        self.fronts.set(feed, front(&state.pending));
         if more {
             self.queue(feed);
         }
@@ -320,14 +348,18 @@ impl QueueState {
             self.head.acknowledged_own = until;
             self.own.cursor = self.own.cursor.max(until);
             self.dirty.head = true;
-            drain_until(&mut self.own.pending, until).iter().map(|entry| entry.bytes).collect()
+            let released = drain_until(&mut self.own.pending, until);
+            self.fronts.set(OWN, front(&self.own.pending));
+            released.iter().map(|entry| entry.bytes).collect()
         } else {
             let Some(feed) = self.feeds.get_mut(&ack.feed) else { return 0 };
             if ack.sequence <= feed.subscription.acknowledged {
                 return 0;
             }
             self.dirty.feeds.insert(ack.feed);
-            feed.acknowledge(ack.sequence).iter().map(|entry| entry.bytes).collect()
+            let released = feed.acknowledge(ack.sequence);
+            self.fronts.set(ack.feed, front(&feed.pending));
+            released.iter().map(|entry| entry.bytes).collect()
         };
         self.dirty.acks = true;
         self.unacknowledged.bytes -= released.iter().sum::<usize>();
@@ -343,6 +375,18 @@ impl QueueState {
     }
 
     /// From now on these bounds hold, for what is taken next: what is there stays.
+    /// When the oldest entry of these was accepted.
+    #[must_use]
+    pub fn oldest_unacknowledged(&self) -> Option<Timestamp> {
+        self.fronts.by_age.first().map(|(at, _)| *at)
+    }
+
+    /// Memberships that it has a feed of, each with its cursor, and the client's own feed.
+    #[must_use]
+    pub fn feed_count(&self) -> usize {
+        self.feeds.len() + 1
+    }
+
     pub fn set_limits(&mut self, limits: QueueLimits) {
         self.limits = limits;
     }
@@ -552,6 +596,7 @@ impl QueueState {
     fn remove(&mut self, feed: FeedId) {
         self.unqueue(feed);
         let Some(state) = self.feeds.remove(&feed) else { return };
+        self.fronts.set(feed, None);
         let Subscription { group, recipient, .. } = state.subscription;
         if let Some(feeds) = self.by_group.get_mut(&group) {
             feeds.remove(&(recipient, feed));
@@ -569,6 +614,10 @@ impl QueueState {
             refused: false,
         }
     }
+}
+
+fn front<S>(pending: &VecDeque<Pending<S>>) -> Option<Timestamp> {
+    pending.front().map(|oldest| oldest.accepted_at)
 }
 
 /// Of several acknowledgements of one feed the highest: what they come to together, in the order of feeds.

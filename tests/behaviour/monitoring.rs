@@ -500,7 +500,7 @@ enum Data {
 }
 
 /// Parts of queries that are answered with noughts as long as nothing goes wrong, or as nothing is old.
-const NOTHING_WHILE_ALL_IS_WELL: [&str; 22] = [
+const NOTHING_WHILE_ALL_IS_WELL: [&str; 23] = [
     "status=~\"5..\"",
     "mimid_http_requests_slow_total",
     "mimid_requests_shed_total",
@@ -512,6 +512,8 @@ const NOTHING_WHILE_ALL_IS_WELL: [&str; 22] = [
     "mimid_queue_gaps_total",
     "mimid_queue_overflows_total",
     "mimid_queue_acks_refused_total",
+    // what is given is acknowledged within the second
+    "mimid_queue_oldest_unacknowledged_seconds",
     "mimid_groups_isolated",
     "mimid_group_hub_keys_old",
     // nobody is quiet for minutes, and no sweep comes by
