@@ -3,7 +3,6 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    accounts::Nonces,
     arbiters::ArbiterPool,
     arrivals::Arrivals,
     clock::{Clock, Started},
@@ -17,6 +16,7 @@ use super::{
     limits::Limits,
     live::Live,
     metrics::Metrics,
+    nonces::Nonces,
     overload::{Admission, AdmissionCollector},
     peers::{PeerCollector, Peers},
     pulse::Pulse,
