@@ -202,10 +202,18 @@ impl Node {
         let mut hasher = DefaultHasher::new();
         client.hash(&mut hasher);
         let (node, of, ear) = (self.clone(), client.clone(), Arc::clone(&wake));
+        #[cfg(test)]
         let timers = Arc::new(());
+        #[cfg(test)]
         let of_actor = Arc::clone(&timers);
         let addr = self.arbiters.start_actor_on(Duty::Deliver, hasher.finish(), move |_| {
-            QueueActor::new(node, of, ear, of_actor)
+            QueueActor::new(
+                node,
+                of,
+                ear,
+                #[cfg(test)]
+                of_actor,
+            )
         });
         let permits = Arc::new(Semaphore::new(self.limits.queue_requests_max));
         let slot = Slot {
@@ -243,6 +251,7 @@ struct QueueActor {
     wait_timer: Option<SpawnHandle>,
     /// Feeds that could not be read, until they are tried again together.
     passed_over: BTreeSet<FeedId>,
+    #[cfg(test)]
     timers: Arc<()>,
     leaving: Option<Leaving>,
     unacknowledged_reported: i64,
@@ -348,7 +357,7 @@ impl Actor for QueueActor {
 }
 
 impl QueueActor {
-    fn new(node: Node, client: ClientUri, wake: Arc<Wake>, timers: Arc<()>) -> Self {
+    fn new(node: Node, client: ClientUri, wake: Arc<Wake>, #[cfg(test)] timers: Arc<()>) -> Self {
         Self {
             node,
             client,
@@ -366,6 +375,7 @@ impl QueueActor {
             idle_timer: None,
             wait_timer: None,
             passed_over: BTreeSet::new(),
+            #[cfg(test)]
             timers,
             leaving: None,
             unacknowledged_reported: 0,
@@ -380,8 +390,10 @@ impl QueueActor {
         ctx: &mut Context<Self>,
         then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
     ) -> SpawnHandle {
+        #[cfg(test)]
         let is_set = Arc::clone(&self.timers);
         ctx.run_later(delay, move |actor, ctx| {
+            #[cfg(test)]
             drop(is_set);
             then(actor, ctx);
         })
