@@ -401,6 +401,43 @@ async fn consent_tokens_are_limited_and_revoked() {
 }
 
 #[actix::test]
+async fn consent_tokens_are_limited_however_many_are_added_at_once() {
+    let limits = Limits { consents_per_user_max: 3, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let consent = |seed: u8| {
+        let hash = Opaque::new(crypto::sha256(&[seed; 32])).unwrap();
+        Consent { add: List::new(vec![hash]).unwrap(), revoke: List::default() }
+    };
+    let all = (0..10).map(|seed| world.node.consent(&alice.client, consent(seed)));
+    let all = futures_util::future::join_all(all).await;
+    assert_eq!(all.iter().filter(|answer| answer.is_ok()).count(), 3, "{all:?}");
+    let count = async || world.node.store.consent_count(&alice.user, 99).await.unwrap();
+    assert_eq!(count().await, 3);
+
+    // whoever does not wait for the answer has its turn all the same
+    let bob = world.register("bob").await;
+    let (faults, queued) = (world.disk.faults(), world.disk.faults().queued());
+    faults.hold();
+    for seed in 0..10 {
+        let adds = world.node.consent(&bob.client, consent(seed));
+        let is_queued = async {
+            faults.until_queued(queued + 1).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        futures_util::pin_mut!(adds, is_queued);
+        futures_util::future::select(adds, is_queued).await;
+    }
+    faults.release();
+    while world.node.consenting.of(&bob.user).try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.node.store.consent_count(&bob.user, 99).await, Ok(1), "no other had its turn");
+}
+
+#[actix::test]
 async fn provider_without_federation_gives_its_own_keys_only() {
     let world = World::new();
     let keys = world.node.provider_keys(&domain()).await.unwrap();

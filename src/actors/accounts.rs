@@ -10,6 +10,7 @@ use super::{
         internal, malformed, not_authorized, of_registration, of_store, rate_limited, too_large,
         unauthenticated, unavailable,
     },
+    federated::whole,
     node::Node,
     nonces::NonceProblem,
 };
@@ -29,7 +30,7 @@ use crate::{
         codec::{List, Opaque, encode},
         ds::{DsError, ProtocolVersion},
         extensions::SignatureScheme,
-        ids::{ClientUri, Domain, GroupId, Timestamp},
+        ids::{ClientUri, Domain, GroupId, UserUri},
     },
 };
 
@@ -180,7 +181,17 @@ impl Node {
     /// # Errors
     /// too_large, unavailable.
     pub async fn consent(&self, from: &ClientUri, consent: Consent) -> Result<(), DsError> {
-        let user = from.user();
+        let (node, user) = (self.clone(), from.user());
+        // others that count meanwhile would not see what this one is to add
+        let turn = self.consenting.of(&user).lock_owned().await;
+        whole(async move {
+            let _turn = turn;
+            node.change_consent(user, consent).await
+        })
+        .await
+    }
+
+    async fn change_consent(&self, user: UserUri, consent: Consent) -> Result<(), DsError> {
         let hash = |hash: &Opaque<32, 32>| {
             let mut bytes = [0; 32];
             bytes.copy_from_slice(hash.as_slice());
