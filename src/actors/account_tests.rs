@@ -13,7 +13,7 @@ use crate::{
         records::{GoneReason, GroupNotice, Subscription},
     },
     wire::{
-        client::{Consent, DeleteDevice},
+        client::{ClientMessage, Consent, DeleteDevice},
         codec::{List, Opaque},
         ds::{DsError, ProtocolVersion},
         extensions::ClientQueueConfig,
@@ -126,6 +126,86 @@ async fn nonces_are_bounded_and_forgotten_with_their_window() {
     assert_eq!(say().await, Err("rate_limited"));
     world.clock.advance_ms(world.limits.clock_skew_ms + 1);
     assert!(say().await.is_ok());
+}
+
+/// Sends as `person` until it is told to wait: how many went through, and the first of them.
+async fn says_all_that_it_may(world: &World, person: &Person) -> (usize, Option<ClientMessage>) {
+    let mut first = None;
+    for count in 0.. {
+        let message = world.sign(person, ENDPOINT, &1u32);
+        match world.node.authenticate(&message, ENDPOINT).await {
+            Ok(_) => drop(first.get_or_insert(message)),
+            Err(DsError::RateLimited { .. }) => return (count, first),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    unreachable!()
+}
+
+#[actix::test]
+async fn one_user_uses_up_its_share_of_the_nonces_and_no_others() {
+    const MAX: usize = 1_200;
+    let limits = Limits { nonces_max: MAX, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let (phone, bob) = (world.register("alice").await, world.register("bob").await);
+    let laptop = Person::new("alice", "laptop", Some(&phone.user_key));
+    world.try_register(&laptop).await.unwrap();
+    let (sent, first) = says_all_that_it_may(&world, &phone).await;
+    assert!((MAX / 16..=MAX / 12).contains(&sent), "{sent}");
+    assert_eq!(says_all_that_it_may(&world, &laptop).await.0, 0, "it is of the same user");
+    let first = first.unwrap();
+    // what it sent is known as long as it is good, however often it tries
+    let refused = async || world.node.authenticate(&first, ENDPOINT).await.unwrap_err().name();
+    assert_eq!(refused().await, "unauthenticated");
+    for _ in 0..MAX / 16 {
+        let message = world.sign(&bob, ENDPOINT, &1u32);
+        assert!(world.node.authenticate(&message, ENDPOINT).await.is_ok());
+    }
+    world.register("carol").await;
+    world.clock.advance_ms(world.limits.clock_skew_ms);
+    assert_eq!(refused().await, "unauthenticated");
+    world.clock.advance_ms(1);
+    assert_eq!(refused().await, "stale_request");
+    let again = says_all_that_it_may(&world, &laptop).await.0;
+    assert!(again >= sent, "{again}");
+}
+
+#[actix::test]
+async fn many_users_that_send_all_they_may_leave_room_for_who_sends_little() {
+    const MAX: usize = 2_000;
+    let limits = Limits { nonces_max: MAX, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let bob = world.register("bob").await;
+    let mut replays = Vec::new();
+    let mut all = 0;
+    for number in 0..40 {
+        let greedy = world.register(&format!("greedy{number}")).await;
+        let (sent, first) = says_all_that_it_may(&world, &greedy).await;
+        replays.extend(first);
+        all += sent;
+    }
+    assert!(all > MAX * 3 / 4, "{all}");
+    let carol = world.register("carol").await;
+    for person in [&bob, &carol] {
+        for _ in 0..10 {
+            let message = world.sign(person, ENDPOINT, &1u32);
+            assert!(world.node.authenticate(&message, ENDPOINT).await.is_ok());
+        }
+    }
+    // the bound holds all the same, and nothing that is there is let go for what comes
+    for number in 40..200 {
+        let greedy = Person::new(&format!("greedy{number}"), "phone", None);
+        if world.try_register(&greedy).await.is_ok() {
+            replays.extend(says_all_that_it_may(&world, &greedy).await.1);
+        }
+    }
+    assert_eq!(world.node.nonces.count(), MAX);
+    for replay in replays {
+        let refused = world.node.authenticate(&replay, ENDPOINT).await.unwrap_err();
+        assert_eq!(refused.name(), "unauthenticated");
+    }
+    world.clock.advance_ms(world.limits.clock_skew_ms + 1);
+    assert!(says_all_that_it_may(&world, &bob).await.0 >= MAX / 16, "there is room again");
 }
 
 #[actix::test]
@@ -398,6 +478,43 @@ async fn consent_tokens_are_limited_and_revoked() {
     assert_eq!(refused.name(), "too_large");
     world.node.consent(&alice.client, consent(&[], &[1])).await.unwrap();
     world.node.consent(&alice.client, consent(&[3], &[])).await.unwrap();
+}
+
+#[actix::test]
+async fn consent_tokens_are_limited_however_many_are_added_at_once() {
+    let limits = Limits { consents_per_user_max: 3, ..Limits::default() };
+    let world = World::with(limits, Registration::Open);
+    let alice = world.register("alice").await;
+    let consent = |seed: u8| {
+        let hash = Opaque::new(crypto::sha256(&[seed; 32])).unwrap();
+        Consent { add: List::new(vec![hash]).unwrap(), revoke: List::default() }
+    };
+    let all = (0..10).map(|seed| world.node.consent(&alice.client, consent(seed)));
+    let all = futures_util::future::join_all(all).await;
+    assert_eq!(all.iter().filter(|answer| answer.is_ok()).count(), 3, "{all:?}");
+    let count = async || world.node.store.consent_count(&alice.user, 99).await.unwrap();
+    assert_eq!(count().await, 3);
+
+    // whoever does not wait for the answer has its turn all the same
+    let bob = world.register("bob").await;
+    let (faults, queued) = (world.disk.faults(), world.disk.faults().queued());
+    faults.hold();
+    for seed in 0..10 {
+        let adds = world.node.consent(&bob.client, consent(seed));
+        let is_queued = async {
+            faults.until_queued(queued + 1).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+        };
+        futures_util::pin_mut!(adds, is_queued);
+        futures_util::future::select(adds, is_queued).await;
+    }
+    faults.release();
+    while world.node.consenting.of(&bob.user).try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.node.store.consent_count(&bob.user, 99).await, Ok(1), "no other had its turn");
 }
 
 #[actix::test]

@@ -26,6 +26,7 @@ impl<K: Hash + Eq + Clone, V> InUse<K, V> {
         Self(LinkedHashMap::new())
     }
 
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -11,6 +11,7 @@ use tracing::Instrument;
 use super::{
     deliver::Sender,
     errors::{internal, malformed, not_authorized, of_store},
+    groups::Work,
     moves::step,
     node::Node,
     peer::recipient_of,
@@ -34,9 +35,9 @@ use crate::{
     },
 };
 
-/// Does `work` to its end, also where nobody waits for it any more: with the turn of its group let go in the middle, what it
+/// Does `work` to its end, also where nobody waits for it any more: with its turn let go in the middle, what it
 /// has queued to be written would meet what the next one finds.
-async fn whole<T: 'static>(
+pub(super) async fn whole<T: 'static>(
     work: impl Future<Output = Result<T, DsError>> + 'static,
 ) -> Result<T, DsError> {
     let work = Stages::current().scope(work);
@@ -132,7 +133,8 @@ impl Node {
         let RecipientsGone { group_id: group, recipients } = gone;
         let head = self.store.group_head(&group).await.map_err(of_store)?;
         let is_here = head.is_some_and(|head| head.status == GroupStatus::Active);
-        let roster = if is_here { self.group_roster_for(&group, peer).await? } else { None };
+        let roster =
+            if is_here { self.group_roster(&group, peer, Work::Others).await? } else { None };
         let own: BTreeSet<RecipientId> =
             roster.iter().flat_map(|roster| &roster.adds).map(recipient_of).collect();
         // who has nobody in it is not told whether there is such a group

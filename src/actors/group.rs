@@ -26,7 +26,7 @@ use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
 use super::{
     active::InLine,
     arbiters::blocking,
-    groups::GroupOptions,
+    groups::{GroupOptions, Place},
     history,
     moves::migrating,
     node::Node,
@@ -94,12 +94,19 @@ pub struct RosterFor {
 pub struct Tick {
     /// Told when the group has done what there was to do (and it is durable).
     pub done: Option<oneshot::Sender<()>>,
+    /// Where nobody waits for it: what keeps the actor here until it has begun.
+    pub lasts: Option<Arc<()>>,
 }
 
 /// Others want the memory: a group that nobody asks for right now ends.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct MakeRoom;
+
+/// What the node wanted of the group by itself is done: it goes, unless somebody else wants it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Depart;
 
 /// A group that an operator brings in, already judged.
 #[derive(Message)]
@@ -118,7 +125,12 @@ pub struct GroupActor {
     broken: Option<DsError>,
     flights: VecDeque<Flight>,
     next_flight: u64,
-    last_used: Timestamp,
+    /// None: nobody but the node itself has wanted anything of it.
+    last_used: Option<Timestamp>,
+    /// It goes when what it is at is done.
+    departs: bool,
+    /// In memory, as long as this actor lives.
+    _place: Place,
     /// Set when the registry has let go of this actor: it ends when its mailbox is empty.
     leaving: bool,
     /// Requests that were taken up.
@@ -137,6 +149,9 @@ const TURNS_AT_ONCE: u64 = 16;
 /// A group that was asked for so lately is in use.
 const RIGHT_NOW_MS: u64 = 1000;
 
+/// Behind what an actor tells itself meanwhile, and between looks whether that is done.
+const DEPARTS_AFTER: Duration = Duration::from_millis(5);
+
 #[derive(Default, Clone, Copy)]
 struct SinceSnapshot {
     records: u64,
@@ -150,8 +165,7 @@ struct SinceSnapshot {
 
 impl GroupActor {
     #[must_use]
-    pub fn new(node: Node, hub: Arc<Hub>, id: GroupId) -> Self {
-        let last_used = node.clock.now();
+    pub(super) fn new(node: Node, hub: Arc<Hub>, id: GroupId, place: Place) -> Self {
         Self {
             node,
             hub,
@@ -160,7 +174,9 @@ impl GroupActor {
             broken: None,
             flights: VecDeque::new(),
             next_flight: 0,
-            last_used,
+            last_used: None,
+            departs: false,
+            _place: place,
             leaving: false,
             turns: 0,
         }
@@ -227,7 +243,8 @@ impl GroupActor {
         let Operate { request, reply, permits, place, span, stages } = operate;
         stages.enter(Stage::Stage);
         place.taken_up();
-        self.last_used = self.node.clock.now();
+        let now = self.node.clock.now();
+        self.last_used = Some(now);
         if let Some(error) = &self.broken {
             let error = match (&request.message.request, error) {
                 (DsRequest::CreateGroup(_), DsError::GroupNotFound { .. }) => of_reject(
@@ -245,14 +262,13 @@ impl GroupActor {
                     return;
                 }
                 (_, DsError::GroupMigrating { .. }) => {
-                    migrating(self.node.departures.frozen_ms(&self.id, self.last_used))
+                    migrating(self.node.departures.frozen_ms(&self.id, now))
                 }
                 (_, error) => error.clone(),
             };
             let _ = reply.send(Err(error));
             return;
         }
-        let now = self.node.clock.now();
         if self.loaded.as_ref().is_some_and(|loaded| loaded.state.has_late_adds(now)) {
             // what nobody can commit must not stand in the way; unanswered, a request goes to the next actor
             Stages::none().within(|| self.hub_acts(&[], Box::new(|_| ()), ctx));
@@ -445,7 +461,7 @@ impl GroupActor {
                 (Ok(()), Some(accepted)) => {
                     tell();
                     if noticed {
-                        address.do_send(Tick { done: None });
+                        address.do_send(Tick { done: None, lasts: None });
                     }
                     Ok(DsResponseBody::Accepted(accepted))
                 }
@@ -529,7 +545,7 @@ impl Actor for GroupActor {
                         SinceSnapshot { records, bytes, snapshot_bytes, ..Default::default() };
                     let now = actor.node.clock.now();
                     if state.wants_key() || state.has_liars(now) {
-                        ctx.notify(Tick { done: None });
+                        ctx.notify(Tick { done: None, lasts: None });
                     }
                     if state.back_to(now).is_some() {
                         ctx.notify(Judge { ask: None });
@@ -594,7 +610,7 @@ impl Handler<RosterFor> for GroupActor {
     type Result = ();
     fn handle(&mut self, ask: RosterFor, _: &mut Context<Self>) {
         let RosterFor { peer, reply } = ask;
-        self.last_used = self.node.clock.now();
+        self.last_used = Some(self.node.clock.now());
         let answer = match (&self.loaded, &self.broken) {
             (_, Some(error)) => Err(error.clone()),
             (Some(loaded), None) => {
@@ -623,9 +639,19 @@ impl Handler<MakeRoom> for GroupActor {
     }
 }
 
+impl Handler<Depart> for GroupActor {
+    type Result = ();
+    fn handle(&mut self, _: Depart, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.departs, true) {
+            ctx.run_later(DEPARTS_AFTER, Self::depart);
+        }
+    }
+}
+
 impl Handler<Import> for GroupActor {
     type Result = ();
     fn handle(&mut self, import: Import, ctx: &mut Context<Self>) {
+        self.last_used = Some(self.node.clock.now());
         if self.loaded.is_some() {
             let taken = Reject::InvalidGroupId("a group of this id is here already");
             let _ = import.reply.send(Err(of_reject(taken)));

@@ -1,10 +1,16 @@
 //! All groups of the node: finding and activating their actors, admission, and the sweep that wakes those whose
 //! time has come.
 
+mod room;
+mod wakes;
+
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,8 +26,10 @@ use super::{
     copies::is_copy,
     errors::{DAMAGED_RETRY_MS, internal, of_reject, of_store},
     group::{
-        Asked, Complain, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply, RosterFor, Tick,
+        Asked, Complain, Depart, GroupActor, GuestRoster, Import, MakeRoom, Operate, Reply,
+        RosterFor, Tick,
     },
+    hints::locked,
     live::Live,
     moves::step,
     node::Node,
@@ -45,6 +53,10 @@ use crate::{
     },
 };
 
+pub(super) use room::{Place, Work};
+use room::{Room, own_max};
+use wakes::Wakes;
+
 /// Bounds and times of the node's groups.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupOptions {
@@ -65,8 +77,9 @@ pub struct GroupOptions {
     /// Requests to groups up to this size are staged on their actor's own thread, those to larger ones in the pool; but messages, which
     /// cost the same in any, always on the actor's.
     pub inline_members_max: usize,
-    /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; at twice as many, one more is
-    /// `unavailable`.
+    /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; there are never more than twice as
+    /// many. Of all these a quarter of this number is for the node's own work, which waits where there is no room; for one more
+    /// than the rest clients and peers are told `unavailable`.
     pub active_max: usize,
     /// What is computed at a time: stagings of large groups, packing and judging of groups that move.
     pub pool_threads: usize,
@@ -97,6 +110,8 @@ pub struct Groups {
     pub(super) options: Live<GroupOptions>,
     hub: Arc<Hub>,
     active: Mutex<InUse<GroupId, Active>>,
+    room: Arc<Room>,
+    wakes: Arc<Wakes>,
     admission: Arc<Semaphore>,
     /// Stagings of large groups.
     pub(super) cpu: Arc<Semaphore>,
@@ -118,19 +133,53 @@ pub(super) struct Turning(Mutex<Option<GroupId>>);
 
 impl Turning {
     pub(super) fn take(&self) -> Option<GroupId> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        locked(&self.0).take()
     }
 
     pub(super) fn put(&self, group: GroupId) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(group);
+        *locked(&self.0) = Some(group);
     }
 }
 
-#[derive(Clone)]
 struct Active {
     actor: Addr<GroupActor>,
     admission: Arc<Semaphore>,
     line: Arc<GroupLine>,
+    /// Whether nobody but the node itself has asked for it.
+    is_own: Arc<AtomicBool>,
+    /// Each errand has one.
+    errands: Arc<()>,
+}
+
+/// What somebody wants of a group's actor. As long as there is one the actor does not leave by itself; one that came for the
+/// node's own work leaves behind the last of them.
+struct Errand {
+    actor: Addr<GroupActor>,
+    admission: Arc<Semaphore>,
+    line: Arc<GroupLine>,
+    is_own: Arc<AtomicBool>,
+    lasts: Option<Arc<()>>,
+}
+
+impl Active {
+    fn errand(&self) -> Errand {
+        Errand {
+            actor: self.actor.clone(),
+            admission: Arc::clone(&self.admission),
+            line: Arc::clone(&self.line),
+            is_own: Arc::clone(&self.is_own),
+            lasts: Some(Arc::clone(&self.errands)),
+        }
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        self.lasts = None;
+        if self.is_own.load(Ordering::SeqCst) {
+            self.actor.do_send(Depart);
+        }
+    }
 }
 
 impl std::fmt::Debug for Groups {
@@ -151,6 +200,8 @@ impl Groups {
                 rates: GroupRates::new(options.rates),
             }),
             active: Mutex::new(InUse::new()),
+            room: Arc::default(),
+            wakes: Arc::default(),
             admission: Arc::new(Semaphore::new(options.requests_max)),
             cpu: Arc::new(Semaphore::new(options.pool_threads.max(1))),
             turning: Turning::default(),
@@ -179,22 +230,45 @@ impl Groups {
 
     /// Lets go of `actor`, if it is still the group's.
     pub(super) fn forget(&self, group: &GroupId, actor: &Addr<GroupActor>) {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = locked(&self.active);
         if active.peek(group).is_some_and(|known| known.actor == *actor) {
             active.remove(group);
         }
     }
 
+    /// Lets go of `actor` where nobody wants anything of it, and, with `unwanted`, nobody but the node itself has. Whether it may
+    /// leave now.
+    pub(super) fn release(
+        &self,
+        group: &GroupId,
+        actor: &Addr<GroupActor>,
+        unwanted: bool,
+    ) -> bool {
+        let mut active = locked(&self.active);
+        let Some(known) = active.peek(group).filter(|known| known.actor == *actor) else {
+            return true;
+        };
+        // with the lock held there are only fewer
+        let has_errands = Arc::strong_count(&known.errands) > 1;
+        if has_errands || (unwanted && !known.is_own.load(Ordering::SeqCst)) {
+            return false;
+        }
+        active.remove(group);
+        true
+    }
+
     /// Lets go of the group's actor, whatever it is at: the next request finds the group as it is stored now.
     pub(super) fn let_go(&self, group: &GroupId) {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active.remove(group);
+        let mut active = locked(&self.active);
+        if let Some(known) = active.remove(group) {
+            known.actor.do_send(Depart);
+        }
     }
 
     /// `group` cannot be loaded: it is not tried again before [`DAMAGED_RETRY_MS`] are over. Gives how many are isolated, and
     /// whether this one was not.
     pub(super) fn isolate(&self, group: &GroupId, error: DsError, now: Timestamp) -> (usize, bool) {
-        let mut isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut isolated = locked(&self.isolated);
         let is_new = !isolated.contains_key(group);
         if !is_new || isolated.len() < ISOLATED_MAX {
             isolated.insert(group.clone(), (now.plus_ms(DAMAGED_RETRY_MS), error));
@@ -204,67 +278,89 @@ impl Groups {
 
     /// `group` has been loaded. Gives how many are isolated still, where it was one of them.
     pub(super) fn is_well(&self, group: &GroupId) -> Option<usize> {
-        let mut isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut isolated = locked(&self.isolated);
         isolated.remove(group).map(|_| isolated.len())
     }
 
     /// What is answered for a group that is not to be tried yet.
     fn isolation(&self, group: &GroupId, now: Timestamp) -> Option<DsError> {
-        let isolated = self.isolated.lock().unwrap_or_else(PoisonError::into_inner);
+        let isolated = locked(&self.isolated);
         isolated.get(group).filter(|(until, _)| now < *until).map(|(_, error)| error.clone())
     }
 
     fn is_active(&self, group: &GroupId) -> bool {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = locked(&self.active);
         active.peek(group).is_some_and(|known| known.actor.connected())
     }
 
-    fn find(&self, node: &Node, group: &GroupId) -> Active {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = active.ask(group).filter(|known| known.actor.connected()) {
-            return known.clone();
-        }
-        let (actor_node, hub, id) = (node.clone(), Arc::clone(&self.hub), group.clone());
-        let actor = node.arbiters.start_actor_on(Duty::Decide, hash_of(group), move |_| {
-            GroupActor::new(actor_node, hub, id)
-        });
-        let admission = Arc::new(Semaphore::new(self.options.requests_per_group_max));
-        let new = Active { actor, admission, line: Arc::default() };
-        active.insert(group.clone(), new.clone());
-        new
+    /// The group's actor, where there is one that others have asked for.
+    fn wanted(&self, group: &GroupId) -> Option<Errand> {
+        let active = locked(&self.active);
+        let known = active.peek(group).filter(|known| known.actor.connected())?;
+        (!known.is_own.load(Ordering::SeqCst)).then(|| known.errand())
     }
 
-    /// Sees to it that there is room in memory for `group`: others may have to go for it.
-    fn make_room(&self, group: &GroupId) -> Result<(), DsError> {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, max) = (active.len(), self.options.active_max);
-        if count < max || active.peek(group).is_some() {
-            return Ok(());
+    /// The group's actor, for this `work`: the only way in. Where there is no room others' work is refused, and the node's own
+    /// waits; others may have to go for it.
+    ///
+    /// # Errors
+    /// unavailable, for others' work.
+    async fn activate(&self, node: &Node, group: &GroupId, work: Work) -> Result<Errand, DsError> {
+        loop {
+            if let Some(errand) = self.try_activate(node, group, work) {
+                return Ok(errand);
+            }
+            if work == Work::Others {
+                return Err(DsError::Unavailable {
+                    detail: Detail::truncated("too many groups are in use at once; retry"),
+                    retry_after_ms: 1000,
+                });
+            }
+            // who does not go when it is asked is asked again
+            let _ = tokio::time::timeout(ROOM_ASKED_EVERY, self.room.is_freed()).await;
         }
-        for _ in 0..GO_AT_ONCE {
-            if let Some(other) = active.next_to_go() {
-                other.actor.do_send(MakeRoom);
+    }
+
+    fn try_activate(&self, node: &Node, group: &GroupId, work: Work) -> Option<Errand> {
+        let mut active = locked(&self.active);
+        if let Some(known) = active.ask(group).filter(|known| known.actor.connected()) {
+            if work == Work::Others {
+                self.room.hand_over(&known.is_own);
+            }
+            return Some(known.errand());
+        }
+        let max = self.options.active_max;
+        if self.room.is_tight(max) {
+            for _ in 0..GO_AT_ONCE {
+                if let Some(other) = active.next_to_go() {
+                    other.actor.do_send(MakeRoom);
+                }
             }
         }
-        if count >= max.saturating_mul(2) {
-            return Err(DsError::Unavailable {
-                detail: Detail::truncated("too many groups are in use at once; retry"),
-                retry_after_ms: 1000,
-            });
-        }
-        Ok(())
+        let place = self.room.take(work, max)?;
+        let is_own = place.is_own();
+        let (actor_node, hub, id) = (node.clone(), Arc::clone(&self.hub), group.clone());
+        let actor = node.arbiters.start_actor_on(Duty::Decide, hash_of(group), move |_| {
+            GroupActor::new(actor_node, hub, id, place)
+        });
+        let admission = Arc::new(Semaphore::new(self.options.requests_per_group_max));
+        let (line, errands) = (Arc::default(), Arc::default());
+        let new = Active { actor, admission, line, is_own, errands };
+        let errand = new.errand();
+        active.insert(group.clone(), new);
+        Some(errand)
     }
 
     /// Whether `group` has more in hand than it can do in time: asked before anything costly is done for a request.
     fn has_time(&self, group: &GroupId) -> Result<(), DsError> {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = locked(&self.active);
         let line = active.peek(group).map(|known| Arc::clone(&known.line));
         drop(active);
         let too_long = line.and_then(|line| line.is_too_long(self.options.group_wait_max));
         too_long.map_or(Ok(()), |wait| Err(group_is_busy(wait)))
     }
 
-    fn admit(&self, group: &Active) -> Result<[OwnedSemaphorePermit; 2], DsError> {
+    fn admit(&self, group: &Errand) -> Result<[OwnedSemaphorePermit; 2], DsError> {
         let node_wide =
             Arc::clone(&self.admission).try_acquire_owned().map_err(|_| DsError::Unavailable {
                 detail: Detail::truncated("this provider has too many requests in hand"),
@@ -292,6 +388,9 @@ const GROUP_RETRY_MS_MAX: u64 = 10_000;
 
 /// How many may go for one that comes: more than one, for some are in use.
 const GO_AT_ONCE: usize = 4;
+
+/// How often the node's own work looks whether there is room now.
+const ROOM_ASKED_EVERY: Duration = Duration::from_millis(100);
 
 impl Node {
     /// Answers a [`DsMessage`] of a client of this provider: here, or through the hub that it is addressed to.
@@ -354,8 +453,7 @@ impl Node {
         let stages = Stages::current();
         let mut tries = 0;
         loop {
-            self.groups.make_room(&group)?;
-            let active = self.groups.find(self, &group);
+            let active = self.groups.activate(self, &group, Work::Others).await?;
             let permits = self.groups.admit(&active).inspect_err(|error| {
                 let own = matches!(error, DsError::RateLimited { .. });
                 let reason = if own { "group" } else { "permits" };
@@ -428,13 +526,16 @@ impl Node {
         complaint: CommitComplaint,
     ) -> Result<ComplaintResponse, DsError> {
         let group = complaint.group_id.clone();
+        if let Some(error) = self.groups.isolation(&group, self.clock.now()) {
+            return Err(error);
+        }
         if !self.groups.is_active(&group) {
             // strangers must not start actors for groups that never were here
             let head = self.store.group_head(&group).await.map_err(of_store)?;
             head.ok_or_else(|| of_reject(Reject::NotFound))?;
         }
         for _ in 0..3 {
-            let active = self.groups.find(self, &group);
+            let active = self.groups.activate(self, &group, Work::Others).await?;
             let permits = self.groups.admit(&active)?;
             let (reply, answer) = oneshot::channel();
             let ask = Box::new(Asked { complaint: complaint.clone(), reply, permits });
@@ -449,7 +550,7 @@ impl Node {
     }
 
     /// `peer`'s clients in a group hosted here and where the group stands, once that is durable; none where there is
-    /// no such group.
+    /// no such group. Once there is room for it.
     ///
     /// # Errors
     /// unavailable, or internal where the group cannot be loaded.
@@ -458,17 +559,27 @@ impl Node {
         group: &GroupId,
         peer: &Domain,
     ) -> Result<Option<GuestRoster>, DsError> {
+        self.group_roster(group, peer, Work::Own).await
+    }
+
+    /// As [`Node::group_roster_for`], for others' work or the node's own.
+    pub(super) async fn group_roster(
+        &self,
+        group: &GroupId,
+        peer: &Domain,
+        work: Work,
+    ) -> Result<Option<GuestRoster>, DsError> {
         if let Some(error) = self.groups.isolation(group, self.clock.now()) {
             return Err(error);
         }
         for _ in 0..3 {
-            let actor = self.groups.find(self, group).actor;
+            let active = self.groups.activate(self, group, work).await?;
             let (reply, answer) = oneshot::channel();
-            actor.do_send(RosterFor { peer: peer.clone(), reply });
+            active.actor.do_send(RosterFor { peer: peer.clone(), reply });
             if let Ok(answer) = answer.await {
                 return answer;
             }
-            self.groups.forget(group, &actor);
+            self.groups.forget(group, &active.actor);
         }
         Err(of_store(StoreError::Unavailable("the group's actor ended".into())))
     }
@@ -489,14 +600,19 @@ impl Node {
 
     /// Wakes a group that something was left for, hosted here or not. A hint: lost, the next start finds it.
     pub fn wake_group(&self, group: &GroupId) {
-        if self.groups.is_active(group) {
-            self.groups.find(self, group).actor.do_send(Tick { done: None });
+        if let Some(mut active) = self.groups.wanted(group) {
+            let lasts = active.lasts.take();
+            active.actor.do_send(Tick { done: None, lasts });
             return;
         }
-        let (node, group) = (self.clone(), group.clone());
-        self.arbiters.spawn_on(Duty::Decide, hash_of(&group), async move {
-            if let Err(error) = node.take_notices_of(&group).await {
-                tracing::warn!(%group, %error, "what is left for a group cannot be taken now");
+        let at_once_max = own_max(self.groups.options.active_max).min(wakes::AT_ONCE_MAX);
+        let Some(mut waker) = self.groups.wakes.add(group, at_once_max) else { return };
+        let node = self.clone();
+        self.arbiters.spawn_on(Duty::Decide, hash_of(group), async move {
+            while let Some(group) = waker.next() {
+                if let Err(error) = node.take_notices_of(&group).await {
+                    tracing::warn!(%group, %error, "what is left for a group cannot be taken now");
+                }
             }
         });
     }
@@ -512,13 +628,14 @@ impl Node {
         Ok(())
     }
 
-    /// Wakes a group and waits until it has done what there was to do.
+    /// Wakes a group, once there is room for it, and waits until it has done what there was to do.
     pub async fn settle_group(&self, group: &GroupId) {
         if self.groups.isolation(group, self.clock.now()).is_some() {
             return;
         }
+        let Ok(active) = self.groups.activate(self, group, Work::Own).await else { return };
         let (done, settled) = oneshot::channel();
-        self.groups.find(self, group).actor.do_send(Tick { done: Some(done) });
+        active.actor.do_send(Tick { done: Some(done), lasts: None });
         // an error means that the actor ended: then there is nothing to wait for
         let _ = settled.await;
     }
@@ -618,7 +735,7 @@ impl Node {
     /// The [`DsError`] why it cannot be here.
     pub async fn import_group(&self, creation: Creation) -> Reply {
         let group = creation.state.id().clone();
-        let active = self.groups.find(self, &group);
+        let active = self.groups.activate(self, &group, Work::Others).await?;
         let (reply, answer) = oneshot::channel();
         active.actor.do_send(Import { creation: Box::new(creation), reply });
         answer

@@ -11,7 +11,8 @@ pub struct Limits {
 
     /// How far a message's timestamp may be from our clock; beyond: stale_request.
     pub clock_skew_ms: u64,
-    /// Nonces remembered of one client within the window of [`Self::clock_skew_ms`]; beyond: rate_limited.
+    /// Nonces remembered of one client within the window of [`Self::clock_skew_ms`]; beyond, and beyond what a user may have of
+    /// [`Self::nonces_max`] (see [`super::nonces`]): rate_limited.
     pub nonces_per_client_max: usize,
     /// Nonces remembered in all; beyond: rate_limited.
     pub nonces_max: usize,

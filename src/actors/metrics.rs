@@ -31,7 +31,7 @@ pub struct Metrics {
     pub group_actors: IntGauge,
     pub group_activations: IntCounter,
     pub groups_isolated: IntGauge,
-    /// `reason`: idle, failed.
+    /// `reason`: idle, pressure, settled (it came for the node's own work), failed.
     pub group_passivations: IntCounterVec,
     pub group_accepted: IntCounter,
     pub group_commits: IntCounter,
@@ -269,7 +269,7 @@ impl Metrics {
         let known: [(&IntCounterVec, &[&str]); 7] = [
             (&self.queue_passivations, &["idle", "drain", "deleted", "failed"]),
             (&self.queue_overflows, &["welcome", "notice", "request", "inbox", "inbox_hub"]),
-            (&self.group_passivations, &["idle", "failed"]),
+            (&self.group_passivations, &["idle", "pressure", "settled", "failed"]),
             (&self.guest_items, &["accepted"]),
             (&self.guest_full, &["copies", "bytes"]),
             (&self.authentications, &["ok"]),

@@ -29,6 +29,7 @@ pub mod live;
 pub mod metrics;
 mod moves;
 pub mod node;
+pub mod nonces;
 pub mod overload;
 mod peer;
 pub mod peers;

@@ -3,7 +3,6 @@
 use std::{ops::Deref, sync::Arc};
 
 use super::{
-    accounts::Nonces,
     arbiters::ArbiterPool,
     arrivals::Arrivals,
     clock::{Clock, Started},
@@ -17,6 +16,7 @@ use super::{
     limits::Limits,
     live::Live,
     metrics::Metrics,
+    nonces::Nonces,
     overload::{Admission, AdmissionCollector},
     peers::{PeerCollector, Peers},
     pulse::Pulse,
@@ -30,7 +30,7 @@ use crate::{
     queue::token::TokenKeys,
     rate::OverloadSettings,
     store::SharedStore,
-    wire::ids::{ClientUri, Domain},
+    wire::ids::{ClientUri, Domain, UserUri},
 };
 
 pub use crate::federation::ProviderKey;
@@ -76,6 +76,8 @@ pub struct NodeInner {
     pub(crate) offers: Offers,
     /// Who leaves something for a client alone.
     pub(super) leaving: Turns<ClientUri>,
+    /// Who changes what a user consents to.
+    pub(super) consenting: Turns<UserUri>,
     pub(crate) federation: Option<Arc<Federation>>,
     pub(super) admission: Admission,
     pub(super) copies: Copies,
@@ -98,6 +100,7 @@ impl Node {
             fetches: Fetches::new(&parts.limits),
             offers: Offers::new(&parts.limits),
             leaving: Turns::default(),
+            consenting: Turns::default(),
             queues: Queues::new(),
             federation: parts.federation,
             admission: Admission::new(

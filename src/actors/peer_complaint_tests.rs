@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::{
+    actors::errors::DAMAGED_RETRY_MS,
     federation::Opened,
     store::records::Departure,
     wire::{
@@ -199,6 +200,24 @@ async fn a_complaint_is_written_down_before_it_is_answered() {
         told.world.restart().await;
     }
     assert_eq!(told.head().await.epoch, told.epoch);
+}
+
+#[actix_rt::test]
+async fn complaints_about_a_group_that_cannot_be_read_do_not_have_it_read_again_and_again() {
+    let mut told = Told::new().await;
+    for name in ["b", "c"] {
+        told.world.settled(name).await;
+    }
+    told.world.restart().await;
+    while told.world.node.metrics.group_actors.get() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let snapshot = told.takes_snapshot().await;
+    let refused = told.says(0).await.unwrap_err();
+    told.puts_back(snapshot).await;
+    assert_eq!(told.says(0).await.unwrap_err(), refused);
+    told.world.clock.advance_ms(DAMAGED_RETRY_MS + 1);
+    assert_eq!(told.outcome(0).await, ComplaintOutcome::Wait);
 }
 
 #[actix_rt::test]

@@ -5,6 +5,8 @@
 //! delivers rests on what is durable. Everything it is sent is bounded: requests by permits, hints and
 //! acknowledgements by sets ([`super::hints`]), deliveries by the window.
 
+mod reported;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
@@ -42,12 +44,13 @@ use crate::{
         client::{Dequeue, Dequeued},
         codec::List,
         ds::DsError,
-        ids::{ClientUri, FeedId, GroupId, Sequence, Timestamp},
+        ids::{ClientUri, FeedId, GroupId, Sequence},
         queueing::{FeedAck, QueueEntry},
     },
 };
 
 pub use super::tokens::{BindError, TokenUse};
+use reported::Reported;
 
 /// The active queues.
 pub struct Queues {
@@ -205,10 +208,18 @@ impl Node {
         let mut hasher = DefaultHasher::new();
         client.hash(&mut hasher);
         let (node, of, ear) = (self.clone(), client.clone(), Arc::clone(&wake));
+        #[cfg(test)]
         let timers = Arc::new(());
+        #[cfg(test)]
         let of_actor = Arc::clone(&timers);
         let addr = self.arbiters.start_actor_on(Duty::Deliver, hasher.finish(), move |_| {
-            QueueActor::new(node, of, ear, of_actor)
+            QueueActor::new(
+                node,
+                of,
+                ear,
+                #[cfg(test)]
+                of_actor,
+            )
         });
         let permits = Arc::new(Semaphore::new(self.limits.queue_requests_max));
         let slot = Slot {
@@ -221,15 +232,6 @@ impl Node {
         slots.insert(client.clone(), slot.clone());
         Ok(slot)
     }
-}
-
-/// What gauges know of one actor.
-#[derive(Debug, Clone, Copy, Default)]
-struct Reported {
-    unacknowledged: i64,
-    feeds: i64,
-    /// When the oldest of the unacknowledged was accepted.
-    oldest: Option<Timestamp>,
 }
 
 struct QueueActor {
@@ -255,6 +257,7 @@ struct QueueActor {
     wait_timer: Option<SpawnHandle>,
     /// Feeds that could not be read, until they are tried again together.
     passed_over: BTreeSet<FeedId>,
+    #[cfg(test)]
     timers: Arc<()>,
     leaving: Option<Leaving>,
     reported: Reported,
@@ -350,11 +353,9 @@ impl Actor for QueueActor {
     }
 
     fn stopped(&mut self, _: &mut Self::Context) {
+        self.reported.set(Reported::default(), &self.client, &self.node);
         let metrics = &self.node.metrics;
         metrics.queue_actors.dec();
-        metrics.queue_entries_unacknowledged.sub(self.reported.unacknowledged);
-        metrics.queue_feeds.sub(self.reported.feeds);
-        self.node.queues.waiting.note(&self.client, None);
         let reason = self.leaving.as_ref().map_or("failed", |leaving| leaving.reason);
         metrics.queue_passivations.with_label_values(&[reason]).inc();
         self.let_go();
@@ -362,7 +363,7 @@ impl Actor for QueueActor {
 }
 
 impl QueueActor {
-    fn new(node: Node, client: ClientUri, wake: Arc<Wake>, timers: Arc<()>) -> Self {
+    fn new(node: Node, client: ClientUri, wake: Arc<Wake>, #[cfg(test)] timers: Arc<()>) -> Self {
         Self {
             node,
             client,
@@ -380,6 +381,7 @@ impl QueueActor {
             idle_timer: None,
             wait_timer: None,
             passed_over: BTreeSet::new(),
+            #[cfg(test)]
             timers,
             leaving: None,
             reported: Reported::default(),
@@ -394,8 +396,10 @@ impl QueueActor {
         ctx: &mut Context<Self>,
         then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
     ) -> SpawnHandle {
+        #[cfg(test)]
         let is_set = Arc::clone(&self.timers);
         ctx.run_later(delay, move |actor, ctx| {
+            #[cfg(test)]
             drop(is_set);
             then(actor, ctx);
         })
@@ -829,19 +833,7 @@ impl QueueActor {
     }
 
     fn report(&mut self) {
-        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        let now = self.state.as_ref().map_or_else(Reported::default, |state| Reported {
-            unacknowledged: number(state.unacknowledged()),
-            feeds: number(state.feed_count()),
-            oldest: state.oldest_unacknowledged(),
-        });
-        let before = std::mem::replace(&mut self.reported, now);
-        let metrics = &self.node.metrics;
-        metrics.queue_entries_unacknowledged.add(now.unacknowledged - before.unacknowledged);
-        metrics.queue_feeds.add(now.feeds - before.feeds);
-        if now.oldest != before.oldest {
-            self.node.queues.waiting.note(&self.client, now.oldest);
-        }
+        self.reported.set(Reported::of(self.state.as_ref()), &self.client, &self.node);
     }
 
     fn be_idle(&mut self, ctx: &mut Context<Self>) {

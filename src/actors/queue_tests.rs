@@ -43,7 +43,7 @@ async fn operators_see_feeds_and_how_long_what_was_given_waits_to_be_acknowledge
     let seen = |name: &str| {
         let families = world.node.metrics.registry.gather();
         let family = families.iter().find(|family| family.name() == name).expect("it is there");
-        family.get_metric().iter().map(|metric| metric.get_gauge().value()).sum::<f64>()
+        family.get_metric().iter().map(|metric| metric.get_gauge().get_value()).sum::<f64>()
     };
     let waiting = || {
         (

@@ -1,16 +1,29 @@
 //! Groups as actors: what is answered is durable, what is not durable is not answered, and a group comes back from
 //! the store as it was.
 
-use std::sync::mpsc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use mimid::{
     actors::arbiters::Duty,
     client::core::{Content, CoreError, Event, NewProposal, Operation},
     store::faults::Fault,
     wire::{
-        client::DeleteDevice,
-        ds::{DsError, DsResponseBody, Outcome},
-        ids::GroupId,
+        client::{Complain, DeleteDevice},
+        codec::Opaque,
+        ds::{
+            CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, DsError,
+            DsResponseBody, Outcome,
+        },
+        extensions::Signature,
+        ids::{Epoch, GroupId, LeafIndex},
     },
 };
 
@@ -225,6 +238,161 @@ fn a_deleted_device_is_proposed_for_removal_even_if_the_provider_dies_in_between
         alice.say(&world, &group, "without it").await;
         bob.receive(&world).await;
         assert_eq!(bob.texts(), ["without it"]);
+        world.end();
+    });
+}
+
+/// Looks, without a pause, how many groups are in memory.
+struct Watch {
+    enough: Arc<AtomicBool>,
+    most: JoinHandle<i64>,
+}
+
+impl Watch {
+    fn over(world: &World) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let (told, active) = (Arc::clone(&enough), world.node.metrics().group_actors.clone());
+        let most = thread::spawn(move || {
+            let mut most = 0;
+            while !told.load(Ordering::SeqCst) {
+                most = most.max(active.get());
+                thread::yield_now();
+            }
+            most.max(active.get())
+        });
+        Self { enough, most }
+    }
+
+    fn most(self) -> i64 {
+        self.enough.store(true, Ordering::SeqCst);
+        self.most.join().unwrap()
+    }
+}
+
+const ACTIVE_MAX: usize = 16;
+
+/// Groups of `client`, which is alone in each.
+async fn many(world: &World, client: &TestClient, count: usize) -> Vec<GroupId> {
+    let mut groups = Vec::new();
+    for _ in 0..count {
+        // those before it are not in use any more
+        world.clock.advance_ms(1_001);
+        groups.push(client.create(world).await);
+    }
+    world.clock.advance_ms(1_001);
+    groups
+}
+
+async fn a_moment() {
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+}
+
+#[test]
+fn a_deleted_device_is_removed_from_hundreds_of_groups_a_few_at_a_time() {
+    run(async {
+        let mut world = World::with(|options| options.active_max = ACTIVE_MAX);
+        let bob = world.client("bob", "phone").await;
+        let tablet = world.further(&bob, "tablet").await;
+        let groups = many(&world, &tablet, 300).await;
+        world = world.crash();
+        let last = world.head(&groups[0]).await.next_sequence;
+        let watch = Watch::over(&world);
+        let delete = DeleteDevice { client: tablet.uri.clone() };
+        world.node.delete_device(&bob.uri, delete).await.unwrap();
+        for group in &groups {
+            while world.head(group).await.next_sequence == last {
+                a_moment().await;
+            }
+        }
+        assert_eq!(world.node.wake_noticed_groups().await.unwrap(), 0, "all has been taken");
+        // nobody asked for them: they do not stay
+        while world.node.metrics().group_actors.get() > 0 {
+            a_moment().await;
+        }
+        let most = watch.most();
+        assert!(most <= i64::try_from(ACTIVE_MAX / 4).unwrap(), "{most} groups in memory");
+        world.end();
+    });
+}
+
+#[test]
+fn the_nodes_own_work_goes_on_where_others_have_all_the_room_that_they_may_have() {
+    run(async {
+        let mut world = World::with(|options| options.active_max = ACTIVE_MAX);
+        let bob = world.client("bob", "phone").await;
+        let tablet = world.further(&bob, "tablet").await;
+        let groups = many(&world, &tablet, 40).await;
+        world = world.crash();
+        let watch = Watch::over(&world);
+        // no time passes: all of them are in use
+        let busy = ACTIVE_MAX * 2 - ACTIVE_MAX / 4;
+        for group in &groups[..busy] {
+            tablet.say(&world, group, "here").await;
+        }
+        let content = Content::text("one more").encode();
+        let request = tablet.member.begin(&groups[busy], Operation::Send { content }).unwrap();
+        let message = tablet.member.outbound(request, world.now()).unwrap().message;
+        let refused = world.node.group_operation(&tablet.uri, message).await.outcome;
+        assert!(
+            matches!(refused, Outcome::Err(DsError::Unavailable { retry_after_ms: 1.., .. })),
+            "{refused:?}"
+        );
+        let delete = DeleteDevice { client: tablet.uri.clone() };
+        world.node.delete_device(&bob.uri, delete).await.unwrap();
+        for (index, group) in groups.iter().enumerate() {
+            let said = u64::from(index < busy);
+            while world.head(group).await.next_sequence.0 < 3 + said {
+                a_moment().await;
+            }
+        }
+        let most = watch.most();
+        assert!(most <= i64::try_from(ACTIVE_MAX * 2).unwrap(), "{most} groups in memory");
+        world.end();
+    });
+}
+
+#[test]
+fn complaints_about_many_groups_bring_no_more_into_memory_than_may_be_there_and_keep_none() {
+    run(async {
+        let mut world = World::with(|options| options.active_max = ACTIVE_MAX);
+        let alice = world.client("alice", "phone").await;
+        let stranger = world.client("mallory", "phone").await;
+        let groups = many(&world, &alice, 100).await;
+        world = world.crash();
+        let watch = Watch::over(&world);
+        let complain = |group: &GroupId| Complain {
+            hub_domain: world.domain.clone(),
+            complaint: CommitComplaint {
+                group_id: group.clone(),
+                epoch: Epoch(7),
+                leaf_index: LeafIndex(7),
+                commit_hash: Opaque::new([7; 32]).unwrap(),
+                reason: ComplaintReason::Path as u8,
+                signature: Signature::default(),
+            },
+        };
+        let all = groups.iter().map(|group| world.node.complain(&stranger.uri, complain(group)));
+        for answer in futures_util::future::join_all(all).await {
+            let is_heard = matches!(
+                &answer,
+                Ok(ComplaintResponse { outcome: ComplaintOutcome::None, .. })
+                    | Err(DsError::Unavailable { retry_after_ms: 1.., .. })
+            );
+            assert!(is_heard, "{answer:?}");
+        }
+        let most = watch.most();
+        assert!(most <= i64::try_from(ACTIVE_MAX * 7 / 4).unwrap(), "{most} groups in memory");
+        // no time has passed: who asks for another group finds room, once those that were complained of have gone
+        let until = Instant::now() + PATIENCE;
+        for group in &groups {
+            let content = Content::text("still here").encode();
+            let request = alice.member.begin(group, Operation::Send { content }).unwrap();
+            while alice.drive(&world, request).await.is_err() {
+                assert!(Instant::now() < until, "complaints have taken all the room");
+                a_moment().await;
+            }
+            world.clock.advance_ms(1_001);
+        }
         world.end();
     });
 }

@@ -65,7 +65,6 @@ impl GroupActor {
     fn complain(&mut self, complain: Complain, ctx: &mut Context<Self>) {
         let Complain { ask, relay, .. } = complain;
         let now = self.node.clock.now();
-        self.last_used = now;
         if let Some(error) = &self.broken {
             let _ = ask.reply.send(Err(error.clone()));
             return;
@@ -90,6 +89,8 @@ impl GroupActor {
             }
             Ok(Ok(Heard::Answer(answer))) => self.tell_complainant(Ok(answer), *ask),
             Ok(Ok(Heard::Write(staged))) => {
+                // only now: whoever complains of nothing keeps no group in memory
+                self.last_used = Some(now);
                 tracing::info!(
                     group = %self.id,
                     epoch = %ask.complaint.epoch,

@@ -4,7 +4,7 @@
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{GroupActor, Reply, Waiter};
+use super::{Depart, GroupActor, Reply, Waiter};
 use crate::{
     actors::{
         departures::departure_of,
@@ -97,6 +97,7 @@ impl GroupActor {
             }
             drop(permits);
             node.groups.forget(&id, &address);
+            address.do_send(Depart);
         });
         self.write(batch, waiter, ctx);
     }

@@ -2,10 +2,7 @@
 
 use std::sync::Arc;
 
-use actix::prelude::*;
-use tokio::sync::oneshot;
-
-use super::{GroupActor, SinceSnapshot, Tick, Waiter};
+use super::{DEPARTS_AFTER, GroupActor, SinceSnapshot, Tick, Waiter};
 use crate::{
     actors::{groups::GroupOptions, history},
     group::GroupState,
@@ -15,6 +12,7 @@ use crate::{
     },
     wire::ids::{Sequence, Timestamp},
 };
+use actix::prelude::*;
 
 /// A snapshot is taken at latest after so many records.
 const SNAPSHOT_RECORDS_MAX: u64 = 1024;
@@ -38,7 +36,7 @@ impl GroupActor {
                     return;
                 }
             };
-            actor.take_notices(notices, tick.done, ctx);
+            actor.take_notices(notices, tick, ctx);
         });
         ctx.wait(done);
     }
@@ -46,20 +44,21 @@ impl GroupActor {
     fn take_notices(
         &mut self,
         notices: Vec<([u8; 16], GroupNotice)>,
-        done: Option<oneshot::Sender<()>>,
+        tick: Tick,
         ctx: &mut Context<Self>,
     ) {
-        let finish = |outcome: Result<(), &StoreError>| {
-            if let (Ok(()), Some(done)) = (outcome, done) {
+        let (more, address) = (notices.len() == NOTICES_MAX, ctx.address());
+        let finish = move |outcome: Result<(), &StoreError>| match (outcome, tick.done) {
+            // behind what takes these away, so that they are not read again
+            (Ok(()), done) if more => address.do_send(Tick { done, lasts: tick.lasts }),
+            (Ok(()), Some(done)) => {
                 let _ = done.send(());
             }
+            (Ok(()) | Err(_), _) => {}
         };
         if self.broken.is_some() {
             // it is not known what they are for: they stay until the group can be loaded
             return;
-        }
-        if notices.len() == NOTICES_MAX {
-            ctx.notify(Tick { done: None });
         }
         if self.loaded.is_none() {
             // the group is gone for good: so is what was left for it
@@ -251,10 +250,28 @@ impl GroupActor {
         why: &'static str,
         ctx: &mut Context<Self>,
     ) {
-        let idle = self.node.clock.now().ms_since(self.last_used) >= idle_ms;
-        let writing = self.loaded.as_ref().is_some_and(|l| l.since_snapshot.writing);
-        if idle && self.flights.is_empty() && !writing {
+        let now = self.node.clock.now();
+        let idle = self.last_used.is_none_or(|at| now.ms_since(at) >= idle_ms);
+        if idle && !self.is_busy() && self.node.groups.release(&self.id, &ctx.address(), false) {
             self.node.metrics.group_passivations.with_label_values(&[why]).inc();
+            self.leave(ctx);
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        let writing = self.loaded.as_ref().is_some_and(|l| l.since_snapshot.writing);
+        writing || !self.flights.is_empty()
+    }
+
+    /// Ends this actor where nobody but the node itself has asked for the group, once it has done what there was to do.
+    pub(super) fn depart(&mut self, ctx: &mut Context<Self>) {
+        if self.is_busy() {
+            ctx.run_later(DEPARTS_AFTER, Self::depart);
+            return;
+        }
+        self.departs = false;
+        if self.node.groups.release(&self.id, &ctx.address(), true) {
+            self.node.metrics.group_passivations.with_label_values(&["settled"]).inc();
             self.leave(ctx);
         }
     }
