@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use super::{GroupActor, SinceSnapshot, Tick, Waiter};
+use super::{GroupActor, SinceSnapshot, Tick, Waiter, takes_more};
 use crate::{
     actors::{groups::GroupOptions, history},
     group::GroupState,
@@ -49,17 +49,22 @@ impl GroupActor {
         done: Option<oneshot::Sender<()>>,
         ctx: &mut Context<Self>,
     ) {
+        // what is left is read when these are taken, and not over and over where they cannot be
+        let more = (notices.len() == NOTICES_MAX).then(|| ctx.address());
         let finish = |outcome: Result<(), &StoreError>| {
-            if let (Ok(()), Some(done)) = (outcome, done) {
+            if outcome.is_err() {
+                return;
+            }
+            if let Some(done) = done {
                 let _ = done.send(());
+            }
+            if let Some(address) = more {
+                address.do_send(Tick { done: None });
             }
         };
         if self.broken.is_some() {
             // it is not known what they are for: they stay until the group can be loaded
             return;
-        }
-        if notices.len() == NOTICES_MAX {
-            ctx.notify(Tick { done: None });
         }
         if self.loaded.is_none() {
             // the group is gone for good: so is what was left for it
@@ -83,6 +88,12 @@ impl GroupActor {
             self.nothing_to_do(notices, waiter, ctx);
             return;
         };
+        if let Err(error) = takes_more(&self.node) {
+            // it is due again when the group is next looked after
+            tracing::debug!(group = %self.id, %error, "what the hub has to do waits");
+            return waiter(Err(&error));
+        }
+        let Some(loaded) = self.loaded.as_mut() else { return };
         let effects = match loaded.state.merge(staged) {
             Ok(effects) => effects,
             Err(reject) => {
@@ -133,6 +144,9 @@ impl GroupActor {
         if (wake_at, hub_key) == (loaded.head.wake_at, loaded.head.hub_key) && notices.is_empty() {
             self.when_durable(waiter);
             return;
+        }
+        if let Err(reason) = self.node.store.writable() {
+            return waiter(Err(&StoreError::ReadOnly(reason)));
         }
         let mut batch = Batch::new().when(Condition::GroupAt {
             group: self.id.clone(),
