@@ -357,15 +357,9 @@ impl GroupActor {
                 };
                 ctx.spawn(read.into_actor(self));
             }
-            // it would be refused by the store, and the group loaded anew
-            Some(Ok(Decision::Move(_) | Decision::Write(_))) if self.node.store.room().is_err() => {
-                self.answer(Err(no_room()), reply, permits);
-            }
-            Some(Ok(Decision::Move(_) | Decision::Write(_)))
-                if self.node.store.writable().is_err() =>
-            {
-                let reason = self.node.store.writable().err().unwrap_or_default();
-                self.answer(Err(of_store(StoreError::ReadOnly(reason))), reply, permits);
+            Some(Ok(Decision::Move(_) | Decision::Write(_))) if takes_more(&self.node).is_err() => {
+                let error = takes_more(&self.node).err().map_or_else(no_room, of_store);
+                self.answer(Err(error), reply, permits);
             }
             Some(Ok(Decision::Move(staged))) => {
                 self.freeze(*staged, request, reply, permits, now, ctx);
@@ -660,6 +654,13 @@ impl Handler<Import> for GroupActor {
         let now = self.node.clock.now();
         self.found(*import.creation, import.reply, None, now, ctx);
     }
+}
+
+/// Whether the store takes what a merge leaves. It is asked before each: a merge whose write is refused costs the group its
+/// actor, and all that are on their way their answers.
+fn takes_more(node: &Node) -> Result<(), StoreError> {
+    node.store.room().map_err(StoreError::Full)?;
+    node.store.writable().map_err(StoreError::ReadOnly)
 }
 
 /// Log records, which `head` then ends with, inbox rows and what guests are owed of what a merge left.

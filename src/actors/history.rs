@@ -107,9 +107,18 @@ pub(super) async fn load_before(
     sequence: Sequence,
 ) -> Result<Option<GroupState>, DsError> {
     let snapshots = [Some(head.snapshot), head.previous_snapshot];
-    let before = snapshots.into_iter().flatten().find(|snapshot| *snapshot < sequence);
-    let Some(snapshot) = before else { return Ok(None) };
-    let state = load_at(node, hub, head, snapshot, Some(Until::Sequence(sequence))).await?.state;
+    let mut before = snapshots.into_iter().flatten().filter(|snapshot| *snapshot < sequence);
+    let Some(newest) = before.next() else { return Ok(None) };
+    let until = || Some(Until::Sequence(sequence));
+    let found = match (load_at(node, hub, head, newest, until()).await, before.next()) {
+        (Err(error), Some(before)) if is_damage(&error) => {
+            let found = load_at(node, hub, head, before, until()).await?;
+            tracing::warn!(group = %head.group, %error, "a snapshot of the group is damaged: the epoch before was read from the one before");
+            found
+        }
+        (found, _) => found?,
+    };
+    let state = found.state;
     Ok((state.next_sequence() == sequence).then_some(state))
 }
 
@@ -215,12 +224,21 @@ pub(super) async fn joiner_info(
     if let Some(bytes) = kept.map_err(of_store)? {
         return decode(&bytes).map_err(internal);
     }
+    let mut damaged = None;
     for snapshot in [Some(head.snapshot), head.previous_snapshot].into_iter().flatten() {
         let until = Some(Until::Epoch(epoch, since));
-        let state = load_at(node, hub, head, snapshot, until).await?.state;
-        if state.epoch() == epoch {
-            return state.joiner_info().map_err(of_reject);
+        match load_at(node, hub, head, snapshot, until).await {
+            Ok(found) if found.state.epoch() == epoch => {
+                return found.state.joiner_info().map_err(of_reject);
+            }
+            Ok(_) => {}
+            // the one before may have it
+            Err(error) if is_damage(&error) => damaged = damaged.or(Some(error)),
+            Err(error) => return Err(error),
         }
+    }
+    if let Some(error) = damaged {
+        return Err(error);
     }
     Err(of_reject(Reject::Unauthenticated(
         "the epoch of this Welcome is no longer kept; resync or ask to be added again",

@@ -3,7 +3,10 @@
 
 use super::*;
 use crate::{
-    actors::errors::DAMAGED_RETRY_MS,
+    actors::{
+        errors::{self, DAMAGED_RETRY_MS},
+        history,
+    },
     federation::Opened,
     store::records::Departure,
     wire::{
@@ -96,6 +99,12 @@ impl Told {
         let (group, at) = (self.group.clone(), self.head().await.snapshot);
         let write = Write::Snapshot { group, at, bytes };
         self.world.node.store.write(Batch::new().and(write)).await.unwrap();
+    }
+
+    /// As much of the disk is to be kept free as that is of what there is.
+    fn keep_free(&self, times: u64) {
+        let disk = rustix::fs::statvfs(".").unwrap();
+        self.world.node.store.keep_free((disk.f_bavail * disk.f_frsize).saturating_mul(times));
     }
 
     /// What the feed says behind the commit.
@@ -240,4 +249,84 @@ async fn complaints_about_a_group_that_is_not_here_or_on_its_way_are_told_so() {
     let mut told = told;
     told.world.restart().await;
     assert_eq!(told.says(0).await.unwrap_err().name(), "group_migrating");
+}
+
+#[actix_rt::test]
+async fn a_complaint_that_there_is_no_room_for_is_refused_and_the_group_stays_in_memory() {
+    let told = Told::new().await;
+    let started = told.world.node.metrics.group_activations.get();
+    // nearly full, full
+    for times in [2, 1_000] {
+        told.keep_free(times);
+        let refused = told.says(0).await.unwrap_err();
+        assert_eq!(refused, errors::no_room(), "{times}");
+    }
+    told.keep_free(0);
+    for who in [0, 1] {
+        assert_eq!(told.outcome(who).await, ComplaintOutcome::Wait);
+    }
+    // nor is there room to go back
+    let snapshot = told.takes_snapshot().await;
+    assert_eq!(told.says(2).await.unwrap_err().name(), "internal");
+    told.puts_back(snapshot).await;
+    told.keep_free(2);
+    assert_eq!(told.says(2).await.unwrap_err(), errors::no_room());
+    told.keep_free(0);
+    assert_eq!(told.outcome(2).await, ComplaintOutcome::Void);
+    assert_eq!(told.world.node.metrics.group_activations.get(), started);
+}
+
+#[actix_rt::test]
+async fn what_the_hub_has_to_do_waits_for_room_and_the_group_stays_in_memory() {
+    let told = Told::new().await;
+    let (node, group) = (&told.world.node, &told.group);
+    let started = node.metrics.group_activations.get();
+    let leave = async |client: ClientUri| {
+        let notice = GroupNotice::ClientGone { client, reason: GoneReason::DeviceDeleted };
+        let notice = Write::GroupNotice { group: group.clone(), key: [1; 16], notice };
+        node.store.write(Batch::new().and(notice)).await.unwrap();
+    };
+    let left = async || node.store.group_notices(group, None, 9).await.unwrap().len();
+    // one that nothing is to be done about: to take it away needs no room, but a disk that takes anything
+    leave(Client::new("a:nobody/phone").uri).await;
+    for (times, expected) in [(1_000, 1), (2, 0)] {
+        told.keep_free(times);
+        node.settle_group(group).await;
+        assert_eq!(left().await, expected);
+    }
+    told.keep_free(0);
+    leave(told.others[1].uri.clone()).await;
+    for times in [2, 1_000] {
+        told.keep_free(times);
+        node.settle_group(group).await;
+        assert!(told.behind().await.is_empty());
+        assert_eq!(left().await, 1);
+    }
+    told.keep_free(0);
+    node.settle_group(group).await;
+    assert!(matches!(&told.behind().await[..], [QueueEvent::MlsMessage { .. }]), "its removal");
+    assert_eq!(left().await, 0);
+    assert_eq!(node.metrics.group_activations.get(), started);
+}
+
+#[actix_rt::test]
+async fn the_epoch_before_is_read_from_the_older_snapshot_where_the_newer_is_damaged() {
+    let mut told = Told::new().await;
+    let head = told.head().await;
+    let (group, at) = (told.group.clone(), Sequence(told.sequence.0 - 1));
+    let damaged = Write::Snapshot { group, at, bytes: vec![7; 40] };
+    let previous_snapshot = Some(head.snapshot);
+    let head = GroupHead { snapshot: at, previous_snapshot, revision: head.revision + 1, ..head };
+    let batch = Batch::new().and(damaged).and(Write::GroupHead(head));
+    told.world.node.store.write(batch).await.unwrap();
+    told.world.restart().await;
+    // nor is what a late joiner asks for lost
+    let (node, head) = (&told.world.node, told.head().await);
+    let of = (told.epoch.next(), told.sequence);
+    history::joiner_info(node, &node.hub(), &head, of).await.unwrap();
+    let expected = [ComplaintOutcome::Wait, ComplaintOutcome::Wait, ComplaintOutcome::Void];
+    for (who, outcome) in expected.into_iter().enumerate() {
+        assert_eq!(told.outcome(who).await, outcome);
+    }
+    assert_eq!(told.head().await.epoch, told.epoch);
 }

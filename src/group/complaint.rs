@@ -14,7 +14,7 @@ use crate::{
 
 use super::{
     GroupState, Reject, Staged, Step,
-    lies::Count,
+    complainants::{Count, Said},
     record::{Change, Kind},
 };
 
@@ -122,15 +122,16 @@ impl GroupState {
     #[must_use]
     pub fn wants_back(&self, now: Timestamp) -> bool {
         self.back_until(now).is_some()
-            && self.lies.cases.back().is_some_and(|it| it.is_lie(Count::OfCommit, &self.roster))
+            && self.lies.cases.back().is_some_and(|it| it.is_lie(Count::OfCommit))
     }
 
     /// Whether a quorum says that nobody can come in by the GroupInfo of this epoch: then who does so all the same bricks
     /// the group for everybody. The next commit of a member brings another.
     pub(super) fn info_is_bad(&self) -> bool {
-        self.lies.cases.back().is_some_and(|last| {
-            last.epoch.next() == self.epoch() && last.is_lie(Count::OfInfo, &self.roster)
-        })
+        self.lies
+            .cases
+            .back()
+            .is_some_and(|last| last.epoch.next() == self.epoch() && last.is_lie(Count::OfInfo))
     }
 
     /// Leaves that a quorum calls liars and that nothing has been done about.
@@ -145,7 +146,7 @@ impl GroupState {
             .filter(|(index, case)| {
                 let is_open = !case.is_settled && !self.lies.is_misled(*index);
                 let waits = goes_back && *index == last;
-                is_open && !waits && case.is_lie(Count::All, &self.roster)
+                is_open && !waits && case.is_lie(Count::All)
             })
             .filter_map(|(_, case)| {
                 let leaf = self.roster.leaf_of(&case.committer)?;
@@ -186,7 +187,8 @@ impl GroupState {
             .map_err(|error| Reject::Broken(error.to_string()))?;
         let hash = complaint.commit_hash.as_slice();
         if let Some(index) = self.lies.find(complaint.epoch, hash) {
-            self.lies.complained(index, user, is_of_info(&complaint), bytes, at);
+            let said = Said { of_info: is_of_info(&complaint), complaint: bytes };
+            self.lies.complained(index, user, said, &self.roster, at);
         }
         Ok(())
     }

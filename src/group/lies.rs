@@ -21,7 +21,10 @@ use crate::{
     },
 };
 
-use super::record::CommitRecord;
+use super::{
+    complainants::{Complainants, Count, Said},
+    record::CommitRecord,
+};
 
 /// Commits that are kept although nobody complains of them.
 const CASES_MAX: usize = 8;
@@ -64,18 +67,18 @@ pub(super) struct Case {
     removes: bool,
     /// Users in both epochs but for the committer's.
     pub(super) users: u32,
-    /// Users whom it removed.
+    /// Users whom it removed, in order.
     departed: Vec<UserKeyHash>,
-    /// What it changed or removed, as it was.
+    /// What it changed or removed, as it was, in order of leaves.
     former: Vec<Former>,
-    /// Leaves that were free before.
+    /// Leaves that were free before, in order.
     pub(super) added: Vec<LeafIndex>,
     /// A request of another user than the committer's was accepted behind it.
     pub(super) others_went_on: bool,
     /// What there was to be done about it has been done.
     pub(super) is_settled: bool,
     first_complaint_at: Option<Timestamp>,
-    complaints: Vec<Complained>,
+    complaints: Complainants,
 }
 
 /// A leaf that is not any more what it was.
@@ -85,15 +88,6 @@ pub(super) struct Former {
     pub(super) client: ClientUri,
     pub(super) user: UserKeyHash,
     pub(super) key: Vec<u8>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Complained {
-    user: UserKeyHash,
-    /// Only the GroupInfo is bad: the user could process the commit.
-    of_info: bool,
-    /// As it came; empty when no evidence can be asked for any more.
-    complaint: Vec<u8>,
 }
 
 /// What must be known of a group before a commit changes it.
@@ -142,24 +136,28 @@ impl Lies {
     ) {
         if let Some(last) = self.cases.back_mut() {
             // the group has gone on: nobody will be asked for evidence
-            last.complaints.iter_mut().for_each(|one| one.complaint = Vec::new());
+            last.complaints.drop_evidence();
         }
         let Earlier { former, users, has_user } = earlier;
         let Ok(QueueEvent::MlsMessage { message }) = decode(event) else {
             return self.cases.clear();
         };
         let Some(committer) = roster.get(commit.signer) else { return self.cases.clear() };
-        let added: Vec<LeafIndex> = commit
+        let mut added: Vec<LeafIndex> = commit
             .added
             .iter()
             .map(|added| added.leaf)
             .chain(commit.joined.as_ref().map(|joined| joined.leaf))
             .collect();
+        // as the leftmost free leaf is taken first, they are
+        added.sort_unstable();
         let departed: Vec<UserKeyHash> =
-            has_user.into_iter().filter(|user| !roster.has_user(user)).collect();
+            has_user.iter().filter(|user| !roster.has_user(user)).cloned().collect();
+        let mut moved = has_user;
+        moved.extend(added.iter().filter_map(|leaf| Some(roster.get(*leaf)?.user.clone())));
         let is_new = |user: &UserKeyHash| {
             // all of its leaves are new, and none of them took the place of one of its own
-            roster.leaves_of(user).all(|leaf| added.contains(&leaf))
+            roster.leaves_of(user).all(|leaf| added.binary_search(&leaf).is_ok())
                 && !former.iter().any(|former| former.user == *user)
         };
         let own = usize::from(!is_new(&committer.user));
@@ -180,16 +178,25 @@ impl Lies {
             others_went_on: false,
             is_settled: false,
             first_complaint_at: None,
-            complaints: Vec::new(),
+            complaints: Complainants::default(),
         });
         self.forget(at);
+        for case in &mut self.cases {
+            case.complaints.moved(moved.iter(), roster);
+        }
+    }
+
+    /// The roster has changed otherwise than by a commit that was noted.
+    pub(super) fn sort_out(&mut self, roster: &Roster) {
+        for case in &mut self.cases {
+            case.complaints.sort_out(roster);
+        }
     }
 
     fn forget(&mut self, now: Timestamp) {
-        loop {
-            let Some(oldest) = self.cases.front() else { return };
-            let leaves: usize = self.cases.iter().map(Case::leaves).sum();
-            let complaints: usize = self.cases.iter().map(|case| case.complaints.len()).sum();
+        let mut leaves: usize = self.cases.iter().map(Case::leaves).sum();
+        let mut complaints: usize = self.cases.iter().map(|case| case.complaints.len()).sum();
+        while let Some(oldest) = self.cases.front() {
             let is_open = !oldest.is_settled && !oldest.complaints.is_empty();
             let goes = now.ms_since(oldest.at) > KEPT_MS
                 || leaves > LEAVES_MAX
@@ -198,6 +205,8 @@ impl Lies {
             if !goes {
                 return;
             }
+            leaves -= oldest.leaves();
+            complaints -= oldest.complaints.len();
             self.cases.pop_front();
         }
     }
@@ -212,7 +221,8 @@ impl Lies {
     }
 
     pub(super) fn find(&self, epoch: Epoch, hash: &[u8]) -> Option<usize> {
-        self.cases.iter().position(|case| case.epoch == epoch && case.hash == hash)
+        let index = self.cases.binary_search_by_key(&epoch, |case| case.epoch).ok()?;
+        self.cases.get(index).filter(|case| case.hash == hash).map(|_| index)
     }
 
     pub(super) fn is_void(&self, epoch: Epoch, hash: &[u8]) -> bool {
@@ -222,31 +232,32 @@ impl Lies {
     /// Who `leaf` was in the epoch that the commit `index` was sent in; `roster` is of now.
     pub(super) fn leaf_in(&self, index: usize, leaf: LeafIndex, roster: &Roster) -> Option<Former> {
         for case in self.cases.iter().skip(index) {
-            if let Some(former) = case.former.iter().find(|former| former.leaf == leaf) {
-                return Some(former.clone());
+            if let Ok(at) = case.former.binary_search_by_key(&leaf, |former| former.leaf) {
+                return case.former.get(at).cloned();
             }
-            if case.added.contains(&leaf) {
+            if case.added.binary_search(&leaf).is_ok() {
                 return None;
             }
         }
         roster.get(leaf).map(|identity| Former::of(leaf, identity))
     }
 
-    /// Notes a complaint that counts.
+    /// Notes a complaint that counts; `roster` is of now.
     pub(super) fn complained(
         &mut self,
         index: usize,
         user: &UserKeyHash,
-        of_info: bool,
-        complaint: Vec<u8>,
+        mut said: Said,
+        roster: &Roster,
         at: Timestamp,
     ) {
         let is_last = index + 1 == self.cases.len();
         let Some(case) = self.cases.get_mut(index) else { return };
         case.first_complaint_at.get_or_insert(at);
-        case.complaints.retain(|known| known.user != *user);
-        let complaint = if is_last { complaint } else { Vec::new() };
-        case.complaints.push(Complained { user: user.clone(), of_info, complaint });
+        if !is_last {
+            said.complaint = Vec::new();
+        }
+        case.complaints.put(user.clone(), said, roster.has_user(user));
         self.forget(at);
     }
 
@@ -291,18 +302,8 @@ impl Lies {
             return false;
         };
         self.cases.get(index).is_some_and(|case| case.is_external)
-            && before.complaints.iter().any(|complained| complained.of_info)
+            && before.complaints.has_of_info()
     }
-}
-
-/// Which complaints are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Count {
-    All,
-    /// Of those who could not process the commit.
-    OfCommit,
-    /// Of those who could, and say that nobody can come in by its GroupInfo.
-    OfInfo,
 }
 
 impl Case {
@@ -312,34 +313,22 @@ impl Case {
 
     /// Whether a complaint of `user` can count: it is in both epochs, still in the group, and not the committer's.
     pub(super) fn may_complain(&self, user: &UserKeyHash, roster: &Roster) -> bool {
-        *user != self.user && !self.departed.contains(user) && roster.has_user(user)
+        *user != self.user && self.departed.binary_search(user).is_err() && roster.has_user(user)
     }
 
     /// Whether a complaint of `user` is counted already, as one that weighs as much.
     pub(super) fn has_complaint(&self, user: &UserKeyHash, of_info: bool) -> bool {
-        let known = self.complaints.iter().find(|known| known.user == *user);
-        known.is_some_and(|known| of_info || !known.of_info)
-    }
-
-    fn counted(&self, count: Count, roster: &Roster) -> impl Iterator<Item = &Complained> {
-        self.complaints.iter().filter(move |one| {
-            let is_of = match count {
-                Count::All => true,
-                Count::OfCommit => !one.of_info,
-                Count::OfInfo => one.of_info,
-            };
-            is_of && roster.has_user(&one.user)
-        })
+        self.complaints.of(user).is_some_and(|known| of_info || !known.of_info)
     }
 
     /// Whether more than half of the users in both epochs, and at least two, complain.
-    pub(super) fn is_lie(&self, count: Count, roster: &Roster) -> bool {
-        let complaints = self.counted(count, roster).count();
+    pub(super) fn is_lie(&self, count: Count) -> bool {
+        let complaints = self.complaints.count(count);
         complaints >= QUORUM_MIN as usize && 2 * complaints > self.users as usize
     }
 
     /// What proves that the commit could not be processed, as it came.
-    pub(super) fn evidence(&self, roster: &Roster) -> impl Iterator<Item = &[u8]> {
-        self.counted(Count::OfCommit, roster).map(|one| one.complaint.as_slice())
+    pub(super) fn evidence(&self) -> impl Iterator<Item = &[u8]> {
+        self.complaints.evidence()
     }
 }

@@ -7,6 +7,7 @@
 //! Deliberately absent: federation, the order of a group's move (`migration`; what moves is in [`portability`]), anything secret.
 
 mod commit;
+mod complainants;
 mod complaint;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -809,6 +810,8 @@ impl GroupState {
             tree.add_pending(proposal.queued.clone());
             pending.push(proposal);
         }
+        let mut lies = stored.lies;
+        lies.sort_out(&roster);
         let recent = RecentHandshakes::from_epoch(tree.epoch(), pending.is_empty());
         Ok(Self {
             id,
@@ -830,7 +833,7 @@ impl GroupState {
             recent,
             blockers: BTreeMap::new(),
             inactive_not_before: Timestamp(0),
-            lies: stored.lies,
+            lies,
             tree,
             hub,
         })

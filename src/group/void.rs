@@ -61,11 +61,9 @@ impl GroupState {
         if before.len() > STATE_BYTES_MAX {
             return Ok(None);
         }
-        let complaints: Vec<CommitComplaint> = last
-            .evidence(&self.roster)
-            .filter_map(|bytes| decode(bytes).ok())
-            .take(EVIDENCE_MAX)
-            .collect();
+        let mut complaints: Vec<CommitComplaint> =
+            last.evidence().filter_map(|bytes| decode(bytes).ok()).take(EVIDENCE_MAX).collect();
+        complaints.sort_by_key(|complaint| complaint.leaf_index);
         let complaints =
             List::new(complaints).map_err(|error| Reject::Broken(error.to_string()))?;
         let (epoch, group_sequence) = (last.epoch.next(), last.sequence);
@@ -123,6 +121,7 @@ impl GroupState {
         self.guests = guests_of(&self.hub, self.members.values());
         self.tree = past.tree;
         self.roster = past.roster;
+        self.lies.sort_out(&self.roster);
         self.policy = past.policy;
         self.info = past.info;
         self.pending = past.pending;

@@ -19,6 +19,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -191,10 +192,8 @@ impl Writer {
         let (path, unfinished) = (self.path.clone(), self.unfinished.clone());
         self.file.flush().map_err(failed("write", &unfinished))?;
         self.file.get_ref().sync_all().map_err(failed("sync", &unfinished))?;
-        // not over what another has made meanwhile
-        fs::hard_link(&unfinished, &path).map_err(failed("make", &path))?;
+        put_in_place(&unfinished, &path, &WAYS).map_err(failed("make", &path))?;
         self.is_done = true;
-        fs::remove_file(&unfinished).map_err(failed("remove", &unfinished))?;
         sync(above(&path)).map_err(failed("sync", &path))?;
         Ok(trailer)
     }
@@ -218,6 +217,44 @@ impl Drop for Writer {
             let _ = fs::remove_file(&self.unfinished);
         }
     }
+}
+
+/// A way to give the first file the second name, not over what another has made meanwhile.
+type Way = fn(&Path, &Path) -> io::Result<()>;
+
+/// Not every file system can do each.
+const WAYS: [Way; 3] = [linked, renamed, renamed_over_own];
+
+fn put_in_place(unfinished: &Path, path: &Path, ways: &[Way]) -> io::Result<()> {
+    let mut failed = io::Error::from(io::ErrorKind::Unsupported);
+    for way in ways {
+        match way(unfinished, path) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn linked(unfinished: &Path, path: &Path) -> io::Result<()> {
+    fs::hard_link(unfinished, path)?;
+    // it is whole under its name; the other name, where it stays, is written over by the next backup
+    let _ = fs::remove_file(unfinished);
+    Ok(())
+}
+
+fn renamed(unfinished: &Path, path: &Path) -> io::Result<()> {
+    Ok(renameat_with(CWD, unfinished, CWD, path, RenameFlags::NOREPLACE)?)
+}
+
+/// The name is taken by an empty file first. A process that ends in between leaves that: it is no backup, and says so.
+fn renamed_over_own(unfinished: &Path, path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    fs::rename(unfinished, path).inspect_err(|_| {
+        // what is wrong is said; this holds nothing
+        let _ = fs::remove_file(path);
+    })
 }
 
 /// A part of a backup.
@@ -588,4 +625,37 @@ pub(super) fn engine_failed(path: &Path) -> impl Fn(Failure) -> BackupError {
 fn above(path: &Path) -> &Path {
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
     above.unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cannot(_: &Path, _: &Path) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::PermissionDenied))
+    }
+
+    #[test]
+    fn finished_backup_gets_its_name_whatever_the_file_system_can_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("b.unfinished"), folder.path().join("b"));
+        for ways in [&WAYS[..], &[cannot, renamed], &[cannot, cannot, renamed_over_own]] {
+            fs::write(&from, "whole").unwrap();
+            put_in_place(&from, &to, ways).unwrap();
+            assert_eq!(fs::read(&to).unwrap(), b"whole");
+            assert!(!from.exists());
+            // and never over another's
+            fs::write(&from, "another").unwrap();
+            let error = put_in_place(&from, &to, ways).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}", ways.len());
+            assert_eq!(fs::read(&to).unwrap(), b"whole");
+            fs::remove_file(&to).unwrap();
+        }
+        let error = put_in_place(&from, &to, &[cannot, cannot]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        fs::remove_file(&from).unwrap();
+        // nothing is left of a name that was taken in vain
+        assert!(put_in_place(&from, &to, &WAYS).is_err());
+        assert!(!to.exists());
+    }
 }

@@ -959,6 +959,55 @@ for_every_engine! {
         store.write(Batch::new().and(Write::Node { name: "n", bytes: vec![2] })).await.unwrap();
     }
 
+    async fn a_read_error_below_a_large_snapshot_refuses_it_and_nothing_else(place: Place) {
+        let store = place.open();
+        let faults = place.faults();
+        let (at, bytes) = (Sequence(1), noise(1, 600 << 10));
+        let large = || {
+            store.write(
+                Batch::low_priority()
+                    .when(Condition::GroupUnknown(group("other")))
+                    .and(Write::Snapshot { group: group("g"), at, bytes: bytes.clone() })
+                    .and(Write::Node { name: "snapshot", bytes: vec![] }),
+            )
+        };
+        let small = |n| store.write(Batch::new().and(log_write("g", record(n, 10, 10))));
+        let is_refused = |answer| matches!(answer, Err(StoreError::Unavailable(_)));
+        for (n, panics) in [(1, false), (4, true)] {
+            let break_reads = |broken| {
+                if panics { faults.panic_in_reads(broken) } else { faults.fail_reads(broken) }
+            };
+            // as it begins
+            faults.hold();
+            break_reads(true);
+            let (low, beside) = (large(), small(n));
+            faults.step(1);
+            assert!(is_refused(low.await), "{panics}");
+            assert!(is_refused(beside.await), "{panics}");
+            break_reads(false);
+            faults.step(1);
+            small(n).await.unwrap();
+            // when most of it has gone ahead
+            let (low, beside) = (large(), small(n + 1));
+            faults.step(1);
+            beside.await.unwrap();
+            break_reads(true);
+            faults.release();
+            assert!(is_refused(low.await), "{panics}");
+            break_reads(false);
+            store.writable().unwrap();
+            small(n + 2).await.unwrap();
+            assert_eq!(store.snapshot(&group("g"), at).await, Ok(None));
+            assert_eq!(store.node("snapshot").await, Ok(None));
+        }
+        large().await.unwrap();
+        assert!(store.snapshot(&group("g"), at).await.unwrap().unwrap() == bytes);
+        assert_eq!(sequences(&store, "g", 0, ALL).await, [1, 2, 3, 4, 5, 6]);
+        store.close().await.unwrap();
+        drop(store);
+        assert!(place.open().snapshot(&group("g"), at).await.unwrap().unwrap() == bytes);
+    }
+
     async fn nothing_is_seen_before_it_is_durable(place: Place) {
         let store = place.open();
         place.faults().hold();

@@ -48,13 +48,20 @@ struct State {
     flushes: u64,
     /// The flush that fails, and how.
     failing: Option<(u64, Fault)>,
-    reads_fail: bool,
+    reads: Reads,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Fine,
+    Fail,
+    Panic,
 }
 
 impl Faults {
     #[must_use]
     pub fn new() -> Self {
-        let state = State { allowed: None, flushes: 0, failing: None, reads_fail: false };
+        let state = State { allowed: None, flushes: 0, failing: None, reads: Reads::Fine };
         Self(Arc::new(Inner {
             state: Mutex::new(state),
             changed: Condvar::new(),
@@ -91,7 +98,12 @@ impl Faults {
 
     /// Whether reads fail from now on.
     pub fn fail_reads(&self, fail: bool) {
-        locked(&self.0.state).reads_fail = fail;
+        locked(&self.0.state).reads = if fail { Reads::Fail } else { Reads::Fine };
+    }
+
+    /// Whether the engine panics from now on when it reads.
+    pub fn panic_in_reads(&self, panic: bool) {
+        locked(&self.0.state).reads = if panic { Reads::Panic } else { Reads::Fine };
     }
 
     /// Batches that were queued since this handle was made.
@@ -117,15 +129,18 @@ impl Faults {
         let mut state = locked(&self.0.state);
         state.allowed = None;
         state.failing = None;
-        state.reads_fail = false;
+        state.reads = Reads::Fine;
         self.0.changed.notify_all();
     }
 
+    #[expect(clippy::panic, reason = "an injected panic is what is asked for")]
     fn read(&self) -> Result<(), Failure> {
-        if locked(&self.0.state).reads_fail {
-            return Err(Failure("an injected read error".to_owned()));
+        let reads = locked(&self.0.state).reads;
+        match reads {
+            Reads::Fine => Ok(()),
+            Reads::Fail => Err(Failure("an injected read error".to_owned())),
+            Reads::Panic => panic!("an injected panic"),
         }
-        Ok(())
     }
 
     /// The fault of the flush that begins now.

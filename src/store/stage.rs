@@ -6,6 +6,7 @@ use std::ops::{Bound, ControlFlow};
 
 use super::{
     StoreError,
+    damage::Damages,
     engine::{Changes, Engine, Failure},
     keys::{self, Key, Range},
     plan::{Check, Step},
@@ -87,10 +88,11 @@ impl<'a> Stage<'a> {
     }
 
     /// # Errors
-    /// [`StoreError::Conflict`] with the first that does not hold.
-    pub fn check(&self, checks: &[Check]) -> Result<(), StoreError> {
+    /// [`StoreError::Conflict`] with the first that does not hold. What cannot be read is noted in `damages`.
+    pub fn check(&self, checks: &[Check], damages: &Damages) -> Result<(), StoreError> {
         for (condition, check) in checks.iter().enumerate() {
-            if !check.holds(record(self, &check.key)?.as_deref())? {
+            let holds = record(self, &check.key).and_then(|record| check.holds(record.as_deref()));
+            if !holds.map_err(|error| damages.named(&check.key, error))? {
                 return Err(StoreError::Conflict { condition });
             }
         }

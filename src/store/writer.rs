@@ -11,7 +11,7 @@
 //! them [`LOW_BYTES_PER_FLUSH`] of the low-priority lane. A batch is never split, save for a large snapshot, which [`spread`](super::spread) brings in
 //! over several flushes.
 //!
-//! **Failure.** A read that fails while a batch is judged refuses that batch, and changes nothing. After an error or a panic
+//! **Failure.** A read that fails, or panics, while a batch is judged refuses that batch alone ([`judged`]). After an error or a panic
 //! of the engine while it writes it is not known what is on the disk, and a flush that is
 //! repeated may succeed without having written anything. So there is no second try: all that wait are
 //! answered [`StoreError::Unavailable`], the thread ends, and every later write is [`StoreError::ReadOnly`].
@@ -41,7 +41,7 @@ use super::{
     histograms::Histograms,
     keys,
     plan::Plan,
-    spread::Spread,
+    spread::{Begun, Spread},
     stage::Stage,
     tee::{self, Piece, Tee},
 };
@@ -181,6 +181,15 @@ pub(super) struct Job {
     pub plan: Plan,
     pub answer: oneshot::Sender<Result<(), StoreError>>,
     pub queued: Instant,
+}
+
+impl Job {
+    /// Its answer, where nothing of it was done.
+    pub fn refused(self, error: StoreError) -> Staged {
+        let Self { plan, answer, queued } = self;
+        let Plan { low_priority, writes, bytes, times, .. } = plan;
+        Staged { answer, result: Err(error), low_priority, bytes, writes, queued, times }
+    }
 }
 
 impl Shared {
@@ -471,7 +480,7 @@ impl Writer {
             bytes += job.plan.bytes;
             self.stage(job, &mut changes);
         }
-        self.write_low(&mut changes)?;
+        self.write_low(&mut changes);
         if changes.is_empty() {
             return Ok(None);
         }
@@ -509,11 +518,13 @@ impl Writer {
     fn stage(&mut self, job: Job, changes: &mut Changes) {
         let Job { plan, answer, queued } = job;
         let Plan { checks, steps, low_priority, writes, bytes, times } = plan;
-        let mut stage = Stage::new(&*self.shared.engine, changes);
-        let result = stage
-            .check(&checks)
-            .and_then(|()| steps.into_iter().try_for_each(|step| stage.run(step)))
-            .map(|()| stage.done());
+        let shared = &*self.shared;
+        let result = judged(|| {
+            let mut stage = Stage::new(&*shared.engine, changes);
+            stage.check(&checks, &shared.damages)?;
+            steps.into_iter().try_for_each(|step| stage.run(step))?;
+            Ok(stage.done())
+        });
         let result = result.map(|own| self.merge(own, changes));
         // also where it could not be judged for a read that failed: nothing of it was put with the others then
         self.answers.push(Staged { answer, result, low_priority, bytes, writes, queued, times });
@@ -527,7 +538,7 @@ impl Writer {
     }
 
     /// Adds what the low-priority lane may have of this flush.
-    fn write_low(&mut self, changes: &mut Changes) -> Result<(), Failure> {
+    fn write_low(&mut self, changes: &mut Changes) {
         let mut bytes = 0;
         while bytes < LOW_BYTES_PER_FLUSH {
             if let Some(spread) = &mut self.spread {
@@ -536,8 +547,8 @@ impl Writer {
                     break;
                 }
                 if let Some(spread) = self.spread.take() {
-                    let staged = spread.finish(&*self.shared.engine, changes)?;
-                    self.answers.push(staged);
+                    let (engine, damages) = (&*self.shared.engine, &self.shared.damages);
+                    self.answers.push(spread.finish(engine, damages, changes));
                 }
                 continue;
             }
@@ -551,15 +562,16 @@ impl Writer {
                 self.stage(job, changes);
                 continue;
             }
-            match Spread::begin(&*self.shared.engine, job, changes)? {
-                Ok(spread) => self.spread = Some(spread),
-                Err(job) => {
+            let (engine, damages) = (&*self.shared.engine, &self.shared.damages);
+            match Spread::begin(engine, damages, job, changes) {
+                Begun::Spread(spread) => self.spread = Some(spread),
+                Begun::Whole(job) => {
                     bytes += job.plan.bytes;
                     self.stage(job, changes);
                 }
+                Begun::Refused(staged) => self.answers.push(staged),
             }
         }
-        Ok(())
     }
 
     fn apply(&mut self, mut changes: Changes) -> Result<Applied, Failure> {
@@ -670,6 +682,13 @@ impl Writer {
             let _ = answer.send(Err(StoreError::Unavailable(reason.to_owned())));
         }
     }
+}
+
+/// What becomes of one batch. It has not changed anything yet, so a read that fails concerns nobody else, and neither does an
+/// engine that panics over it.
+pub(super) fn judged<T>(judge: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(judge))
+        .unwrap_or_else(|panic| Err(StoreError::Unavailable(format!("a panic: {}", text(&*panic)))))
 }
 
 /// What a panic says.

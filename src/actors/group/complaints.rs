@@ -10,13 +10,14 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
-use super::{GroupActor, Waiter, history};
+use super::{GroupActor, Waiter, history, takes_more};
 use crate::{
     actors::{
+        arbiters::blocking,
         errors::{internal, of_reject, of_store},
         moves::step,
     },
-    group::{GroupState, Heard, Reject, Staged},
+    group::{Effects, GroupState, Heard, Reject, Staged},
     store::StoreError,
     wire::{
         ds::{CommitComplaint, ComplaintOutcome, ComplaintResponse, DsError},
@@ -113,50 +114,47 @@ impl GroupActor {
     /// Goes back one epoch where a quorum wants it, and answers.
     fn judge(&mut self, ask: Option<Box<Asked>>, ctx: &mut Context<Self>) {
         let now = self.node.clock.now();
-        let Some(loaded) = self.loaded.as_ref() else {
-            // whoever waits asks the next actor
-            return;
-        };
-        let Some(sequence) = loaded.state.back_to(now) else {
-            return self.answer_complaint(ask, now);
-        };
-        let (node, hub, head) = (self.node.clone(), Arc::clone(&self.hub), loaded.head.clone());
-        let past = async move {
+        // where it is not loaded, whoever waits asks the next actor
+        let Some(state) = self.loaded.as_ref().map(|loaded| &loaded.state) else { return };
+        let Some(sequence) = state.back_to(now) else { return self.answer_complaint(ask, now) };
+        let Some(mut loaded) = self.loaded.take() else { return };
+        let (node, hub) = (self.node.clone(), Arc::clone(&self.hub));
+        let judging = async move {
             step("complaints.quorum").await;
             let _turn = Arc::clone(&node.groups.cpu).acquire_owned().await;
-            history::load_before(&node, &hub, &head, sequence).await
+            let past = history::load_before(&node, &hub, &loaded.head, sequence).await;
+            let past = past.and_then(|past| takes_more(&node).map(|()| past).map_err(of_store));
+            let past = match past {
+                Ok(past) => past,
+                Err(error) => return Ok((loaded, Verdict::NotNow(error))),
+            };
+            let now = node.clock.now();
+            // all of the group is written and read: not on the thread that other groups wait for
+            blocking(move || {
+                let judge = AssertUnwindSafe(|| go_back(&mut loaded.state, past, now));
+                let verdict = catch_unwind(judge).map_or(Verdict::Panic, |staged| match staged {
+                    Ok(Some(effects)) => Verdict::Write(Box::new(effects), now),
+                    Ok(None) => Verdict::Nothing(now),
+                    Err(reject) => Verdict::Broken(reject),
+                });
+                (loaded, verdict)
+            })
+            .await
         };
         // nothing else may be staged before the group has gone back
-        let judged = past.into_actor(self).map(move |past, actor: &mut Self, ctx| match past {
-            Ok(past) => actor.go_back(past, ask, ctx),
-            Err(error) => {
-                tracing::warn!(group = %actor.id, %error, "the epoch before cannot be read now");
-                if let Some(ask) = ask {
-                    let _ = ask.reply.send(Err(error));
-                }
-            }
+        let judged = judging.into_actor(self).map(move |judged, actor: &mut Self, ctx| {
+            let verdict = judged.map_or(Verdict::Panic, |(loaded, verdict)| {
+                actor.loaded = Some(loaded);
+                verdict
+            });
+            actor.judged(verdict, ask, ctx);
         });
         ctx.wait(judged);
     }
 
-    fn go_back(
-        &mut self,
-        past: Option<GroupState>,
-        ask: Option<Box<Asked>>,
-        ctx: &mut Context<Self>,
-    ) {
-        let now = self.node.clock.now();
-        let Some(loaded) = self.loaded.as_mut() else { return };
-        let state = &mut loaded.state;
-        let staged = catch_unwind(AssertUnwindSafe(|| {
-            let void = past.map(|past| state.stage_void(past, now)).transpose()?.flatten();
-            let forward = |state: &mut GroupState| {
-                state.stage_forward(now).or_else(|| state.stage_hub(&[], now))
-            };
-            Ok::<_, Reject>(void.or_else(|| forward(state)))
-        }));
-        match staged {
-            Ok(Ok(Some(staged))) => {
+    fn judged(&mut self, verdict: Verdict, ask: Option<Box<Asked>>, ctx: &mut Context<Self>) {
+        match verdict {
+            Verdict::Write(effects, now) => {
                 let address = ctx.address();
                 let waiter: Waiter = Box::new(move |outcome| match (outcome, ask) {
                     (Ok(()), Some(ask)) => address.do_send(Judge { ask: Some(ask) }),
@@ -165,14 +163,22 @@ impl GroupActor {
                     }
                     (_, None) => {}
                 });
-                self.take_verdict(staged, now, waiter, ctx);
+                self.write_verdict(&effects, now, waiter, ctx);
             }
-            Ok(Ok(None)) => self.answer_complaint(ask, now),
-            Ok(Err(reject)) => {
+            Verdict::Nothing(now) => self.answer_complaint(ask, now),
+            Verdict::NotNow(error) => {
+                tracing::warn!(group = %self.id, %error, "the group cannot go back now");
+                if let Some(ask) = ask {
+                    let _ = ask.reply.send(Err(error));
+                }
+            }
+            Verdict::Broken(reject) => {
                 tracing::error!(group = %self.id, %reject, "the group cannot go back");
                 self.fail(&StoreError::Unavailable("the group cannot go back".into()), ctx);
             }
-            Err(_) => self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx),
+            Verdict::Panic => {
+                self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
+            }
         }
     }
 
@@ -184,22 +190,30 @@ impl GroupActor {
         waiter: Waiter,
         ctx: &mut Context<Self>,
     ) {
+        if let Err(error) = takes_more(&self.node) {
+            return waiter(Err(&error));
+        }
         let Some(loaded) = self.loaded.as_mut() else { return };
         let merged = catch_unwind(AssertUnwindSafe(|| loaded.state.merge(staged)));
-        let effects = match merged {
-            Ok(Ok(effects)) => effects,
+        match merged {
+            Ok(Ok(effects)) => self.write_verdict(&effects, now, waiter, ctx),
             Ok(Err(reject)) => {
                 tracing::error!(group = %self.id, %reject, "a merge failed");
                 self.fail(&StoreError::Unavailable("a merge failed".into()), ctx);
-                return;
             }
-            Err(_) => {
-                self.fail(&StoreError::Unavailable("a merge panicked".into()), ctx);
-                return;
-            }
-        };
-        let tell = self.tell(&effects);
-        let Some(batch) = self.batch(&effects, now) else { return };
+            Err(_) => self.fail(&StoreError::Unavailable("a merge panicked".into()), ctx),
+        }
+    }
+
+    fn write_verdict(
+        &mut self,
+        effects: &Effects,
+        now: Timestamp,
+        waiter: Waiter,
+        ctx: &mut Context<Self>,
+    ) {
+        let tell = self.tell(effects);
+        let Some(batch) = self.batch(effects, now) else { return };
         let waiter: Waiter = Box::new(move |outcome| {
             if outcome.is_ok() {
                 tell();
@@ -222,4 +236,27 @@ impl GroupActor {
             drop(ask.permits);
         }));
     }
+}
+
+/// What comes of complaints that are a quorum.
+enum Verdict {
+    /// It is merged, and to be written.
+    Write(Box<Effects>, Timestamp),
+    Nothing(Timestamp),
+    /// Nothing has changed.
+    NotNow(DsError),
+    Broken(Reject),
+    Panic,
+}
+
+/// Takes the last commit of `state` back, or goes forward; `past` is the group as it was right before it, where that is
+/// kept.
+fn go_back(
+    state: &mut GroupState,
+    past: Option<GroupState>,
+    now: Timestamp,
+) -> Result<Option<Effects>, Reject> {
+    let void = past.map(|past| state.stage_void(past, now)).transpose()?.flatten();
+    let staged = void.or_else(|| state.stage_forward(now)).or_else(|| state.stage_hub(&[], now));
+    staged.map(|staged| state.merge(staged)).transpose()
 }

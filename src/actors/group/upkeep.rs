@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DEPARTS_AFTER, GroupActor, SinceSnapshot, Tick, Waiter};
+use super::{DEPARTS_AFTER, GroupActor, SinceSnapshot, Tick, Waiter, takes_more};
 use crate::{
     actors::{groups::GroupOptions, history},
     group::GroupState,
@@ -82,6 +82,12 @@ impl GroupActor {
             self.nothing_to_do(notices, waiter, ctx);
             return;
         };
+        if let Err(error) = takes_more(&self.node) {
+            // it is due again when the group is next looked after
+            tracing::debug!(group = %self.id, %error, "what the hub has to do waits");
+            return waiter(Err(&error));
+        }
+        let Some(loaded) = self.loaded.as_mut() else { return };
         let effects = match loaded.state.merge(staged) {
             Ok(effects) => effects,
             Err(reject) => {
@@ -132,6 +138,9 @@ impl GroupActor {
         if (wake_at, hub_key) == (loaded.head.wake_at, loaded.head.hub_key) && notices.is_empty() {
             self.when_durable(waiter);
             return;
+        }
+        if let Err(reason) = self.node.store.writable() {
+            return waiter(Err(&StoreError::ReadOnly(reason)));
         }
         let mut batch = Batch::new().when(Condition::GroupAt {
             group: self.id.clone(),

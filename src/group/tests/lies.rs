@@ -9,15 +9,16 @@ use crate::{
     client::core::Operation,
     crypto::{SigningKey, sha256},
     group::{GroupState, Heard, Reject, record::Snapshot},
+    policy::{leaf::LeafIdentity, roster::Roster},
     store::records::{GoneReason, InboxItem},
     wire::{
-        codec::{Opaque, Raw, decode},
+        codec::{Opaque, Raw, decode, encode},
         ds::{
             Add, CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, DsRequest,
             DsResponseBody, GroupUpdate, ResyncClient, SendMessage,
         },
         extensions::{JoinPolicy, Signature},
-        ids::{Domain, Epoch, LeafIndex, Sequence},
+        ids::{Domain, Epoch, LeafIndex, Sequence, UserKeyHash},
         queueing::QueueEvent,
     },
 };
@@ -318,16 +319,21 @@ fn committer_newcomers_and_who_is_removed_do_not_count() {
 
 #[test]
 fn who_was_removed_since_is_not_counted_any_more() {
-    let (mut told, lie) = forward();
-    told.complain("bob/phone", &lie);
-    told.complain("carol/phone", &lie);
-    let users = vec![uri("bob/phone").user()];
-    told.scenario.act("alice/phone", Operation::RemoveUsers { users }).unwrap();
-    assert_eq!(told.complain("bob/phone", &lie), Nothing);
-    told.complain("dave/phone", &lie);
-    assert!(!told.goes("mallory/phone"), "two of those who are there");
-    told.complain("erin/phone", &lie);
-    assert!(told.goes("mallory/phone"));
+    for restarts in [false, true] {
+        let (mut told, lie) = forward();
+        told.complain("bob/phone", &lie);
+        told.complain("carol/phone", &lie);
+        let users = vec![uri("bob/phone").user()];
+        told.scenario.act("alice/phone", Operation::RemoveUsers { users }).unwrap();
+        if restarts {
+            told.scenario.restart_from_snapshot();
+        }
+        assert_eq!(told.complain("bob/phone", &lie), Nothing);
+        told.complain("dave/phone", &lie);
+        assert!(!told.goes("mallory/phone"), "two of those who are there");
+        told.complain("erin/phone", &lie);
+        assert!(told.goes("mallory/phone"));
+    }
 }
 
 #[test]
@@ -840,4 +846,53 @@ fn snapshot_of_an_older_version_is_read_and_one_of_a_newer_is_not() {
     let now = told.scenario.now;
     let complaint = told.complaint("bob/phone", &lie, ComplaintReason::Path);
     assert_eq!(told.scenario.state.complaint_answer(&complaint, now).outcome, Nothing);
+}
+
+#[test]
+fn complaints_cost_each_as_much_however_many_users_complain() {
+    let mut told = Told::group_of(SIX);
+    let lie = told.lie();
+    let complaint = told.complaint("bob/phone", &lie, ComplaintReason::Path);
+    let (state, now) = (told.scenario.state, told.scenario.now);
+    let bytes = encode(&complaint);
+    let index = state.lies.find(lie.epoch, &lie.hash).unwrap();
+    crate::growth::grows_with("complaints of all users", 64, |n| {
+        let of = |n: usize| {
+            let hash = sha256(&n.to_be_bytes());
+            let identity = LeafIdentity {
+                client: uri(&format!("u{n}/phone")),
+                user: UserKeyHash(Opaque::new(hash).unwrap()),
+                signature_key: hash.to_vec(),
+                credential_type: 1,
+                print: hash,
+            };
+            (LeafIndex(u32::try_from(n).unwrap() + 10), identity)
+        };
+        let roster = Roster::of((0..n).map(of)).unwrap();
+        let users = roster.iter().map(|(leaf, identity)| (leaf, identity.user.clone()));
+        let users: Vec<(LeafIndex, UserKeyHash)> = users.collect();
+        let hub = std::sync::Arc::clone(&told.scenario.hub);
+        let mut state =
+            GroupState::load(hub, told.scenario.id.clone(), &state.snapshot().unwrap()).unwrap();
+        state.roster = roster;
+        let before = state.lies.clone();
+        let (bytes, complaint) = (bytes.clone(), complaint.clone());
+        move || {
+            state.lies = before.clone();
+            // what each complaint is looked at for
+            for (leaf, user) in &users {
+                assert_eq!(state.lies.find(lie.epoch, &lie.hash), Some(index));
+                assert_eq!(state.lies.leaf_in(index, *leaf, &state.roster).unwrap().user, *user);
+                let case = &state.lies.cases[index];
+                assert!(case.may_complain(user, &state.roster));
+                assert!(!case.has_complaint(user, false));
+                state.apply_complaint(user, bytes.clone(), now).unwrap();
+                let _ = state.wants_back(now);
+                state.liars(now);
+                state.info_is_bad();
+                let _ = state.complaint_answer(&complaint, now);
+            }
+            assert!(state.wants_back(now), "a quorum");
+        }
+    });
 }
