@@ -25,8 +25,15 @@ use crate::{
 
 /// Connections to all targets.
 pub struct Lines {
-    targets: Vec<Vec<Line>>,
+    targets: Vec<Bundle>,
     next: AtomicUsize,
+}
+
+/// Those to one target.
+struct Bundle {
+    lines: Vec<Line>,
+    /// Of all of them together.
+    room: Semaphore,
 }
 
 struct Line {
@@ -37,8 +44,9 @@ struct Line {
 /// A place on a connection, as long as this is held.
 pub(super) struct Turn<'a> {
     http: &'a Http,
-    /// None would be of a connection that is closed, and none is.
+    // none would be of a connection that is closed, and none is; in this order, so that there is a place for whoever is let in
     _place: Option<SemaphorePermit<'a>>,
+    _entry: Option<SemaphorePermit<'a>>,
 }
 
 impl Lines {
@@ -55,6 +63,10 @@ impl Lines {
                     Ok(Line { http, room: Semaphore::new(REQUESTS_PER_CONNECTION) })
                 })
                 .collect::<Result<Vec<_>, _>>()
+                .map(|lines| {
+                    let room = Semaphore::new(lines.len() * REQUESTS_PER_CONNECTION);
+                    Bundle { lines, room }
+                })
                 .map_err(|error| LoadError::of(error, &target.url, "connect"))
         };
         let targets = targets.iter().map(of).collect::<Result<_, _>>()?;
@@ -64,24 +76,33 @@ impl Lines {
     /// The connections of one target, in turn.
     #[must_use]
     pub fn to(&self, target: usize) -> &Http {
-        &self.line(target).http
+        let lines = &self.targets[target].lines;
+        &lines[self.next.fetch_add(1, Ordering::Relaxed) % lines.len()].http
     }
 
-    /// A place on one of a target's connections, in turn; waits until one of them has room for a request. What is sent without one waits in the
+    /// A place on one of a target's connections, in turn; waits until any of them has room for a request. What is sent without one waits in the
     /// connection itself, where nobody sees that it does.
     pub(super) async fn turn(&self, target: usize) -> Turn<'_> {
-        let Line { http, room } = self.line(target);
-        Turn { http, _place: room.acquire().await.ok() }
+        let Bundle { lines, room } = &self.targets[target];
+        let entry = room.acquire().await.ok();
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut in_turn = (0..lines.len()).map(|at| &lines[first.wrapping_add(at) % lines.len()]);
+        let place = in_turn.find_map(|line| Some((line, line.room.try_acquire().ok()?)));
+        // whoever was let in finds room; if not, it waits for one
+        let (Line { http, .. }, place) = match place {
+            Some((line, place)) => (line, Some(place)),
+            None => {
+                let line = &lines[first % lines.len()];
+                (line, line.room.acquire().await.ok())
+            }
+        };
+        Turn { http, _place: place, _entry: entry }
     }
 
     /// How many requests may be on their way at a time.
     pub(super) fn room(&self) -> usize {
-        self.targets.iter().map(Vec::len).sum::<usize>() * REQUESTS_PER_CONNECTION
-    }
-
-    fn line(&self, target: usize) -> &Line {
-        let all = &self.targets[target];
-        &all[self.next.fetch_add(1, Ordering::Relaxed) % all.len()]
+        let lines = self.targets.iter().map(|it| it.lines.len());
+        lines.sum::<usize>() * REQUESTS_PER_CONNECTION
     }
 
     /// The target of an account.
@@ -174,3 +195,31 @@ const REQUESTS_PER_CONNECTION: usize = 128;
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::wire::ids::Domain;
+
+    #[test]
+    fn who_has_a_place_on_one_connection_does_not_wait_for_another_that_is_stuck() {
+        let domain = Domain::new("a.example").unwrap();
+        let url = "https://127.0.0.1:1".to_owned();
+        let lines = Lines::new(&[Target { domain, url, certificate: None }], 2).unwrap();
+        let of = |turn: &Turn<'_>| std::ptr::from_ref(turn.http);
+        let take = || lines.turn(0).now_or_never();
+        let mut all: Vec<Turn<'_>> = std::iter::from_fn(take).collect();
+        assert_eq!(all.len(), 2 * REQUESTS_PER_CONNECTION);
+        // one answers all of its requests, the other none
+        let stuck = of(&all[0]);
+        all.retain(|turn| of(turn) == stuck);
+        assert_eq!(all.len(), REQUESTS_PER_CONNECTION);
+        let again: Vec<Turn<'_>> = std::iter::from_fn(take).collect();
+        assert_eq!(again.len(), REQUESTS_PER_CONNECTION);
+        assert!(again.iter().all(|turn| of(turn) != stuck));
+        drop(all);
+        assert!(take().is_some_and(|turn| of(&turn) == stuck));
+    }
+}
