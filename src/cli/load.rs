@@ -9,7 +9,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Subcommand;
 
-use super::FAILED;
+use super::{FAILED, USAGE};
 use crate::load::LoadError;
 
 /// Load tests with real MLS clients.
@@ -59,9 +59,14 @@ pub fn run(args: &Args) -> ExitCode {
             Command::Report(args) => report::run(args),
         }
     });
+    // what was interrupted may still be at work on a thread, and nobody waits for what comes of it
+    runtime.shutdown_background();
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
+        Err(error) => {
+            let code = failed(&error);
+            if matches!(error, LoadError::Usage(_)) { ExitCode::from(USAGE) } else { code }
+        }
     }
 }
 

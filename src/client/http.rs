@@ -278,7 +278,7 @@ impl Http {
         HttpError::Unreachable { url, why, is_timeout: true }
     }
 
-    /// Opens the queue's stream.
+    /// Asks for the queue's stream. Whether the provider opens it is known from [`Stream::opened`], or what [`Stream::next`] gives.
     ///
     /// # Errors
     /// [`HttpError::Unreachable`], [`HttpError::Untrusted`], [`HttpError::StreamEnded`]
@@ -306,36 +306,66 @@ impl Http {
         let open = encode(&OpenStream { window: WINDOW_BYTES });
         let first = signed(caller, STREAM, open)?;
         socket.send(Message::binary(first)).await.map_err(ended)?;
-        Ok(Stream { socket })
+        Ok(Stream { socket, early: None })
     }
 }
 
 /// A client's queue, as it comes.
 pub struct Stream {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// What came while it was waited for the stream to be open.
+    early: Option<QueueEntry>,
 }
 
 impl Stream {
+    /// Waits until the provider has opened the queue, or has refused to. A provider reads what follows the first frame when it has
+    /// opened, so it is a ping's answer that says so, or an entry, which is then what [`Self::next`] gives first.
+    ///
+    /// # Errors
+    /// As [`Self::next`], and [`HttpError::StreamEnded`] where it says neither in time.
+    pub async fn opened(&mut self) -> Result<(), HttpError> {
+        let answer = async {
+            // where it is closed already the close frame says more than this error
+            let _ = self.socket.send(Message::Ping(Vec::new().into())).await;
+            self.came().await
+        };
+        let came = tokio::time::timeout(ANSWER_TIMEOUT, answer).await;
+        let silent = |_| HttpError::StreamEnded("the provider did not open it in time".to_owned());
+        self.early = came.map_err(silent)??;
+        Ok(())
+    }
+
     /// The next entry. Dropping the future loses nothing.
     ///
     /// # Errors
     /// [`HttpError::Refused`], [`HttpError::ClockOff`], [`HttpError::StreamEnded`], [`HttpError::Answer`]
     pub async fn next(&mut self) -> Result<QueueEntry, HttpError> {
+        if let Some(entry) = self.early.take() {
+            return Ok(entry);
+        }
+        loop {
+            if let Some(entry) = self.came().await? {
+                return Ok(entry);
+            }
+        }
+    }
+
+    /// The next entry, or none where a ping was answered before one came.
+    async fn came(&mut self) -> Result<Option<QueueEntry>, HttpError> {
         loop {
             let frame = tokio::time::timeout(SILENCE_MAX, self.socket.next())
                 .await
                 .map_err(|_| HttpError::StreamEnded("the provider has gone silent".to_owned()))?;
             match frame {
-                Some(Ok(Message::Binary(bytes))) => return Ok(decode(&bytes)?),
+                Some(Ok(Message::Binary(bytes))) => return Ok(Some(decode(&bytes)?)),
+                Some(Ok(Message::Pong(_))) => return Ok(None),
                 Some(Ok(Message::Close(frame))) => {
                     return Err(frame.map_or_else(
                         || HttpError::StreamEnded("closed by the provider".to_owned()),
                         |frame| closed(frame.code.into(), frame.reason.as_str()),
                     ));
                 }
-                Some(Ok(
-                    Message::Ping(_) | Message::Pong(_) | Message::Text(_) | Message::Frame(_),
-                )) => {}
+                Some(Ok(Message::Ping(_) | Message::Text(_) | Message::Frame(_))) => {}
                 Some(Err(error)) => return Err(ended(error)),
                 None => return Err(HttpError::StreamEnded("the connection is gone".to_owned())),
             }

@@ -195,6 +195,13 @@ impl Crew {
         Epoch(self.drivers[0].group.epoch().as_u64())
     }
 
+    /// How many of the members are such.
+    #[must_use]
+    pub(super) fn readers(&self, reads: impl Fn(u32) -> bool) -> u32 {
+        let readers = self.leaves.keys().filter(|account| reads(**account)).count();
+        u32::try_from(readers).unwrap_or(u32::MAX)
+    }
+
     /// What is to be sent for `op` in the epoch as it is: one operation, or one of each racer, of which at most one can be accepted.
     pub(super) fn stage(
         &mut self,

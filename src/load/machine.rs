@@ -44,14 +44,14 @@ pub(super) fn processor_time() -> Duration {
 /// Makes sure that so many connections can be open.
 ///
 /// # Errors
-/// [`LoadError::Usage`] where the system does not let it.
+/// [`LoadError::Unfit`] where the system does not let it.
 pub(super) fn files_for(connections: usize) -> Result<(), LoadError> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     // none means: as many as one likes
     let may = if raised { maximum } else { current }.unwrap_or(u64::MAX);
     if may < connections as u64 + FILES_KEPT {
-        return Err(LoadError::Usage(format!(
+        return Err(LoadError::Unfit(format!(
             "{connections} connections are to be open, and this process may have {may} files: raise `ulimit -n`, or drain fewer clients \
              (--drain-clients) or by --drain poll"
         )));
@@ -70,14 +70,14 @@ pub(super) async fn scrape(url: &str, at_ms: u64) -> Scraped {
 /// Makes sure that a target's metrics can be read: what a run cost cannot be asked for when it is over.
 ///
 /// # Errors
-/// [`LoadError::Usage`], with what to do.
+/// [`LoadError::Unfit`], with what to do.
 pub(super) async fn is_operators(url: &str) -> Result<(), LoadError> {
     let why = match fetch(url).await {
         Ok(text) if text.contains("\nmimid_") => return Ok(()),
         Ok(_) => "these are no provider's".to_owned(),
         Err(error) => error,
     };
-    Err(LoadError::Usage(format!(
+    Err(LoadError::Unfit(format!(
         "--ops {url}: its metrics cannot be read ({why}): name a target's operator listener, as http://127.0.0.1:9443, or leave it out"
     )))
 }

@@ -5,10 +5,12 @@
 //! a [`result`], and a [`report`] says it. Deliberately absent: anything of a server.
 
 pub mod account;
+mod alarm;
 pub mod crew;
 pub mod drain;
 pub mod lanes;
 pub mod latencies;
+mod ledger;
 pub mod lines;
 mod machine;
 pub mod pace;
@@ -36,8 +38,12 @@ use crate::{
 /// Why a workload was not made or replayed. The texts say what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// It was not asked for rightly, whatever is at the other side.
     #[error("{0}")]
     Usage(String),
+    /// What is there, here or at a provider, does not let it.
+    #[error("{0}")]
+    Unfit(String),
     #[error(transparent)]
     File(#[from] workload::FileError),
     #[error(transparent)]

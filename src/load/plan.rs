@@ -55,7 +55,24 @@ pub enum Op {
     Race { drivers: Vec<u32> },
 }
 
+/// Whom an operation brings into its group, or takes out of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    Nobody,
+    In(u32),
+    Out(u32),
+}
+
 impl Op {
+    #[must_use]
+    pub fn change(&self) -> Change {
+        match self {
+            Self::Add { who, .. } | Self::Join { who } => Change::In(*who),
+            Self::Remove { who } => Change::Out(*who),
+            Self::Message { .. } | Self::Update { .. } | Self::Race { .. } => Change::Nobody,
+        }
+    }
+
     /// The kind of the request that it begins with.
     #[must_use]
     pub fn kind(&self) -> Kind {

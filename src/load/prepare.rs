@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{
     LoadError,
     account::Account,
-    crew::{Accounts, Crew},
+    crew::{Accounts, Crew, Staged},
     lines::{Lines, now, patiently},
     plan::{GroupPlan, Op, Shape},
     progress::Progress,
@@ -180,7 +180,7 @@ async fn hub_key(
     let answer =
         answer.map_err(|error| LoadError::of(error, &target.url, "say what its keys are"))?;
     client::hub_key(&answer, SignatureScheme::ED25519, now()).ok_or_else(|| {
-        LoadError::Usage(format!("{} hosts no groups of ciphersuite 1", target.domain))
+        LoadError::Unfit(format!("{} hosts no groups of ciphersuite 1", target.domain))
     })
 }
 
@@ -205,7 +205,7 @@ async fn mint(
                 .await;
         let answer = answer.map_err(|error| LoadError::of(error, &target.url, "mint tokens"))?;
         if answer.tokens.is_empty() {
-            return Err(LoadError::Usage(format!("{} gave no queue token", target.url)));
+            return Err(LoadError::Unfit(format!("{} gave no queue token", target.url)));
         }
         tokens.extend(answer.tokens.iter().cloned());
     }
@@ -303,11 +303,12 @@ fn script(
         group.live = Some(Live { crew: crew.stored(), ops, tokens });
     } else {
         for op in ops {
-            let epoch = crew.epoch().0;
+            let (epoch, change) = (crew.epoch().0, op.change());
             for staged in crew.stage(&op, tokens, now())? {
                 // nobody else commits in this group, so what is made ahead is what the hub accepts
                 crew.merge(&staged)?;
-                steps.push(Step { epoch, holds: staged.holds, requests: staged.requests });
+                let Staged { requests, holds, .. } = staged;
+                steps.push(Step { epoch, holds, change, requests });
             }
         }
         group.steps = u32::try_from(steps.len()).unwrap_or(u32::MAX);

@@ -1,7 +1,9 @@
 //! A group that is made live: its members are real clients at replay, too, and whichever commit of a race the hub takes, they go on from it.
 //!
 //! This costs the generator what it costs clients: making a commit and taking one in are milliseconds in a group of some ten, and more in
-//! larger ones. So such groups do one thing at a time, on threads for that, and what it takes is in the result as [`MLS_WORK`].
+//! larger ones. So such groups do one thing at a time, on threads for that, and what it takes is in the result as [`MLS_WORK`]. Making is in
+//! no request's latency, for a provider has no part in it: those count from when there was something to send, and what was before is
+//! [`STAGING`]. What an operation waited before that, for its group or for a place on a connection, is in its latency.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,10 +22,12 @@ use crate::{
     wire::{extensions::QueueToken, ids::RequestId},
 };
 
-/// From when a race was due until a racer's commit was accepted, those before it included.
+/// From when a race was due until a racer's commit was accepted, those before it and all making included.
 pub const RACE_SETTLED: &str = "race_settled";
 /// What making and taking in commits took the generator, for each round.
 pub const MLS_WORK: &str = "mls_work";
+/// How long an operation that is made live was made before it could be sent: for each round of a race.
+pub const STAGING: &str = "staging";
 
 /// Something to be done live.
 pub(super) struct Round {
@@ -44,8 +48,9 @@ pub(super) async fn play(
 ) -> Result<Crew, LoadError> {
     let Round { mut crew, hub, mut op, mut token, due, losers_retry } = round;
     let mut fruitless = 0;
-    let mut at = due;
+    let mut begins = true;
     loop {
+        let making = sender.began.elapsed();
         let staged;
         (crew, staged) = {
             let (op, token, recorder) = (op.clone(), token.take(), recorder.clone());
@@ -61,8 +66,21 @@ pub(super) async fn play(
             })
             .await?
         };
-        let verdicts =
-            join_all(staged.iter().map(|one| send(&sender, &recorder, &crew, one, hub, at))).await;
+        let made = sender.began.elapsed();
+        recorder.observed(STAGING, making, made.saturating_sub(making));
+        let first = Sent {
+            hub,
+            // a new attempt is a request of its own
+            due: if begins { due + made.saturating_sub(making) } else { made },
+            readers: crew.readers(|account| sender.ledger.reads(account)),
+            begins,
+        };
+        let sent = staged.iter().enumerate().map(|(at, one)| {
+            let how = Sent { begins: begins && at == 0, ..first };
+            send(&sender, &recorder, &crew, one, how)
+        });
+        let verdicts = join_all(sent).await;
+        begins = false;
         let winner = verdicts.iter().position(|verdict| *verdict == Verdict::Accepted);
         let is_race = matches!(op, Op::Race { .. });
         if is_race && winner.is_some() {
@@ -98,9 +116,16 @@ pub(super) async fn play(
         if !losers_retry || drivers.is_empty() || fruitless == FRUITLESS_MAX {
             return Ok(crew);
         }
-        // a new attempt is a request of its own
-        at = sender.began.elapsed();
     }
+}
+
+/// How what was made is sent.
+#[derive(Clone, Copy)]
+struct Sent {
+    hub: usize,
+    due: Duration,
+    readers: u32,
+    begins: bool,
 }
 
 async fn send(
@@ -108,14 +133,14 @@ async fn send(
     recorder: &Recorder,
     crew: &Crew,
     staged: &Staged,
-    hub: usize,
-    due: Duration,
+    how: Sent,
 ) -> Verdict {
+    let Sent { hub, mut due, readers, begins } = how;
     let mut verdict = Verdict::Accepted;
     for (at, request) in staged.requests.iter().enumerate() {
         let id = RequestId(crypto::random());
-        // how late a round began was told before it
-        let one = One { request, hub, group: crew.id(), id, due, begins: false };
+        let begins = begins && at == 0;
+        let one = One { request, hub, group: crew.id(), id, due, readers, begins };
         let came = sender.send(recorder, one).await;
         // what follows the commit changes nothing about it
         if at < usize::from(staged.holds).max(1) {
@@ -124,6 +149,8 @@ async fn send(
         if came != Verdict::Accepted {
             break;
         }
+        // what follows is asked for by who got this answer
+        due = sender.began.elapsed();
     }
     verdict
 }

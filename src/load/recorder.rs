@@ -139,6 +139,19 @@ impl Recorder {
         }
     }
 
+    /// Of what is observed so many never came, of the measured time: they are in no percentile, and told as errors.
+    pub fn missed(&self, operation: &'static str, times: u64) {
+        if times == 0 {
+            return;
+        }
+        let mut shard = self.shard();
+        let of = shard.of(&self.shared, operation);
+        of.total.observed = true;
+        of.interval.unanswered += times;
+        of.total.unanswered += times;
+        count(&mut of.total.errors, MISSING, times);
+    }
+
     /// Ends an interval at `now`, since the run's start: about once a second, from one task, and once at the end.
     pub fn close_interval(&self, now: Duration) -> Interval {
         let mut series = lock(&self.shared.series);
@@ -437,6 +450,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Why what was to come is not there.
+const MISSING: &str = "missing";
 /// Where names go that have no place of their own.
 const OTHER: &str = "other";
 /// More than this many cores are not slowed down by one another here.
@@ -530,6 +545,19 @@ mod tests {
         recorder.ends_at(2 * SECOND);
         recorder.answered("message", ms(1000), ms(1000));
         assert_eq!(recorder.measured().operations["message"].in_time().late, 3);
+    }
+
+    #[test]
+    fn what_never_came_is_counted_and_is_no_request() {
+        let recorder = Recorder::new(Duration::ZERO);
+        recorder.missed("delivery", 0);
+        assert!(recorder.measured().operations.is_empty());
+        recorder.clone().observed("delivery", ms(1), ms(1));
+        recorder.missed("delivery", 3);
+        assert_eq!(recorder.close_interval(SECOND).in_flight, 0);
+        let of = &recorder.measured().operations["delivery"];
+        assert_eq!((of.observed, of.answered, of.unanswered), (true, 1, 3));
+        assert_eq!(of.errors, BTreeMap::from([("missing".into(), 3)]));
     }
 
     #[test]

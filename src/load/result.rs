@@ -50,9 +50,28 @@ pub struct Run {
     /// Groups in which nothing more could happen. Runs of earlier versions do not say.
     #[serde(default)]
     pub groups_lost: u64,
+    /// What clients that read their queues were to get. None read, or it is a run of an earlier version, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<Drained>,
     pub load: Load,
     /// Facts about the machine that made the load ("cores": "2", "load average at start": "0.4").
     pub machine: BTreeMap<String, String>,
+}
+
+/// Deliveries of what hubs accepted in the measured time: one for each message and each client that reads its queue and was to get it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Who read.
+    pub clients: u64,
+    /// Of those: so many could not for a time, in the warm-up or later.
+    pub interrupted: u64,
+    pub due: u64,
+    /// Of those due: so many came before nobody waited for them any more.
+    pub delivered: u64,
+    /// Beside those due: they came of messages whose requests had no answer, so that nobody knew that they would.
+    pub untold: u64,
+    /// So long they were waited for behind the run's last operation.
+    pub settled_ms: u64,
 }
 
 /// What was done; equal ones make runs comparable.
@@ -259,6 +278,11 @@ impl RunResult {
         if let Some((what, found, max)) = bounds.iter().find(|(_, found, max)| found > max) {
             return Err(format!("{found} {what}, at most {max} can be"));
         }
+        if let Some(Drained { due, delivered, .. }) = run.drained
+            && delivered > due
+        {
+            return Err(format!("{delivered} deliveries of {due} that were due"));
+        }
         for (name, of) in operations {
             if of.errors.len() > ERRORS_MAX {
                 return Err(format!("{name:?} has {} kinds of errors", of.errors.len()));
@@ -374,6 +398,7 @@ mod tests {
             measured_ms: 1000,
             tail_ms: 0,
             groups_lost: 0,
+            drained: Some(Drained { clients: 3, due: 7, delivered: 6, ..Drained::default() }),
             load: Load::Open { per_second: 10.0 },
             machine: [("cores".into(), "2".into())].into(),
         };
@@ -403,6 +428,16 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no part is left");
         let missing = RunResult::read(&folder.path().join("none")).unwrap_err().to_string();
         assert!(missing.contains("none: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn a_run_of_before_deliveries_were_counted_is_read() {
+        let mut value = serde_json::to_value(made()).unwrap();
+        let run = value["run"].as_object_mut().unwrap();
+        assert!(run.remove("drained").is_some());
+        let read = parse(value.to_string().as_bytes()).unwrap();
+        assert_eq!(read.run.drained, None);
+        assert!(!serde_json::to_string(&read).unwrap().contains("drained"));
     }
 
     #[test]
@@ -443,7 +478,11 @@ mod tests {
     #[test]
     fn a_file_beyond_a_bound_or_that_contradicts_itself_is_refused() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
+            (
+                |it| it.run.drained.as_mut().unwrap().delivered = 8,
+                "8 deliveries of 7 that were due",
+            ),
             (
                 |it| it.series = vec![it.series[0].clone(); POINTS_MAX + 1],
                 "1201 points in its series, at most 1200 can be",

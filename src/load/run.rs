@@ -13,15 +13,17 @@ use tokio::{
 
 use super::{
     LoadError,
+    alarm::Alarm,
     drain::{Drain, Drains},
     lanes::Lanes,
+    ledger::Ledger,
     lines::{Lines, now},
     machine,
     pace::{Pace, Pacing, Spread},
     plan::Op,
     race::{self, Round},
     recorder::Recorder,
-    result::{Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload as Described},
+    result::{Load, Run, RunResult, Scrape, Scraped, Workload as Described},
     script::Script,
     send::{Sender, Told, Verdict, Work},
     view::View,
@@ -56,6 +58,8 @@ pub struct Options {
     pub drain: Drain,
     /// Of those who are in a group, so many read their queues; none: all.
     pub drain_clients: Option<usize>,
+    /// Behind the last operation, how long deliveries that are due are waited for.
+    pub settle: Duration,
     /// The targets' operator listeners, to read `/metrics` before and after.
     pub ops: Vec<String>,
     pub is_quiet: bool,
@@ -91,12 +95,12 @@ pub async fn run(
         ready = Ready::make(path, &options) => ready?,
         () = &mut stop => return Err(LoadError::Interrupted),
     };
-    let Ready { workload, targets, lines, recorder, drains, mut machine } = ready;
+    let Ready { workload, targets, lines, recorder, ledger, mut drains, mut machine } = ready;
     let before = machine::processor_time();
     let started_at_ms = now().0;
     let began = drains.begin();
     let first = tokio::spawn(scrape_at(began, options.warm_up, options.ops.clone()));
-    let mut replay = Replay::new(workload, targets, lines, recorder, &options, began);
+    let mut replay = Replay::new(workload, targets, lines, recorder, ledger, &options, began);
     let Went { interrupted, broke } = replay.go(stop).await;
     let (over_at, tail) = replay.over();
     let scrapes = if first.is_finished() || replay.elapsed() >= options.warm_up {
@@ -108,7 +112,8 @@ pub async fn run(
     };
     // before what follows: while clients still read what waits for them nothing is accepted that it could be divided by
     let lasts = scrape_at(began, Duration::ZERO, options.ops.clone()).await;
-    drains.settle(SETTLE_MAX).await;
+    let settle = if interrupted { options.settle.min(GRACE_STOPPED) } else { options.settle };
+    let drained = drains.settle(settle).await;
     let measured = over_at.saturating_sub(options.warm_up);
     let both = options.ops.iter().cloned().zip(scrapes).zip(lasts);
     let scraped = both.map(|((target, before), after)| Scrape { target, before, after }).collect();
@@ -137,6 +142,7 @@ pub async fn run(
         measured_ms: millis(measured),
         tail_ms: millis(tail),
         groups_lost: replay.lost as u64,
+        drained,
         load: options.load,
         machine,
     };
@@ -152,6 +158,7 @@ struct Ready {
     targets: Vec<Target>,
     lines: Lines,
     recorder: Recorder,
+    ledger: Arc<Ledger>,
     drains: Drains,
     machine: BTreeMap<String, String>,
 }
@@ -171,18 +178,21 @@ impl Ready {
         let machine = machine::facts();
         let recorder = Recorder::new(options.warm_up);
         recorder.ends_at(options.warm_up + options.length);
+        let ledger = Ledger::new(&drained, workload.accounts.len(), options.warm_up);
+        let ledger = Arc::new(ledger);
         let drains = Drains::open(
             options.drain,
             &drained,
             &targets,
             &workload.accounts,
             &recorder,
+            &ledger,
             options.is_quiet,
         )
         .await?;
         // what waits in their queues from before is no part of the run
-        drains.settle(BACKLOG_MAX).await;
-        Ok(Self { workload, targets, lines, recorder, drains, machine })
+        drains.read_backlog(BACKLOG_MAX).await;
+        Ok(Self { workload, targets, lines, recorder, ledger, drains, machine })
     }
 }
 
@@ -249,7 +259,7 @@ async fn greet(workload: &Workload, targets: &[Target], lines: &Lines) -> Result
         match asked {
             Ok(_) => {}
             Err(HttpError::Refused(error @ DsError::Unauthenticated { .. })) => {
-                return Err(LoadError::Usage(format!(
+                return Err(LoadError::Unfit(format!(
                     "{} does not know the clients of this workload ({error}): it was prepared at another provider of {}, or with a data \
                      folder that is gone. Prepare it anew with `mimid load prepare`",
                     target.url, target.domain
@@ -319,6 +329,7 @@ impl Replay {
         targets: Vec<Target>,
         lines: Lines,
         recorder: Recorder,
+        ledger: Arc<Ledger>,
         options: &Options,
         began: Instant,
     ) -> Self {
@@ -340,6 +351,7 @@ impl Replay {
             ended: is_ended,
             lines,
             accounts: Arc::clone(&workload.accounts),
+            ledger,
             domains: targets.iter().map(|target| target.domain.clone()).collect(),
             began,
             retries: options.retries,
@@ -421,13 +433,13 @@ impl Replay {
         ticks.tick().await;
         let mut stopped = false;
         let (mut ends_by, mut stopped_at) = (None, None);
+        let mut alarm = Alarm::new();
         loop {
             let now = self.elapsed();
-            if !stopped {
-                while let Some(arrival) = self.pace.due(self.elapsed()) {
-                    self.arrive(arrival.group, arrival.due)?;
-                    self.rehouse()?;
-                }
+            for _ in 0..if stopped { 0 } else { BATCH_MAX } {
+                let Some(arrival) = self.pace.due(self.elapsed()) else { break };
+                self.arrive(arrival.group, arrival.due)?;
+                self.rehouse()?;
             }
             let over = stopped || self.pace.is_over(now);
             if over && self.over_at.is_none() {
@@ -453,7 +465,7 @@ impl Replay {
                 }
             }
             let next = self.pace.next_at().filter(|_| !over);
-            let wake = self.sender.began + next.unwrap_or(now + GRACE);
+            alarm.set(self.sender.began + next.unwrap_or(now + GRACE));
             tokio::select! {
                 biased;
                 () = &mut stop, if !stopped => stopped = true,
@@ -465,12 +477,13 @@ impl Replay {
                 Some(over) = self.overs.recv() => {
                     self.took(over, stopped)?;
                     // others may be there, too: what is due is looked at behind all of them
-                    while let Ok(over) = self.overs.try_recv() {
+                    for _ in 0..BATCH_MAX {
+                        let Ok(over) = self.overs.try_recv() else { break };
                         self.took(over, stopped)?;
                     }
                     self.last_over = self.elapsed();
                 }
-                () = tokio::time::sleep_until(wake) => {}
+                () = alarm.rings() => {}
             }
         }
         Ok(stopped)
@@ -508,7 +521,8 @@ impl Replay {
     fn begin_in(&mut self, group: usize) -> Result<(), LoadError> {
         loop {
             if matches!(self.scripts[group], Script::Unopened) {
-                self.scripts[group] = Script::open(&self.workload, &self.workload.accounts, group)?;
+                let (accounts, ledger) = (&self.workload.accounts, &self.sender.ledger);
+                self.scripts[group] = Script::open(&self.workload, accounts, ledger, group)?;
             }
             let script = &mut self.scripts[group];
             let workload = &self.workload;
@@ -550,6 +564,7 @@ impl Replay {
                     group: ahead.id.clone(),
                     id,
                     due,
+                    readers: ahead.readers,
                 };
                 // a receiver that is gone belongs to a run that is over
                 let told = move |told| {
@@ -567,9 +582,6 @@ impl Replay {
                     let _ = over.send(Over::Live { group, crew });
                     return;
                 };
-                let late = self.sender.began.elapsed().saturating_sub(due);
-                recorder.observed(SEND_LAG, due, late);
-                recorder.began(op.kind().name(), due, late);
                 let comes_in = matches!(op, Op::Add { .. } | Op::Join { .. });
                 let token = if comes_in { live.token() } else { None };
                 let losers_retry = self.losers_retry;
@@ -665,4 +677,6 @@ const GRACE_STOPPED: Duration = Duration::from_secs(10);
 const END_MAX: Duration = Duration::from_secs(5);
 /// How long what waited in the queues before may take to be read.
 const BACKLOG_MAX: Duration = Duration::from_secs(120);
-const SETTLE_MAX: Duration = Duration::from_secs(15);
+/// What is due or over is looked at so often in a row before there is a look at the clock and at who wants an end: where the generator is
+/// behind there is always more of it.
+const BATCH_MAX: usize = 256;

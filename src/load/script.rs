@@ -3,12 +3,13 @@
 //! What was made ahead is good in one epoch. Where the hub says that the group is further (the workload was replayed before), the script goes
 //! on where it fits; where that is nowhere, the group is spent. A commit whose outcome is unknown stays next, under the same id.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     LoadError,
     crew::{Accounts, Crew},
-    plan::Op,
+    ledger::Ledger,
+    plan::{Change, Op},
     send::Verdict,
     workload::{Group, Step, Workload},
 };
@@ -47,6 +48,9 @@ pub(super) struct Ahead {
     attempts: u32,
     /// The group's epoch, as the hub said last.
     epoch: u64,
+    ledger: Arc<Ledger>,
+    /// Members who read their queues.
+    pub readers: u32,
 }
 
 /// A group whose members race: made when it is replayed.
@@ -61,11 +65,17 @@ pub(super) struct LiveScript {
 
 impl Script {
     /// Reads a group's beginning.
-    pub fn open(workload: &Workload, accounts: &Accounts, index: usize) -> Result<Self, LoadError> {
+    pub fn open(
+        workload: &Workload,
+        accounts: &Accounts,
+        ledger: &Arc<Ledger>,
+        index: usize,
+    ) -> Result<Self, LoadError> {
         let (group, at) = workload.group(index)?;
-        let Group { id, hub, epoch, steps, tail, live, .. } = group;
+        let Group { id, hub, members, epoch, steps, tail, live } = group;
         let hub = hub as usize;
         let Some(live) = live else {
+            let readers = members.iter().filter(|account| ledger.reads(**account)).count();
             return Ok(Self::Ahead(Box::new(Ahead {
                 id,
                 hub,
@@ -78,6 +88,8 @@ impl Script {
                 request: None,
                 attempts: 0,
                 epoch,
+                ledger: Arc::clone(ledger),
+                readers: u32::try_from(readers).unwrap_or(u32::MAX),
             })));
         };
         let message_bytes = workload.header.shape.message_bytes;
@@ -132,7 +144,18 @@ impl Ahead {
     }
 
     fn pass(&mut self) {
-        if let Some((_, next)) = self.next.take() {
+        if let Some((step, next)) = self.next.take() {
+            match step.change {
+                Change::In(who) => {
+                    let more = u32::from(self.ledger.reads(who));
+                    self.readers = self.readers.saturating_add(more);
+                }
+                Change::Out(who) => {
+                    let less = u32::from(self.ledger.reads(who));
+                    self.readers = self.readers.saturating_sub(less);
+                }
+                Change::Nobody => {}
+            }
             self.past(next);
         }
     }
@@ -154,7 +177,7 @@ impl Ahead {
             return Some((step, id));
         }
         // it may have to be sent again
-        let again = Step { epoch: step.epoch, holds: step.holds, requests: step.requests.clone() };
+        let again = Step { requests: step.requests.clone(), ..step };
         self.next = Some((again, next));
         Some((step, id))
     }

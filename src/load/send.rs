@@ -6,16 +6,17 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     crew::Accounts,
+    ledger::Ledger,
     lines::{Lines, now},
     recorder::Recorder,
-    request::Request,
+    request::{Kind, Request},
     result::SEND_LAG,
 };
 use crate::{
     client::http::HttpError,
     crypto,
     wire::{
-        ds::DsError,
+        ds::{DsError, DsResponseBody},
         ids::{Domain, GroupId, RequestId},
     },
 };
@@ -24,6 +25,7 @@ use crate::{
 pub(super) struct Sender {
     pub lines: Lines,
     pub accounts: Accounts,
+    pub ledger: Arc<Ledger>,
     /// By target.
     pub domains: Vec<Domain>,
     pub began: Instant,
@@ -41,6 +43,8 @@ pub(super) struct One<'a> {
     pub group: &'a GroupId,
     pub id: RequestId,
     pub due: Duration,
+    /// Members of the group who read their queues.
+    pub readers: u32,
     /// Its operation begins with it, and how late that is to be told.
     pub begins: bool,
 }
@@ -105,7 +109,7 @@ impl Sender {
     }
 
     async fn attempt(&self, recorder: &Recorder, one: One<'_>) -> Result<(), HttpError> {
-        let One { request, hub, group, id, due, begins } = one;
+        let One { request, hub, group, id, due, readers, begins } = one;
         let account = &self.accounts[request.account as usize];
         let name = request.kind.name();
         let mut ended = self.ended.clone();
@@ -137,7 +141,16 @@ impl Sender {
         };
         let latency = self.began.elapsed().saturating_sub(due);
         match &answer {
-            Ok(_) => recorder.answered(name, due, latency),
+            Ok(body) => {
+                recorder.answered(name, due, latency);
+                if let DsResponseBody::Accepted(accepted) = body {
+                    // who comes in by it is no member yet, and nobody gets what it sent itself
+                    let own = request.kind != Kind::Join && self.ledger.reads(request.account);
+                    let readers = readers.saturating_sub(own.into());
+                    let (sequence, at) = (accepted.group_sequence, accepted.accepted_at);
+                    self.ledger.accepted(group.as_bytes(), sequence, at, readers);
+                }
+            }
             Err(HttpError::Refused(error)) => recorder.refused(name, error.name(), due, latency),
             Err(error) => recorder.unanswered(name, why(error), due),
         }
@@ -152,14 +165,14 @@ impl Sender {
         work: Work,
         tell: impl Fn(Told) + Send,
     ) {
-        let Work { requests, holds, hub, group, id, due } = work;
+        let Work { requests, holds, hub, group, id, due, readers } = work;
         let holds = usize::from(holds).clamp(1, requests.len());
         let mut due = due;
         for (at, request) in requests.iter().enumerate() {
             // the last of those that hold is what a script may have to repeat
             let id = if at + 1 == holds { id } else { RequestId(crypto::random()) };
             let begins = at == 0;
-            let one = One { request, hub, group: &group, id, due, begins };
+            let one = One { request, hub, group: &group, id, due, readers, begins };
             let verdict = self.send(&recorder, one).await;
             let accepted = verdict == Verdict::Accepted;
             if at + 1 == holds || at < holds && !accepted {
@@ -199,10 +212,12 @@ pub(super) struct Work {
     pub group: GroupId,
     pub id: RequestId,
     pub due: Duration,
+    /// Members of the group who read their queues.
+    pub readers: u32,
 }
 
 /// In a word, for a table of errors.
-fn why(error: &HttpError) -> &'static str {
+pub(super) fn why(error: &HttpError) -> &'static str {
     match error {
         HttpError::Unreachable { is_timeout: true, .. } => "timeout",
         HttpError::Unreachable { .. } => "connection",
@@ -266,6 +281,7 @@ mod tests {
         let sender = Sender {
             lines: Lines::new(&[target], 1).unwrap(),
             accounts: Arc::new(vec![Account::generate(client).unwrap()]),
+            ledger: Arc::default(),
             domains: vec![domain.clone()],
             began: Instant::now(),
             retries: true,
@@ -276,7 +292,8 @@ mod tests {
         let (group, id) = (GroupId::of(&domain, [1; 16]), RequestId(crypto::random()));
         let recorder = Recorder::new(Duration::ZERO);
         let due = Duration::ZERO;
-        let one = One { request: &request, hub: 0, group: &group, id, due, begins: true };
+        let (hub, readers) = (0, 0);
+        let one = One { request: &request, hub, group: &group, id, due, readers, begins: true };
         assert_eq!(sender.send(&recorder, one).await, Verdict::Unknown);
         let operations = recorder.measured().operations;
         let attempts = operations["message"].errors.get("connection").copied().unwrap_or_default();

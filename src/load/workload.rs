@@ -20,7 +20,7 @@ use super::{
     LoadError,
     account::{Account, StoredAccount},
     crew::{Accounts, StoredCrew},
-    plan::{Op, Shape},
+    plan::{Change, Op, Shape},
     request::Request,
 };
 use crate::{
@@ -84,6 +84,7 @@ pub(super) struct Step {
     pub epoch: u64,
     /// How many of the requests, from the first, are over before anything else happens in the group.
     pub holds: u8,
+    pub change: Change,
     pub requests: Vec<Request>,
 }
 
@@ -288,7 +289,11 @@ impl Workload {
     pub(super) fn step(&self, at: u64) -> Result<(Step, u64), LoadError> {
         let (step, next): (Step, u64) = self.reader().record(at)?;
         let users = self.header.shape.users;
-        let known = step.requests.iter().all(|request| request.account < users);
+        let moves = match step.change {
+            Change::In(account) | Change::Out(account) => account < users,
+            Change::Nobody => true,
+        };
+        let known = moves && step.requests.iter().all(|request| request.account < users);
         if !known || step.requests.is_empty() || step.requests.len() > 255 {
             return Err(self.damaged(at, "a step of clients that are not there").into());
         }
@@ -423,7 +428,7 @@ impl Reader<'_> {
 }
 
 const MARK: &[u8] = b"mimid workload ";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const CHECKSUM_BYTES: usize = 8;
 const HEAD_BYTES: usize = 4 + CHECKSUM_BYTES;
 const FIRST_BYTES: usize = 4096;
@@ -477,6 +482,7 @@ mod tests {
             let step = |bytes: usize| Step {
                 epoch: 1,
                 holds: 0,
+                change: Change::Nobody,
                 requests: vec![Request {
                     kind: Kind::Message,
                     account: 2,

@@ -83,6 +83,8 @@ pub(crate) fn closed(count: u64) -> Options {
         retries: true,
         drain: Drain::None,
         drain_clients: None,
+        // where nothing is lost nobody waits for so long
+        settle: Duration::from_secs(120),
         ops: Vec::new(),
         is_quiet: true,
         said: BTreeMap::new(),
@@ -104,6 +106,14 @@ fn expect_no_errors(done: &Done) {
         assert!(of.errors.is_empty(), "{name}: {:?}", of.errors);
     }
     assert_eq!(done.groups_lost, 0);
+}
+
+/// All that was due came, and nothing else.
+fn expect_all_deliveries(done: &Done) {
+    let drained = done.result.run.drained.unwrap();
+    assert!(drained.due > 0);
+    assert_eq!((drained.delivered, drained.untold), (drained.due, 0), "{drained:?}");
+    assert_eq!((of(done, DELIVERY).answered, of(done, DELIVERY).unanswered), (drained.due, 0));
 }
 
 fn kept(done: &Done, folder: &Path) {
@@ -140,6 +150,7 @@ async fn a_workload_of_everything_is_accepted_to_its_end_and_beyond() {
     }
     assert!(of(&done, "join").lag.is_empty() && of(&done, "welcome_info").lag.is_empty());
     assert!(of(&done, DELIVERY).answered > of(&done, "message").answered);
+    expect_all_deliveries(&done);
     kept(&done, folder.path());
 
     // its commits are spent now; the groups in which all were sent go on with their messages
@@ -163,8 +174,10 @@ async fn whoever_wins_a_race_the_group_goes_on() {
     let mix = "messages=20,updates=5,adds=5,removes=5,joins=5,races=20";
     let made = prepared(&providers, shape(mix, 1), &file).await;
     assert_eq!(made.live, 5);
-    let done = replayed(&file, closed(made.steps)).await;
+    let some = Options { drain: Drain::Stream, drain_clients: Some(6), ..closed(made.steps) };
+    let done = replayed(&file, some).await;
     assert_eq!(done.groups_lost, 0);
+    expect_all_deliveries(&done);
     let race = of(&done, "race");
     let races = of(&done, "race_settled").answered;
     // of three racers one wins, and the others hear why they did not
@@ -183,6 +196,26 @@ async fn whoever_wins_a_race_the_group_goes_on() {
     let race = of(&done, "race");
     assert_eq!((race.answered, race.refused), (30, 30), "3 and 2 + 1 of them refused, ten times");
     assert_eq!(of(&done, "race_settled").answered, 30);
+    // an operation is late once, whatever it takes
+    assert_eq!((of(&done, SEND_LAG).answered, of(&done, "staging").answered), (10, 30));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_generator_makes_live_is_in_no_latency_of_the_provider() {
+    let providers = Providers::start(&["a.example"], 17).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    let racers = Shape { groups: 1, members: 12, drivers: 12, racers: 12, ..shape("races=1", 1) };
+    let racers = Shape { users: 12, steps: 1, ..racers };
+    prepared(&providers, racers, &file).await;
+    let one = Options { load: Load::Closed { concurrency: 1 }, ..closed(1) };
+    let done = replayed(&file, one).await;
+    let longest = |name: &str| of(&done, name).latencies.max_us();
+    assert_eq!((of(&done, "staging").answered, of(&done, "race").answered), (1, 1));
+    // from when it was due: making it, and then what the provider took; a histogram has three digits
+    let parts = longest("staging") + longest("race");
+    assert!(parts <= longest("race_settled") * 101 / 100, "{:?}", done.result.operations);
+    assert!(of(&done, SEND_LAG).latencies.max_us() <= longest("race"), "what it waited is in it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,22 +228,130 @@ async fn two_providers_that_federate_are_a_target_together() {
     let poll = Options { drain: Drain::Poll, ops, ..closed(made.steps) };
     let done = replayed(&file, poll).await;
     expect_no_errors(&done);
+    expect_all_deliveries(&done);
     let scrapes = &done.result.scrapes;
     assert_eq!(scrapes.len(), 2);
-    let scraped = |it: &Scraped| match it {
-        Scraped::Text { at_ms, text } => (*at_ms, text.clone()),
-        failed => panic!("{failed:?}"),
-    };
     let text = |it: &Scraped| scraped(it).1;
     assert!(scrapes.iter().all(|it| text(&it.before).contains("# TYPE")));
     assert!(scrapes.iter().all(|it| text(&it.after) != text(&it.before)));
-    // behind the load whoever reads is waited for, a second at least: that is no cost of what was accepted
-    let last = done.result.series.last().unwrap();
-    for it in scrapes {
-        let (at_ms, over_ms) = (scraped(&it.after).0, last.at_ms + last.width_ms);
-        assert!(at_ms + 1000 <= over_ms, "{at_ms}, and all was over at {over_ms}");
-    }
     kept(&done, folder.path());
+}
+
+fn scraped(it: &Scraped) -> (u64, String) {
+    match it {
+        Scraped::Text { at_ms, text } => (*at_ms, text.clone()),
+        failed => panic!("{failed:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_a_provider_refuses_are_not_open() {
+    let few = "[limits]\nwaiting_max = 3";
+    let providers = Providers::start_with(&["a.example"], 15, few, &[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    prepared(&providers, shape("messages=1", 1), &file).await;
+    let options =
+        |clients| Options { drain: Drain::Stream, drain_clients: Some(clients), ..closed(20) };
+    let refused = run(&file, options(8), std::future::pending()).await.map(|_| ()).unwrap_err();
+    let said = refused.to_string();
+    assert!(said.starts_with("3 of 8 draining clients could open their queues"), "{said}");
+    assert!(said.contains("--drain-clients") && said.contains("config/load.toml"), "{said}");
+    // as many as it takes
+    let done = replayed(&file, options(3)).await;
+    expect_no_errors(&done);
+    expect_all_deliveries(&done);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_due_and_never_came_is_missing_and_who_is_refused_counts_as_that() {
+    let providers = Providers::start(&["a.example"], 16).await;
+    let provider = &providers.all[0];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    prepared(&providers, shape("messages=1", 1), &file).await;
+    let url = provider.server().url;
+    let proxy = Proxy::start(url.trim_start_matches("https://").parse().unwrap(), 1).await;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let options = Options {
+        targets: Some(at(&providers, format!("https://{}", proxy.address))),
+        drain: Drain::Stream,
+        drain_clients: Some(8),
+        settle: Duration::from_secs(1),
+        ops: vec![format!("http://{}", provider.ops)],
+        ..closed(u64::MAX)
+    };
+    let going = tokio::spawn(async move {
+        let stop = async { stopped.await.unwrap_or_default() };
+        run(&file, options, stop).await.unwrap_or_else(|error| panic!("{error}"))
+    });
+    let count = async |name: &str, label: &str| provider.metric_with(name, label).await;
+    while count("mimid_group_accepted_total", "").await < 200.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // from here on it takes two streams at a time, and all of them are cut off
+    let config = provider.root().with_file_name("mimid.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let (head, rest) = text.split_once("[federation.overrides]").unwrap();
+    let few = format!("{head}[limits]\nwaiting_max = 2\n[federation.overrides]{rest}");
+    std::fs::write(&config, few).unwrap();
+    let taken_at = "mimid_config_last_reload_success_timestamp_seconds";
+    let before = provider.metric(taken_at).await;
+    // it counts whole seconds
+    while std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() < before + 1.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let sent = Command::new("kill").args(["-s", "HUP", &provider.pid().to_string()]).status();
+    assert!(sent.unwrap().success());
+    while provider.metric(taken_at).await <= before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    proxy.set(Weather::Down);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    proxy.set(Weather::Clear);
+    while count("mimid_stream_closes_total", "reason=\"refused\"").await < 12.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    stop.send(()).unwrap();
+    let done = going.await.unwrap();
+    let streams = of(&done, "stream_open");
+    assert!(streams.errors.get("unavailable").is_some_and(|it| *it >= 6), "{streams:?}");
+    assert_eq!(streams.errors.get("unavailable"), Some(&streams.refused));
+    assert!(streams.answered <= 8, "two at a time, and nobody gave one up: {streams:?}");
+    let drained = done.result.run.drained.unwrap();
+    assert_eq!((drained.clients, drained.interrupted), (8, 8), "{drained:?}");
+    assert!(drained.delivered < drained.due && drained.settled_ms >= 1_000, "{drained:?}");
+    let missing = drained.due - drained.delivered;
+    assert_eq!(of(&done, DELIVERY).errors, BTreeMap::from([("missing".to_owned(), missing)]));
+    let notes = Report::new(&done.result).notes;
+    assert!(notes.iter().any(|it| it.contains("deliveries that were due had not come")));
+    // whoever reads is waited for behind the load: that is no cost of what was accepted
+    let last = done.result.series.last().unwrap();
+    let (at_ms, _) = scraped(&done.result.scrapes[0].after);
+    assert!(at_ms + 1_000 <= last.at_ms + last.width_ms, "{at_ms}, {last:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_that_nobody_can_follow_is_ended_when_it_is_asked_to_be() {
+    let providers = Providers::start(&["a.example"], 18).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("w");
+    prepared(&providers, shape("messages=1", 1), &file).await;
+    // more is due than any machine can look at
+    let open = Options {
+        load: Load::Open { per_second: 1e9 },
+        count: None,
+        waiting_max: 100,
+        ..closed(0)
+    };
+    let stop = async {
+        while providers.all[0].metric("mimid_group_accepted_total").await < 1.0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let done = run(&file, open, stop).await.unwrap();
+    assert!(done.interrupted && done.result.run.measured_ms < 600_000);
+    assert!(of(&done, "not_begun").errors["generator_full"] > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -491,7 +632,7 @@ async fn nothing_that_cannot_be_made_again_is_written_over() {
         }
     }
     let (code, said) = typed.says(&["report", "w.result.json", "--output", "r.pdf"]);
-    assert!(code == Some(1) && said.contains(".txt, .json or .html"), "{said}");
+    assert!(code == Some(2) && said.contains(".txt, .json or .html"), "{said}");
     assert_eq!((typed.read("w"), typed.read("w.result.json")), (workload, first));
     assert_eq!(typed.names().len(), 3, "{:?}", typed.names());
     // a report can be made again
@@ -513,13 +654,30 @@ async fn what_cannot_work_is_refused_before_anything_is_done() {
             "--ops http://127.0.0.1:1: its metrics cannot be read",
         ),
         (&["--ops", "ftp://a.example"], 1, "its metrics cannot be read"),
-        (&["--target", "http://127.0.0.1:1"], 1, "DOMAIN=URL is meant"),
+        (&["--target", "http://127.0.0.1:1"], 2, "DOMAIN=URL is meant"),
+        // a certificate of nobody would be trusted by nobody
+        (&["--ca", "no.pem"], 2, "--target <DOMAIN=URL>"),
+        (
+            &["--target", "a.example=https://127.0.0.1:1", "--ca", "no.pem"],
+            1,
+            "no.pem: No such file",
+        ),
     ] {
         let (came, said) = typed.run(more);
         assert!(came == Some(code) && said.contains(says), "{more:?}: {said}");
     }
     let none = ["run", "w", "--concurrency", "1", "--count", "0"];
     assert_eq!(typed.says(&none).0, Some(2));
+    let target = ["--target", "a.example=https://127.0.0.1:1"];
+    for (wrong, says) in [
+        (&["run", "w"][..], "how much?"),
+        (&["run", "w", "--rate", "0"], "--rate: above 0"),
+        (&["prepare", "more", "--members", "4000000000"], "4000000000 members: 1 to 10000 can be"),
+        (&["prepare", "more", "--members", "4294967295"], "4294967295 members: 1 to 10000 can be"),
+    ] {
+        let (code, said) = typed.says(&[wrong, &target].concat());
+        assert!(code == Some(2) && said.contains(says), "{wrong:?}: {said}");
+    }
     // the file first: what is registered stays registered
     let nowhere = ["prepare", "no/where", "--target", "a.example=https://127.0.0.1:1"];
     let (code, said) = typed.says(&nowhere);
@@ -530,6 +688,27 @@ async fn what_cannot_work_is_refused_before_anything_is_done() {
     let ops = format!("http://{}", typed.providers.all[0].ops);
     let (code, said) = typed.run(&["--target", &url, "--ca", &typed.ca, "--ops", &ops]);
     assert_eq!(code, Some(0), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn preparing_that_is_ended_by_a_signal_leaves_nothing_behind() {
+    let typed = Typed::new(19).await;
+    let url = typed.providers.all[0].server().url;
+    let target = format!("a.example={url}");
+    let groups = ["--groups", "3000", "--users", "10", "--members", "4", "--jobs", "1"];
+    let prepare = ["prepare", "p", "--quiet", "--target", &target, "--ca", &typed.ca];
+    for signal in ["TERM", "INT"] {
+        let child = typed.command(&[&prepare[..], &groups].concat()).spawn().unwrap();
+        while !typed.folder.path().join("p.part").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+        let done = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.code() == Some(1) && said.contains("interrupted"), "{signal}: {said}");
+        assert_eq!(typed.names(), ["w"], "{signal}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -56,6 +56,7 @@ impl Folder {
             measured_ms: 10_000,
             tail_ms: 0,
             groups_lost: 0,
+            drained: None,
             load: Load::Open { per_second: 101.0 },
             machine: BTreeMap::new(),
         };

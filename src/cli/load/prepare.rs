@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::targets::Targets;
+use super::{run::stop, targets::Targets};
 use crate::load::{
     LoadError,
     plan::{Mix, Shape},
@@ -67,7 +67,8 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
     let targets = args.targets.named()?;
     let of_targets = u32::try_from(targets.len()).unwrap_or(u32::MAX);
     // room for those who come in, and the same number at each target
-    let least = (args.members + args.members / 2 + 2).max(of_targets);
+    let more = (args.members / 2).saturating_add(2);
+    let least = args.members.saturating_add(more).max(of_targets);
     let users = args.users.unwrap_or_else(|| {
         let about = u64::from(args.groups) * u64::from(args.members) / 10;
         u32::try_from(about).unwrap_or(u32::MAX).max(least)
@@ -99,7 +100,12 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
         is_quiet: args.quiet,
     };
     let said = options.shape.to_string();
-    let done = prepare(options).await?;
+    let stop = stop();
+    // dropped, it leaves no part of a file behind
+    let done = tokio::select! {
+        done = prepare(options) => done?,
+        () = stop => return Err(LoadError::Interrupted),
+    };
     println!("{said}");
     let mut live = String::new();
     if done.live > 0 {

@@ -8,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 
-use super::targets::usage;
+use super::targets::{unfit, usage};
 use crate::load::{
     LoadError,
     report::{Comparison, Report, html, text},
@@ -104,7 +104,7 @@ fn is_free(output: &Path) -> Result<(), LoadError> {
         it if begins_as_a_workload(it) => "a workload",
         _ => return Ok(()),
     };
-    Err(usage(format!("--output {} is {what}: name another file", output.display())))
+    Err(unfit(format!("--output {} is {what}: name another file", output.display())))
 }
 
 fn json<T: serde::Serialize>(of: &T) -> String {

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::targets::{Targets, usage};
+use super::targets::{Targets, unfit, usage};
 use crate::load::{
     LoadError,
     drain::Drain,
@@ -50,6 +50,9 @@ pub(super) struct Args {
     /// So many of them; else all
     #[arg(long, value_name = "N")]
     drain_clients: Option<usize>,
+    /// How long deliveries that are due are waited for behind the last operation; what has not come then is missing
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time)]
+    settle: Duration,
     /// HTTP/2 connections to each target; each takes 128 requests at a time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -136,6 +139,7 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
             Draining::None => Drain::None,
         },
         drain_clients: args.drain_clients,
+        settle: args.settle,
         ops: args.ops.clone(),
         is_quiet: args.quiet,
         said: said(args),
@@ -151,7 +155,7 @@ pub(super) async fn run(args: &Args) -> Result<(), LoadError> {
 
 /// Ctrl-C, or what `timeout` and a service manager end a process with. From here on neither ends it without a word; where one cannot be
 /// caught it does.
-fn stop() -> impl Future<Output = ()> {
+pub(super) fn stop() -> impl Future<Output = ()> {
     let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
     async move {
         let [interrupted, terminated] = signals.map(async |signal| match signal {
@@ -168,7 +172,7 @@ fn stop() -> impl Future<Output = ()> {
 /// A place for the result where it was told to be.
 fn named(path: &Path) -> Result<ResultFile, LoadError> {
     if path.exists() {
-        return Err(usage(format!(
+        return Err(unfit(format!(
             "{} is there already: name another file with --result, or delete it",
             path.display()
         )));
@@ -195,7 +199,7 @@ fn beside(workload: &Path) -> Result<ResultFile, LoadError> {
             Err(error) => return Err(no_place(&path, &error)),
         }
     }
-    Err(usage(format!(
+    Err(unfit(format!(
         "there are {RESULTS_MAX} results beside {}: name another file with --result",
         workload.display()
     )))
@@ -203,12 +207,12 @@ fn beside(workload: &Path) -> Result<ResultFile, LoadError> {
 
 fn no_place(path: &Path, error: &io::Error) -> LoadError {
     if error.kind() == io::ErrorKind::AlreadyExists {
-        return usage(format!(
+        return unfit(format!(
             "{0}.part is there already: another run writes to it, or was killed; name another file with --result, or delete it",
             path.display()
         ));
     }
-    usage(format!(
+    unfit(format!(
         "{} cannot be written ({error}): name another file with --result",
         path.display()
     ))
@@ -222,6 +226,7 @@ fn said(args: &Args) -> BTreeMap<String, String> {
         ("for".to_owned(), format!("{}s", args.length.as_secs_f64())),
         ("retry".to_owned(), format!("{:?}", args.retry).to_lowercase()),
         ("seed".to_owned(), args.seed.to_string()),
+        ("settle".to_owned(), format!("{}s", args.settle.as_secs_f64())),
         ("waiting-max".to_owned(), args.waiting_max.to_string()),
         ("warmup".to_owned(), format!("{}s", args.warmup.as_secs_f64())),
     ]);
@@ -250,6 +255,12 @@ fn print(done: &Done) {
     );
     for (name, of) in &done.result.operations {
         print_one(name, of, seconds);
+    }
+    if let Some(drained) = &done.result.run.drained {
+        println!("{}", report::delivered(drained));
+    }
+    for note in report::short(&done.result.run) {
+        println!("{note}");
     }
     if let Some(tail) = report::tail(&done.result) {
         println!("{tail}");

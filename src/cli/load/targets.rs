@@ -15,7 +15,7 @@ pub(super) struct Targets {
     #[arg(long = "target", value_name = "DOMAIN=URL", conflicts_with = "endpoints")]
     targets: Vec<String>,
     /// The certificate to trust (PEM), where the system does not; one file for all, or one for each target in their order
-    #[arg(long, value_name = "FILE", conflicts_with = "endpoints")]
+    #[arg(long, value_name = "FILE", requires = "targets", conflicts_with = "endpoints")]
     ca: Vec<PathBuf>,
     /// endpoints.json of a provider on this machine, once for each, in place of --target and --ca
     #[arg(long, value_name = "FILE")]
@@ -80,13 +80,13 @@ impl Targets {
 
 fn of_endpoints(file: &Path) -> Result<Target, LoadError> {
     if !file.exists() {
-        return Err(usage(format!(
+        return Err(unfit(format!(
             "{}: there is no such file; a provider writes it when it serves and removes it when it stops: is it running?",
             file.display()
         )));
     }
     let endpoints: Endpoints = serde_json::from_str(&text_of(file)?)
-        .map_err(|error| usage(format!("{}: {error}", file.display())))?;
+        .map_err(|error| unfit(format!("{}: {error}", file.display())))?;
     let certificate = endpoints.certificate.as_deref().map(text_of).transpose()?;
     Ok(Target { domain: endpoints.domain, url: endpoints.client, certificate })
 }
@@ -96,9 +96,13 @@ fn domain_of(text: &str) -> Result<Domain, LoadError> {
 }
 
 fn text_of(file: &Path) -> Result<String, LoadError> {
-    std::fs::read_to_string(file).map_err(|error| usage(format!("{}: {error}", file.display())))
+    std::fs::read_to_string(file).map_err(|error| unfit(format!("{}: {error}", file.display())))
 }
 
 pub(super) fn usage(text: String) -> LoadError {
     LoadError::Usage(text)
+}
+
+pub(super) fn unfit(text: String) -> LoadError {
+    LoadError::Unfit(text)
 }

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::{OperationReport, QUANTILES, Report, costs::Costs};
+use super::{OperationReport, QUANTILES, Report, costs::Costs, is_thin};
 use crate::load::{latencies::Latencies, result::Load};
 
 /// What is to be said of run B beside run A.
@@ -40,6 +40,9 @@ pub struct ComparedFigure {
     pub ratio: Option<f64>,
     /// The 95 % confidence intervals of both overlap, by the number of answers alone: no difference is shown.
     pub within_noise: bool,
+    /// Of a percentile: so few durations in A or in B were longer that chance decides it.
+    pub thin_a: bool,
+    pub thin_b: bool,
 }
 
 impl ComparedFigure {
@@ -48,7 +51,7 @@ impl ComparedFigure {
             (Some(a), Some(b)) if a > 0.0 => Some(b / a),
             (Some(_) | None, Some(_) | None) => None,
         };
-        Self { name, a, b, ratio, within_noise: false }
+        Self { name, a, b, ratio, within_noise: false, thin_a: false, thin_b: false }
     }
 }
 
@@ -79,11 +82,7 @@ impl Comparison {
     /// What is to be known of either run alone, with its name before it.
     #[must_use]
     pub fn notes_of_runs(&self) -> Vec<String> {
-        // no thin percentile is marked where ratios stand
-        let of = |report: &Report| -> Vec<String> {
-            report.notes.iter().filter(|note| !note.starts_with('~')).cloned().collect()
-        };
-        let (a, b) = (of(&self.a), of(&self.b));
+        let (a, b) = (&self.a.notes, &self.b.notes);
         let name = |name: &str, note: &String| format!("{name}: {note}");
         let of_a = a.iter().map(|note| name(if b.contains(note) { "A and B" } else { "A" }, note));
         of_a.chain(b.iter().filter(|note| !a.contains(note)).map(|note| name("B", note))).collect()
@@ -102,11 +101,13 @@ fn compared(
     let latency = QUANTILES.iter().map(|(share, name)| {
         let us = |of: Option<&OperationReport>| {
             let of = &of.filter(|of| of.latencies.count() > 0)?.latencies;
-            Some((of.quantile_us(*share) as f64, interval(of, *share)))
+            Some((of.quantile_us(*share) as f64, interval(of, *share), is_thin(of, *share)))
         };
         let (a, b) = (us(a), us(b));
         let mut figure = ComparedFigure::new(name, a.map(|it| it.0), b.map(|it| it.0));
-        if let (Some((_, a)), Some((_, b))) = (a, b) {
+        figure.thin_a = a.is_some_and(|it| it.2);
+        figure.thin_b = b.is_some_and(|it| it.2);
+        if let (Some((_, a, _)), Some((_, b, _))) = (a, b) {
             figure.within_noise = a.0 <= b.1 && b.0 <= a.1;
         }
         figure
@@ -123,12 +124,16 @@ fn compared(
 }
 
 /// Between which durations the quantile is in 95 of 100 samples of this size: order statistics, their ranks by the normal
-/// approximation of the binomial distribution.
+/// approximation of the binomial distribution, rounded outwards. A rank that no answer has is no end: so few answers say nothing of how
+/// long the next might take.
 fn interval(of: &Latencies, share: f64) -> (u64, u64) {
     let count = of.count() as f64;
-    let within = 1.96 * (share * (1.0 - share) / count).sqrt();
-    let at = |share: f64| of.quantile_us(share.clamp(0.0, 1.0));
-    (at(share - within), at(share + within))
+    let within = 1.96 * (count * share * (1.0 - share)).sqrt();
+    let lower = (count * share - within).floor();
+    let upper = (count * share + within).ceil() + 1.0;
+    // in the middle between two ranks, so that neither is missed by rounding
+    let at = |rank: f64| of.quantile_us((rank - 0.5) / count);
+    (if lower < 1.0 { 0 } else { at(lower) }, if upper > count { u64::MAX } else { at(upper) })
 }
 
 fn costs(a: Option<&Costs>, b: Option<&Costs>) -> Vec<ComparedFigure> {
@@ -195,7 +200,8 @@ fn notes(a: &Report, b: &Report) -> Vec<String> {
         );
     }
     notes.push(
-        "≈ marks a percentile where the sample alone allows for no difference (95 % intervals overlap). No mark proves little: \
+        "≈ marks a percentile where the sample alone allows for no difference (95 % intervals overlap, or an end of one is beyond \
+         all answers). No mark proves little: \
          answers of one moment are slow together, and the machine differs from run to run. Run A twice and compare those two \
          to see how large nothing is."
             .to_owned(),
@@ -265,6 +271,34 @@ mod tests {
         assert!((4_895_000..4_910_000).contains(&low) && (5_090_000..5_105_000).contains(&high));
         assert!(overlap(of(1, 1000), of(1, 1200)));
         assert!(!overlap(of(1000, 1000), of(1000, 1200)));
+    }
+
+    #[test]
+    fn where_there_are_fewer_answers_than_a_rank_asks_for_there_is_no_difference() {
+        let of = |times: u64, ms: u64| {
+            let mut run = testing::run(1);
+            let of = run.operations.get_mut("add").unwrap();
+            (of.latencies, of.answered) = (Latencies::new(), times);
+            // a spread that does not meet the other run's
+            (0..times).for_each(|it| of.latencies.record(Duration::from_micros(ms * 1000 + it)));
+            run
+        };
+        let marks = |a: u64, b: u64| -> Vec<(bool, bool)> {
+            let (a, b) = (of(a, 10), of(b, 100));
+            let told = Comparison::new(Report::new(&a), Report::new(&b));
+            let add = told.operations.iter().find(|of| of.name == "add").unwrap();
+            let figures = &add.latency[..QUANTILES.len()];
+            figures.iter().map(|it| (it.within_noise, it.thin_a && it.thin_b)).collect()
+        };
+        // of six and two answers not even the median has an interval with two ends
+        assert_eq!(marks(6, 2), [(true, true); 4]);
+        assert_eq!(marks(1, 5), [(true, true); 4]);
+        // the median of twenty is known to some ranks, their p90 is not
+        assert_eq!(marks(20, 20), [(false, false), (true, true), (true, true), (true, true)]);
+        assert_eq!(
+            marks(2_000, 2_000),
+            [(false, false), (false, false), (false, false), (true, true)]
+        );
     }
 
     #[test]

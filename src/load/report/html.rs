@@ -100,11 +100,15 @@ pub fn comparison(comparison: &Comparison) -> String {
     for (name, of) in [("A", a), ("B", b)] {
         let _ = write!(
             page,
-            "<section class=\"card pad\" aria-label=\"run {name}\"><h3>{name}</h3><p class=\"lede\">{}</p>{}<p class=\"what\">{}</p></section>",
+            "<section class=\"card pad\" aria-label=\"run {name}\"><h3>{name}</h3><p class=\"lede\">{}</p>{}<p class=\"what\">{}</p>",
             escaped(&of.run.workload.description),
             facts(of),
             escaped(&super::text::requests(&of.requests))
         );
+        if let Some(drained) = &of.run.drained {
+            let _ = write!(page, "<p class=\"what\">{}</p>", escaped(&super::delivered(drained)));
+        }
+        page.push_str("</section>");
     }
     page.push_str("</div>");
     let all = [comparison.notes.clone(), comparison.notes_of_runs()].concat();
@@ -112,7 +116,7 @@ pub fn comparison(comparison: &Comparison) -> String {
     section(
         &mut page,
         "Latency and throughput",
-        "Ratios of B to A: 2.00× is twice as long, or twice as many a second. ≈ marks what the sample alone may have made.",
+        "Ratios of B to A: 2.00× is twice as long, or twice as many a second. ≈ marks what the sample alone may have made, ~ what few answers decide.",
     );
     page.push_str("<div class=\"stack\">");
     page.push_str(&table(&tables::compared_latencies(comparison), &[]));
@@ -217,6 +221,13 @@ fn cards(report: &Report) -> String {
             format!("{} refused, {} unanswered", count(refused), count(unanswered)),
         ),
     ];
+    if let Some(drained) = &report.run.drained {
+        cards.push((
+            "Deliveries missing".to_owned(),
+            count(drained.due.saturating_sub(drained.delivered)),
+            format!("{} of {} due came", count(drained.delivered), count(drained.due)),
+        ));
+    }
     // messages are what a provider is there for; of a workload without any, what it has most of
     let requests = || report.operations.iter().filter(|of| !of.observed);
     let messages = requests().find(|of| of.name == "message" && of.answered > 0);

@@ -24,7 +24,7 @@ use self::{
 use super::{
     drain,
     latencies::{self, Latencies},
-    result::{Load, Operation, Run, RunResult, SEND_LAG},
+    result::{Drained, Load, Operation, Run, RunResult, SEND_LAG},
 };
 
 pub use compare::Comparison;
@@ -165,7 +165,7 @@ impl Summary {
         let quantile = |share: f64| Quantile {
             share,
             us: known(of.quantile_us(share)),
-            thin: (count as f64) * (1.0 - share) < SLOWER_MIN,
+            thin: is_thin(of, share),
         };
         Self {
             mean_us: known(of.mean_us().round() as u64),
@@ -173,6 +173,11 @@ impl Summary {
             quantiles: QUANTILES.iter().map(|(share, _)| quantile(*share)).collect(),
         }
     }
+}
+
+/// Whether fewer durations than say something were longer than the quantile.
+fn is_thin(of: &Latencies, share: f64) -> bool {
+    (of.count() as f64) * (1.0 - share) < SLOWER_MIN
 }
 
 /// What would mislead whoever reads the figures without it.
@@ -209,6 +214,7 @@ fn notes(
     if run.groups_lost > 0 {
         notes.push(lost(run.groups_lost));
     }
+    notes.extend(short(run));
     notes.extend(lateness(operations));
     if run.targets.iter().any(|target| is_loopback(target)) {
         notes.push(
@@ -282,6 +288,52 @@ pub fn tail(result: &RunResult) -> Option<String> {
         units::counted(answered, "answer"),
         units::span(result.run.tail_ms)
     ))
+}
+
+/// How much of what was due came to the clients that read their queues.
+#[must_use]
+pub fn delivered(drained: &Drained) -> String {
+    let Drained { due, delivered, .. } = *drained;
+    // nothing that was due is all there
+    let share = if due == 0 { 1.0 } else { delivered as f64 / due as f64 };
+    format!(
+        "{} of {} that were due came ({}), {} missing",
+        count(delivered),
+        units::counted_as(due, "delivery", "deliveries"),
+        units::part(share),
+        count(due.saturating_sub(delivered))
+    )
+}
+
+/// That deliveries are missing, or clients that were to get them could not.
+#[must_use]
+pub fn short(run: &Run) -> Vec<String> {
+    let mut notes = Vec::new();
+    let Some(drained) = run.drained else { return notes };
+    let Drained { clients, interrupted, due, delivered, untold, settled_ms } = drained;
+    if delivered < due {
+        notes.push(format!(
+            "{} of {} that were due had not come {} behind the last operation. They are in no percentile of `delivery`: the slowest \
+             of all are missing there, or what was lost.",
+            count(due - delivered),
+            units::counted_as(due, "delivery", "deliveries"),
+            units::span(settled_ms)
+        ));
+    }
+    if interrupted > 0 {
+        notes.push(format!(
+            "{} of {} could not read for a time: a stream ended, or was refused. What was for them came late, or is missing.",
+            count(interrupted),
+            units::counted(clients, "draining client")
+        ));
+    }
+    if untold > 0 {
+        notes.push(format!(
+            "{} came of messages whose requests had no answer. They are in `delivery`, and not among those due.",
+            units::counted_as(untold, "delivery", "deliveries")
+        ));
+    }
+    notes
 }
 
 /// That groups were given up.
@@ -385,6 +437,28 @@ mod tests {
     }
 
     #[test]
+    fn deliveries_that_never_came_are_told_before_the_percentiles_that_lack_them() {
+        let told = |drained: Option<Drained>| {
+            let mut run = testing::run(1);
+            run.run.drained = drained;
+            (Report::new(&run).notes.remove(0), text::report(&Report::new(&run)))
+        };
+        let drained = Drained { clients: 45, due: 2_900, delivered: 233, ..Drained::default() };
+        let settled_ms = 15_000;
+        let (note, text) = told(Some(Drained { settled_ms, ..drained }));
+        let missing =
+            "2,667 of 2,900 deliveries that were due had not come 15 s behind the last operation.";
+        assert!(note.starts_with(missing), "{note}");
+        let line = "\n233 of 2,900 deliveries that were due came (8.03 %), 2,667 missing\n";
+        assert!(text.contains(line), "{text}");
+        let (note, text) = told(Some(Drained { delivered: 2_900, ..drained }));
+        assert!(!note.contains("deliveries"), "{note}");
+        assert!(text.contains("2,900 of 2,900 deliveries that were due came (100 %), 0 missing"));
+        // a run of an earlier version, or one without clients that read
+        assert!(!told(None).1.contains("that were due came"));
+    }
+
+    #[test]
     fn what_is_on_its_way_at_the_end_is_a_tail_only_where_it_is_much_and_was_due() {
         let told = |load: Load, late: u64| {
             let mut run = testing::run(1);
@@ -401,7 +475,15 @@ mod tests {
     #[test]
     fn what_would_mislead_is_told() {
         type Change = fn(&mut RunResult);
-        let cases: [(Change, &str); 12] = [
+        let cases: [(Change, &str); 14] = [
+            (
+                |it| it.run.drained.as_mut().unwrap().interrupted = 3,
+                "3 of 10 draining clients could not read for a time",
+            ),
+            (
+                |it| it.run.drained.as_mut().unwrap().untold = 1,
+                "1 delivery came of messages whose requests had no answer.",
+            ),
             (
                 |it| {
                     let Scraped::Text { at_ms, .. } = &mut it.scrapes[0].before else { return };
@@ -477,7 +559,7 @@ mod tests {
             ),
         ];
         let usual = notes_of(|_| ());
-        assert_eq!(usual.len(), 2, "{usual:?}");
+        assert_eq!(usual.len(), 3, "{usual:?}");
         for (change, says) in cases {
             let told = notes_of(change);
             assert!(told.iter().any(|note| note.contains(says)), "{says}: {told:?}");

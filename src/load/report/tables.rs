@@ -169,12 +169,16 @@ pub(super) fn compared_costs(comparison: &Comparison) -> Option<Table> {
 fn in_words(figure: &ComparedFigure) -> String {
     match figure.ratio {
         Some(it) if figure.within_noise => format!("≈{}", ratio(it)),
+        Some(it) if figure.thin_a || figure.thin_b => format!("~{}", ratio(it)),
         Some(it) => ratio(it),
         None => NONE.to_owned(),
     }
 }
 
 fn both(figure: &ComparedFigure, show: fn(f64) -> String) -> String {
-    let value = |it: Option<f64>| it.map_or(NONE.to_owned(), show);
-    format!("{} → {}", value(figure.a), value(figure.b))
+    let value = |it: Option<f64>, is_thin: bool| {
+        let mark = if is_thin { "~" } else { "" };
+        it.map_or(NONE.to_owned(), |it| format!("{mark}{}", show(it)))
+    };
+    format!("{} → {}", value(figure.a, figure.thin_a), value(figure.b, figure.thin_b))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::{
     recorder::Recorder,
-    result::{DELIVERY, Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload},
+    result::{DELIVERY, Drained, Load, Run, RunResult, SEND_LAG, Scrape, Scraped, Workload},
 };
 
 /// Eighty seconds, twenty of them a warm-up: 200 requests a second whose latencies are those of a formula, times `slower`.
@@ -39,6 +39,7 @@ pub(super) fn run(slower: u64) -> RunResult {
         }
         recorder.close_interval(Duration::from_secs(second + 1));
     }
+    recorder.missed(DELIVERY, 6);
     let measured = recorder.measured();
     let run = Run {
         mimid_version: "0.1.0".into(),
@@ -55,6 +56,13 @@ pub(super) fn run(slower: u64) -> RunResult {
         measured_ms: 60_000,
         tail_ms: 0,
         groups_lost: 0,
+        drained: Some(Drained {
+            clients: 10,
+            due: 6_006,
+            delivered: 6_000,
+            settled_ms: 15_000,
+            ..Drained::default()
+        }),
         load: Load::Open { per_second: 200.0 },
         machine: [("cores".into(), "2".into()), ("load average at start".into(), "0.41".into())]
             .into(),

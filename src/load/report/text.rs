@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Comparison, Report, Requests, compare,
+    Comparison, Report, Requests, compare, delivered,
     tables::{self, Table},
     units::{count, percent, rate, span, utc},
 };
@@ -14,6 +14,9 @@ pub fn report(report: &Report) -> String {
     let mut told = format!("{}\n", about(report));
     notes(&mut told, &report.notes);
     let _ = writeln!(told, "\n{}", requests(&report.requests));
+    if let Some(drained) = &report.run.drained {
+        let _ = writeln!(told, "{}", delivered(drained));
+    }
     for of in tables::latencies(report) {
         table(&mut told, &of);
     }
@@ -34,6 +37,9 @@ pub fn comparison(comparison: &Comparison) -> String {
     for (name, report) in [("A", &comparison.a), ("B", &comparison.b)] {
         let _ = writeln!(told, "{name}: {}", about(report).replace('\n', "\n   "));
         let _ = writeln!(told, "   {}", requests(&report.requests));
+        if let Some(drained) = &report.run.drained {
+            let _ = writeln!(told, "   {}", delivered(drained));
+        }
     }
     notes(&mut told, &[comparison.notes.clone(), comparison.notes_of_runs()].concat());
     table(&mut told, &tables::compared_latencies(comparison));

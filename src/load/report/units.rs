@@ -45,6 +45,17 @@ pub(super) fn counted(number: u64, what: &str) -> String {
     format!("{} {what}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
+/// As [`counted`], of what has a plural of its own.
+pub(super) fn counted_as(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// "99.97 %" and, of nothing less than all, "100 %": what is nearly all is not all.
+pub(super) fn part(share: f64) -> String {
+    let hundredths = (share * 10_000.0).floor();
+    if share >= 1.0 { "100 %".to_owned() } else { format!("{:.2} %", hundredths / 100.0) }
+}
+
 /// So many a second: "0.42", "97.3", "1,830".
 pub(super) fn rate(per_second: f64) -> String {
     digits(per_second)
@@ -130,6 +141,8 @@ mod tests {
             ["850 ms", "45 s", "1.50 s", "1 min", "2 min 30 s"]
         );
         assert_eq!(counted(1, "request"), "1 request");
+        assert_eq!(counted_as(2, "delivery", "deliveries"), "2 deliveries");
+        assert_eq!([0.0, 0.5, 0.999_99, 1.0].map(part), ["0.00 %", "50.00 %", "99.99 %", "100 %"]);
     }
 
     #[test]
