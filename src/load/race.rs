@@ -26,7 +26,8 @@ use crate::{
 pub const RACE_SETTLED: &str = "race_settled";
 /// What making and taking in commits took the generator, for each round.
 pub const MLS_WORK: &str = "mls_work";
-/// How long an operation that is made live was made before it could be sent: for each round of a race.
+/// How long an operation that is made live was made before it could be sent: for each round of a race. The first one's has what reading its
+/// group's states took.
 pub const STAGING: &str = "staging";
 
 /// Something to be done live.
@@ -36,6 +37,8 @@ pub(super) struct Round {
     pub op: Op,
     pub token: Option<QueueToken>,
     pub due: Duration,
+    /// What reading its crew took, if this is the first of it.
+    pub opening: Duration,
     /// Whether who loses a race tries again.
     pub losers_retry: bool,
 }
@@ -46,7 +49,7 @@ pub(super) async fn play(
     recorder: Recorder,
     round: Round,
 ) -> Result<Crew, LoadError> {
-    let Round { mut crew, hub, mut op, mut token, due, losers_retry } = round;
+    let Round { mut crew, hub, mut op, mut token, due, mut opening, losers_retry } = round;
     let mut fruitless = 0;
     let mut begins = true;
     loop {
@@ -67,11 +70,12 @@ pub(super) async fn play(
             .await?
         };
         let made = sender.began.elapsed();
-        recorder.observed(STAGING, making, made.saturating_sub(making));
+        let staging = std::mem::take(&mut opening) + made.saturating_sub(making);
+        recorder.observed(STAGING, making, staging);
         let first = Sent {
             hub,
             // a new attempt is a request of its own
-            due: if begins { due + made.saturating_sub(making) } else { made },
+            due: if begins { due + staging } else { made },
             readers: crew.readers(|account| sender.ledger.reads(account)),
             begins,
         };

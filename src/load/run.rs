@@ -585,7 +585,8 @@ impl Replay {
                 let comes_in = matches!(op, Op::Add { .. } | Op::Join { .. });
                 let token = if comes_in { live.token() } else { None };
                 let losers_retry = self.losers_retry;
-                let round = Round { crew, hub: live.hub, op, token, due, losers_retry };
+                let opening = std::mem::take(&mut live.opening);
+                let round = Round { crew, hub: live.hub, op, token, due, opening, losers_retry };
                 tokio::spawn(async move {
                     let crew = race::play(sender, recorder, round).await.map(Box::new);
                     let _ = over.send(Over::Live { group, crew });

@@ -3,7 +3,11 @@
 //! What was made ahead is good in one epoch. Where the hub says that the group is further (the workload was replayed before), the script goes
 //! on where it fits; where that is nowhere, the group is spent. A commit whose outcome is unknown stays next, under the same id.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     LoadError,
@@ -58,6 +62,8 @@ pub(super) struct LiveScript {
     pub hub: usize,
     /// None: it is at work.
     pub crew: Option<Crew>,
+    /// What reading it took, until its first operation is told of it.
+    pub opening: Duration,
     ops: Vec<Op>,
     at: usize,
     tokens: VecDeque<QueueToken>,
@@ -92,11 +98,13 @@ impl Script {
                 readers: u32::try_from(readers).unwrap_or(u32::MAX),
             })));
         };
+        let began = Instant::now();
         let message_bytes = workload.header.shape.message_bytes;
         let crew = Crew::open(id, accounts, live.crew, message_bytes)?;
         Ok(Self::Live(Box::new(LiveScript {
             hub,
             crew: Some(crew),
+            opening: began.elapsed(),
             ops: live.ops,
             at: 0,
             tokens: live.tokens.into(),
