@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     account::Registration,
-    federation::Federation,
+    federation::{DomainPattern, Federation},
     queue::token::TokenKeys,
     rate::OverloadSettings,
     store::SharedStore,
@@ -193,6 +193,13 @@ impl Node {
         self.limits.replace(limits);
         self.groups.options.replace(groups);
         self.registration.replace(registration);
+    }
+
+    /// From now on these lists say with which other providers this one speaks; `allow`, where it is none: with all.
+    pub fn speak_with(&self, allow: Option<Vec<DomainPattern>>, deny: Vec<DomainPattern>) {
+        if let Some(federation) = &self.federation {
+            federation.speak_with(allow, deny);
+        }
     }
 
     /// Whether clients of `peer` may be in groups hosted here.

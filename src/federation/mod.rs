@@ -100,8 +100,7 @@ pub struct Federation {
     domain: Domain,
     own: RwLock<OwnKeys>,
     transport: Arc<dyn Transport>,
-    allow: Option<Vec<DomainPattern>>,
-    deny: Vec<DomainPattern>,
+    lists: RwLock<Lists>,
     keys: KeyCache,
     replays: Arc<Mutex<Replays>>,
     /// Rung when an execution ends.
@@ -109,6 +108,12 @@ pub struct Federation {
     execution_wait: Duration,
     metrics: FederationMetrics,
     clock: Clock,
+}
+
+/// With whom this provider speaks.
+struct Lists {
+    allow: Option<Vec<DomainPattern>>,
+    deny: Vec<DomainPattern>,
 }
 
 struct OwnKeys {
@@ -144,8 +149,7 @@ impl Federation {
             domain,
             own,
             transport,
-            allow,
-            deny,
+            lists: RwLock::new(Lists { allow, deny }),
             keys,
             replays,
             ended: Arc::default(),
@@ -165,7 +169,13 @@ impl Federation {
     #[must_use]
     pub fn admits(&self, peer: &Domain) -> bool {
         let on = |list: &[DomainPattern]| list.iter().any(|pattern| pattern.matches(peer));
-        *peer != self.domain && !on(&self.deny) && self.allow.as_ref().is_none_or(|allow| on(allow))
+        let Lists { allow, deny } = &*self.lists.read().unwrap_or_else(PoisonError::into_inner);
+        *peer != self.domain && !on(deny) && allow.as_ref().is_none_or(|allow| on(allow))
+    }
+
+    /// From now on these lists say with whom this provider speaks. What is under way is ended as it began.
+    pub fn speak_with(&self, allow: Option<Vec<DomainPattern>>, deny: Vec<DomainPattern>) {
+        *self.lists.write().unwrap_or_else(PoisonError::into_inner) = Lists { allow, deny };
     }
 
     /// What a message that says it is of `peer` has to wait for.

@@ -701,6 +701,13 @@ async fn lists_decide_with_whom_this_provider_speaks() {
     assert!(b.admits(&domain("c.example")));
     assert!(!b.admits(&domain("c.test")) && !b.admits(&domain("a.example")));
     assert!(!b.admits(&domain("b.example")), "itself");
+    let refused = refusal(ask(&a, "b.example", FREE, 0).await);
+    assert_eq!(refused.name(), "not_authorized");
+    // an operator changes them while it runs
+    b.speak_with(None, vec!["c.example".parse().unwrap()]);
+    assert!(b.admits(&domain("a.example")) && b.admits(&domain("c.test")));
+    assert!(!b.admits(&domain("c.example")) && !b.admits(&domain("b.example")));
+    b.speak_with(Some(vec!["*.example".parse().unwrap()]), vec!["a.example".parse().unwrap()]);
     let refused = refusal(ask(&a, "b.example", FREE, 1).await);
     assert_eq!(refused.name(), "not_authorized");
     assert_eq!(net.fetches(), 0, "not even its keys are asked for");

@@ -43,14 +43,14 @@ impl Outside {
         let ticking = Arc::clone(clock);
         let ticking: crate::federation::Clock = Arc::new(move || ticking.now());
         let way = Arc::new(Way::new(config, Arc::clone(&ticking))?);
-        let allow = &config.federation.allow;
+        let (allow, deny) = config.federation.lists();
         let federation = Federation::new(FederationParts {
             domain: config.domain.clone(),
             signing,
             external_senders,
             transport: Arc::clone(&way) as Arc<dyn Transport>,
-            allow: (!allow.is_empty()).then(|| allow.clone()),
-            deny: config.federation.deny.clone(),
+            allow,
+            deny,
             limits: config.remembered_limits(),
             metrics: FederationMetrics::register(metrics)?,
             clock: ticking,

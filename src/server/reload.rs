@@ -175,6 +175,8 @@ impl Reload {
             config.group_options(),
             registration(&config.registration),
         );
+        let (allow, deny) = config.federation.lists();
+        self.node.speak_with(allow, deny);
         (self.client.adjust)(&FederationLimits { shared, ..FederationLimits::default() });
         if let Some(federation) = &self.federation {
             (federation.adjust)(&config.federation_limits());

@@ -11,7 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mimid::server::Endpoints;
+use mimid::{
+    server::Endpoints,
+    wire::{
+        codec::{Opaque, Text},
+        ds::ProtocolVersion,
+        encode,
+        federation::{Event, S2SMessage},
+        ids::Domain,
+    },
+};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_types::CertificateDer,
 };
@@ -146,12 +155,17 @@ impl Connection {
 
     /// The status of the answer to a body of so many bytes that mean nothing.
     fn post(&mut self, bytes: usize) -> u16 {
+        self.send("/v1/group_operation", &vec![0xff; bytes])
+    }
+
+    fn send(&mut self, path: &str, body: &[u8]) -> u16 {
         let head = format!(
-            "POST /v1/group_operation HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n\
-             Content-Length: {bytes}\r\n\r\n"
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n\
+             Content-Length: {}\r\n\r\n",
+            body.len()
         );
         self.0.write_all(head.as_bytes()).unwrap();
-        self.0.write_all(&vec![0xff; bytes]).unwrap();
+        self.0.write_all(body).unwrap();
         self.0.flush().unwrap();
         let mut text = Vec::new();
         let mut byte = [0];
@@ -188,6 +202,36 @@ fn limits_that_are_read_again_hold_for_the_next_request_of_a_connection_that_was
     let statuses: Vec<u16> = (0..5).map(|_| connection.post(20_000)).collect();
     assert_eq!(statuses, [400; 5]);
     assert_eq!(node.metric("mimid_config_last_reload_successful"), 1.0);
+}
+
+/// A message of a provider that there is not is refused for its sender alone, or looked into.
+#[test]
+fn with_whom_a_provider_speaks_is_for_the_next_message_as_the_lists_say() {
+    let listens = "[federation]\nlisten = \"127.0.0.1:0\"\noverrides = { \"b.invalid\" = \"127.0.0.1:1\" }\nallow_private_addresses = true\n";
+    let node = Node::start(listens);
+    let message = encode(&S2SMessage {
+        version: ProtocolVersion::MIMI10,
+        sender_domain: Domain::new("b.invalid").unwrap(),
+        recipient_domain: Domain::new("localhost").unwrap(),
+        event: Event {
+            event_type: Text::new("mimi.ds.delivery").unwrap(),
+            event_payload: Opaque::new(vec![1; 200]).unwrap(),
+        },
+        signature: Opaque::new([1; 64]).unwrap(),
+    });
+    let address = node.endpoints.federation.clone().unwrap();
+    let answer = || {
+        let mut peer = Connection::to(&address, &node.certificate).unwrap();
+        peer.send("/deliver_message", &message)
+    };
+    assert_ne!(answer(), 403, "it is looked for its keys");
+    node.reload_with(&format!("{listens}deny = [\"*.invalid\"]\n"), DONE);
+    assert_eq!(answer(), 403);
+    node.reload_with(&format!("{listens}allow = [\"c.invalid\"]\n"), DONE);
+    assert_eq!(answer(), 403);
+    node.reload_with(&format!("{listens}allow = [\"b.invalid\"]\n"), DONE);
+    assert_ne!(answer(), 403);
+    assert_eq!(node.metric("mimid_config_waiting_for_restart"), 0.0);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 "use strict";
 
 const EVERY_MS = 2000;
+// whoever hangs does not answer
+const PATIENCE_MS = 10_000;
 const WINDOW_MS = 10000; // rates and percentiles
 const KEPT = 150; // samples of a curve: five minutes
 
@@ -173,6 +175,7 @@ function endpoints() {
     const failed = sum(newest().metrics, "mimid_http_requests_total", { ...wanted, status: /^5/ });
     return { listener, endpoint, total, failed, rate: rate("mimid_http_requests_total", wanted), wanted };
   });
+  add("mimid_requests_shed_total", () => true, (it) => ({ what: `not taken in: ${it.class}`, why: it.reason }));
   all.sort((a, b) => b.rate - a.rate || b.total - a.total);
   rows("endpoints", all.map((it) => [
     it.listener, it.endpoint, n(number(it.rate)), n(time(quantile(0.5, "mimid_http_request_seconds", it.wanted))),
@@ -211,7 +214,7 @@ function peers(answer) {
 
 async function look() {
   try {
-    const [metrics, ready, known] = await Promise.all([fetch("/metrics"), fetch("/readyz"), fetch("/v1/peers")]);
+    const [metrics, ready, known] = await Promise.all(["/metrics", "/readyz", "/v1/peers"].map((path) => fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) })));
     const text = await metrics.text();
     samples.push({ at: performance.now(), metrics: parse(text) });
     while (samples.length > 2 && newest().at - samples[1].at > WINDOW_MS) samples.shift();

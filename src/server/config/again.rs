@@ -8,6 +8,8 @@ const LIVE: &[&str] = &[
     "client.key",
     "federation.certificate",
     "federation.key",
+    "federation.allow",
+    "federation.deny",
     "federation.relay_timeout",
     "federation.requests_max",
     "federation.requests_per_peer_max",

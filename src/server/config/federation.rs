@@ -108,6 +108,13 @@ pub struct Rates {
     pub member_burst: u32,
 }
 
+impl Federation {
+    /// With whom this provider speaks, as [`crate::federation::Federation`] takes it: `allow` and `deny`.
+    pub fn lists(&self) -> (Option<Vec<DomainPattern>>, Vec<DomainPattern>) {
+        ((!self.allow.is_empty()).then(|| self.allow.clone()), self.deny.clone())
+    }
+}
+
 impl Default for Federation {
     fn default() -> Self {
         let node = actors::Limits::default();
