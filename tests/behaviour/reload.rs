@@ -17,8 +17,8 @@ use mimid::{
         codec::{Opaque, Text},
         ds::ProtocolVersion,
         encode,
-        federation::{Event, S2SMessage},
-        ids::Domain,
+        federation::{Event, EventType, S2SMessage, S2SPayload},
+        ids::{Domain, RequestId},
     },
 };
 use rustls::{
@@ -209,13 +209,18 @@ fn limits_that_are_read_again_hold_for_the_next_request_of_a_connection_that_was
 fn with_whom_a_provider_speaks_is_for_the_next_message_as_the_lists_say() {
     let listens = "[federation]\nlisten = \"127.0.0.1:0\"\noverrides = { \"b.invalid\" = \"127.0.0.1:1\" }\nallow_private_addresses = true\n";
     let node = Node::start(listens);
+    let payload = S2SPayload {
+        timestamp: crate::support::synth::system_now(),
+        request_id: RequestId([7; 16]),
+        body: Opaque::new([]).unwrap(),
+    };
     let message = encode(&S2SMessage {
         version: ProtocolVersion::MIMI10,
         sender_domain: Domain::new("b.invalid").unwrap(),
         recipient_domain: Domain::new("localhost").unwrap(),
         event: Event {
-            event_type: Text::new("mimi.ds.delivery").unwrap(),
-            event_payload: Opaque::new(vec![1; 200]).unwrap(),
+            event_type: Text::new(EventType::DeliverBatch.name()).unwrap(),
+            event_payload: Opaque::new(encode(&payload)).unwrap(),
         },
         signature: Opaque::new([1; 64]).unwrap(),
     });
