@@ -453,7 +453,10 @@ impl Node {
         let stages = Stages::current();
         let mut tries = 0;
         loop {
-            let active = self.groups.activate(self, &group, Work::Others).await?;
+            let active = self.groups.activate(self, &group, Work::Others).await;
+            let active = active.inspect_err(|_| {
+                self.metrics.shed(class_of(request.message.request.name()), "permits");
+            })?;
             let permits = self.groups.admit(&active).inspect_err(|error| {
                 let own = matches!(error, DsError::RateLimited { .. });
                 let reason = if own { "group" } else { "permits" };

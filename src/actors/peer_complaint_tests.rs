@@ -310,6 +310,22 @@ async fn what_the_hub_has_to_do_waits_for_room_and_the_group_stays_in_memory() {
 }
 
 #[actix_rt::test]
+async fn who_was_silent_for_long_when_there_was_no_room_is_removed_when_there_is() {
+    let told = Told::new().await;
+    let (node, group) = (&told.world.node, &told.group);
+    let started = node.metrics.group_activations.get();
+    let silent = node.hub().settings.inactive_after_ms.unwrap();
+    told.world.clock.advance_ms(silent + 1);
+    told.keep_free(2);
+    node.settle_group(group).await;
+    assert!(told.behind().await.is_empty());
+    told.keep_free(0);
+    node.settle_group(group).await;
+    assert!(!told.behind().await.is_empty(), "their removals");
+    assert_eq!(node.metrics.group_activations.get(), started);
+}
+
+#[actix_rt::test]
 async fn the_epoch_before_is_read_from_the_older_snapshot_where_the_newer_is_damaged() {
     let mut told = Told::new().await;
     let head = told.head().await;

@@ -36,6 +36,7 @@ use crate::{
         feed::FeedView,
         state::{Next, Overflow, QueueLimits, QueueState, Taken, highest},
     },
+    rate::Class,
     store::{
         Batch, Left, Page, StoreError,
         records::{GroupStatus, InboxItem, InboxKey, OwnEntry, QueueHead, Subscription},
@@ -202,6 +203,7 @@ impl Node {
             return Ok(slot.clone());
         }
         if slots.len() >= self.limits.queue_actors_max {
+            self.metrics.shed(Class::Relief, "permits");
             return Err(unavailable("too many clients are online; try again later"));
         }
         let wake = Wake::new(self.queues.next_id());

@@ -270,6 +270,11 @@ impl GroupState {
         inactive.into_iter().chain(ends).min()
     }
 
+    /// Whoever is inactive is named again with the next step of the hub: what was staged is not done.
+    pub fn look_for_inactive(&mut self) {
+        self.inactive_not_before = Timestamp(0);
+    }
+
     fn inactive(&mut self, now: Timestamp) -> Vec<LeafIndex> {
         let Some(ms) = self.hub.settings.inactive_after_ms else { return Vec::new() };
         if now < self.inactive_not_before {

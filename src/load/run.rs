@@ -436,8 +436,10 @@ impl Replay {
         let mut alarm = Alarm::new();
         loop {
             let now = self.elapsed();
-            for _ in 0..if stopped { 0 } else { BATCH_MAX } {
+            let mut batch = if stopped { 0 } else { BATCH_MAX };
+            while batch > 0 {
                 let Some(arrival) = self.pace.due(self.elapsed()) else { break };
+                batch -= 1;
                 self.arrive(arrival.group, arrival.due)?;
                 self.rehouse()?;
             }
@@ -464,7 +466,9 @@ impl Replay {
                     break;
                 }
             }
-            let next = self.pace.next_at().filter(|_| !over);
+            // a closed loop has no next one, but may have more that are to begin at once
+            let more = (batch == 0 && !stopped).then_some(now);
+            let next = more.or_else(|| self.pace.next_at()).filter(|_| !over);
             alarm.set(self.sender.began + next.unwrap_or(now + GRACE));
             tokio::select! {
                 biased;

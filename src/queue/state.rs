@@ -374,7 +374,6 @@ impl QueueState {
         self.unacknowledged.entries
     }
 
-    /// From now on these bounds hold, for what is taken next: what is there stays.
     /// When the oldest entry of these was accepted.
     #[must_use]
     pub fn oldest_unacknowledged(&self) -> Option<Timestamp> {
@@ -387,6 +386,7 @@ impl QueueState {
         self.feeds.len() + 1
     }
 
+    /// From now on these bounds hold, for what is taken next: what is there stays.
     pub fn set_limits(&mut self, limits: QueueLimits) {
         self.limits = limits;
     }

@@ -16,13 +16,18 @@ pub struct StoreMetrics {
 
 type Read = fn(&StoreStats) -> f64;
 
-const COUNTERS: [(&str, &str, Read); 5] = [
+const COUNTERS: [(&str, &str, Read); 6] = [
     ("mimid_store_batches_total", "Batches that were made durable", |stats| stats.batches as f64),
     ("mimid_store_flushes_total", "Flushes; many batches share one", |stats| stats.flushes as f64),
     ("mimid_store_flush_seconds_total", "Time spent flushing", |stats| {
         stats.flush_us_total as f64 / 1e6
     }),
     ("mimid_store_writes_total", "Records written", |stats| stats.writes as f64),
+    (
+        "mimid_store_read_failures_total",
+        "Reads that the engine could not do; what they were for is refused",
+        |stats| stats.read_failures as f64,
+    ),
     ("mimid_store_written_bytes_total", "Bytes given to the engine", |stats| {
         stats.bytes_written as f64
     }),

@@ -139,10 +139,16 @@ impl Writer {
             return Err(BackupError::Exists(path.to_owned()));
         }
         let unfinished = beside(path);
+        // what an earlier one has left, which may be another name of the backup that it made
+        match fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &unfinished)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
         let file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .mode(0o600)
             .open(&unfinished)
             .map_err(failed("make", &unfinished))?;

@@ -956,6 +956,7 @@ for_every_engine! {
         assert!(matches!(feed, Err(StoreError::Unavailable(_))));
         place.faults().fail_reads(false);
         assert_eq!(store.node("n").await, Ok(Some(vec![1])));
+        assert_eq!(store.stats().read_failures, 2);
         store.write(Batch::new().and(Write::Node { name: "n", bytes: vec![2] })).await.unwrap();
     }
 

@@ -635,6 +635,8 @@ pub struct StoreStats {
     pub writes: u64,
     /// Keys and values handed to the engine.
     pub bytes_written: u64,
+    /// Reads that the engine could not do; those of damaged records are not among them.
+    pub read_failures: u64,
     pub bytes_on_disk: u64,
     /// Free on the disk, where some of it is to be kept free.
     pub disk_free_bytes: Option<u64>,

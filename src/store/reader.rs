@@ -97,6 +97,7 @@ impl NodeStore {
         let result = catch_unwind(AssertUnwindSafe(|| read(&reader))).unwrap_or_else(|panic| {
             Err(StoreError::Unavailable(format!("a panic: {}", writer::text(&*panic))))
         });
+        self.shared.counters.note_read(&result);
         (result, reader.touched.get().then_some(view.applied))
     }
 
@@ -866,6 +867,7 @@ impl Store for NodeStore {
             flush_us_total: counters.flush_us_total.load(Ordering::Relaxed),
             writes: counters.writes.load(Ordering::Relaxed),
             bytes_written: counters.bytes_written.load(Ordering::Relaxed),
+            read_failures: counters.read_failures.load(Ordering::Relaxed),
             bytes_on_disk: self.shared.engine.bytes_on_disk(),
             disk_free_bytes: self.reserve.free_bytes(),
             batches_waiting: self.shared.batches_waiting(),

@@ -140,11 +140,21 @@ pub(super) struct Counters {
     pub flush_us_total: AtomicU64,
     pub writes: AtomicU64,
     pub bytes_written: AtomicU64,
+    pub read_failures: AtomicU64,
     pub histograms: Histograms,
     /// How often the thread came back to see what there is to do.
     pub turns: AtomicU64,
     /// How long the last batch that was written had waited, beyond the flush before it.
     pub behind_us: AtomicU64,
+}
+
+impl Counters {
+    /// Counts a read that failed: of the engine, not of a record that is damaged, nor a refusal.
+    pub fn note_read<T>(&self, result: &Result<T, StoreError>) {
+        if let Err(StoreError::Unavailable(_)) = result {
+            self.read_failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -525,6 +535,7 @@ impl Writer {
             steps.into_iter().try_for_each(|step| stage.run(step))?;
             Ok(stage.done())
         });
+        shared.counters.note_read(&result);
         let result = result.map(|own| self.merge(own, changes));
         // also where it could not be judged for a read that failed: nothing of it was put with the others then
         self.answers.push(Staged { answer, result, low_priority, bytes, writes, queued, times });

@@ -175,7 +175,6 @@ function endpoints() {
     const failed = sum(newest().metrics, "mimid_http_requests_total", { ...wanted, status: /^5/ });
     return { listener, endpoint, total, failed, rate: rate("mimid_http_requests_total", wanted), wanted };
   });
-  add("mimid_requests_shed_total", () => true, (it) => ({ what: `not taken in: ${it.class}`, why: it.reason }));
   all.sort((a, b) => b.rate - a.rate || b.total - a.total);
   rows("endpoints", all.map((it) => [
     it.listener, it.endpoint, n(number(it.rate)), n(time(quantile(0.5, "mimid_http_request_seconds", it.wanted))),
@@ -193,6 +192,7 @@ function refusals() {
   add("mimid_ds_requests_total", (it) => it.status !== "ok", (it) => ({ what: it.operation, why: it.status }));
   add("mimid_http_requests_total", (it) => /^[45]/.test(it.status), (it) => ({ what: `${it.listener} ${it.endpoint}`, why: `HTTP ${it.status}` }));
   add("mimid_federation_received_total", (it) => it.outcome !== "ok", (it) => ({ what: `from a provider: ${it.endpoint}`, why: it.outcome }));
+  add("mimid_requests_shed_total", () => true, (it) => ({ what: `not taken in: ${it.class}`, why: it.reason }));
   all.sort((a, b) => b.rate - a.rate || b.total - a.total);
   rows("refusals", all.slice(0, 12).map((it) => [it.what, it.why, n(number(it.rate)), n(number(it.total))]), "nothing was refused");
 }
