@@ -3,7 +3,8 @@
 //! As shipped its `flush` does not reach the disk on a power loss, values above 8 KB may go to files that are never
 //! synced, and a database that has lost everything opens as an empty one without an error. So here: one tree, one
 //! batch at a time, `flush` and then `fdatasync` of its file, no value above 4 KB ([`keys`]), no flusher of its own,
-//! and a [`Mark`] beside the database (`sled/`) that tells how far it must reach.
+//! and a [`Mark`] beside the database (`sled/`) that tells how far it must reach. And one more: a write that fails behind a flush
+//! that waits for it already does not always wake it ([`Flushing`]).
 //!
 //! [`keys`]: super::keys
 
@@ -14,11 +15,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
-        Arc,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -38,6 +39,8 @@ pub(super) fn open(folder: &Path, cache_bytes: u64) -> Result<Arc<NodeStore>, Op
 
 /// The database of one folder.
 pub(super) struct Sled {
+    flushing: Arc<Flushing>,
+    watch: Option<thread::JoinHandle<()>>,
     db: ::sled::Db,
     /// The database's file, opened anew: sled does not sync it so that it survives a power loss.
     file: File,
@@ -72,7 +75,96 @@ impl Sled {
             .map_err(failed("sync"))?;
         let bytes_on_disk = AtomicU64::new(db.size_on_disk().unwrap_or(0));
         tracing::info!(folder = %folder.display(), engine = NAME, sequence = stored, "the store is open");
-        Ok(Self { db, file, mark, bytes_on_disk, _place: place })
+        let flushing = Arc::new(Flushing::default());
+        let watch = Flushing::watched(&flushing, &db).map_err(failed("start a thread for"))?;
+        Ok(Self { flushing, watch: Some(watch), db, file, mark, bytes_on_disk, _place: place })
+    }
+
+    /// Until all that was applied is in the file, or a write has failed.
+    fn flush(&self) -> Result<(), Failure> {
+        let _under_way = self.flushing.begin();
+        self.db.flush()?;
+        Ok(())
+    }
+}
+
+impl Drop for Sled {
+    fn drop(&mut self) {
+        self.flushing.end();
+        // it has the database open, too
+        if let Some(watch) = self.watch.take() {
+            let _ = watch.join();
+        }
+    }
+}
+
+/// Since when a flush is under way, for a thread that looks after it. Where the last who writes into one of sled's buffers has it written
+/// and that fails, sled notes the error and wakes nobody (0.34.7, `exit_reservation`): a flush that waits for the buffer
+/// already waits for ever. Another one finds the error, and wakes the first.
+#[derive(Default)]
+struct Flushing {
+    state: Mutex<FlushState>,
+    has_ended: Condvar,
+}
+
+#[derive(Default)]
+struct FlushState {
+    began: Option<Instant>,
+    has_ended: bool,
+}
+
+/// How long a flush may take before another one follows it: then twice as long, and so on, up to the second.
+const FLUSH_PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+
+impl Flushing {
+    fn watched(this: &Arc<Self>, db: &::sled::Db) -> io::Result<thread::JoinHandle<()>> {
+        let (watched, db) = (Arc::clone(this), db.clone());
+        thread::Builder::new().name("sled-watch".to_owned()).spawn(move || watched.watch(&db))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, FlushState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A flush is under way for as long as what this gives is kept.
+    fn begin(&self) -> impl Drop {
+        struct UnderWay<'a>(&'a Flushing);
+        impl Drop for UnderWay<'_> {
+            fn drop(&mut self) {
+                self.0.state().began = None;
+            }
+        }
+        self.state().began = Some(Instant::now());
+        UnderWay(self)
+    }
+
+    fn end(&self) {
+        self.state().has_ended = true;
+        self.has_ended.notify_all();
+    }
+
+    fn watch(&self, db: &::sled::Db) {
+        let [first, most] = FLUSH_PATIENCE;
+        let (mut of, mut patience) = (None, first);
+        let mut state = self.state();
+        while !state.has_ended {
+            if state.began != of {
+                (of, patience) = (state.began, first);
+            }
+            if of.is_some_and(|began| began.elapsed() >= patience) {
+                patience = (patience * 2).min(patience + most);
+                let db = db.clone();
+                // it waits as the first one does, and ends with it
+                let follows = move || drop(db.flush());
+                let started = thread::Builder::new().name("sled-flush".to_owned()).spawn(follows);
+                tracing::warn!(
+                    started = started.is_ok(),
+                    "a flush takes long: another one follows it"
+                );
+            }
+            let waited = self.has_ended.wait_timeout(state, first);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 
@@ -118,7 +210,7 @@ impl Engine for Sled {
     }
 
     fn sync(&self, sequence: u64) -> Result<(), Failure> {
-        self.db.flush()?;
+        self.flush()?;
         self.file.sync_data()?;
         Ok(self.mark.set(sequence)?)
     }
@@ -128,7 +220,7 @@ impl Engine for Sled {
     }
 
     fn close(&self) -> Result<(), Failure> {
-        self.db.flush()?;
+        self.flush()?;
         self.file.sync_data()?;
         Ok(self.mark.sync()?)
     }

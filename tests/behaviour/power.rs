@@ -13,7 +13,7 @@ use std::{
     io::{BufRead, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mimid::{
@@ -147,6 +147,47 @@ fn write_until_cut(disk: &impl Disk, engine: &str, lasts: Duration, answered: &m
     assert!(!ended.success(), "the writer ended before the power went");
     assert!(!first, "the writer wrote nothing");
     disk.power_off();
+}
+
+/// sled notes such an error and wakes nobody who waits for that write: once it takes the store that long, somebody does.
+#[test]
+fn a_write_that_fails_while_a_flush_waits_for_it_ends_the_flush() {
+    let folder = tempfile::tempdir().unwrap();
+    let [library, plan] = ["faults.so", "plan"].map(|name| folder.path().join(name));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/faults.c");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+    run(compiler.args(["-ldl", "-lpthread"])).unwrap();
+    // one in four of these is such a write
+    for nth in 24..48 {
+        let data = folder.path().join(nth.to_string());
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(&plan, format!("1 write {nth} 1 late 300\n")).unwrap();
+        let mut writer = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "power::writes_until_the_power_goes", "--ignored", "--nocapture"])
+            .env("TEST_POWER_FOLDER", &data)
+            .env("TEST_POWER_ENGINE", "sled")
+            .env("LD_PRELOAD", &library)
+            .env("FAULTS_UNDER", &data)
+            .env("FAULTS_PLAN", &plan)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        let ended = loop {
+            match writer.try_wait().unwrap() {
+                Some(ended) => break ended,
+                None if Instant::now() > deadline => {
+                    writer.kill().unwrap();
+                    writer.wait().unwrap();
+                    panic!("behind a write that failed ({nth}) its store never said so");
+                }
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        assert!(!ended.success(), "the {nth}th write has failed");
+    }
 }
 
 /// Not a test: the process that [`write_until_cut`] cuts off.

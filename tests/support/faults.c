@@ -8,6 +8,7 @@
  *                   torn          half of it is written, then it fails
  *                   half          half of it is written (a flush: nothing is done), and it says that all is
  *                   slow          takes ARG milliseconds longer
+ *                   late          takes ARG milliseconds, then fails with EIO
  *                   none          is counted only
  *   FAULTS_TRACE  a file to append "RUN KIND COUNT HOW NAME BYTES PATH" to, a line for each call while RUN is not 0
  */
@@ -80,11 +81,11 @@ static enum how meets(int fd, const char *kind, const char *name, size_t bytes)
     errno = saved;
     if (!meant)
         return NONE;
-    if (strcmp(how, "slow") == 0) {
+    if (strcmp(how, "slow") == 0 || strcmp(how, "late") == 0) {
         struct timespec pause = {arg / 1000, arg % 1000 * 1000000};
         nanosleep(&pause, NULL);
-        errno = saved;
-        return NONE;
+        errno = strcmp(how, "late") == 0 ? EIO : saved;
+        return errno == EIO && strcmp(how, "late") == 0 ? FAILS : NONE;
     }
     if (strcmp(how, "eio") == 0 || strcmp(how, "torn") == 0)
         errno = EIO;
