@@ -307,7 +307,9 @@ async fn what_was_due_and_never_came_is_missing_and_who_is_refused_counts_as_tha
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     proxy.set(Weather::Down);
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    while provider.metric("mimid_streams_open").await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     proxy.set(Weather::Clear);
     while count("mimid_stream_closes_total", "reason=\"refused\"").await < 12.0 {
         tokio::time::sleep(Duration::from_millis(20)).await;

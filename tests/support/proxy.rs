@@ -123,6 +123,10 @@ async fn carry(
     let mut answered = 0;
     loop {
         let now = *weather.borrow_and_update();
+        // it may have come while something was passed on
+        if now == Weather::Down {
+            return;
+        }
         if now == Weather::Silent {
             if weather.changed().await.is_err() {
                 return;
