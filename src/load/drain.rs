@@ -2,7 +2,7 @@
 //!
 //! They read and acknowledge, and do not decrypt. A delivery's time is from the hub's `accepted_at` to when the entry is here, in whole
 //! milliseconds: where the clocks of hub and generator differ, it is off by that. What should come, and what never did, is in a
-//! [`Ledger`]: percentiles of what came would be best where most is lost.
+//! `Ledger`: percentiles of what came would be best where most is lost.
 
 use std::{
     collections::HashMap,
