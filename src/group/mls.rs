@@ -25,6 +25,7 @@ use tls_codec::DeserializeBytes as _;
 
 use crate::{
     crypto::{self, MlsCrypto, SigningKey},
+    policy::keys::check_tree,
     wire::{
         codec::{Opaque, Raw, append_vector, decode, encode},
         ds::PartialGroupInfo,
@@ -77,14 +78,15 @@ impl Tree {
     /// [`MlsProblem::Invalid`]
     pub fn from_external(
         crypto: &MlsCrypto,
-        tree: &RatchetTree,
+        raw: &RatchetTree,
         info: &GroupInfo,
     ) -> Result<Self, MlsProblem> {
-        let tree: RatchetTreeIn = tree.parse().map_err(invalid)?;
+        let tree: RatchetTreeIn = raw.parse().map_err(invalid)?;
         let info: VerifiableGroupInfo = info.parse().map_err(invalid)?;
         if info.extensions().ratchet_tree().is_some() {
             return Err(MlsProblem::GroupInfoExtensions);
         }
+        check_tree(info.group_context().ciphersuite(), raw).map_err(invalid)?;
         let made = PublicGroup::from_external(crypto, &Nothing, tree, info, ProposalStore::new());
         let (group, _) = made.map_err(invalid)?;
         Ok(Self { group })
@@ -103,6 +105,7 @@ impl Tree {
             return Err(MlsProblem::GroupInfoExtensions);
         }
         let nodes: RatchetTreeIn = tree.parse().map_err(invalid)?;
+        check_tree(parsed.group_context().ciphersuite(), tree).map_err(invalid)?;
         let provider = crypto::MlsProvider::<openmls_memory_storage::MemoryStorage>::default();
         let nobody = CredentialWithKey {
             credential: BasicCredential::new(b"import".to_vec()).into(),

@@ -93,6 +93,7 @@ impl From<ChangeProblem> for Reject {
                 Self::InvalidProposal { why: problem.to_string(), refs: Vec::new() }
             }
             ChangeProblem::Leaf(_)
+            | ChangeProblem::Key(_)
             | ChangeProblem::BadResync
             | ChangeProblem::Context(_)
             | ChangeProblem::Sender => Self::InvalidCommit(problem.to_string()),

@@ -13,6 +13,7 @@ use crate::wire::{
     ids::LeafIndex,
 };
 
+use super::keys::{Unusable, check_key_package, check_leaf};
 use super::leaf::{LeafIdentity, LeafProblem, identify, identify_again};
 use super::roster::{Roster, RosterChange};
 
@@ -55,6 +56,8 @@ pub struct Act {
 pub enum ChangeProblem {
     #[error(transparent)]
     Leaf(#[from] LeafProblem),
+    #[error(transparent)]
+    Key(#[from] Unusable),
     #[error("proposals of type {0:#06x} are refused here: {1}")]
     Refused(u16, &'static str),
     #[error(
@@ -208,7 +211,11 @@ pub fn of_proposal(
         Sender::NewMemberProposal | Sender::NewMemberCommit => Author::Newcomer { proof: None },
     };
     let what = match queued.proposal() {
-        Proposal::Add(add) => What::Add(Box::new(identify(add.key_package().leaf_node(), types)?)),
+        Proposal::Add(add) => {
+            let identity = identify(add.key_package().leaf_node(), types)?;
+            check_key_package(context.ciphersuite(), add.key_package())?;
+            What::Add(Box::new(identity))
+        }
         Proposal::Remove(remove) => {
             let leaf = LeafIndex(remove.removed().u32());
             if roster.get(leaf).is_none() {
@@ -219,6 +226,7 @@ pub fn of_proposal(
         Proposal::Update(update) => match author {
             Author::Leaf(leaf) => {
                 renewed(roster, leaf, update.leaf_node(), types)?;
+                check_leaf(context.ciphersuite(), update.leaf_node())?;
                 What::Update(leaf)
             }
             Author::Newcomer { .. } | Author::Hub => return Err(ChangeProblem::Sender),

@@ -44,16 +44,24 @@ impl Incoming {
 /// The leaf in the path of `commit`; none where that is no commit with a path, or its leaf has not exactly one user key.
 #[must_use]
 pub fn of_commit(commit: &MlsMessage) -> Option<Incoming> {
+    match path_of(commit)? {
+        Some(path) => incoming(read_leaf(path)?.0),
+        None => None,
+    }
+}
+
+/// The UpdatePath of `commit` and what follows, if it has one; none where that is no commit.
+pub(super) fn path_of(commit: &MlsMessage) -> Option<Option<&[u8]>> {
     let (content_type, rest) = framed(commit.as_slice())?;
     if content_type != COMMIT {
         return None;
     }
     let (_proposals, rest) = read::<Any>(rest)?;
-    let (has_path, rest) = read::<u8>(rest)?;
-    if has_path != 1 {
-        return None;
+    match read::<u8>(rest)? {
+        (0, _) => Some(None),
+        (1, rest) => Some(Some(rest)),
+        _ => None,
     }
-    leaf(rest)
 }
 
 /// The KeyPackage in `proposal`; none where that is no Add.
@@ -73,7 +81,7 @@ pub fn of_key_package(key_package: &KeyPackage) -> Option<Incoming> {
     let (_version, rest) = read::<u16>(key_package.as_slice())?;
     let (_ciphersuite, rest) = read::<u16>(rest)?;
     let (_init_key, rest) = read::<Any>(rest)?;
-    leaf(rest)
+    incoming(read_leaf(rest)?.0)
 }
 
 /// The content type of a PublicMessage, and the content.
@@ -95,8 +103,17 @@ fn framed(bytes: &[u8]) -> Option<(u8, &[u8])> {
     read::<u8>(rest)
 }
 
-fn leaf(bytes: &[u8]) -> Option<Incoming> {
-    let (_encryption_key, rest) = read::<Any>(bytes)?;
+/// A LeafNode as far as it is read here.
+pub(super) struct Leaf {
+    pub encryption_key: Any,
+    leaf_key: PublicKey,
+    credential: Credential,
+    extensions: Any,
+}
+
+/// The LeafNode that `bytes` begin with, and what follows.
+pub(super) fn read_leaf(bytes: &[u8]) -> Option<(Leaf, &[u8])> {
+    let (encryption_key, rest) = read::<Any>(bytes)?;
     let (leaf_key, rest) = read::<PublicKey>(rest)?;
     let (credential, mut rest) = read::<Credential>(rest)?;
     for _capabilities in 0..5 {
@@ -109,7 +126,13 @@ fn leaf(bytes: &[u8]) -> Option<Incoming> {
         IN_COMMIT => read::<Any>(rest)?.1,
         _ => return None,
     };
-    let (extensions, _signature) = read::<Any>(rest)?;
+    let (extensions, rest) = read::<Any>(rest)?;
+    let (_signature, rest) = read::<Any>(rest)?;
+    Some((Leaf { encryption_key, leaf_key, credential, extensions }, rest))
+}
+
+fn incoming(leaf: Leaf) -> Option<Incoming> {
+    let Leaf { encryption_key: _, leaf_key, credential, extensions } = leaf;
     let mut rest = extensions.as_slice();
     let mut user_key = None;
     while !rest.is_empty() {
@@ -126,7 +149,7 @@ fn leaf(bytes: &[u8]) -> Option<Incoming> {
     Some(Incoming { credential, leaf_key, user_key: user_key? })
 }
 
-fn read<T: DeserializeBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
+pub(super) fn read<T: DeserializeBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
     T::tls_deserialize_bytes(bytes).ok()
 }
 

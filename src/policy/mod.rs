@@ -9,6 +9,7 @@ pub mod capabilities;
 #[expect(clippy::wildcard_enum_match_arm, reason = "openmls' kinds of proposal and content grow")]
 pub mod change;
 pub mod incoming;
+pub mod keys;
 pub mod leaf;
 pub mod pending;
 pub mod roster;

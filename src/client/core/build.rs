@@ -14,6 +14,7 @@ use super::{
     identity::{self, StoredKey, capabilities, unknown},
     moving::MoveDraft,
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending, PolicyChange, Right},
+    unreadable::left_out,
     view::{policy_of, roster_of},
 };
 use crate::{
@@ -278,6 +279,10 @@ impl Member {
             }
             Operation::Migrate { response } => {
                 context_is_free(&group, &pending.group)?;
+                if record.has_unreadable(&group) {
+                    // what its authenticated_data says is where the group goes
+                    return Err(CoreError::MustCommitFirst(pending.group.clone()));
+                }
                 let MoveDraft { response, sender, aad } =
                     self.move_draft(&pending.group, &group, &response, now)?;
                 group.set_aad(aad);
@@ -291,7 +296,7 @@ impl Member {
                 Ok(draft(DsRequest::Propose(request), Effect::Proposed { references }))
             }
             Operation::Send { content } => {
-                if group.has_pending_proposals() {
+                if group.has_pending_proposals() || record.has_unreadable(&group) {
                     return Err(CoreError::MustCommitFirst(pending.group.clone()));
                 }
                 let message = group
@@ -371,6 +376,7 @@ impl Member {
             joined_at: now,
             proofs: Vec::new(),
             places: Vec::new(),
+            unreadable: Vec::new(),
             welcome: None,
             left: None,
             resyncs: Vec::new(),
@@ -420,6 +426,9 @@ impl Member {
     ) -> Result<Committed, CoreError> {
         let provider = self.home.provider();
         let me = group.own_leaf_index();
+        if record.has_unreadable(group) {
+            group.set_aad(encode(&left_out(record, group)?));
+        }
         group.clear_pending_commit(provider.storage())?;
         let leaving: Vec<LeafIndex> =
             group.pending_proposals().filter_map(leaf_taken_out).collect();

@@ -25,6 +25,7 @@ mod offer;
 mod receive;
 mod records;
 mod settle;
+mod unreadable;
 mod view;
 
 #[cfg(test)]
@@ -601,6 +602,7 @@ impl Member {
                 joined_at: now,
                 proofs: Vec::new(),
                 places: Vec::new(),
+                unreadable: Vec::new(),
                 welcome: None,
                 left: None,
                 resyncs: Vec::new(),

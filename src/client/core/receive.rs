@@ -19,12 +19,14 @@ use super::{
     look,
     moving::{BadMove, HubAt},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
+    unreadable::Read,
     view::roster_of,
 };
 use crate::{
     policy::{
         self, Denied,
         change::{Act, Author, ChangeProblem, What},
+        keys::check_path,
         roster::Roster,
     },
     wire::{
@@ -93,6 +95,8 @@ pub(super) enum Unacceptable {
     Leaf(#[from] policy::LeafProblem),
     #[error("{0}")]
     Move(#[from] BadMove),
+    #[error("it leaves out a proposal that it says nobody can read, and this client could")]
+    CouldBeRead,
     #[error("MLS: {0}")]
     Mls(String),
     #[error("MLS: {1}")]
@@ -624,6 +628,7 @@ impl Member {
                     | Unacceptable::Denied(_)
                     | Unacceptable::Leaf(_)
                     | Unacceptable::Move(_)
+                    | Unacceptable::CouldBeRead
                     | Unacceptable::Mls(_) => ComplaintReason::Other,
                 };
                 // what was taken back is not in the database, but was done to `group`
@@ -662,12 +667,16 @@ impl Member {
         way: Way,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let processed = group.process_message(&provider, protocol).map_err(|error| {
+        let read = self.read_handshake(group, protocol).map_err(|error| {
             if let mls::ProcessMessageError::StorageError(error) = error {
                 return CoreError::from(error).into();
             }
             Unacceptable::Refused(reason_of(&error), error.to_string())
         })?;
+        let processed = match read {
+            Read::Whole(processed) => *processed,
+            Read::Untagged(proposal) => return self.take_untagged(id, group, *proposal, way),
+        };
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();
         match processed.into_content() {
@@ -696,7 +705,7 @@ impl Member {
         }
     }
 
-    fn take_proposal(
+    pub(super) fn take_proposal(
         &self,
         id: &GroupId,
         group: &mut mls::MlsGroup,
@@ -727,6 +736,7 @@ impl Member {
         message: &MlsMessage,
     ) -> Result<Followed, Unacceptable> {
         let mut record = self.record(id)?;
+        check_path(group.ciphersuite(), message).map_err(ChangeProblem::Key)?;
         let (what, roster) = self.judge_commit(id, group, &staged, sender, aad, &record.proofs)?;
         let hub = HubAt::of(group)?;
         let removed: Vec<ClientUri> = what

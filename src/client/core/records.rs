@@ -8,6 +8,7 @@ use super::{
     home::{LiftedGroup, bytes},
     identity::StoredKey,
     moving::{Left, Redirect},
+    unreadable::Unreadable,
 };
 use crate::wire::{
     ds::FanoutFilter,
@@ -71,6 +72,9 @@ pub(super) struct GroupRecord {
     pub proofs: Proofs,
     #[serde(default)]
     pub places: Places,
+    /// Of the current epoch, and perhaps of ones before.
+    #[serde(default)]
+    pub unreadable: Vec<Unreadable>,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]

@@ -16,6 +16,7 @@ use super::{
     moving::HubAt,
     receive::{Followed, Way, protocol_message},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
+    unreadable::Read,
     view::roster_of,
 };
 use crate::wire::{
@@ -431,7 +432,14 @@ impl Member {
             if protocol.epoch() != group.epoch() {
                 return Ok(());
             }
-            let Ok(processed) = group.process_message(&provider, protocol) else { return Ok(()) };
+            let processed = match self.read_handshake(&mut group, protocol) {
+                Ok(Read::Whole(processed)) => processed,
+                Ok(Read::Untagged(proposal)) => {
+                    held.push(proposal.proposal_reference_ref().as_slice().to_vec());
+                    continue;
+                }
+                Err(_) => return Ok(()),
+            };
             match processed.into_content() {
                 mls::ProcessedMessageContent::ProposalMessage(proposal)
                 | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {

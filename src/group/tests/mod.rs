@@ -40,3 +40,7 @@ mod restored;
 mod rogue;
 mod scenario;
 mod steps;
+#[cfg(test)]
+mod unreadable;
+#[cfg(test)]
+mod unusable;

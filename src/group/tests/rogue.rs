@@ -179,6 +179,38 @@ impl Rogue {
             .into_key_package()
     }
 
+    /// Its KeyPackage with other keys to encrypt to, signed as it must be: what no MLS library makes.
+    pub(super) fn key_package_with(
+        &self,
+        init_key: Option<[u8; 32]>,
+        encryption_key: Option<[u8; 32]>,
+    ) -> Vec<u8> {
+        let made = self.key_package();
+        let mut bytes = encode(&made);
+        let mut put = |old: &[u8], new: Option<[u8; 32]>| {
+            let at = bytes.windows(32).position(|it| it == old).unwrap();
+            bytes[at..at + 32].copy_from_slice(&new.unwrap_or(old.try_into().unwrap()));
+        };
+        put(made.hpke_init_key().as_slice(), init_key);
+        put(&encode(made.leaf_node().encryption_key())[1..], encryption_key);
+        let head = 2 + 2 + 1 + 32;
+        let signature = 2 + 64;
+        let leaf_end = head + encode(made.leaf_node()).len();
+        let signed = self.signature("LeafNodeTBS", &bytes[head..leaf_end - signature]);
+        bytes[leaf_end - 64..leaf_end].copy_from_slice(&signed);
+        let end = bytes.len();
+        let signed = self.signature("KeyPackageTBS", &bytes[..end - signature]);
+        bytes[end - 64..].copy_from_slice(&signed);
+        bytes
+    }
+
+    fn signature(&self, label: &str, content: &[u8]) -> Vec<u8> {
+        let mut labelled = Vec::new();
+        append_vector(&mut labelled, format!("MLS 1.0 {label}").as_bytes());
+        append_vector(&mut labelled, content);
+        openmls_traits::signatures::Signer::sign(&self.leaf, &labelled).unwrap()
+    }
+
     pub(super) fn reference(&self, key_package: &mls::KeyPackage) -> KeyPackageRef {
         let reference = key_package.hash_ref(&self.provider.crypto).unwrap();
         KeyPackageRef(Opaque::new(reference.as_slice()).unwrap())
@@ -380,10 +412,8 @@ impl Rogue {
         let mut framed = 1_u16.to_be_bytes().to_vec(); // mls10
         framed.extend(1_u16.to_be_bytes()); // public_message
         framed.extend(content);
-        let mut labelled = Vec::new();
-        append_vector(&mut labelled, b"MLS 1.0 FramedContentTBS");
-        append_vector(&mut labelled, &[framed.as_slice(), context].concat());
-        let signature = openmls_traits::signatures::Signer::sign(&self.leaf, &labelled).unwrap();
+        let content = [framed.as_slice(), context].concat();
+        let signature = self.signature("FramedContentTBS", &content);
         append_vector(&mut framed, &signature);
         framed.extend(rest);
         Raw::new(framed).unwrap()

@@ -1,0 +1,98 @@
+//! Keys that nobody can encrypt to: in a tree they would end every commit. PROTOCOL.md §2, checks 8 and 9.
+
+use tls_codec::DeserializeBytes;
+
+use super::{
+    rogue::Rogue,
+    scenario::{Scenario, update},
+};
+use crate::{
+    client::core::Operation,
+    group::{Reject, mls::Tree},
+    wire::{
+        codec::{List, Raw},
+        ds::{DsRequest, DsResponseBody, GroupUpdate, Propose},
+        mls::MlsMessage,
+    },
+};
+
+const ZERO: Option<[u8; 32]> = Some([0; 32]);
+const ADD: u16 = 1;
+
+fn scene() -> (Scenario, Rogue) {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "b:carol/phone"]);
+    let mallory = Rogue::member(&mut scenario, "alice/phone", "mallory/phone");
+    scenario.deliver_all();
+    (scenario, mallory)
+}
+
+fn is_told(answer: Result<DsResponseBody, Reject>, what: &str) {
+    let text = answer.expect_err("it is refused").to_string();
+    assert!(text.contains("nothing can be encrypted to"), "{what}: {text}");
+}
+
+#[test]
+fn a_key_package_with_one_is_added_by_nobody() {
+    let (mut scenario, mallory) = scene();
+    let zoe = Rogue::new("zoe/phone");
+    let good = zoe.key_package_with(None, None);
+    for (what, key_package) in [
+        ("the init key", zoe.key_package_with(ZERO, None)),
+        ("the leaf's", zoe.key_package_with(None, ZERO)),
+    ] {
+        let proposal = [ADD.to_be_bytes().to_vec(), key_package.clone()].concat();
+        let proposal = mallory.handmade_proposal(&scenario, &proposal);
+        let request = Propose { proposals: List::new(vec![proposal]).unwrap() };
+        let message = mallory.request(&scenario, DsRequest::Propose(request));
+        is_told(scenario.submit(&message), what);
+    }
+    let add = Operation::AddUsers { key_packages: vec![zoe.key_package_with(None, ZERO)] };
+    is_told(scenario.act("alice/phone", add).map(DsResponseBody::Accepted), "by value");
+    // it is the keys alone
+    scenario.act("alice/phone", Operation::AddUsers { key_packages: vec![good] }).unwrap();
+    assert!(scenario.has("zoe/phone"));
+}
+
+#[test]
+fn a_path_with_one_anywhere_is_refused() {
+    let (mut scenario, mut mallory) = scene();
+    let good: GroupUpdate = mallory.commit(|builder| builder);
+    let send = |scenario: &mut Scenario, commit: MlsMessage| {
+        let update = GroupUpdate { commit, ..good.clone() };
+        let message = mallory.request(scenario, DsRequest::UpdateClient(update));
+        scenario.submit(&message)
+    };
+    let mut seen = 0;
+    for bad in with_zeros(&good.commit) {
+        let refused = send(&mut scenario, bad).expect_err("it is another commit");
+        seen += usize::from(refused.to_string().contains("nothing can be encrypted to"));
+    }
+    assert_eq!(seen, 1 + 2, "the leaf's, and those of the two nodes above one of four leaves");
+    send(&mut scenario, good.commit.clone()).unwrap();
+}
+
+/// `bytes` with each 32 bytes that are an `opaque<V>`, or look like one, made zeros in turn.
+fn with_zeros<T: DeserializeBytes>(whole: &Raw<T>) -> Vec<Raw<T>> {
+    let bytes = whole.as_slice();
+    let at = (0..bytes.len() - 33).filter(|at| bytes[*at] == 32);
+    at.filter_map(|at| {
+        let mut bad = bytes.to_vec();
+        bad[at + 1..at + 33].fill(0);
+        Raw::new(bad).ok()
+    })
+    .collect()
+}
+
+#[test]
+fn a_tree_with_one_anywhere_makes_no_group() {
+    let (mut scenario, _) = scene();
+    scenario.act("alice/phone", update()).unwrap();
+    let info = scenario.state.info().unwrap();
+    let mut seen = 0;
+    for bad in with_zeros(&info.ratchet_tree) {
+        let refused = Tree::import(&bad, &info.group_info).expect_err("it is another tree");
+        seen += usize::from(refused.to_string().contains("nothing can be encrypted to"));
+    }
+    assert_eq!(seen, 4 + 2, "the leaves', and those on the path of who committed last");
+    Tree::import(&info.ratchet_tree, &info.group_info).unwrap();
+}
