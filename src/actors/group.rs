@@ -22,7 +22,7 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tracing::Span;
 
-use super::errors::{damaged, internal, is_damage, no_room, of_reject, of_store};
+use super::errors::{damaged, internal, is_damage, of_reject, of_store};
 use super::{
     active::InLine,
     arbiters::blocking,
@@ -328,14 +328,14 @@ impl GroupActor {
         ctx: &mut Context<Self>,
     ) {
         let operation = request.message.request.name();
-        match decided {
-            None => {
+        match (decided, takes_more(&self.node)) {
+            (None, _) => {
                 let error = internal("a rule panicked");
                 tracing::error!(group = %self.id, operation, ?error, "a rule panicked on a request");
                 let _ = reply.send(Err(error));
                 self.fail(&StoreError::Unavailable("a rule panicked".into()), ctx);
             }
-            Some(Err(reject)) => {
+            (Some(Err(reject)), _) => {
                 if matches!(reject, Reject::WrongEpoch { .. }) {
                     self.node.metrics.group_epoch_conflicts.inc();
                 }
@@ -344,8 +344,8 @@ impl GroupActor {
                 }
                 self.answer(Err(of_reject(reject)), reply, permits);
             }
-            Some(Ok(Decision::Answer(body))) => self.answer(Ok(body), reply, permits),
-            Some(Ok(Decision::History(epoch, since))) => {
+            (Some(Ok(Decision::Answer(body))), _) => self.answer(Ok(body), reply, permits),
+            (Some(Ok(Decision::History(epoch, since))), _) => {
                 let (node, hub, id) = (self.node.clone(), Arc::clone(&self.hub), self.id.clone());
                 Stages::current().enter(Stage::Work);
                 // a read of what is durable: it waits for no write, and nobody waits for it
@@ -357,17 +357,16 @@ impl GroupActor {
                 };
                 ctx.spawn(read.into_actor(self));
             }
-            Some(Ok(Decision::Move(_) | Decision::Write(_))) if takes_more(&self.node).is_err() => {
-                let error = takes_more(&self.node).err().map_or_else(no_room, of_store);
-                self.answer(Err(error), reply, permits);
+            (Some(Ok(Decision::Move(_) | Decision::Write(_))), Err(error)) => {
+                self.answer(Err(of_store(error)), reply, permits);
             }
-            Some(Ok(Decision::Move(staged))) => {
+            (Some(Ok(Decision::Move(staged))), _) => {
                 self.freeze(*staged, request, reply, permits, now, ctx);
             }
-            Some(Ok(Decision::Write(staged))) if staged.binds.is_empty() => {
+            (Some(Ok(Decision::Write(staged))), _) if staged.binds.is_empty() => {
                 self.accept(*staged, Vec::new(), Vec::new(), reply, permits, now, ctx);
             }
-            Some(Ok(Decision::Write(staged))) => {
+            (Some(Ok(Decision::Write(staged))), _) => {
                 let (node, id, stages) = (self.node.clone(), self.id.clone(), Stages::current());
                 let bind = async move {
                     let bound = bind_all(&node, &id, &staged).await;

@@ -1,7 +1,9 @@
 //! What operators see of the node, for Prometheus. Names have the prefix `mimid_`; no label is unbounded.
 
 use crate::rate::Class;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector,
+};
 
 /// The node's metrics. Cheap to clone; clones are one registry.
 #[derive(Clone, Debug)]
@@ -68,6 +70,18 @@ pub struct Metrics {
 const SHED_REASONS: [&str; 3] = ["delay", "group", "permits"];
 
 impl Metrics {
+    /// Has `collector` asked at every scrape. Without it a node runs on, and its log says which metrics it does not have.
+    pub(super) fn collect(
+        &self,
+        what: &str,
+        collector: Result<impl Collector + 'static, prometheus::Error>,
+    ) {
+        let registered = collector.and_then(|it| self.registry.register(Box::new(it)));
+        if let Err(error) = registered {
+            tracing::error!(%error, "there are no metrics of {what}");
+        }
+    }
+
     /// Metrics in a registry of their own.
     ///
     /// # Errors

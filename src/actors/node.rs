@@ -136,20 +136,11 @@ impl Node {
             }
         });
         let collector = PeerCollector::new(Arc::clone(&node.peers.board), Arc::clone(&node.clock));
-        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
-        if let Err(error) = metrics {
-            tracing::error!(%error, "there are no metrics of peers");
-        }
+        node.metrics.collect("peers", collector);
         let collector = AdmissionCollector::new(node.admission.clone());
-        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
-        if let Err(error) = metrics {
-            tracing::error!(%error, "there are no metrics of admission");
-        }
+        node.metrics.collect("admission", collector);
         let collector = node.departures.collector(Arc::clone(&node.clock));
-        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
-        if let Err(error) = metrics {
-            tracing::error!(%error, "there are no metrics of groups that leave");
-        }
+        node.metrics.collect("groups that leave", collector);
         let collector = node.groups.waiting.collector(
             (
                 "mimid_groups_with_pending_proposals",
@@ -161,10 +152,7 @@ impl Node {
             ),
             Arc::clone(&node.clock),
         );
-        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
-        if let Err(error) = metrics {
-            tracing::error!(%error, "there are no metrics of pending proposals");
-        }
+        node.metrics.collect("pending proposals", collector);
         let collector = node.queues.waiting.collector(
             (
                 "mimid_queues_with_unacknowledged",
@@ -176,10 +164,7 @@ impl Node {
             ),
             Arc::clone(&node.clock),
         );
-        let metrics = collector.and_then(|it| node.metrics.registry.register(Box::new(it)));
-        if let Err(error) = metrics {
-            tracing::error!(%error, "there are no metrics of what is not acknowledged");
-        }
+        node.metrics.collect("what is not acknowledged", collector);
         node
     }
 

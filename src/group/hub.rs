@@ -270,22 +270,20 @@ impl GroupState {
         inactive.into_iter().chain(ends).min()
     }
 
-    /// Whoever is inactive is named again with the next step of the hub: what was staged is not done.
-    pub fn look_for_inactive(&mut self) {
-        self.inactive_not_before = Timestamp(0);
-    }
-
     fn inactive(&mut self, now: Timestamp) -> Vec<LeafIndex> {
         let Some(ms) = self.hub.settings.inactive_after_ms else { return Vec::new() };
         if now < self.inactive_not_before {
             return Vec::new();
         }
         let late = |member: &Member| now.ms_since(member.last_active) >= ms;
-        let inactive =
-            self.members.iter().filter(|(_, m)| late(m)).map(|(leaf, _)| *leaf).collect();
-        let next = self.members.values().filter(|m| !late(m)).map(|m| m.last_active).min();
-        // activity only moves on, so nobody else can become inactive before this
-        self.inactive_not_before = next.unwrap_or(now).plus_ms(ms);
+        let late_ones = self.members.iter().filter(|(_, m)| late(m)).map(|(leaf, _)| *leaf);
+        let inactive: Vec<LeafIndex> =
+            late_ones.filter(|leaf| !self.going.contains_key(leaf)).collect();
+        if inactive.is_empty() {
+            let next = self.members.values().filter(|m| !late(m)).map(|m| m.last_active).min();
+            // activity only moves on, so nobody can become inactive before this
+            self.inactive_not_before = next.unwrap_or(now).plus_ms(ms);
+        }
         inactive
     }
 

@@ -84,7 +84,6 @@ impl GroupActor {
         };
         if let Err(error) = takes_more(&self.node) {
             // it is due again when the group is next looked after
-            loaded.state.look_for_inactive();
             tracing::debug!(group = %self.id, %error, "what the hub has to do waits");
             return waiter(Err(&error));
         }

@@ -184,6 +184,8 @@ fn inactive_client_is_found_when_it_is_time_and_not_before() {
     scenario.now = bob_since.plus_ms(59_999);
     assert!(!scenario.hub_acts(&[]));
     scenario.now = bob_since.plus_ms(60_000);
+    let staged = scenario.state.stage_hub(&[], scenario.now);
+    assert!(staged.is_some(), "what is staged and comes to nothing is staged again");
     assert!(scenario.hub_acts(&[]));
     assert!(!scenario.hub_acts(&[]));
     scenario.restart();
