@@ -25,7 +25,7 @@ use crate::{
     store::records::GoneReason,
     wire::{
         codec::{Opaque, decode, encode},
-        ds::{DsRequest, DsSenderId, GroupUpdate, UnreadableProposals},
+        ds::{DsRequest, DsSenderId, GroupUpdate},
         extensions::{
             CLIENT_QUEUE_CONFIG, ClientQueueConfig, JoinProof, KeyPackageClass, KeyPackageQueue,
         },
@@ -38,7 +38,7 @@ use crate::{
 use super::{
     Bind, Decision, GroupState, Reject, Request, Staged, Step,
     mls::{InfoParts, MlsProblem, confirmation_tag, split_welcome, to_record, verify_group_info},
-    record::{AddedRecord, Change, CommitRecord, JoinedRecord, Kind, Pending, PendingAdd},
+    record::{AddedRecord, Change, CommitRecord, JoinedRecord, Kind, PendingAdd},
     stage::{acts_of, verify_request},
 };
 
@@ -125,17 +125,6 @@ impl GroupState {
             return Err(Reject::InvalidMessage("the message is no commit".into()));
         };
         let staged = *staged;
-        let left_out = match operation {
-            // these have their own there, or nothing that the rules know of
-            Operation::Join | Operation::Resync | Operation::Migrate => BTreeSet::new(),
-            Operation::DeleteGroup
-            | Operation::AddUsers
-            | Operation::RemoveUsers
-            | Operation::AddClients
-            | Operation::RemoveClients
-            | Operation::UpdateClient
-            | Operation::UpdateGroup => left_out(&aad)?,
-        };
         let proof = if operation == Operation::Join && !aad.is_empty() {
             let proof: JoinProof = decode(&aad).map_err(|_| {
                 Reject::InvalidCommit("authenticated_data is not a JoinProof".into())
@@ -204,7 +193,7 @@ impl GroupState {
         let (added, binds) = self.additions(&staged, &change, config, now)?;
 
         // 11. what is pending is covered
-        self.covers_pending(judged_as, &staged, &change, &left_out)?;
+        self.covers_pending(judged_as, &staged, &change)?;
 
         // 12. the new GroupInfo
         let signer = match (&change.joined, leaf) {
@@ -627,25 +616,19 @@ impl GroupState {
         Ok(PendingAdd { reference: KeyPackageRef(reference), config: queue.config, not_after })
     }
 
-    /// Check 11. `left_out` are references of what the committer says that nobody can read: of members' proposals that is for
-    /// the members to judge.
+    /// Check 11.
     fn covers_pending(
         &self,
         committer: Option<LeafIndex>,
         staged: &StagedCommit,
         change: &CommitChange,
-        left_out: &BTreeSet<Vec<u8>>,
     ) -> Result<(), Reject> {
-        let is_left_out = |pending: &Pending| {
-            matches!(pending.act.author, Author::Leaf(_)) && left_out.contains(pending.reference())
-        };
         let covered: BTreeSet<&[u8]> = staged
             .queued_proposals()
             .filter(|queued| queued.proposal_or_ref_type() == ProposalOrRefType::Reference)
             .map(|queued| queued.proposal_reference_ref().as_slice())
             .collect();
-        let stands = || self.pending.iter().filter(|pending| !is_left_out(pending));
-        let uncovered = stands().any(|pending| {
+        let uncovered = self.pending.iter().any(|pending| {
             must_cover(&pending.act, committer, &change.removed)
                 && !covered.contains(pending.reference())
         });
@@ -664,7 +647,7 @@ impl GroupState {
             .map(|queued| queued.proposal())
             .collect();
         let going: BTreeSet<LeafIndex> =
-            stands().filter_map(|pending| goes(&pending.act)).collect();
+            self.pending.iter().filter_map(|pending| goes(&pending.act)).collect();
         let repeats = by_value.iter().any(|proposal| {
             matches!(proposal, Proposal::Remove(remove)
                 if going.contains(&LeafIndex(remove.removed().u32())))
@@ -677,17 +660,6 @@ impl GroupState {
         }
         Ok(())
     }
-}
-
-/// What the `authenticated_data` of a member's commit says that it leaves out.
-fn left_out(aad: &[u8]) -> Result<BTreeSet<Vec<u8>>, Reject> {
-    if aad.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let read: UnreadableProposals = decode(aad).map_err(|_| {
-        Reject::InvalidCommit("authenticated_data is neither empty nor UnreadableProposals".into())
-    })?;
-    Ok(read.proposals.iter().map(|it| it.0.as_slice().to_vec()).collect())
 }
 
 /// The Welcome is there exactly when somebody is added, and its secrets are exactly the added KeyPackages'.

@@ -13,12 +13,12 @@ use crate::{
         capabilities::Required,
         change::{Act, Author, What, of_proposal},
         leaf::identify,
-        pending::place,
+        pending::{PendingProblem, place},
         roster::RosterChange,
     },
     wire::{
         codec::{decode, encode},
-        ds::{DsSenderId, Propose},
+        ds::{DsSenderId, MISSED_BYTES_MAX, Propose},
         extensions::JoinProof,
         ids::{LeafIndex, Timestamp},
         mls::MlsMessage,
@@ -91,7 +91,7 @@ impl GroupState {
         earlier: &[Pending],
         now: Timestamp,
     ) -> Result<Pending, Reject> {
-        let limit = self.hub.settings.handshake_bytes_max;
+        let limit = self.hub.settings.handshake_bytes_max.min(MISSED_BYTES_MAX);
         if message.as_slice().len() > limit {
             return Err(Reject::TooLarge { what: "the proposal", limit });
         }
@@ -185,6 +185,10 @@ impl GroupState {
         let standing: Vec<&Act> = acts.iter().collect();
         let settings = &self.hub.settings;
         let displaced = place(&standing, &act, self.roster.len(), settings.pending_max)?;
+        let bytes = kept(together(), &displaced).map(|it| it.message.as_slice().len());
+        if bytes.sum::<usize>() + message.as_slice().len() > MISSED_BYTES_MAX {
+            return Err(PendingProblem::Full.into());
+        }
         // by itself first, so that the reason is its own; then with all that stays
         policy::judge(&self.policy, &self.roster, &self.id, None, std::slice::from_ref(&act))?;
         let mut all: Vec<Act> = kept(acts.iter(), &displaced).cloned().collect();

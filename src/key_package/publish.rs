@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use openmls::prelude::{ExtensionType, KeyPackage, OpenMlsCrypto, ProtocolVersion};
 
 use crate::{
-    policy::leaf,
+    policy::{keys::check_key_package, leaf},
     queue::token::{Token, TokenClass, TokenKeys},
     store::records::{StoredKeyPackage, TokenId},
     wire::{
@@ -99,6 +99,8 @@ pub fn parse(
         .map_err(|error| KeyPackageProblem::Invalid(error.to_string()))?
         .validate(crypto, ProtocolVersion::Mls10)
         .map_err(|error| KeyPackageProblem::Invalid(error.to_string()))?;
+    check_key_package(key_package.ciphersuite(), &key_package)
+        .map_err(|problem| KeyPackageProblem::Invalid(problem.to_string()))?;
     let extension =
         key_package.extensions().unknown(CLIENT_QUEUE_CONFIG).ok_or(KeyPackageProblem::NoQueue)?;
     let queue = decode(&extension.0).map_err(|_| KeyPackageProblem::NoQueue)?;

@@ -14,16 +14,20 @@ use crate::wire::{
     mls::{MlsMessage, RatchetTree},
 };
 
-/// The message or tree holds a key that nothing can be encrypted to.
+/// A message or tree with a key that nothing can be encrypted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} has a key that nothing can be encrypted to; make a new one")]
-pub struct Unusable(&'static str);
+pub enum Unusable {
+    #[error("{0} has a key that nothing can be encrypted to; make a new one")]
+    Key(&'static str),
+    #[error("{0} cannot be read")]
+    Unread(&'static str),
+}
 
 /// # Errors
 /// [`Unusable`]
 pub fn check_leaf(suite: Ciphersuite, leaf: &LeafNode) -> Result<(), Unusable> {
     let encoded = encode(leaf.encryption_key());
-    let key: Bytes = decode(&encoded).map_err(|_| Unusable("a leaf"))?;
+    let key: Bytes = decode(&encoded).map_err(|_| Unusable::Unread("a leaf"))?;
     check(suite, key.as_slice(), "a leaf")
 }
 
@@ -42,7 +46,7 @@ pub fn check_key_package(suite: Ciphersuite, key_package: &KeyPackage) -> Result
 /// [`Unusable`], also of what cannot be read: openmls has read it before.
 pub fn check_path(suite: Ciphersuite, message: &MlsMessage) -> Result<(), Unusable> {
     const WHAT: &str = "a commit's path";
-    let unread = Unusable("a message that is no commit");
+    let unread = Unusable::Unread("the commit");
     let Some(path) = path_of(message).ok_or(unread)? else { return Ok(()) };
     let (leaf, rest) = read_leaf(path).ok_or(unread)?;
     check(suite, leaf.encryption_key.as_slice(), WHAT)?;
@@ -63,7 +67,7 @@ pub fn check_path(suite: Ciphersuite, message: &MlsMessage) -> Result<(), Unusab
 /// As [`check_path`].
 pub fn check_tree(suite: Ciphersuite, tree: &RatchetTree) -> Result<(), Unusable> {
     const WHAT: &str = "the tree";
-    let unread = Unusable("what is no tree");
+    let unread = Unusable::Unread(WHAT);
     let (nodes, _) = read::<Bytes>(tree.as_slice()).ok_or(unread)?;
     let mut rest = nodes.as_slice();
     while !rest.is_empty() {
@@ -102,7 +106,7 @@ fn check(suite: Ciphersuite, key: &[u8], what: &'static str) -> Result<(), Unusa
         }
         HpkeKemType::DhKemP384 | HpkeKemType::DhKemP521 | HpkeKemType::DhKem448 => false,
     };
-    if usable { Ok(()) } else { Err(Unusable(what)) }
+    if usable { Ok(()) } else { Err(Unusable::Key(what)) }
 }
 
 /// All 32 bytes are a key but for the points of small order, with which every secret is zero. X25519 does not read the last bit.

@@ -19,7 +19,9 @@ pub enum PendingProblem {
     ContextPending,
     #[error("every member would be on its way out and no one left to commit")]
     NoOneLeft,
-    #[error("the most proposals that may be pending are; commit them first")]
+    #[error(
+        "the most proposals that may be pending are, or the most bytes of them; commit them first"
+    )]
     Full,
 }
 

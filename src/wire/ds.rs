@@ -6,8 +6,7 @@ use tls_codec::{DeserializeBytes, Error, Size, TlsDeserializeBytes, TlsSerialize
 use super::codec::{List, Opaque, ShortOpaque, Text, encode};
 use super::extensions::{ClientQueueConfig, JoinProof, PublicKey, Signature, UserKey};
 use super::ids::{
-    Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, ProposalRef, RequestId, Sequence, Timestamp,
-    UserKeyHash,
+    Domain, Epoch, GroupId, KeyPackageRef, LeafIndex, RequestId, Sequence, Timestamp, UserKeyHash,
 };
 use super::mls::{Credential, Extension, GroupInfo, KeyPackage, MlsMessage, RatchetTree};
 use super::portability::{MigrationConfirmation, MigrationInit};
@@ -18,8 +17,6 @@ pub const REQUEST_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const APPLICATION_BYTES_MAX: usize = 256 * 1024;
 /// Largest info answer, in bytes.
 pub const INFO_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Proposals that one commit leaves out because nobody can read them: as many as may be pending.
-pub const UNREADABLE_PROPOSALS_MAX: usize = 10_000;
 /// Handshake messages in one error, in bytes.
 pub const MISSED_BYTES_MAX: usize = 1024 * 1024;
 
@@ -327,13 +324,6 @@ pub struct UpdateGroup {
 pub struct StartMigration {
     pub init: MigrationInit,
     pub update: GroupUpdate,
-}
-
-/// The `authenticated_data` of a member's Commit that leaves out proposals of members because their membership tags do not
-/// verify: the hub, which cannot verify them, lets it. PROTOCOL.md §2, "A proposal that nobody can read".
-#[derive(Clone, PartialEq, Eq, Debug, TlsSize, TlsSerialize, TlsDeserializeBytes)]
-pub struct UnreadableProposals {
-    pub proposals: List<ProposalRef, REQUEST_BYTES_MAX, UNREADABLE_PROPOSALS_MAX>,
 }
 
 /// What the hub says of a request that it accepted.

@@ -362,19 +362,6 @@ impl fmt::Debug for RequestId {
 #[serde(transparent)]
 pub struct UserKeyHash(pub Opaque<32, 32>);
 
-/// RFC 9420's ProposalRef.
-#[derive(
-    Clone,
-    PartialEq,
-    Eq,
-    Hash,
-    Debug,
-    tls_codec::TlsSize,
-    tls_codec::TlsSerialize,
-    tls_codec::TlsDeserializeBytes,
-)]
-pub struct ProposalRef(pub Opaque<255, 1>);
-
 /// RFC 9420's KeyPackageRef.
 #[derive(
     Clone,

@@ -35,8 +35,12 @@ struct Provider {
 
 impl Provider {
     fn start() -> Self {
+        Self::start_on("sled")
+    }
+
+    fn start_on(engine: &'static str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { process: Serve::start(folder.path()), folder }
+        Self { process: Serve::start_on(engine, folder.path()), folder }
     }
 
     fn place(&self, name: &str) -> PathBuf {
@@ -210,7 +214,21 @@ async fn a_provider_restored_where_nothing_came_since_goes_on_as_if_nothing_had_
     assert!(again.contains("is there already"), "{again}");
     let not_empty = refused(mimid(&["restore", path(&stopped), path(&provider.place("old"))]));
     assert!(not_empty.contains("holds something already"), "{not_empty}");
-    // and where it is, with the other engine
+    // its store in the other engine: the same provider to its clients
+    let (data, copied) = (provider.process.data_dir(), provider.place("copied"));
+    let told = done(mimid(&["store", "copy", path(&data), path(&copied)]));
+    assert!(told.contains("fjall"), "{told}");
+    done(mimid(&["verify", path(&copied)]));
+    std::fs::rename(&data, provider.place("in sled")).unwrap();
+    std::fs::rename(&copied, &data).unwrap();
+    provider.process.start_again_on("fjall");
+    all_talk(&[&alice, &bob], &group, "in the other engine").await;
+    provider.process.kill();
+    done(mimid(&["verify", path(&data)]));
+    for client in [&alice, &bob] {
+        assert!(!events(client).iter().any(is_lost), "{:?}", events(client));
+    }
+    // and restored where it is, with the other engine
     let other = provider.place("other");
     let told = done(mimid(&["restore", path(&stopped), path(&other), "--engine", "fjall"]));
     assert!(told.contains("fjall"), "{told}");
@@ -283,7 +301,16 @@ async fn load(client: &Client, groups: &[GroupId], answered: &Answered, stop: &C
 
 #[tokio::test]
 async fn a_provider_that_goes_back_under_load_says_what_is_lost_and_all_its_clients_go_on() {
-    let mut provider = Provider::start();
+    goes_back_under_load("sled").await;
+}
+
+#[tokio::test]
+async fn a_provider_on_the_other_engine_goes_back_under_load_and_all_its_clients_go_on() {
+    goes_back_under_load("fjall").await;
+}
+
+async fn goes_back_under_load(engine: &'static str) {
+    let mut provider = Provider::start_on(engine);
     let names = ["alice", "bob", "carol"];
     let clients = join_all(names.map(|name| provider.client(name))).await;
     let [alice, bob, carol] = [&clients[0], &clients[1], &clients[2]];

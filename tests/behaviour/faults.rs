@@ -92,8 +92,7 @@ async fn each_call_fails(engine: &'static str) {
         }
     }
     println!("{engine}, TEST_SEED={seed}: {tried} scenes, a fault in {met}");
-    let enough = if asked.is_some() { tried / 2 } else { 1 };
-    assert!(met >= enough, "of {tried} faults only {met} were met");
+    assert!(met >= tried / 2, "of {tried} faults only {met} were met");
 }
 
 /// Slow is not broken: answers wait for their flush, nothing is read-only, and when the disk is well all is as before.

@@ -1,7 +1,9 @@
 //! Clients that mean no good, against the built binary on its real store: each is refused or ended by a bound with a name,
 //! and the node serves everybody else while it goes on. How long others wait is printed and judged by nobody.
 //!
-//! `TEST_HOSTILE=30` (a factor) makes the floods larger and longer; ops/README.md, "Hostile clients".
+//! `TEST_HOSTILE=30` (a factor) makes the floods larger and longer; ops/README.md, "Hostile clients". With `TEST_BESIDE=1` the others
+//! speak at a provider beside the one that is attacked: how long they wait there is what the machine makes of an attack that is
+//! none of their provider's, and what the other figure is to be compared with.
 
 mod device;
 mod floods;
@@ -46,6 +48,11 @@ type Tls = StreamOwned<ClientConnection, TcpStream>;
 /// How much larger than in every run.
 fn factor() -> usize {
     std::env::var("TEST_HOSTILE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Whether the honest have a provider of their own.
+fn is_beside() -> bool {
+    std::env::var_os("TEST_BESIDE").is_some()
 }
 
 /// A provider's process with settings of its own; it ends with this value.
@@ -260,9 +267,12 @@ impl Honest {
     fn start(node: &Node) -> Self {
         let (ask, asked) = std::sync::mpsc::channel::<Ask>();
         let runtime = runtime();
-        let (alice, bob, group) = runtime.block_on(node.group(["alice", "bob"]));
+        let beside = is_beside().then(|| Node::start(&[]));
+        let at = beside.as_ref().unwrap_or(node);
+        let (alice, bob, group) = runtime.block_on(at.group(["alice", "bob"]));
         let mut said = 0;
         let thread = thread::spawn(move || {
+            let _beside = beside;
             while let Ok(Ask { least, enough, took }) = asked.recv() {
                 let mut times = Vec::new();
                 while times.len() < least || !enough.load(Ordering::SeqCst) {
@@ -306,7 +316,7 @@ impl Honest {
 
     /// They speak before `attack`, all through it, and after; says how long they waited.
     fn speak_through<T>(&self, name: &str, attack: impl FnOnce() -> T) -> T {
-        let quiet = self.times(30);
+        let quiet = self.times(30 * factor());
         let enough = Arc::new(AtomicBool::new(false));
         let times = self.begin(30, &enough);
         let until = Enough(enough);
@@ -320,7 +330,8 @@ impl Honest {
             times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0
         };
         println!(
-            "{name}: others' p50/p99 in ms: quiet {:.1}/{:.1}, attacked {:.1}/{:.1} ({} messages), after {:.1}",
+            "{name}: others' p50/p99 in ms{}: quiet {:.1}/{:.1}, attacked {:.1}/{:.1} ({} messages), after {:.1}",
+            if is_beside() { " at a provider beside it" } else { "" },
             ms(&quiet, 50),
             ms(&quiet, 99),
             ms(&under, 50),

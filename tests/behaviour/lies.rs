@@ -397,7 +397,7 @@ async fn good_commits_are_looked_at_and_nobody_commits_because_of_that() {
 
 #[tokio::test]
 async fn group_whose_member_was_misled_by_a_wrong_external_pub_talks_again() {
-    let scene = Scene::new(&THREE, LONG).await;
+    let scene = Scene::new(&NINE, LONG).await;
     scene.lies(Lie::ExternalPub).await;
     // whoever comes in by this GroupInfo, before somebody has looked at it, has other secrets than everybody else
     scene.honest[1].resync(&scene.group).await.unwrap();

@@ -36,16 +36,27 @@ impl Known {
         known
     }
 
-    /// How its beginning may be written: as it is, hex, lists of numbers, base64 of both alphabets.
+    /// How its beginning may be written: as it is, hex, lists of numbers, escaped, base64 of both alphabets.
     fn forms(&self) -> Vec<Vec<u8>> {
         let begin = &self.bytes[..ENOUGH];
         let numbers: Vec<_> = begin.iter().map(u8::to_string).collect();
+        let lists = [
+            format!("{begin:x?}"),
+            format!("{begin:02x?}"),
+            format!("{begin:#?}"),
+            format!("{begin:#x?}"),
+        ];
+        // without the brackets, behind which a longer one goes on, and the comma of one on lines of its own
+        let lists =
+            lists.map(|list| list[1..list.len() - 1].trim_end_matches([',', '\n']).to_owned());
         // six bytes are eight whole digits
         let base64 = base64(&self.bytes[..self.bytes.len().min(9) / 3 * 3]);
         let url = base64.replace('+', "-").replace('/', "_");
         let hex = hex::encode(begin);
         let texts = [hex.to_uppercase(), hex, numbers.join(", "), numbers.join(","), base64, url];
-        texts.map(String::into_bytes).into_iter().chain([begin.to_vec()]).collect()
+        let escaped = [begin.escape_ascii().to_string()];
+        let texts = texts.into_iter().chain(lists).chain(escaped);
+        texts.map(String::into_bytes).chain([begin.to_vec()]).collect()
     }
 }
 
@@ -73,8 +84,17 @@ fn a_secret_is_found_in_a_text_however_it_is_written() {
         assert_eq!(found(&text, &secret), ["it"], "{form:?}");
     }
     assert_eq!(base64(b"Many hands"), "TWFueSBoYW5k");
-    let whole = format!("{:?}", secret[0].bytes);
-    assert_eq!(found(whole.as_bytes(), &secret), ["it"]);
+    let bytes = &secret[0].bytes;
+    for whole in [
+        format!("{bytes:?}"),
+        format!("{bytes:x?}"),
+        format!("{bytes:02x?}"),
+        format!("{bytes:#?}"),
+        format!("{bytes:#x?}"),
+        format!("b\"{}\"", bytes.escape_ascii()),
+    ] {
+        assert_eq!(found(whole.as_bytes(), &secret), ["it"], "{whole}");
+    }
     assert!(found(b"nothing of the kind", &secret).is_empty());
 }
 
@@ -103,7 +123,8 @@ fn wide_open(folder: &Path) -> Command {
     for name in ["MIMID_CONFIG", "MIMID_DATA_DIR", "MIMID_HOME"] {
         command.env_remove(name);
     }
-    command.env("RUST_LOG", "mimid=trace").env("MIMID_LOG__LEVEL", "trace");
+    // of mimid and of every library
+    command.env("RUST_LOG", "trace").env("MIMID_LOG__LEVEL", "trace,mimid=trace");
     command
 }
 

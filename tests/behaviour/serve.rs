@@ -14,14 +14,20 @@ pub const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
 pub struct Serve {
     child: Child,
     folder: PathBuf,
+    engine: &'static str,
     pub endpoints: Endpoints,
 }
 
 impl Serve {
     /// A provider without configuration, run in `folder`, on ports that are free.
     pub fn start(folder: &Path) -> Self {
-        let (child, endpoints) = serve(folder, "127.0.0.1:0");
-        Self { child, folder: folder.to_owned(), endpoints }
+        Self::start_on("sled", folder)
+    }
+
+    /// As [`Self::start`], with a store of `engine`.
+    pub fn start_on(engine: &'static str, folder: &Path) -> Self {
+        let (child, endpoints) = serve(folder, engine, "127.0.0.1:0");
+        Self { child, folder: folder.to_owned(), engine, endpoints }
     }
 
     /// kill -9, and a new process in its place, which clients find where the old one was.
@@ -39,7 +45,13 @@ impl Serve {
     /// Behind [`Self::kill`]: a new process in its place, on what its data folder holds now.
     pub fn start_again(&mut self) {
         let address = self.endpoints.client.trim_start_matches("https://").to_owned();
-        (self.child, self.endpoints) = serve(&self.folder, &address);
+        (self.child, self.endpoints) = serve(&self.folder, self.engine, &address);
+    }
+
+    /// Behind [`Self::kill`]: as [`Self::start_again`], where the data folder holds a store of `engine` by now.
+    pub fn start_again_on(&mut self, engine: &'static str) {
+        self.engine = engine;
+        self.start_again();
     }
 
     /// kill -9, and a new process in its place at another address.
@@ -49,7 +61,7 @@ impl Serve {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         let _taken = std::net::TcpListener::bind(taken).unwrap();
-        (self.child, self.endpoints) = serve(&self.folder, "127.0.0.1:0");
+        (self.child, self.endpoints) = serve(&self.folder, self.engine, "127.0.0.1:0");
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -66,12 +78,13 @@ impl Drop for Serve {
 
 const DATA: &str = "mimid-data";
 
-fn serve(folder: &Path, listen: &str) -> (Child, Endpoints) {
+fn serve(folder: &Path, engine: &str, listen: &str) -> (Child, Endpoints) {
     let mut child = Command::new(MIMID)
         .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
         .current_dir(folder)
         .env_remove("MIMID_CONFIG")
         .env_remove("MIMID_DATA_DIR")
+        .env("MIMID_STORE__ENGINE", engine)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -15,7 +15,6 @@ use super::{
     home::LiftedGroup,
     receive::{Unacceptable, Way, protocol_message},
     records::{GroupRecord, Noted, Places, Proofs},
-    unreadable::{Read, is_self_remove},
 };
 use crate::wire::{
     codec::decode,
@@ -172,18 +171,9 @@ impl Member {
         mut noted: Noted<'_>,
     ) -> Result<(), Unacceptable> {
         let provider = self.home.provider();
-        let read = self
+        let (processed, _) = self
             .read_handshake(group, message)
             .map_err(|error| Unacceptable::Mls(error.to_string()))?;
-        let processed = match read {
-            Read::Whole(processed) => *processed,
-            Read::Untagged(proposal) => {
-                if is_self_remove(&proposal) {
-                    self.hold_proposal(id, group, *proposal, &[], Way::Queue(at), &mut noted)?;
-                }
-                return Ok(());
-            }
-        };
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();
         match processed.into_content() {

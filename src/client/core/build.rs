@@ -14,12 +14,11 @@ use super::{
     identity::{self, StoredKey, capabilities, unknown},
     moving::MoveDraft,
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending, PolicyChange, Right},
-    unreadable::left_out,
     view::{policy_of, roster_of},
 };
 use crate::{
     crypto::{self, SigningKey},
-    policy::{self, roster::Roster},
+    policy::{self, keys::check_key_package, roster::Roster},
     wire::{
         codec::{List, Opaque, Raw, ShortOpaque, decode, encode},
         ds::{
@@ -279,10 +278,6 @@ impl Member {
             }
             Operation::Migrate { response } => {
                 context_is_free(&group, &pending.group)?;
-                if record.has_unreadable(&group) {
-                    // what its authenticated_data says is where the group goes
-                    return Err(CoreError::MustCommitFirst(pending.group.clone()));
-                }
                 let MoveDraft { response, sender, aad } =
                     self.move_draft(&pending.group, &group, &response, now)?;
                 group.set_aad(aad);
@@ -296,7 +291,7 @@ impl Member {
                 Ok(draft(DsRequest::Propose(request), Effect::Proposed { references }))
             }
             Operation::Send { content } => {
-                if group.has_pending_proposals() || record.has_unreadable(&group) {
+                if group.has_pending_proposals() {
                     return Err(CoreError::MustCommitFirst(pending.group.clone()));
                 }
                 let message = group
@@ -376,7 +371,6 @@ impl Member {
             joined_at: now,
             proofs: Vec::new(),
             places: Vec::new(),
-            unreadable: Vec::new(),
             welcome: None,
             left: None,
             resyncs: Vec::new(),
@@ -426,9 +420,6 @@ impl Member {
     ) -> Result<Committed, CoreError> {
         let provider = self.home.provider();
         let me = group.own_leaf_index();
-        if record.has_unreadable(group) {
-            group.set_aad(encode(&left_out(record, group)?));
-        }
         group.clear_pending_commit(provider.storage())?;
         let leaving: Vec<LeafIndex> =
             group.pending_proposals().filter_map(leaf_taken_out).collect();
@@ -544,9 +535,11 @@ impl Member {
     }
 
     pub(super) fn open_key_package(&self, bytes: &[u8]) -> Result<mls::KeyPackage, CoreError> {
-        decode::<mls::KeyPackageIn>(bytes)?
+        let key_package = decode::<mls::KeyPackageIn>(bytes)?
             .validate(self.home.crypto(), mls::ProtocolVersion::Mls10)
-            .map_err(CoreError::mls)
+            .map_err(CoreError::mls)?;
+        check_key_package(key_package.ciphersuite(), &key_package).map_err(CoreError::mls)?;
+        Ok(key_package)
     }
 
     fn propose(

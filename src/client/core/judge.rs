@@ -1,8 +1,6 @@
 //! Judging what others propose and commit, by the rules that the hub judges it by: what a proposal takes its place among, and what a
 //! commit may do. Nothing is merged and nothing said here ([`super::receive`]). PROTOCOL.md §2, "Pending proposals", "Policy".
 
-use std::collections::BTreeSet;
-
 use openmls::{prelude as mls, prelude::OpenMlsProvider};
 
 use super::{
@@ -22,7 +20,6 @@ use crate::{
     },
     wire::{
         codec::{decode, encode},
-        ds::UnreadableProposals,
         extensions::JoinProof,
         ids::{GroupId, LeafIndex, Sequence},
     },
@@ -187,13 +184,6 @@ impl Member {
     ) -> Result<(CommitChange, Roster), Unacceptable> {
         let (roster, before) = (roster_of(group)?, policy_of(group)?);
         let proof = decode::<JoinProof>(aad).ok();
-        if let (mls::Sender::Member(_), Ok(left_out)) = (sender, decode::<UnreadableProposals>(aad))
-        {
-            let held: BTreeSet<Vec<u8>> = references(group).into_iter().collect();
-            if left_out.proposals.iter().any(|it| held.contains(it.0.as_slice())) {
-                return Err(Unacceptable::CouldBeRead);
-            }
-        }
         let mut what = change::of_commit(
             staged,
             sender,

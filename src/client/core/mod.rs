@@ -25,7 +25,7 @@ mod offer;
 mod receive;
 mod records;
 mod settle;
-mod unreadable;
+mod untagged;
 mod view;
 
 #[cfg(test)]
@@ -602,7 +602,6 @@ impl Member {
                 joined_at: now,
                 proofs: Vec::new(),
                 places: Vec::new(),
-                unreadable: Vec::new(),
                 welcome: None,
                 left: None,
                 resyncs: Vec::new(),

@@ -19,7 +19,6 @@ use super::{
     look,
     moving::{BadMove, HubAt},
     records::{Contact, Effect, FeedRecord, GroupRecord, KeptWelcome, Operation, Pending},
-    unreadable::Read,
     view::roster_of,
 };
 use crate::{
@@ -95,8 +94,6 @@ pub(super) enum Unacceptable {
     Leaf(#[from] policy::LeafProblem),
     #[error("{0}")]
     Move(#[from] BadMove),
-    #[error("it leaves out a proposal that it says nobody can read, and this client could")]
-    CouldBeRead,
     #[error("MLS: {0}")]
     Mls(String),
     #[error("MLS: {1}")]
@@ -628,7 +625,6 @@ impl Member {
                     | Unacceptable::Denied(_)
                     | Unacceptable::Leaf(_)
                     | Unacceptable::Move(_)
-                    | Unacceptable::CouldBeRead
                     | Unacceptable::Mls(_) => ComplaintReason::Other,
                 };
                 // what was taken back is not in the database, but was done to `group`
@@ -667,22 +663,23 @@ impl Member {
         way: Way,
     ) -> Result<Followed, Unacceptable> {
         let provider = self.home.provider();
-        let read = self.read_handshake(group, protocol).map_err(|error| {
+        let (processed, is_tagged) = self.read_handshake(group, protocol).map_err(|error| {
             if let mls::ProcessMessageError::StorageError(error) = error {
                 return CoreError::from(error).into();
             }
             Unacceptable::Refused(reason_of(&error), error.to_string())
         })?;
-        let processed = match read {
-            Read::Whole(processed) => *processed,
-            Read::Untagged(proposal) => return self.take_untagged(id, group, *proposal, way),
-        };
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                self.take_proposal(id, group, *proposal, &aad, way)
+                let leaf = proposal.sender().clone();
+                let followed = self.take_proposal(id, group, *proposal, &aad, way)?;
+                if followed == Followed::Yes && !is_tagged {
+                    self.warn_of_tag(id, group, &leaf)?;
+                }
+                Ok(followed)
             }
             mls::ProcessedMessageContent::StagedCommitMessage(staged) => {
                 if way == Way::Answer && staged.self_removed() {
@@ -705,7 +702,7 @@ impl Member {
         }
     }
 
-    pub(super) fn take_proposal(
+    fn take_proposal(
         &self,
         id: &GroupId,
         group: &mut mls::MlsGroup,

@@ -8,7 +8,6 @@ use super::{
     home::{LiftedGroup, bytes},
     identity::StoredKey,
     moving::{Left, Redirect},
-    unreadable::Unreadable,
 };
 use crate::wire::{
     ds::FanoutFilter,
@@ -72,9 +71,6 @@ pub(super) struct GroupRecord {
     pub proofs: Proofs,
     #[serde(default)]
     pub places: Places,
-    /// Of the current epoch, and perhaps of ones before.
-    #[serde(default)]
-    pub unreadable: Vec<Unreadable>,
     /// A Welcome that came before the entry that says that this client was removed.
     pub welcome: Option<KeptWelcome>,
     #[serde(default)]

@@ -16,7 +16,6 @@ use super::{
     moving::HubAt,
     receive::{Followed, Way, protocol_message},
     records::{Built, Effect, GroupRecord, NewProposal, Operation, Pending},
-    unreadable::Read,
     view::roster_of,
 };
 use crate::wire::{
@@ -432,13 +431,8 @@ impl Member {
             if protocol.epoch() != group.epoch() {
                 return Ok(());
             }
-            let processed = match self.read_handshake(&mut group, protocol) {
-                Ok(Read::Whole(processed)) => processed,
-                Ok(Read::Untagged(proposal)) => {
-                    held.push(proposal.proposal_reference_ref().as_slice().to_vec());
-                    continue;
-                }
-                Err(_) => return Ok(()),
+            let Ok((processed, _)) = self.read_handshake(&mut group, protocol) else {
+                return Ok(());
             };
             match processed.into_content() {
                 mls::ProcessedMessageContent::ProposalMessage(proposal)

@@ -41,6 +41,6 @@ mod rogue;
 mod scenario;
 mod steps;
 #[cfg(test)]
-mod unreadable;
+mod untagged;
 #[cfg(test)]
 mod unusable;

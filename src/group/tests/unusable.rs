@@ -1,5 +1,6 @@
 //! Keys that nobody can encrypt to: in a tree they would end every commit. PROTOCOL.md §2, checks 8 and 9.
 
+use openmls::prelude::{KeyPackageIn, ProtocolVersion};
 use tls_codec::DeserializeBytes;
 
 use super::{
@@ -8,16 +9,17 @@ use super::{
 };
 use crate::{
     client::core::Operation,
+    crypto::MlsCrypto,
     group::{Reject, mls::Tree},
     wire::{
-        codec::{List, Raw},
-        ds::{DsRequest, DsResponseBody, GroupUpdate, Propose},
+        codec::{List, Raw, decode},
+        ds::{Add, DsRequest, DsResponseBody, GroupUpdate, Propose},
         mls::MlsMessage,
     },
 };
 
 const ZERO: Option<[u8; 32]> = Some([0; 32]);
-const ADD: u16 = 1;
+const PROPOSAL_ADD: u16 = 1;
 
 fn scene() -> (Scenario, Rogue) {
     let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "b:carol/phone"]);
@@ -33,21 +35,36 @@ fn is_told(answer: Result<DsResponseBody, Reject>, what: &str) {
 
 #[test]
 fn a_key_package_with_one_is_added_by_nobody() {
-    let (mut scenario, mallory) = scene();
+    let (mut scenario, mut mallory) = scene();
     let zoe = Rogue::new("zoe/phone");
     let good = zoe.key_package_with(None, None);
     for (what, key_package) in [
         ("the init key", zoe.key_package_with(ZERO, None)),
         ("the leaf's", zoe.key_package_with(None, ZERO)),
     ] {
-        let proposal = [ADD.to_be_bytes().to_vec(), key_package.clone()].concat();
+        let proposal = [PROPOSAL_ADD.to_be_bytes().to_vec(), key_package.clone()].concat();
         let proposal = mallory.handmade_proposal(&scenario, &proposal);
         let request = Propose { proposals: List::new(vec![proposal]).unwrap() };
         let message = mallory.request(&scenario, DsRequest::Propose(request));
         is_told(scenario.submit(&message), what);
     }
+    // whoever adds it without a look at it
+    let provider = MlsCrypto::default();
+    let bad = decode::<KeyPackageIn>(&zoe.key_package_with(None, ZERO)).unwrap();
+    let bad = bad.validate(&provider, ProtocolVersion::Mls10).unwrap();
+    let update = mallory.commit(|builder| builder.propose_adds([bad]));
+    let add = Add {
+        commit: update.commit,
+        welcome: update.welcome.unwrap(),
+        group_info: update.group_info,
+    };
+    let message = mallory.request(&scenario, DsRequest::AddUsers(add));
+    is_told(scenario.submit(&message), "by value");
+    // clients look
     let add = Operation::AddUsers { key_packages: vec![zoe.key_package_with(None, ZERO)] };
-    is_told(scenario.act("alice/phone", add).map(DsResponseBody::Accepted), "by value");
+    let request = scenario.begin("alice/phone", add);
+    let tried = scenario.try_drive("alice/phone", request).unwrap_err();
+    assert!(tried.to_string().contains("nothing can be encrypted to"), "{tried}");
     // it is the keys alone
     scenario.act("alice/phone", Operation::AddUsers { key_packages: vec![good] }).unwrap();
     assert!(scenario.has("zoe/phone"));

@@ -143,7 +143,16 @@ fn strangers(node: &Node, round: usize) {
 
 #[test]
 fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
-    let node = node_on("sled");
+    floods_on("sled");
+}
+
+#[test]
+fn memory_stays_below_what_the_settings_say_on_the_other_engine() {
+    floods_on("fjall");
+}
+
+fn floods_on(engine: &str) {
+    let node = node_on(engine);
     let runtime = runtime();
     let (alice, bob, group) = runtime.block_on(node.group(["alice", "bob"]));
     let quiet = node.memory_kib("VmRSS");
@@ -205,7 +214,7 @@ fn memory_stays_below_what_the_settings_say_and_does_not_grow_on() {
     let groups = node.metric("mimid_group_actors");
     let peak = node.memory_kib("VmHWM");
     println!(
-        "memory in KiB: quiet {quiet}, the most of each round {most:?}, ever {peak}; {} said to be needed; {groups} groups in memory",
+        "{engine}: memory in KiB: quiet {quiet}, the most of each round {most:?}, ever {peak}; {} said to be needed; {groups} groups in memory",
         needed()
     );
     assert!(peak < needed(), "{peak} KiB where {} are said to be needed", needed());

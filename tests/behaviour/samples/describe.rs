@@ -217,12 +217,6 @@ impl Describe for UserKeyHash {
         self.0.describe()
     }
 }
-impl Describe for ProposalRef {
-    fn describe(&self) -> Node {
-        self.0.describe()
-    }
-}
-
 impl Describe for KeyPackageRef {
     fn describe(&self) -> Node {
         self.0.describe()
@@ -306,7 +300,6 @@ structs! {
     Propose { proposals }
     UpdateGroup { update }
     StartMigration { init, update }
-    UnreadableProposals { proposals }
     Accepted { group_sequence, accepted_at, epoch }
     Info { group_info, ratchet_tree, pending }
     CommitComplaint { group_id, epoch, leaf_index, commit_hash, reason, signature }

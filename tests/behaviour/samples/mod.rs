@@ -389,12 +389,6 @@ fn portability(samples: &mut Samples) {
         members: List::new(members.collect()).unwrap(),
     };
     samples.add("", "what `mimid admin import-group` reads", &import);
-    let proposals = vec![ProposalRef(Opaque::new(sha256(b"an Add")).unwrap())];
-    samples.add(
-        "",
-        "the authenticated_data of a Commit that leaves out a proposal which nobody can read",
-        &UnreadableProposals { proposals: List::new(proposals).unwrap() },
-    );
     samples.add("", "a group is to move from a.example to b.example", &migration_request());
     samples.add("", "b.example agrees; signed by the key in target_sender", &migration_response());
     samples.add("", "alice passes that on, signed by her leaf's key", &migration_init());

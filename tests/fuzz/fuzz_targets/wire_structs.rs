@@ -70,7 +70,6 @@ const STRUCTS: &[fn(&[u8])] = structs![
     VerificationKeyResponse,
     Event,
     ComplaintResponse,
-    UnreadableProposals,
 ];
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
