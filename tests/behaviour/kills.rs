@@ -77,7 +77,24 @@ async fn run(engine: &str, engines: [&'static str; DOMAINS.len()]) {
         println!("{}", summary(engine, seed, &tally, &crowd));
         crowd.leaves_groups().await;
     }
+    if kills >= MANY {
+        let counts = &crowd.counts;
+        for (what, counter) in [
+            ("joins", &counts.joins),
+            ("additions", &counts.additions),
+            ("removals", &counts.removals),
+            ("departures", &counts.leaves),
+            ("resyncs", &counts.resyncs),
+            ("moves", &counts.moves),
+        ] {
+            let answered = counter.load(Ordering::Relaxed);
+            assert!(answered > 0, "no {what} among what was answered: that was not what is meant");
+        }
+    }
 }
+
+/// Kills with which everything has come about.
+const MANY: u64 = 100;
 
 fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -85,7 +102,7 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
     let (messages, commits) = (count(&counts.messages), count(&counts.commits));
     format!(
         "{} kills (a {}, b {}, c {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
-         {} resyncs and {} moves among them), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
+         {} joins, {} additions, {} removals, {} resyncs and {} moves among them; {} left), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
          0 out of order, 0 epochs with two commits; all {} clients went on",
         tally.kills.iter().sum::<u64>(),
         tally.kills[0],
@@ -93,8 +110,12 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
         tally.kills[2],
         tally.while_starting,
         messages + commits,
+        count(&counts.joins),
+        count(&counts.additions),
+        count(&counts.removals),
         count(&counts.resyncs),
         count(&counts.moves),
+        count(&counts.leaves),
         crowd.streamed(),
         count(&counts.refused),
         count(&counts.unanswered),

@@ -236,9 +236,19 @@ pub struct Counts {
     pub messages: AtomicU64,
     pub commits: AtomicU64,
     pub moves: AtomicU64,
+    pub joins: AtomicU64,
+    pub additions: AtomicU64,
+    pub removals: AtomicU64,
+    pub leaves: AtomicU64,
     pub resyncs: AtomicU64,
     pub refused: AtomicU64,
     pub unanswered: AtomicU64,
+}
+
+fn counts_if<T>(outcome: &Result<T, ClientError>, counter: &AtomicU64) {
+    if outcome.is_ok() {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Crowd {
@@ -373,6 +383,7 @@ impl Crowd {
                         &joined,
                         Err(ClientError::Refused(Refusal(DsError::InvalidCommit { .. })))
                     );
+                    counts_if(&joined, &self.counts.joins);
                     if !is_in_by_another {
                         self.commit_ends(person, &group, joined);
                     }
@@ -398,9 +409,7 @@ impl Crowd {
             }
             87..89 => {
                 let outcome = client.resync(&group).await;
-                if outcome.is_ok() {
-                    self.counts.resyncs.fetch_add(1, Ordering::Relaxed);
-                }
+                counts_if(&outcome, &self.counts.resyncs);
                 self.commit_ends(person, &group, outcome);
             }
             89..91 => {
@@ -409,12 +418,15 @@ impl Crowd {
             }
             91..92 => {
                 person.leaves.lock().unwrap().insert(group.clone());
-                self.passes(client.leave(&group).await.map(drop));
+                let outcome = client.leave(&group).await;
+                counts_if(&outcome, &self.counts.leaves);
+                self.passes(outcome.map(drop));
             }
             92..94 => {
                 let other = self.people.choose(random).map(|it| it.user.clone());
                 let others = other.into_iter().filter(|it| *it != person.user).collect::<Vec<_>>();
                 let outcome = client.remove_users(&group, others).await;
+                counts_if(&outcome, &self.counts.removals);
                 self.commit_ends(person, &group, outcome);
             }
             94..97 => {
@@ -425,15 +437,14 @@ impl Crowd {
                     .collect();
                 if let Some(other) = others.choose(random) {
                     let outcome = client.add_users(&group, std::slice::from_ref(other)).await;
+                    counts_if(&outcome, &self.counts.additions);
                     self.commit_ends(person, &group, outcome);
                 }
             }
             _ => {
                 let target = self.providers.all.choose(random).map(|it| it.domain.clone());
                 let outcome = client.migrate(&group, &target.unwrap()).await;
-                if outcome.is_ok() {
-                    self.counts.moves.fetch_add(1, Ordering::Relaxed);
-                }
+                counts_if(&outcome, &self.counts.moves);
                 self.commit_ends(person, &group, outcome);
             }
         }
