@@ -8,7 +8,7 @@
 use std::{
     cell::Cell,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -87,6 +87,7 @@ pub(super) struct Bounded {
     bounds: Bounds,
     idle: Pin<Box<Sleep>>,
     behind: Option<Behind>,
+    turn: Turn,
 }
 
 struct Behind {
@@ -97,7 +98,7 @@ struct Behind {
 impl Bounded {
     pub fn new(tls: TlsStream<TcpStream>, bounds: Bounds) -> Self {
         let idle = Box::pin(tokio::time::sleep(bounds.idle_max));
-        Self { tls, state: State::new(), bounds, idle, behind: None }
+        Self { tls, state: State::new(), bounds, idle, behind: None, turn: Turn::default() }
     }
 
     pub fn state(&self) -> Rc<State> {
@@ -155,13 +156,51 @@ impl Bounded {
     }
 }
 
+/// How much a connection has read since others had their turn.
+///
+/// An HTTP/2 connection is read for as long as there is something to read, and tokio's own budget counts reads: a peer that never stops
+/// sending frames of a few bytes had the thread, and all other connections of it, for a quarter of a second at a time.
+#[derive(Debug, Default)]
+struct Turn {
+    bytes: usize,
+}
+
+/// Some two thousand frames of the smallest kind: a millisecond or two.
+const TURN_BYTES: usize = 16 * 1024;
+
+impl Turn {
+    fn read(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+
+    /// Whether the others are next. Then the task is woken once all that wait have been looked after, sockets among them.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.bytes < TURN_BYTES {
+            return false;
+        }
+        self.bytes = 0;
+        // its first poll has the task woken; a waker that is called here and now would come before sockets are looked at
+        pin!(tokio::task::yield_now()).poll(cx).is_pending()
+    }
+}
+
 impl AsyncRead for Bounded {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.tls).poll_read(cx, buffer);
+        let read = if self.turn.is_over(cx) {
+            Poll::Pending
+        } else {
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut self.tls).poll_read(cx, buffer);
+            match read {
+                Poll::Ready(_) => self.turn.read(buffer.filled().len() - before),
+                Poll::Pending => self.turn = Turn::default(),
+            }
+            read
+        };
         if read.is_pending() && self.is_idle(cx) {
             return Poll::Ready(Err(self.bounds.cut_off("idle")));
         }
@@ -214,5 +253,60 @@ impl AsyncWrite for Bounded {
             },
             ready => ready,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        rc::Rc,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::{io::AsyncReadExt as _, net::UnixStream, task::LocalSet};
+
+    use super::*;
+
+    /// Reads what never ends; as a connection of HTTP/2 does, in one task, for as long as there is something.
+    async fn reads(bytes: usize, had: Rc<Cell<usize>>) {
+        let (mut turn, mut left) = (Turn::default(), bytes);
+        poll_fn(|cx| {
+            while left > 0 {
+                if turn.is_over(cx) {
+                    return Poll::Pending;
+                }
+                let some = left.min(1000);
+                turn.read(some);
+                left -= some;
+                had.set(had.get() + some);
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    #[test]
+    fn whoever_never_stops_sending_leaves_the_others_their_turns_and_their_sockets() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let had = Rc::new(Cell::new(0));
+            let (one, mut other) = UnixStream::pair().unwrap();
+            let waits = Rc::new(AtomicUsize::new(usize::MAX));
+            let (seen, at) = (Rc::clone(&waits), Rc::clone(&had));
+            let (mut reader, _writer) = one.into_split();
+            let honest = tokio::task::spawn_local(async move {
+                let mut byte = [0];
+                reader.read_exact(&mut byte).await.unwrap();
+                seen.store(at.get(), Ordering::SeqCst);
+            });
+            // it waits for its socket, and something comes just as the flood begins
+            tokio::task::yield_now().await;
+            tokio::io::AsyncWriteExt::write_all(&mut other, b"x").await.unwrap();
+            tokio::task::spawn_local(reads(1000 * TURN_BYTES, had)).await.unwrap();
+            honest.await.unwrap();
+            let before_it = waits.load(Ordering::SeqCst);
+            assert!(before_it <= 4 * TURN_BYTES, "{before_it} bytes of the flood came first");
+        });
     }
 }
