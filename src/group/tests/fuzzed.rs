@@ -124,7 +124,14 @@ fn forge(scenario: &mut Scenario, sent: &mut Vec<Sent>, next: &mut impl FnMut() 
         let relay = if next().0 % 4 == 0 { uri("c:x/phone").domain() } else { one.relay.clone() };
         let same = relay == one.relay;
         let answer = scenario.submit_via(&one.message, relay);
-        if let (Some(accepted), true) = (&one.accepted, same) {
+        // what is no commit is forgotten after a day
+        let remembered = |accepted: &DsResponseBody| {
+            matches!(accepted, DsResponseBody::Accepted(it)
+                if scenario.now.ms_since(it.accepted_at) <= scenario.hub.settings.remember_ms)
+        };
+        if let (Some(accepted), true) = (&one.accepted, same)
+            && remembered(accepted)
+        {
             assert_eq!(answer.as_ref().ok(), Some(accepted), "a repeat is answered the same");
         }
         return;
