@@ -258,11 +258,7 @@ impl AsyncWrite for Bounded {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::poll_fn,
-        rc::Rc,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::{future::poll_fn, rc::Rc};
 
     use tokio::{io::AsyncReadExt as _, net::UnixStream, task::LocalSet};
 
@@ -292,20 +288,20 @@ mod tests {
         LocalSet::new().block_on(&runtime, async {
             let had = Rc::new(Cell::new(0));
             let (one, mut other) = UnixStream::pair().unwrap();
-            let waits = Rc::new(AtomicUsize::new(usize::MAX));
+            let waits = Rc::new(Cell::new(usize::MAX));
             let (seen, at) = (Rc::clone(&waits), Rc::clone(&had));
             let (mut reader, _writer) = one.into_split();
             let honest = tokio::task::spawn_local(async move {
                 let mut byte = [0];
                 reader.read_exact(&mut byte).await.unwrap();
-                seen.store(at.get(), Ordering::SeqCst);
+                seen.set(at.get());
             });
             // it waits for its socket, and something comes just as the flood begins
             tokio::task::yield_now().await;
             tokio::io::AsyncWriteExt::write_all(&mut other, b"x").await.unwrap();
             tokio::task::spawn_local(reads(1000 * TURN_BYTES, had)).await.unwrap();
             honest.await.unwrap();
-            let before_it = waits.load(Ordering::SeqCst);
+            let before_it = waits.get();
             assert!(before_it <= 4 * TURN_BYTES, "{before_it} bytes of the flood came first");
         });
     }

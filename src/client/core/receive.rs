@@ -674,10 +674,9 @@ impl Member {
         match processed.into_content() {
             mls::ProcessedMessageContent::ProposalMessage(proposal)
             | mls::ProcessedMessageContent::ExternalJoinProposalMessage(proposal) => {
-                let leaf = proposal.sender().clone();
                 let followed = self.take_proposal(id, group, *proposal, &aad, way)?;
                 if followed == Followed::Yes && !is_tagged {
-                    self.warn_of_tag(id, group, &leaf)?;
+                    self.warn_of_tag(id, group, &sender)?;
                 }
                 Ok(followed)
             }
