@@ -10,9 +10,13 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::{SocketAddr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -520,10 +524,14 @@ pub async fn agree(group: &GroupId, players: &[&Player]) {
     }
 }
 
-/// An address that nobody has, and that no connection gets by chance: its port is below those.
+/// An address that nobody has, that this process has not given away already (to a provider that starts only later, or
+/// is down at the moment), and that no connection gets by chance: its port is below those.
 pub fn free_address() -> SocketAddr {
+    static NEXT: LazyLock<AtomicUsize> =
+        LazyLock::new(|| AtomicUsize::new(rand::rng().random_range(0..PORTS.len())));
     for _ in 0..1_000 {
-        let port = rand::rng().random_range(12_000..30_000);
+        let at = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
+        let port = PORTS.start + u16::try_from(at).unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         if TcpListener::bind(address).is_ok() {
             return address;
@@ -531,6 +539,9 @@ pub fn free_address() -> SocketAddr {
     }
     panic!("no port is free");
 }
+
+/// Beside those that `mimid demo` takes, which runs at the same time.
+const PORTS: Range<u16> = 12_000..28_000;
 
 /// A self-signed certificate of a federation listener, good for its domain and for this machine.
 pub fn certificate(domain: &Domain, folder: &Path) {

@@ -4,9 +4,14 @@ use std::{
     fs::{DirBuilder, File},
     future::Future,
     net::{SocketAddr, TcpListener},
+    ops::Range,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -231,18 +236,21 @@ fn provider(error: std::io::Error) -> Broke {
     Broke::Provider(error.to_string())
 }
 
-/// An address on loopback that is free now. Its port is below those that the system gives to connections, so that it
-/// is still free when a provider that was killed comes back.
+/// An address on loopback that is free now and that this process has not given away already. Its port is below those
+/// that the system gives to connections, so that it is still free when a provider that was killed comes back.
 fn free_address() -> Result<SocketAddr, Broke> {
-    for _ in 0..1_000 {
-        let port = 12_000 + u16::from_be_bytes(crypto::random()) % 18_000;
+    static NEXT: LazyLock<AtomicUsize> =
+        LazyLock::new(|| AtomicUsize::new(u16::from_be_bytes(crypto::random()).into()));
+    let free = (0..PORTS.len()).find_map(|_| {
+        let at = NEXT.fetch_add(1, Ordering::Relaxed) % PORTS.len();
+        let port = PORTS.clone().nth(at)?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        if TcpListener::bind(address).is_ok() {
-            return Ok(address);
-        }
-    }
-    Err(Broke::Provider("no port is free".to_owned()))
+        TcpListener::bind(address).is_ok().then_some(address)
+    });
+    free.ok_or_else(|| Broke::Provider("no port is free".to_owned()))
 }
+
+const PORTS: Range<u16> = 28_000..32_000;
 
 /// Waits for `act`, and counts it.
 pub(super) async fn counted<T>(
