@@ -23,7 +23,7 @@ use mimid::{
 use serde_json::Value;
 
 use crate::{
-    damage::every_damage_is_named,
+    damage::{a_copy_without_its_log_is_named, every_damage_is_named},
     providers::{PATIENCE, Player, Providers, connect},
     serve::{MIMID, Serve},
 };
@@ -500,6 +500,9 @@ async fn one_of_two_goes_back(victim: usize) {
     let told = if victim == 0 { [&alice, &anna] } else { [&bob, &ben] };
     for player in told {
         assert!(player.events().iter().any(is_lost), "{}", player.uri);
+    }
+    if victim == 1 {
+        a_copy_without_its_log_is_named(&backup);
     }
     for provider in &providers.all {
         let to = provider.data().with_file_name("in the end");

@@ -19,6 +19,7 @@ pub type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 const GROUP_HEAD: u8 = 0x10;
 const LOG: u8 = 0x11;
 const SNAPSHOT: u8 = 0x12;
+const FOLLOWED: u8 = 0x15;
 const QUEUE_HEAD: u8 = 0x21;
 const OWN: u8 = 0x22;
 const SUBSCRIPTION: u8 = 0x23;
@@ -37,7 +38,7 @@ const KINDS: [(u8, &str); 27] = [
     (SNAPSHOT, "snapshot"),
     (0x13, "joiner info"),
     (0x14, "group notice"),
-    (0x15, "followed group"),
+    (FOLLOWED, "followed group"),
     (0x16, "followed member"),
     (0x17, "departure"),
     (0x18, "moves"),
@@ -262,6 +263,23 @@ pub fn every_damage_is_named(backup: &Path, kinds_there: &[u8]) {
     });
     let named = named.count();
     assert!(named * 10 >= places.len() * 8, "{named} of {}", places.len());
+}
+
+/// Checks that a copy of a group elsewhere that has lost its whole log is named.
+pub fn a_copy_without_its_log_is_named(backup: &Path) {
+    let mut records = records_of(backup);
+    let found = problems(backup, &records);
+    assert!(found.is_empty(), "{found:#?}");
+    let followed = of_kind(&records, FOLLOWED);
+    let is_of_copy = |key: &[u8]| followed.iter().any(|copy| copy[1..17] == key[1..17]);
+    let log: Vec<_> = of_kind(&records, LOG).into_iter().filter(|key| is_of_copy(key)).collect();
+    assert!(log.len() > 1, "{} records", log.len());
+    for key in &log {
+        records.retain(|it, _| it != key && !(it[0] == PART && it[1..].starts_with(key)));
+    }
+    let found = problems(backup, &records);
+    let named = |it: &Problem| it.record == "group" && it.wrong.contains("no record is there");
+    assert!(found.iter().any(named), "{found:#?}");
 }
 
 /// Where the delivery part is in a log record of today's encoding that stands whole under its own key: length (4), version (1),

@@ -6,6 +6,8 @@
 mod backups;
 mod cli;
 mod client;
+#[path = "../support/crooked.rs"]
+mod crooked;
 mod damage;
 mod documents;
 mod faults;

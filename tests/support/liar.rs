@@ -22,16 +22,15 @@ use mimid::{
         ids::{Domain, Epoch, GroupId, LeafIndex, RequestId},
     },
 };
-use openmls::prelude::{self as mls, OpenMlsCrypto, OpenMlsProvider as _};
+use openmls::prelude::{self as mls, OpenMlsProvider as _};
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
-use openmls_traits::types::{
-    AeadType, Ciphersuite, CryptoError, ExporterSecret, HashType, HpkeCiphertext, HpkeConfig,
-    HpkeKeyPair, KemOutput, SignatureScheme,
-};
 use serde::{Serialize, de::DeserializeOwned};
-use tls_codec::{DeserializeBytes as _, SecretVLBytes, Serialize as _};
+use tls_codec::{DeserializeBytes as _, Serialize as _};
 
-use super::hostile::now;
+use super::{
+    crooked::{Crook, Crooked},
+    hostile::now,
+};
 
 /// What is wrong with a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,11 +156,11 @@ fn commit(
         let leaf = mls::LeafNodeIndex::new(leaf.0);
         group.member_at(leaf).expect("it is in").encryption_key
     };
-    let crooked = match lie {
-        Lie::Path => Crooked::ToAll,
-        Lie::PathFor(leaf) => Crooked::To(key_of(leaf)),
-        Lie::PathBut(leaf) => Crooked::ToAllBut(key_of(leaf)),
-        Lie::None | Lie::ConfirmationTag | Lie::MembershipTag | Lie::ExternalPub => Crooked::ToNone,
+    let crook = match lie {
+        Lie::Path => Crook::SecretsToAll,
+        Lie::PathFor(leaf) => Crook::SecretsTo(key_of(leaf)),
+        Lie::PathBut(leaf) => Crook::SecretsToAllBut(key_of(leaf)),
+        Lie::None | Lie::ConfirmationTag | Lie::MembershipTag | Lie::ExternalPub => Crook::Not,
     };
     let (adds, removals) = match deed {
         Deed::Update => (Vec::new(), Vec::new()),
@@ -181,7 +180,7 @@ fn commit(
         .unwrap()
         .create_group_info(true)
         .use_ratchet_tree_extension(false)
-        .build(provider.rand(), &crooked, leaf_key, |_| true)
+        .build(provider.rand(), &Crooked::new(MlsCrypto::default(), crook), leaf_key, |_| true)
         .unwrap()
         .stage_commit(&provider)
         .unwrap();
@@ -263,132 +262,5 @@ impl Codec for AsAtHome {
             }
             _ => ciborium::from_reader(bytes).map_err(|it| NotAsAtHome(it.to_string())),
         }
-    }
-}
-
-/// Cryptography that encrypts other secrets than it is told to.
-enum Crooked {
-    ToNone,
-    ToAll,
-    /// To who has this key.
-    To(Vec<u8>),
-    ToAllBut(Vec<u8>),
-}
-
-impl OpenMlsCrypto for Crooked {
-    fn hpke_seal(
-        &self,
-        config: HpkeConfig,
-        pk_r: &[u8],
-        info: &[u8],
-        aad: &[u8],
-        ptxt: &[u8],
-    ) -> Result<HpkeCiphertext, CryptoError> {
-        let lies = match self {
-            Self::ToNone => false,
-            Self::ToAll => true,
-            Self::To(victim) => victim == pk_r,
-            Self::ToAllBut(friend) => friend != pk_r,
-        };
-        let other: Vec<u8> = ptxt.iter().map(|byte| byte ^ u8::from(lies)).collect();
-        MlsCrypto::default().hpke_seal(config, pk_r, info, aad, &other)
-    }
-
-    fn supports(&self, suite: Ciphersuite) -> Result<(), CryptoError> {
-        MlsCrypto::default().supports(suite)
-    }
-    fn supported_ciphersuites(&self) -> Vec<Ciphersuite> {
-        MlsCrypto::default().supported_ciphersuites()
-    }
-    fn hkdf_extract(&self, t: HashType, s: &[u8], i: &[u8]) -> Result<SecretVLBytes, CryptoError> {
-        MlsCrypto::default().hkdf_extract(t, s, i)
-    }
-    fn hmac(&self, t: HashType, k: &[u8], m: &[u8]) -> Result<SecretVLBytes, CryptoError> {
-        MlsCrypto::default().hmac(t, k, m)
-    }
-    fn hkdf_expand(
-        &self,
-        t: HashType,
-        prk: &[u8],
-        info: &[u8],
-        len: usize,
-    ) -> Result<SecretVLBytes, CryptoError> {
-        MlsCrypto::default().hkdf_expand(t, prk, info, len)
-    }
-    fn hash(&self, t: HashType, data: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        MlsCrypto::default().hash(t, data)
-    }
-    fn aead_encrypt(
-        &self,
-        alg: AeadType,
-        key: &[u8],
-        data: &[u8],
-        nonce: &[u8],
-        aad: &[u8],
-    ) -> Result<Vec<u8>, CryptoError> {
-        MlsCrypto::default().aead_encrypt(alg, key, data, nonce, aad)
-    }
-    fn aead_decrypt(
-        &self,
-        alg: AeadType,
-        key: &[u8],
-        data: &[u8],
-        nonce: &[u8],
-        aad: &[u8],
-    ) -> Result<Vec<u8>, CryptoError> {
-        MlsCrypto::default().aead_decrypt(alg, key, data, nonce, aad)
-    }
-    fn signature_key_gen(&self, alg: SignatureScheme) -> Result<(Vec<u8>, Vec<u8>), CryptoError> {
-        MlsCrypto::default().signature_key_gen(alg)
-    }
-    fn verify_signature(
-        &self,
-        alg: SignatureScheme,
-        data: &[u8],
-        pk: &[u8],
-        signature: &[u8],
-    ) -> Result<(), CryptoError> {
-        MlsCrypto::default().verify_signature(alg, data, pk, signature)
-    }
-    fn sign(&self, alg: SignatureScheme, data: &[u8], key: &[u8]) -> Result<Vec<u8>, CryptoError> {
-        MlsCrypto::default().sign(alg, data, key)
-    }
-    fn hpke_open(
-        &self,
-        config: HpkeConfig,
-        input: &HpkeCiphertext,
-        sk_r: &[u8],
-        info: &[u8],
-        aad: &[u8],
-    ) -> Result<Vec<u8>, CryptoError> {
-        MlsCrypto::default().hpke_open(config, input, sk_r, info, aad)
-    }
-    fn hpke_setup_sender_and_export(
-        &self,
-        config: HpkeConfig,
-        pk_r: &[u8],
-        info: &[u8],
-        context: &[u8],
-        len: usize,
-    ) -> Result<(KemOutput, ExporterSecret), CryptoError> {
-        MlsCrypto::default().hpke_setup_sender_and_export(config, pk_r, info, context, len)
-    }
-    fn hpke_setup_receiver_and_export(
-        &self,
-        config: HpkeConfig,
-        enc: &[u8],
-        sk_r: &[u8],
-        info: &[u8],
-        context: &[u8],
-        len: usize,
-    ) -> Result<ExporterSecret, CryptoError> {
-        MlsCrypto::default().hpke_setup_receiver_and_export(config, enc, sk_r, info, context, len)
-    }
-    fn derive_hpke_keypair(
-        &self,
-        config: HpkeConfig,
-        ikm: &[u8],
-    ) -> Result<HpkeKeyPair, CryptoError> {
-        MlsCrypto::default().derive_hpke_keypair(config, ikm)
     }
 }

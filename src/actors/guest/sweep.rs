@@ -291,7 +291,8 @@ impl Node {
             let page = self.store.feed(&head.group, until, PAGE).await?;
             if page.is_empty() {
                 // what came while nobody read it was not kept
-                return Ok(Cut { until: head.next_sequence, bytes, leavers_over });
+                until = head.next_sequence;
+                break;
             }
             for entry in &page {
                 let acknowledged = entry.sequence <= slowest;
@@ -303,6 +304,10 @@ impl Node {
                 until = entry.sequence.next();
                 bytes += followed::entry_bytes(entry);
             }
+        }
+        // all of it: what counted otherwise while the group was hosted here goes, too
+        if until >= head.next_sequence {
+            bytes = head.log_bytes;
         }
         Ok(Cut { until, bytes, leavers_over })
     }

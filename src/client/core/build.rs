@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     crypto::{self, SigningKey},
-    policy::{self, keys::check_key_package, roster::Roster},
+    policy::{self, keys::check_key_package, leaf::LeafIdentity, roster::Roster},
     wire::{
         codec::{List, Opaque, Raw, ShortOpaque, decode, encode},
         ds::{
@@ -217,13 +217,17 @@ impl Member {
                 Ok(draft(DsRequest::DeleteGroup(request), Effect::Delete))
             }
             Operation::AddUsers { key_packages } => {
-                let adds = self.newcomers(&group, &key_packages)?;
+                // a user who has come in by another commit adds its other clients by itself
+                let is_there = |roster: &Roster, it: &LeafIdentity| roster.has_user(&it.user);
+                let adds = self.newcomers(&group, &key_packages, is_there)?;
                 let change = Change { adds, ..Change::default() };
                 let add = self.commit(&mut group, record, Vec::new(), change)?.add()?;
                 Ok(draft(DsRequest::AddUsers(add), merge))
             }
             Operation::AddClients { key_packages } => {
-                let adds = self.newcomers(&group, &key_packages)?;
+                let is_there =
+                    |roster: &Roster, it: &LeafIdentity| roster.leaf_of(&it.client).is_some();
+                let adds = self.newcomers(&group, &key_packages, is_there)?;
                 let change = Change { adds, ..Change::default() };
                 let add = self.commit(&mut group, record, Vec::new(), change)?.add()?;
                 Ok(draft(DsRequest::AddClients(add), merge))
@@ -511,20 +515,21 @@ impl Member {
         Ok((self.commit(group, record, leaves, Change::default())?.update(), by_value))
     }
 
-    /// Those of `key_packages` whose clients are neither in the group nor about to be.
+    /// Those of `key_packages` who are not in the group, by `is_there`, and whose clients are not about to be.
     fn newcomers(
         &self,
         group: &mls::MlsGroup,
         key_packages: &[Vec<u8>],
+        is_there: impl Fn(&Roster, &LeafIdentity) -> bool,
     ) -> Result<Vec<mls::KeyPackage>, CoreError> {
         let roster = roster_of(group)?;
         let added: Vec<ClientUri> = group.pending_proposals().filter_map(client_added).collect();
         let mut found = Vec::new();
         for bytes in key_packages {
             let key_package = self.open_key_package(bytes)?;
-            let client = policy::leaf::client_of(key_package.leaf_node().credential())
-                .map_err(CoreError::mls)?;
-            if roster.leaf_of(&client).is_none() && !added.contains(&client) {
+            let identity =
+                policy::leaf::trusted(key_package.leaf_node()).map_err(CoreError::mls)?;
+            if !is_there(&roster, &identity) && !added.contains(&identity.client) {
                 found.push(key_package);
             }
         }

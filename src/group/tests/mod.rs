@@ -6,6 +6,9 @@
 mod authentication;
 #[cfg(test)]
 mod creation;
+#[cfg(test)]
+#[path = "../../../tests/support/crooked.rs"]
+mod crooked;
 #[cfg(fuzzing)]
 pub(super) mod fuzzed;
 #[cfg(test)]

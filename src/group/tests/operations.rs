@@ -4,7 +4,7 @@ use super::rogue::Rogue;
 use super::scenario::{Scenario, Setup, policy, propose, respond, say, update, user};
 use crate::{
     client::core::{
-        Event, GroupState as ClientState, NewProposal, Operation, PolicyChange, Settled,
+        CoreError, Event, GroupState as ClientState, NewProposal, Operation, PolicyChange, Settled,
     },
     crypto::SigningKey,
     group::Reject,
@@ -90,6 +90,26 @@ fn several_users_come_with_one_commit_into_the_gaps_of_the_tree() {
     for name in ["alice/phone", "carol/phone", "erin/phone", "erin/laptop"] {
         assert_eq!(scenario.texts(name), ["hello"]);
     }
+}
+
+#[test]
+fn user_who_came_in_meanwhile_by_one_client_is_not_added_again_by_the_other() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    let [phone, laptop] = ["erin/phone", "erin/laptop"].map(|name| scenario.key_package(name));
+    let add = Operation::AddUsers { key_packages: vec![phone, laptop] };
+    let slow = scenario.begin("alice/phone", add);
+    scenario.add("bob/phone", "erin/phone").unwrap();
+    let tried = scenario.try_drive("alice/phone", slow);
+    assert!(matches!(tried, Err(CoreError::NothingToDo(_))), "{tried:?}");
+    let [laptop, frank] = ["erin/laptop", "frank/phone"].map(|name| scenario.key_package(name));
+    let add = Operation::AddUsers { key_packages: vec![laptop, frank] };
+    scenario.act("alice/phone", add).unwrap();
+    scenario.agree();
+    assert!(scenario.has("frank/phone") && !scenario.has("erin/laptop"));
+    // the user's own clients are added one by one
+    scenario.add("erin/phone", "erin/laptop").unwrap();
+    scenario.agree();
+    assert!(scenario.has("erin/laptop"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use openmls_memory_storage::MemoryStorage;
 use super::scenario::{Scenario, domain, uri};
 use crate::{
     client::core::{Operation, SUITES},
-    crypto::{self, MlsProvider, SigningKey},
+    crypto::{self, MlsCrypto, MlsProvider, SigningKey},
     group::mls::info_parts,
     store::records::{InboxItem, LogRecord},
     wire::{
@@ -273,6 +273,16 @@ impl Rogue {
         new_key: Option<(&SigningKey, mls::CredentialWithKey)>,
         shape: impl for<'a> FnOnce(Builder<'a>) -> Builder<'a>,
     ) -> GroupUpdate {
+        self.commit_by(&MlsCrypto::default(), new_key, shape)
+    }
+
+    /// As [`Rogue::commit_with`], with cryptography that may lie.
+    pub(super) fn commit_by(
+        &mut self,
+        crypto: &impl mls::OpenMlsCrypto,
+        new_key: Option<(&SigningKey, mls::CredentialWithKey)>,
+        shape: impl for<'a> FnOnce(Builder<'a>) -> Builder<'a>,
+    ) -> GroupUpdate {
         let (provider, leaf) = (&self.provider, &self.leaf);
         let group = self.group.as_mut().expect("a member");
         let builder =
@@ -282,7 +292,7 @@ impl Rogue {
             .unwrap()
             .create_group_info(true)
             .use_ratchet_tree_extension(false);
-        let (rand, crypto) = (provider.rand(), provider.crypto());
+        let rand = provider.rand();
         let built = match new_key {
             None => builder.build(rand, crypto, leaf, |_| true),
             Some((signer, credential_with_key)) => builder.build_with_new_signer(

@@ -4,17 +4,20 @@ use openmls::prelude::{KeyPackageIn, ProtocolVersion};
 use tls_codec::DeserializeBytes;
 
 use super::{
+    crooked::{Crook, Crooked},
     rogue::Rogue,
     scenario::{Scenario, update},
 };
 use crate::{
-    client::core::Operation,
+    client::core::{Event, GroupState as ClientState, Operation},
     crypto::MlsCrypto,
     group::{Reject, mls::Tree},
+    store::records::{FeedEntry, LogRecord},
     wire::{
-        codec::{List, Raw, decode},
+        codec::{List, Raw, decode, encode},
         ds::{Add, DsRequest, DsResponseBody, GroupUpdate, Propose},
         mls::MlsMessage,
+        queueing::QueueEvent,
     },
 };
 
@@ -86,6 +89,58 @@ fn a_path_with_one_anywhere_is_refused() {
     }
     assert_eq!(seen, 1 + 2, "the leaf's, and those of the two nodes above one of four leaves");
     send(&mut scenario, good.commit.clone()).unwrap();
+}
+
+/// Signed as it must be, in the part of the path that its reader does not derive: only a look at the key tells.
+#[test]
+fn a_path_with_one_that_a_hub_let_through_is_followed_by_no_client() {
+    let (mut seen, mut by_look) = (0, 0);
+    for at in 0.. {
+        let (mut scenario, mut mallory) = scene();
+        let crooked = Crooked::new(MlsCrypto::default(), Crook::ZeroKey(at));
+        let update = mallory.commit_by(&crooked, None, |builder| builder);
+        let record = LogRecord {
+            feed: FeedEntry {
+                sequence: scenario.state.next_sequence(),
+                accepted_at: scenario.now,
+                except: None,
+                origin: None,
+                handshake: true,
+                event: encode(&QueueEvent::MlsMessage { message: update.commit.clone() }),
+            },
+            change: Vec::new(),
+            follows: None,
+        };
+        let request = mallory.request(&scenario, DsRequest::UpdateClient(update));
+        let answer = scenario.submit(&request);
+        if answer.is_ok() {
+            // no key of its path: the one for who comes in from outside, or none at all
+            if crooked.derived() <= at {
+                break;
+            }
+            continue;
+        }
+        is_told(answer, "to the hub");
+        seen += 1;
+        let before = scenario.client("alice/phone").group(&scenario.id).unwrap();
+        assert_eq!(before.state, ClientState::Active);
+        scenario.records.push(record);
+        scenario.deliver("alice/phone");
+        let after = scenario.client("alice/phone").group(&scenario.id).unwrap();
+        assert_eq!((after.state, after.epoch), (ClientState::Lost, before.epoch));
+        let why = scenario.events("alice/phone").into_iter().find_map(|event| match event {
+            Event::Unusable { by, why, .. } => Some((by, why)),
+            _ => None,
+        });
+        let (by, why) = why.expect("its user hears of it");
+        assert_eq!(by, Some(mallory.client.clone()));
+        by_look += usize::from(why.contains("nothing can be encrypted to"));
+    }
+    assert_eq!(
+        (seen, by_look),
+        (3, 2),
+        "the leaf's and the node's above; the root's alice derives"
+    );
 }
 
 /// `bytes` with each 32 bytes that are an `opaque<V>`, or look like one, made zeros in turn.

@@ -47,7 +47,11 @@ impl Verify<'_> {
         }
         // of one that was deleted long ago there is the head and nothing else
         let is_dropped = head.status == GroupStatus::Deleted && head.log_bytes == 0;
-        if is_dropped || is_copy(&head) {
+        if is_dropped {
+            return Ok(judged);
+        }
+        if is_copy(&head) {
+            judged.extend(self.log_of_copy(&head)?);
             return Ok(judged);
         }
         if head.status == GroupStatus::Migrating
@@ -76,6 +80,26 @@ impl Verify<'_> {
         }
         judged.extend(self.load_both_ways(&head)?);
         Ok(judged)
+    }
+
+    /// A copy has what was read of its group here, so gaps say nothing; nothing at all does, where something is counted.
+    fn log_of_copy(&self, head: &GroupHead) -> Judged {
+        let (from, until) = (head.first_sequence, head.next_sequence);
+        if from >= until || head.log_bytes == 0 {
+            return Ok(FINE);
+        }
+        let mut is_there = false;
+        let range = keys::log_from(&head.group, from);
+        let until = keys::log_record(&head.group, until);
+        self.store.0.scan(&range.from, &until, &mut |_, _| {
+            is_there = true;
+            std::ops::ControlFlow::Break(())
+        })?;
+        if is_there {
+            return Ok(FINE);
+        }
+        let what = format!("its log has {} bytes, and no record is there", head.log_bytes);
+        wrong(Wrong::of(&head.group, what, PEER))
     }
 
     /// From the newest snapshot and from the one before it: both lead to the same.
