@@ -17,6 +17,8 @@ mod served;
 mod store;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "../tests/support/unsynced.rs"]
+mod unsynced;
 mod writing;
 
 use criterion::{Criterion, criterion_group};

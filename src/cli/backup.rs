@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     FAILED,
-    store::{Engine, STORE, private_folder},
+    store::{Engine, STORE},
     verify,
 };
 use crate::{
@@ -23,6 +23,7 @@ use crate::{
         OpenError, Piece,
         ahead::{self, Leapt},
         backup::{self, BackupError, Beside, Header, Reader, Trailer, Writer},
+        make_folder,
         verify::Summary,
     },
     wire::ids::Timestamp,
@@ -275,7 +276,7 @@ fn bring_back(args: &RestoreArgs) -> Result<String, Said> {
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(failed("remove", &unfinished))?;
     }
-    private_folder(&unfinished).map_err(failed("make", &unfinished))?;
+    make_folder(&unfinished).map_err(failed("make", &unfinished))?;
     let restored = fill(from, &unfinished, &engine).and_then(|trailer| {
         let (leapt, summary) = settle(args, &header, &unfinished.join(STORE))?;
         Ok((trailer, leapt, summary))
@@ -355,7 +356,7 @@ fn fill(from: &Path, to: &Path, engine: &str) -> Result<Trailer, Said> {
         let path = to.join(&file.name);
         let written = || -> io::Result<()> {
             if let Some(above) = path.parent() {
-                private_folder(above)?;
+                make_folder(above)?;
             }
             let mut made = fs::OpenOptions::new()
                 .write(true)

@@ -12,7 +12,10 @@ use clap::{Subcommand, ValueEnum};
 use super::FAILED;
 use crate::{
     server::endpoints,
-    store::copy::{self, CopyError},
+    store::{
+        copy::{self, CopyError},
+        make_folder,
+    },
 };
 
 #[derive(Debug, clap::Args)]
@@ -82,7 +85,7 @@ fn copy(asked: &Copy) -> Result<String, CopyError> {
     if whole(to)?.starts_with(whole(from)?) {
         return Err(CopyError::Inside(to.clone()));
     }
-    private_folder(to).map_err(failed)?;
+    make_folder(to).map_err(failed)?;
     let shows = io::stderr().is_terminal();
     let told = |records| {
         if shows {
@@ -122,7 +125,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
         }
         let copy = to.join(&name);
         if kind.is_dir() {
-            private_folder(&copy).map_err(failed)?;
+            make_folder(&copy).map_err(failed)?;
             copy_files(&entry.path(), &copy)?;
         } else if kind.is_file() {
             // with its permissions
@@ -131,11 +134,6 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), CopyError> {
         }
     }
     fs::File::open(to).and_then(|folder| folder.sync_all()).map_err(failed)
-}
-
-pub(super) fn private_folder(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    fs::DirBuilder::new().mode(0o700).recursive(true).create(path)
 }
 
 /// The store's folder in a data folder.

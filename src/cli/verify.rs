@@ -8,15 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{
-    FAILED,
-    backup::Said,
-    store::{STORE, private_folder},
-};
+use super::{FAILED, backup::Said, store::STORE};
 pub(super) use crate::store::verify::verify;
 use crate::store::{
     OpenError,
     backup::{self, BackupError, Header, Reader, Trailer},
+    make_folder,
     verify::{Problem, Summary},
 };
 
@@ -118,7 +115,7 @@ impl Scratch {
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(failed)?;
         }
-        private_folder(&folder).map_err(failed)?;
+        make_folder(&folder).map_err(failed)?;
         Ok(Self(folder))
     }
 }

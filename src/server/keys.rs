@@ -5,9 +5,9 @@
 //! self-signed certificate): a lost token key makes every queue token void. A file that others can read is refused.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions, Permissions},
+    fs::{self, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -26,6 +26,7 @@ use super::sender_keys::{SenderKeyFile, Senders};
 use crate::{
     crypto::{BoxKey, CryptoError},
     queue::token::TokenKeys,
+    store::make_folder,
     wire::{
         extensions::SignatureScheme,
         ids::{Domain, Timestamp},
@@ -225,13 +226,7 @@ fn is_good_for(chain_pem: &[u8], key_pem: &[u8], domain: &Domain, ahead: Duratio
 
 pub(super) fn keys_folder(data_dir: &Path) -> Result<PathBuf, KeysError> {
     let folder = data_dir.join("keys");
-    if !folder.exists() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|source| KeysError::File { path: folder.clone(), source })?;
-    }
+    make_folder(&folder).map_err(|source| KeysError::File { path: folder.clone(), source })?;
     check_private(&folder, 0o700)?;
     Ok(folder)
 }

@@ -4,10 +4,8 @@
 //! queues and peers persist what was acknowledged, the store closes. Nothing that was answered is lost if it is killed instead.
 
 use std::{
-    fs::DirBuilder,
     io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
@@ -590,7 +588,7 @@ pub(crate) async fn sweep(node: Node) {
 fn data_folder(path: &Path) -> Result<PathBuf, StartError> {
     let failed = |source| StartError::DataDir { path: path.to_owned(), source };
     // whatever the umask; one that is there stays as its operator made it
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    store::make_folder(path).map_err(failed)?;
     // absolute, so that what endpoints.json says holds wherever it is read
     path.canonicalize().map_err(failed)
 }

@@ -19,7 +19,7 @@ use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use super::{
     OpenError, StoreError,
     engine::{Changes, Engine, Failure, Visit},
-    folder::{Mark, Place, restrict, sync},
+    folder::{Mark, Place, settle, sync},
     keys,
     reader::NodeStore,
     writer,
@@ -66,10 +66,9 @@ impl Fjall {
             .map_err(|error| StoreError::Unavailable(error.to_string()))
             .and_then(|value| keys::decode_commit_sequence(value.as_deref()))
             .map_err(|error| OpenError::Record { path: path.clone(), reason: error.to_string() })?;
-        restrict(&path).map_err(failed("set the permissions in"))?;
+        settle(&path).map_err(failed("set the permissions in"))?;
         let mark = Mark::open(folder, stored)?;
-        // what fjall has made it has synced; the name of its folder is ours
-        sync(&path).and_then(|()| sync(folder)).map_err(failed("sync"))?;
+        sync(folder).map_err(failed("sync"))?;
         let bytes_on_disk = AtomicU64::new(db.disk_space().unwrap_or(0));
         tracing::info!(folder = %folder.display(), engine = NAME, sequence = stored, "the store is open");
         Ok(Self { keyspace, db, mark, bytes_on_disk, _place: place })

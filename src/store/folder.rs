@@ -105,14 +105,21 @@ impl Mark {
     }
 }
 
-/// Makes `folder` and those above it, and makes their names survive.
-fn make_folder(folder: &Path) -> io::Result<()> {
+/// Makes `folder` and those above it that are not there, for their owner alone, and makes their names survive a power cut: what
+/// is synced within a folder whose own name is lost is lost with it.
+///
+/// # Errors
+/// Of the file system; also where something else has the name.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
     let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
     if let Some(above) = above.filter(|above| !above.exists()) {
         make_folder(above)?;
     }
-    if !folder.exists() {
-        DirBuilder::new().mode(0o700).create(folder)?;
+    if !folder.is_dir() {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            made => made?,
+        }
         sync(above.unwrap_or(Path::new(".")))?;
     }
     Ok(())
@@ -168,8 +175,8 @@ fn lock(folder: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Lets nobody but the owner read what the engine has made.
-pub(super) fn restrict(folder: &Path) -> io::Result<()> {
+/// Lets nobody but the owner read what the engine has made in `folder`, and makes the names there survive: engines do not all.
+pub(super) fn settle(folder: &Path) -> io::Result<()> {
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         fs::set_permissions(&folder, Permissions::from_mode(0o700))?;
@@ -181,6 +188,7 @@ pub(super) fn restrict(folder: &Path) -> io::Result<()> {
                 fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
             }
         }
+        sync(&folder)?;
     }
     Ok(())
 }

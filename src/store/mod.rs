@@ -71,6 +71,7 @@ use crate::wire::ids::{
     ClientUri, Domain, Epoch, GroupId, KeyPackageRef, RecipientId, Sequence, UserUri,
 };
 pub use damage::DamagedByKind;
+pub use folder::make_folder;
 pub use histograms::Histograms;
 use records::{
     Account, ConsentHash, Departure, Device, FeedEntry, Followed, FollowedMember, GroupHead,

@@ -25,7 +25,7 @@ use std::{
 use super::{
     OpenError, StoreError,
     engine::{Changes, Engine, Failure, Visit},
-    folder::{Mark, Place, restrict, sync},
+    folder::{Mark, Place, settle, sync},
     keys,
     reader::NodeStore,
     writer,
@@ -64,15 +64,10 @@ impl Sled {
             .map_err(|error| StoreError::Unavailable(error.to_string()))
             .and_then(|value| keys::decode_commit_sequence(value.as_deref()))
             .map_err(|error| OpenError::Record { path: path.clone(), reason: error.to_string() })?;
-        restrict(&path).map_err(failed("set the permissions in"))?;
+        settle(&path).map_err(failed("set the permissions in"))?;
         let mark = Mark::open(folder, stored)?;
-        // what is new in the folders must survive as well: the files, and the names by which they are found
-        file.sync_all()
-            .and_then(|()| sync(&path.join("conf")))
-            .and_then(|()| sync(&path.join("blobs")))
-            .and_then(|()| sync(&path))
-            .and_then(|()| sync(folder))
-            .map_err(failed("sync"))?;
+        // what is new must survive as well: the file, the folder's name and the mark's
+        file.sync_all().and_then(|()| sync(folder)).map_err(failed("sync"))?;
         let bytes_on_disk = AtomicU64::new(db.size_on_disk().unwrap_or(0));
         tracing::info!(folder = %folder.display(), engine = NAME, sequence = stored, "the store is open");
         let flushing = Arc::new(Flushing::default());

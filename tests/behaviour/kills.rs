@@ -33,6 +33,17 @@ async fn nothing_answered_is_lost_by_kills_on_mixed() {
     run("mixed", ["sled", "fjall", "sled"]).await;
 }
 
+/// Each kill is a power cut: whatever no sync has made last is lost with it. A C compiler is all that it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_answered_is_lost_by_power_cuts_on_sled() {
+    run_with("sled", ["sled"; DOMAINS.len()], Death::ByPower).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_answered_is_lost_by_power_cuts_on_fjall() {
+    run_with("fjall", ["fjall"; DOMAINS.len()], Death::ByPower).await;
+}
+
 /// Kills behind which everything is looked through, and groups are made anew.
 const KILLS_PER_ROUND: u64 = 6;
 /// Rounds behind which the stores are read as well.
@@ -46,13 +57,26 @@ struct Tally {
     rounds: u64,
 }
 
+/// What a process of a provider ends by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// SIGKILL: what was written is written.
+    BySignal,
+    /// What was written and not synced is lost.
+    ByPower,
+}
+
 async fn run(engine: &str, engines: [&'static str; DOMAINS.len()]) {
+    run_with(engine, engines, Death::BySignal).await;
+}
+
+async fn run_with(engine: &str, engines: [&'static str; DOMAINS.len()], death: Death) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seed = number("TEST_SEED").unwrap_or_else(|| rand::random_range(0..1_000_000));
     let kills = number("TEST_KILLS").unwrap_or(KILLS_PER_ROUND);
     println!("{engine}: TEST_SEED={seed} TEST_KILLS={kills}");
     let mut random = StdRng::seed_from_u64(seed);
-    let crowd = Crowd::gather(engines, seed).await;
+    let crowd = Crowd::gather(engines, seed, death).await;
     let mut tally = Tally::default();
     while tally.kills.iter().sum::<u64>() < kills {
         let left = kills - tally.kills.iter().sum::<u64>();

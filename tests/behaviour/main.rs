@@ -52,6 +52,8 @@ mod stages;
 mod supervised;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/unsynced.rs"]
+mod unsynced;
 mod vectors;
 mod wire;
 

@@ -25,7 +25,7 @@ use mimid::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::not_run::not_run;
+use crate::{not_run::not_run, serve::Serve, unsynced::Unsynced};
 
 /// Groups that are written to at the same time, so that they share flushes.
 const WRITERS: u8 = 6;
@@ -44,20 +44,29 @@ fn what_was_answered_survives_a_power_cut_on_fjall() {
 
 #[test]
 fn what_was_answered_survives_the_loss_of_what_is_not_synced_on_sled() {
-    cuts("sled", &Unsynced::new(false)).unwrap();
+    let at = tempfile::tempdir().unwrap();
+    cuts("sled", &unsynced(at.path(), false)).unwrap();
 }
 
 #[test]
 fn what_was_answered_survives_the_loss_of_what_is_not_synced_on_fjall() {
-    cuts("fjall", &Unsynced::new(false)).unwrap();
+    let at = tempfile::tempdir().unwrap();
+    cuts("fjall", &unsynced(at.path(), false)).unwrap();
 }
 
 #[test]
 fn a_disk_that_only_says_that_it_syncs_is_found_out() {
     for engine in ["sled", "fjall"] {
-        let lost = cuts(engine, &Unsynced::new(true)).unwrap_err();
+        let at = tempfile::tempdir().unwrap();
+        let lost = cuts(engine, &unsynced(at.path(), true)).unwrap_err();
         println!("{engine}: {lost}");
     }
+}
+
+fn unsynced(at: &Path, lies: bool) -> Unsynced {
+    let under = at.join("disk");
+    std::fs::create_dir(&under).unwrap();
+    Unsynced::new(&under, &at.join("layer"), lies)
 }
 
 fn cut_ext4(engine: &str) {
@@ -147,6 +156,45 @@ fn write_until_cut(disk: &impl Disk, engine: &str, lasts: Duration, answered: &m
     assert!(!ended.success(), "the writer ended before the power went");
     assert!(!first, "the writer wrote nothing");
     disk.power_off();
+}
+
+/// What a command has said is done is there when the power goes the moment it ends.
+#[test]
+fn what_a_command_says_is_done_is_there_without_power() {
+    for (engine, other) in [("sled", "fjall"), ("fjall", "sled")] {
+        let at = tempfile::tempdir().unwrap();
+        let place = |name: &str| at.path().join(name);
+        let mut serve = Serve::start_on(engine, at.path());
+        let mimid = |args: &[&str]| {
+            let mut mimid = Command::new(env!("CARGO_BIN_EXE_mimid"));
+            mimid.args(args).env_remove("MIMID_CONFIG").env_remove("MIMID_DATA_DIR");
+            mimid
+        };
+        // what it makes is under `under`, which is not there before
+        let loses_power = |under: &Path, args: &[&str]| {
+            let beside = under.with_extension("layer");
+            let layer = Unsynced::new(under, &beside, false);
+            let mut mimid = mimid(args);
+            layer.load_until_the_end(&mut mimid);
+            run(&mut mimid).unwrap();
+        };
+        let endpoints = serve.data_dir().join("endpoints.json");
+        let [home, data] = [place("homes/alice"), serve.data_dir()];
+        let [backup, restored, copied] =
+            [place("backup"), place("new/deeper/restored"), place("other/copied")];
+        let [home, data, endpoints, backup, restored, copied] =
+            [&home, &data, &endpoints, &backup, &restored, &copied].map(|it| it.to_str().unwrap());
+        let register = ["client", "--home", home, "register", "alice", "--endpoints", endpoints];
+        loses_power(&place("homes"), &register);
+        run(&mut mimid(&["client", "--home", home, "create", "first"])).unwrap();
+        loses_power(&place("backup"), &["backup", "--data-dir", data, backup]);
+        serve.kill();
+        loses_power(&place("new"), &["restore", "--engine", engine, backup, restored]);
+        loses_power(&place("other"), &["store", "copy", data, copied, "--engine", other]);
+        for made in [backup, restored, copied] {
+            run(&mut mimid(&["verify", made])).unwrap();
+        }
+    }
 }
 
 /// sled notes such an error and wakes nobody who waits for that write: once it takes the store that long, somebody does.
@@ -386,66 +434,25 @@ impl Drop for LoopDisk {
     }
 }
 
-/// Files whose changes no sync has made last are taken back.
-struct Unsynced {
-    at: tempfile::TempDir,
-    lies: bool,
-}
-
-impl Unsynced {
-    fn new(lies: bool) -> Self {
-        let disk = Self { at: tempfile::tempdir().unwrap(), lies };
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/unsynced.c");
-        let mut compiler = Command::new("cc");
-        compiler.args(["-O1", "-shared", "-fPIC", "-o"]).arg(disk.library()).arg(source);
-        run(compiler.args(["-ldl", "-lpthread"])).unwrap();
-        for folder in [disk.folder(), disk.grave()] {
-            std::fs::create_dir(folder).unwrap();
-        }
-        disk
-    }
-
-    fn library(&self) -> PathBuf {
-        self.at.path().join("unsynced.so")
-    }
-
-    fn grave(&self) -> PathBuf {
-        self.at.path().join("grave")
-    }
-
-    fn is_cut(&self) -> PathBuf {
-        self.at.path().join("cut")
-    }
-}
-
 impl Disk for Unsynced {
     fn folder(&self) -> PathBuf {
-        self.at.path().join("disk")
+        self.under().to_owned()
     }
 
     fn prepare(&self, writer: &mut Command) {
-        writer
-            .env("LD_PRELOAD", self.library())
-            .env("UNSYNCED_UNDER", self.folder())
-            .env("UNSYNCED_GRAVE", self.grave())
-            .env("UNSYNCED_CUT", self.is_cut());
-        if self.lies {
-            writer.env("UNSYNCED_LIES", "1");
-        }
+        self.load_into(writer);
     }
 
     fn power_on(&self) {
-        let _ = std::fs::remove_file(self.is_cut());
+        Unsynced::power_on(self);
     }
 
     fn cut(&self) -> Result<(), String> {
-        std::fs::write(self.is_cut(), "").map_err(|error| error.to_string())
+        Unsynced::cut(self).map_err(|error| error.to_string())
     }
 
     fn power_off(&self) {
-        for grave in std::fs::read_dir(self.grave()).unwrap() {
-            std::fs::remove_file(grave.unwrap().path()).unwrap();
-        }
+        self.forget();
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        LazyLock, Mutex,
+        LazyLock, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -30,7 +30,7 @@ use mimid::{
 };
 use rand::Rng;
 
-use super::proxy::Proxy;
+use super::{proxy::Proxy, unsynced::Unsynced};
 
 const STOP_AT: &str = "stop_at";
 const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
@@ -46,6 +46,7 @@ pub struct Provider {
     pub ops: SocketAddr,
     pub federation: SocketAddr,
     settings: String,
+    power: OnceLock<Unsynced>,
 }
 
 /// Where a provider's federation listener is found by another one.
@@ -65,7 +66,8 @@ impl Provider {
         certificate(&domain, &folder);
         let [client, ops, federation] = [(); 3].map(|()| free_address());
         let settings = settings.to_owned();
-        Self { domain, folder, child: Mutex::default(), client, ops, federation, settings }
+        let (child, power) = (Mutex::default(), OnceLock::new());
+        Self { domain, folder, child, client, ops, federation, settings, power }
     }
 
     /// The certificate of its federation listener.
@@ -108,7 +110,11 @@ impl Provider {
         assert!(self.child.lock().unwrap().is_none(), "{} runs already", self.domain);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         let built = std::env::var("TEST_MIMID").unwrap_or_else(|_| MIMID.to_owned());
-        let child = Command::new(built)
+        let mut process = Command::new(built);
+        if let Some(power) = self.power.get() {
+            power.load_into(&mut process);
+        }
+        let child = process
             .args(["serve", "--config"])
             .arg(self.folder.join("mimid.toml"))
             .env_remove("MIMID_CONFIG")
@@ -151,11 +157,26 @@ impl Provider {
         Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 
+    /// From its next start on its machine loses its power whenever it is killed, and with that all that is not synced.
+    pub fn lose_power_when_killed(&self) {
+        let beside = self.folder.join("power");
+        assert!(self.power.set(Unsynced::new(&self.data(), &beside, false)).is_ok());
+    }
+
     /// SIGKILL, to this process and no other.
     pub fn kill(&self) {
-        if let Some(mut child) = self.child.lock().unwrap().take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
+        let Some(mut child) = self.child.lock().unwrap().take() else { return };
+        match self.power.get() {
+            Some(power) => {
+                power.cut().unwrap();
+                child.wait().unwrap();
+                power.power_on();
+                power.forget();
+            }
+            None => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
         }
     }
 

@@ -6,6 +6,7 @@
  *   UNSYNCED_UNDER  the folder
  *   UNSYNCED_GRAVE  a folder beside it, on the same file system, for what was removed or replaced and may come back
  *   UNSYNCED_CUT    a file: the power goes when it is there
+ *   UNSYNCED_END    set: the power goes when the process has ended, as well as it did
  *   UNSYNCED_LIES   set: syncs say that they are done, and nothing lasts
  */
 #define _GNU_SOURCE
@@ -23,7 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum kind { DATA, CREATED, RENAMED, REMOVED };
+enum kind { DATA, CREATED, FOLDER, RENAMED, REMOVED };
 
 struct change {
     struct change *before;
@@ -63,10 +64,20 @@ static void broken(const char *what)
 static int is_under(const char *path)
 {
     const char *under = getenv("UNSYNCED_UNDER");
-    return under && !takes_back && strncmp(path, under, strlen(under)) == 0;
+    if (!under || takes_back)
+        return 0;
+    size_t length = strlen(under);
+    return strncmp(path, under, length) == 0 && (path[length] == '/' || path[length] == 0);
 }
 
-/* Whether `fd` is a file (or, where that is asked for, a folder) below the folder. */
+/* Whether that folder has the name of the one that power is cut of. */
+static int is_above(const char *path)
+{
+    const char *under = getenv("UNSYNCED_UNDER");
+    return under && strncmp(path, under, strlen(path)) == 0;
+}
+
+/* Whether `fd` is a file (or, where that is asked for, a folder) below the folder, or the folder above it. */
 static int concerns(int fd, mode_t type, struct stat *is)
 {
     char link[64], path[4096];
@@ -75,7 +86,8 @@ static int concerns(int fd, mode_t type, struct stat *is)
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length > 0) {
         path[length] = 0;
-        does = is_under(path) && fstat(fd, is) == 0 && (is->st_mode & S_IFMT) == type;
+        does = (is_under(path) || (type == S_IFDIR && is_above(path))) && fstat(fd, is) == 0
+            && (is->st_mode & S_IFMT) == type;
     }
     errno = saved;
     return does;
@@ -139,11 +151,20 @@ static void before_change(int fd, const struct stat *is, off_t at, size_t bytes)
     }
 }
 
-static char *bury(const char *path)
+static char *new_grave(void)
 {
     char grave[4200];
-    snprintf(grave, sizeof grave, "%s/%ld", getenv("UNSYNCED_GRAVE"), graves++);
-    return link(path, grave) == 0 ? strdup(grave) : NULL;
+    snprintf(grave, sizeof grave, "%s/%ld-%ld", getenv("UNSYNCED_GRAVE"), (long)getpid(), graves++);
+    return strdup(grave);
+}
+
+static char *bury(const char *path)
+{
+    char *grave = new_grave();
+    if (link(path, grave) == 0)
+        return grave;
+    free(grave);
+    return NULL;
 }
 
 static void take_back(struct change *change)
@@ -158,6 +179,10 @@ static void take_back(struct change *change)
     case CREATED:
         unlink(change->path);
         break;
+    case FOLDER:
+        /* whatever is in it, and may have been made to last there, nobody finds any more */
+        rename(change->path, change->grave);
+        break;
     case RENAMED:
         rename(change->path, change->from);
         if (change->grave)
@@ -171,14 +196,13 @@ static void take_back(struct change *change)
 }
 
 /* Takes back what no sync has made last. Called once, under the lock, by which nothing else happens any more. */
-static void lose(void)
+static long lose(void)
 {
     long lost = 0;
     takes_back = 1;
     for (struct change *change = last; change; change = change->before, lost++)
         take_back(change);
-    dprintf(1, "lost %ld\n", lost);
-    kill(getpid(), SIGKILL);
+    return lost;
 }
 
 static void *watch(void *unused)
@@ -189,8 +213,17 @@ static void *watch(void *unused)
     while (access(cut, F_OK) != 0)
         nanosleep(&pause, NULL);
     pthread_mutex_lock(&lock);
-    lose();
+    dprintf(1, "lost %ld\n", lose());
+    kill(getpid(), SIGKILL);
     return NULL;
+}
+
+__attribute__((destructor)) static void end(void)
+{
+    if (!getenv("UNSYNCED_END"))
+        return;
+    pthread_mutex_lock(&lock);
+    dprintf(2, "lost %ld\n", lose());
 }
 
 __attribute__((constructor)) static void begin(void)
@@ -358,6 +391,24 @@ int open64(const char *path, int flags, ...)
     mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;
     va_end(rest);
     return opened(real, path, flags, mode);
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+    REAL(mkdir);
+    struct stat is;
+    if (!is_under(path))
+        return real(path, mode);
+    pthread_mutex_lock(&lock);
+    int done = real(path, mode);
+    if (done == 0 && stat(path, &is) == 0) {
+        struct change *change = note(FOLDER, is.st_ino);
+        change->folder = folder_of(path);
+        change->path = strdup(path);
+        change->grave = new_grave();
+    }
+    pthread_mutex_unlock(&lock);
+    return done;
 }
 
 int rename(const char *from, const char *to)

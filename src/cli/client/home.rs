@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::client::{
-    Authorization, Client, ClientError,
-    core::{Home, Member},
-    system_clock,
+use crate::{
+    client::{
+        Authorization, Client, ClientError,
+        core::{Home, Member},
+        system_clock,
+    },
+    store::make_folder,
 };
 
 pub(super) fn open(home: &Path) -> Result<Client, ClientError> {
@@ -34,9 +37,9 @@ pub(super) fn home_dir(given: Option<&Path>) -> Result<PathBuf, ClientError> {
 }
 
 pub(super) fn make_private(home: &Path) -> Result<(), ClientError> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(home);
-    made.and_then(|()| std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)))
+    use std::os::unix::fs::PermissionsExt;
+    make_folder(home)
+        .and_then(|()| std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)))
         .map_err(|error| invalid(format!("{}: {error}", home.display())))
 }
 

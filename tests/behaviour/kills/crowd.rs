@@ -37,6 +37,7 @@ use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use tokio::sync::Notify;
 
 use super::{
+    Death,
     history::{Answer, Commit, History, Said, Wire},
     links::{Link, Links},
 };
@@ -253,7 +254,7 @@ fn counts_if<T>(outcome: &Result<T, ClientError>, counter: &AtomicU64) {
 
 impl Crowd {
     /// `engines`: of each provider.
-    pub async fn gather(engines: [&'static str; DOMAINS.len()], seed: u64) -> Self {
+    pub async fn gather(engines: [&'static str; DOMAINS.len()], seed: u64, death: Death) -> Self {
         let settings = engines.map(|engine| {
             format!(
                 "[store]\nengine = \"{engine}\"\n[migration]\nfreeze_timeout = \"1h\"\nresponse_lifetime = \"1h\"\n\
@@ -262,6 +263,15 @@ impl Crowd {
         });
         let each = DOMAINS.iter().zip(&settings).map(|(domain, it)| (*domain, it.as_str()));
         let providers = Providers::start_each(&each.collect::<Vec<_>>(), seed, &[]).await;
+        if death == Death::ByPower {
+            for provider in &providers.all {
+                provider.kill();
+                // the first start is one that may lose everything, too
+                std::fs::remove_dir_all(provider.data()).unwrap();
+                provider.lose_power_when_killed();
+                provider.start().await;
+            }
+        }
         let homes = providers.folder().join("homes");
         std::fs::create_dir_all(&homes).unwrap();
         let mut players: Vec<(Player, PathBuf)> = Vec::new();
@@ -316,7 +326,7 @@ impl Crowd {
         }
     }
 
-    /// SIGKILL.
+    /// SIGKILL, or a power cut.
     pub fn kill(&self, at: usize) {
         self.deaths[at].fetch_add(1, Ordering::SeqCst);
         self.providers.all[at].kill();
