@@ -390,13 +390,21 @@ fn what_users_are_given_and_say_is_in_no_log() {
     run("a", &["send", "team", "the plan is secret"], true);
     run("b", &["receive"], true);
     run("b", &["send", "nowhere", "lost words of bob"], false);
-    let keys = wide_open(provider.folder.path())
-        .args(["keys", "rotate", "--purpose", "external-sender", "--data-dir"])
-        .arg(&data)
-        .output()
-        .unwrap();
-    assert!(keys.status.success(), "{}", String::from_utf8_lossy(&keys.stderr));
-    logs.extend([keys.stdout, keys.stderr].concat());
+    let mut operator = |args: &[&str]| {
+        let output = wide_open(provider.folder.path()).args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        logs.extend([output.stdout, output.stderr].concat());
+    };
+    let data_dir = data.to_str().unwrap();
+    operator(&["keys", "rotate", "--purpose", "external-sender", "--data-dir", data_dir]);
+    // who has it may ask the running provider for everything
+    let backup_key = fs::read_to_string(data.join("backup.key")).unwrap();
+    operator(&["backup", "--data-dir", data_dir, "backup"]);
+    operator(&["verify", "backup"]);
+    operator(&["restore", "backup", "restored"]);
+    operator(&["store", "copy", "restored", "copied"]);
+    operator(&["verify", "copied"]);
     logs.extend(provider.log());
 
     let mut secrets = of_provider(&data);
@@ -415,6 +423,11 @@ fn what_users_are_given_and_say_is_in_no_log() {
     for text in [TOKEN, wrong, "the plan is secret", "lost words of bob"] {
         secrets.push(Known::new(text, text));
     }
+    secrets.push(Known::new("what opens a backup", backup_key.trim()));
+    let [restored, copied] =
+        ["restored", "copied"].map(|made| of_provider(&provider.folder.path().join(made)));
+    let keys = of_provider(&data).len();
+    assert!(restored.len() == keys && copied.len() == keys, "they have the same keys");
     assert_eq!(found(&logs, &secrets), Vec::<&str>::new());
 
     // only what is not secret is open: what the test itself and the client's shell made
