@@ -150,8 +150,8 @@ pub(super) fn describe(
             )
         }
         Event::GaveUp { .. } => format!(
-            "{name}commits could not be used again and again, and you are out of step: ask who is in the group, then \
-             mimid client resync"
+            "{name}commits could not be used again and again: you are out of step for an hour, or until `mimid client resync`; \
+             ask who is in the group"
         ),
         Event::Unreadable { why, .. } => format!("{name}something could not be read: {why}"),
         Event::ConnectionRequested { from } => {

@@ -27,7 +27,7 @@ const WAIT_MAX_MS: u64 = 2 * 60 * 1000;
 const RETRY_MS: u64 = 2_000;
 /// Resyncs of one group in [`RESYNCS_WITHIN_MS`] that begin at once; those behind them wait ever longer.
 const RESYNCS_AT_ONCE: usize = 4;
-/// Beyond so many the group is left as it is until somebody resyncs it by hand.
+/// Beyond so many the next one begins when the oldest of them is [`RESYNCS_WITHIN_MS`] ago.
 const RESYNCS_MAX: usize = 8;
 const RESYNCS_WITHIN_MS: u64 = 60 * 60 * 1000;
 
@@ -51,7 +51,7 @@ enum Step {
     Complain,
     /// A resync is to begin, without a complaint or behind it.
     Resync,
-    /// There were too many resyncs.
+    /// There were too many resyncs: the next one is far off, and the user has been told.
     GivenUp,
 }
 
@@ -80,9 +80,14 @@ impl Member {
                     self.home.remove(Kind::Doubt, &key)?;
                     continue;
                 }
+                let is_new = doubt.since.is_none();
                 let since = *doubt.since.get_or_insert(now);
                 // a clock that was set back must not make it wait longer than it says
-                let waits = doubt.not_before.0.min(since.0.saturating_add(WAIT_MAX_MS));
+                let wait_max = match doubt.step {
+                    Step::Complain => WAIT_MAX_MS,
+                    Step::Resync | Step::GivenUp => RESYNCS_WITHIN_MS,
+                };
+                let waits = doubt.not_before.0.min(since.0.saturating_add(wait_max));
                 if now.0 < waits && now >= since {
                     continue;
                 }
@@ -95,11 +100,12 @@ impl Member {
                         due.push((id, Complain { hub_domain: doubt.hub.clone(), complaint }));
                         self.home.put(Kind::Doubt, &key, &doubt)?;
                     }
-                    Step::Resync => {
+                    Step::Resync if !is_new => {
                         self.home.remove(Kind::Doubt, &key)?;
                         self.keep_resync(&id)?;
                     }
-                    Step::GivenUp => {}
+                    // without a complaint, or not counted yet
+                    Step::Resync | Step::GivenUp => self.go_forward(&id, doubt, now)?,
                 }
             }
             Ok(due)
@@ -155,13 +161,14 @@ impl Member {
         self.home.find(Kind::Doubt, id.as_bytes())
     }
 
-    /// `message` is a commit of this epoch that cannot be used: this state stays as it is, and the commit is complained of.
+    /// `message` is a commit of this epoch that cannot be used: this state stays as it is, and the commit is complained of, where
+    /// there is a `reason` to.
     pub(super) fn doubt(
         &self,
         id: &GroupId,
         group: &mls::MlsGroup,
         message: &MlsMessage,
-        reason: ComplaintReason,
+        reason: Option<ComplaintReason>,
         why: String,
     ) -> Result<(), CoreError> {
         let mut record = self.record(id)?;
@@ -175,11 +182,12 @@ impl Member {
             epoch: epoch_of(group),
             leaf_index: LeafIndex(group.own_leaf_index().u32()),
             commit_hash: bounded(crypto::sha256(message.as_slice()).to_vec())?,
-            reason: reason as u8,
+            reason: reason.unwrap_or(ComplaintReason::Other) as u8,
             signature: Signature::default(),
         };
         // who came in from outside built on what the committer before it gave, and may know no better
-        let step = if committer.is_some() { Step::Complain } else { Step::Resync };
+        let complains = committer.is_some() && reason.is_some();
+        let step = if complains { Step::Complain } else { Step::Resync };
         let doubt = Doubt {
             epoch: complaint.epoch,
             hub: record.hub.clone(),
@@ -213,7 +221,11 @@ impl Member {
         record.resyncs.retain(|at| now.0.saturating_sub(at.0) < RESYNCS_WITHIN_MS);
         let before = record.resyncs.len();
         if before >= RESYNCS_MAX {
+            // one is: they are sorted but for clocks that were set back
+            let oldest = record.resyncs.iter().min().copied().unwrap_or(now);
             doubt.step = Step::GivenUp;
+            doubt.since = Some(now);
+            doubt.not_before = oldest.plus_ms(RESYNCS_WITHIN_MS);
             self.push(&Event::GaveUp { group: id.clone() })?;
             return self.home.put(Kind::Doubt, id.as_bytes(), &doubt);
         }
@@ -255,23 +267,29 @@ fn committer_of(message: &MlsMessage) -> Option<LeafIndex> {
     }
 }
 
-/// What openmls refuses a commit for, as a complaint says it.
-pub(super) fn reason_of<E>(error: &mls::ProcessMessageError<E>) -> ComplaintReason {
+/// What a complaint says of what openmls refuses a commit for. Only what the hub cannot see is its committer's doing: the tags, and what
+/// the path encrypts. The rest the hub has judged as well, by another clock perhaps (a KeyPackage whose time is over by when
+/// a commit is read): its committer is honest.
+pub(super) fn accusation_in<E>(error: &mls::ProcessMessageError<E>) -> Option<ComplaintReason> {
+    use mls::{ProcessMessageError as Refused, ValidationError as Invalid};
     use openmls::group::StageCommitError as Stage;
-    let mls::ProcessMessageError::InvalidCommit(error) = error else {
-        return ComplaintReason::Other;
-    };
-    if matches!(error, Stage::ConfirmationTagMismatch | Stage::ConfirmationTagMissing) {
-        ComplaintReason::ConfirmationTag
-    } else if matches!(
-        error,
-        Stage::UpdatePathError(_)
+    let accuses = match error {
+        Refused::InvalidCommit(Stage::ConfirmationTagMismatch | Stage::ConfirmationTagMissing) => {
+            ComplaintReason::ConfirmationTag
+        }
+        Refused::InvalidCommit(
+            Stage::UpdatePathError(_)
             | Stage::VerifiedUpdatePathError(_)
             | Stage::MissingDecryptionKey
-            | Stage::PathLeafNodeVerificationFailure
-    ) {
-        ComplaintReason::Path
-    } else {
-        ComplaintReason::Other
-    }
+            | Stage::PathLeafNodeVerificationFailure,
+        ) => ComplaintReason::Path,
+        // what it decrypts may be of no form that openmls foresees
+        Refused::InvalidCommit(Stage::LibraryError(_))
+        | Refused::LibraryError(_)
+        | Refused::ValidationError(Invalid::InvalidMembershipTag | Invalid::MissingMembershipTag) => {
+            ComplaintReason::Other
+        }
+        _ => return None,
+    };
+    Some(accuses)
 }

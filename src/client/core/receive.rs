@@ -11,7 +11,7 @@ use openmls::{group::StagedWelcome, prelude as mls};
 use super::{
     Answer, Content, CoreError, Event, GroupState, Kind, Member, NewProposal,
     behind::ENDING,
-    complain::reason_of,
+    complain::accusation_in,
     enter::join_config,
     epoch_of,
     identity::StoredKey,
@@ -96,8 +96,9 @@ pub(super) enum Unacceptable {
     Move(#[from] BadMove),
     #[error("MLS: {0}")]
     Mls(String),
+    /// By openmls, with what a complaint would say of it, where there is anything to complain of.
     #[error("MLS: {1}")]
-    Refused(ComplaintReason, String),
+    Refused(Option<ComplaintReason>, String),
 }
 
 impl Member {
@@ -619,13 +620,14 @@ impl Member {
             Err(problem) if is_commit => {
                 let reason = match &problem {
                     Unacceptable::Refused(reason, _) => *reason,
+                    // the hub has judged the same
                     Unacceptable::Ends
                     | Unacceptable::Core(_)
                     | Unacceptable::Change(_)
                     | Unacceptable::Denied(_)
                     | Unacceptable::Leaf(_)
                     | Unacceptable::Move(_)
-                    | Unacceptable::Mls(_) => ComplaintReason::Other,
+                    | Unacceptable::Mls(_) => None,
                 };
                 // what was taken back is not in the database, but was done to `group`
                 self.doubt(id, &self.load(id)?, message, reason, problem.to_string())?;
@@ -667,7 +669,7 @@ impl Member {
             if let mls::ProcessMessageError::StorageError(error) = error {
                 return CoreError::from(error).into();
             }
-            Unacceptable::Refused(reason_of(&error), error.to_string())
+            Unacceptable::Refused(accusation_in(&error), error.to_string())
         })?;
         let sender = processed.sender().clone();
         let aad = processed.aad().to_vec();

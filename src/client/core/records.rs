@@ -456,7 +456,8 @@ pub enum Event {
         group: GroupId,
         by: Option<ClientUri>,
     },
-    /// This client came in again too often in too short a time: it stays out of step until it is told to resync.
+    /// This client came in again too often in too short a time: it stays out of step until an hour is over, or until it is told to
+    /// resync.
     GaveUp {
         group: GroupId,
     },

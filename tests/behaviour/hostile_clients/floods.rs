@@ -57,72 +57,89 @@ fn a_second_head_that_never_ends_ends_its_connection_however_it_trickles() {
         ("LIMITS__KEEP_ALIVE", "1s"),
         ("LIMITS__BODY_TIMEOUT", "1s"),
     ]);
-    let address = node.client_address();
     let whole =
         format!("POST /v1/dequeue HTTP/1.1\r\nHost: a\r\n{OCTETS}Content-Length: 1\r\n\r\nx");
     thread::scope(|threads| {
-        // behind an answer, and in one piece with a whole request
-        for pipelined in [false, true] {
-            let (node, whole) = (&node, &whole);
+        for (listener, address, refused) in listeners(&node) {
+            // behind an answer, and in one piece with a whole request
+            for pipelined in [false, true] {
+                let (node, whole) = (&node, &whole);
+                threads.spawn(move || {
+                    let mut line = Line::at(node, address);
+                    let first =
+                        if pipelined { format!("{whole}POST /v1/dequ") } else { whole.clone() };
+                    line.tls.write_all(first.as_bytes()).unwrap();
+                    assert_eq!(line.answer().0, refused, "{listener}");
+                    let started = Instant::now();
+                    while line.tls.write_all(b"a").and_then(|()| line.tls.flush()).is_ok() {
+                        thread::sleep(Duration::from_millis(100));
+                        assert!(started.elapsed() < PATIENCE, "it trickles on at {listener}");
+                    }
+                });
+            }
+            // a body that trickles
+            let (node, path) = (&node, path_at(listener));
             threads.spawn(move || {
-                let mut line = Line::at(node, address);
-                let first = if pipelined { format!("{whole}POST /v1/dequ") } else { whole.clone() };
-                line.tls.write_all(first.as_bytes()).unwrap();
-                assert_eq!(line.answer().0, 400);
+                let mut tls = node.connect(address, &[]);
+                let head = format!(
+                    "POST {path} HTTP/1.1\r\nHost: a\r\n{OCTETS}Content-Length: 10000\r\n\r\n"
+                );
+                tls.write_all(head.as_bytes()).unwrap();
                 let started = Instant::now();
-                while line.tls.write_all(b"a").and_then(|()| line.tls.flush()).is_ok() {
+                while tls.write_all(b"a").and_then(|()| tls.flush()).is_ok() {
                     thread::sleep(Duration::from_millis(100));
-                    assert!(started.elapsed() < PATIENCE, "it trickles on");
+                    assert!(started.elapsed() < PATIENCE, "it trickles on at {listener}");
                 }
             });
         }
-        // a body that trickles
-        let node = &node;
-        threads.spawn(move || {
-            let mut tls = node.connect(address, &[]);
-            let head = format!(
-                "POST /v1/dequeue HTTP/1.1\r\nHost: a\r\n{OCTETS}Content-Length: 100000\r\n\r\n"
-            );
-            tls.write_all(head.as_bytes()).unwrap();
-            let started = Instant::now();
-            while tls.write_all(b"a").and_then(|()| tls.flush()).is_ok() {
-                thread::sleep(Duration::from_millis(100));
-                assert!(started.elapsed() < PATIENCE, "it trickles on");
-            }
+    });
+    for (listener, ..) in listeners(&node) {
+        assert!(node.cuts(listener, "idle") >= 1, "{listener}");
+        node.until("nothing is open", |node| {
+            let open = format!("mimid_http_connections_open{{listener=\"{listener}\"}}");
+            node.metric(&open) == 0
         });
-    });
-    assert!(node.cuts("client", "idle") >= 1);
-    node.until("nothing is open", |node| {
-        node.metric("mimid_http_connections_open{listener=\"client\"}") == 0
-    });
+    }
+}
+
+/// Each listener by its name, with its address and what it answers to a body of one byte for `/v1/dequeue`.
+fn listeners(node: &Node) -> [(&'static str, SocketAddr, u16); 2] {
+    [("client", node.client_address(), 400), ("federation", node.federation_address(), 404)]
+}
+
+/// Where a listener takes a body.
+fn path_at(listener: &str) -> &'static str {
+    if listener == "client" { "/v1/dequeue" } else { "/deliver_message" }
 }
 
 #[test]
 fn who_does_not_read_an_answer_loses_its_connection() {
     let node = Node::start(&[("LIMITS__READ_TIMEOUT", "1s")]);
-    let address = node.client_address();
     let one = format!("POST /v1/dequeue HTTP/1.1\r\nHost: a\r\n{OCTETS}Content-Length: 1\r\n\r\nx");
-    // answers until no buffer between us holds any more
-    let mut tls = node.connect(address, &[]);
-    tls.sock.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
-    let many = one.repeat(1000);
-    let mut went = 0;
-    while tls.write_all(many.as_bytes()).is_ok() {
-        went += many.len();
-        assert!(went < 1 << 30);
+    for (listener, address, _) in listeners(&node) {
+        // answers until no buffer between us holds any more
+        let mut tls = node.connect(address, &[]);
+        tls.sock.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
+        let many = one.repeat(1000);
+        let mut went = 0;
+        while tls.write_all(many.as_bytes()).is_ok() {
+            went += many.len();
+            assert!(went < 1 << 30);
+        }
+        node.until("it is cut off", |node| node.cuts(listener, "slow_reader") >= 1);
+        // one that reads slowly, and not too slowly, is served to the end
+        let mut slow = node.connect(address, &[]);
+        let asked = 200;
+        slow.write_all(one.repeat(asked).as_bytes()).unwrap();
+        slow.write_all(b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let (mut said, mut buffer) = (Vec::new(), [0; 2048]);
+        while let Ok(len @ 1..) = slow.read(&mut buffer) {
+            said.extend_from_slice(&buffer[..len]);
+            thread::sleep(Duration::from_millis(10));
+        }
+        let said = String::from_utf8(said).unwrap();
+        assert_eq!(said.matches("HTTP/1.1 ").count(), asked + 1, "{listener}");
     }
-    node.until("it is cut off", |node| node.cuts("client", "slow_reader") >= 1);
-    // one that reads slowly, and not too slowly, is served to the end
-    let mut slow = node.connect(address, &[]);
-    let asked = 200;
-    slow.write_all(one.repeat(asked).as_bytes()).unwrap();
-    slow.write_all(b"GET /end HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-    let (mut said, mut buffer) = (Vec::new(), [0; 2048]);
-    while let Ok(len @ 1..) = slow.read(&mut buffer) {
-        said.extend_from_slice(&buffer[..len]);
-        thread::sleep(Duration::from_millis(10));
-    }
-    assert_eq!(String::from_utf8(said).unwrap().matches("HTTP/1.1 ").count(), asked + 1);
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Two {
 }
 
 #[test]
-fn who_is_lied_to_again_and_again_slows_down_and_gives_up_until_it_is_told_to_resync() {
+fn who_is_lied_to_again_and_again_slows_down_and_rests_for_an_hour_or_until_it_is_told_to_resync() {
     let mut two = Two::new();
     let mut now = *NOW;
     for wait_ms in [0, 0, 0, 0, 2, 4, 8, 16].map(|seconds| seconds * SECOND_MS) {
@@ -95,11 +95,21 @@ fn who_is_lied_to_again_and_again_slows_down_and_gives_up_until_it_is_told_to_re
     assert_eq!(two.gave_up(), 0);
     two.hears(ComplaintOutcome::Resync, 0, now);
     assert_eq!(two.gave_up(), 1);
-    for later in [0, 1, 60, 24 * 60] {
-        assert!(!two.begins(now.plus_ms(later * MINUTE_MS)), "it has given up");
+    for later in [0, 1, 59] {
+        assert!(!two.begins(now.plus_ms(later * MINUTE_MS)), "it rests");
     }
     assert_eq!((two.gave_up(), two.state()), (1, GroupState::Lost));
     two.bob.begin(&two.group, Operation::Resync).unwrap();
+    two.comes_in_again();
+    assert_eq!(two.state(), GroupState::Active);
+    // nobody has to say so: the first five of the eight are an hour ago then
+    two.lie();
+    assert!(two.complains(now));
+    two.hears(ComplaintOutcome::Resync, 0, now);
+    assert_eq!(two.gave_up(), 2);
+    let hour = NOW.plus_ms(60 * MINUTE_MS);
+    assert!(!two.begins(NOW.plus_ms(60 * MINUTE_MS - 1)), "it rests");
+    assert!(two.begins(hour));
     two.comes_in_again();
     assert_eq!(two.state(), GroupState::Active);
 }
@@ -162,4 +172,42 @@ fn complaint_that_nobody_answers_is_repeated_for_two_minutes_and_then_done_witho
     assert_eq!(asked, (0..=120).step_by(2).collect::<Vec<_>>());
     assert!(two.begins(NOW.plus_ms(2 * MINUTE_MS + 1)));
     two.comes_in_again();
+}
+
+/// The hub took it while that was true, and each reader judges it by the clock when it reads.
+#[test]
+fn commit_that_is_read_when_a_key_package_in_it_is_over_accuses_nobody() {
+    let mut two = Two::new();
+    let carol = member("carol", "phone");
+    let real = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        Timestamp(u64::try_from(since.as_millis()).unwrap())
+    };
+    // longer where this machine is too slow to add her in time
+    for seconds in [1_u64, 2, 4, 8, 16, 32, 64] {
+        let made_at = Timestamp(real().0 + seconds * SECOND_MS - 84 * 24 * 60 * MINUTE_MS);
+        let class = KeyPackageClass::Group;
+        let mut made = carol.key_packages(class, SUITES[0], false, 1, made_at).unwrap();
+        let key_packages = vec![made.remove(0).into_vec()];
+        let request = two.alice.begin(&two.group, Operation::AddUsers { key_packages }).unwrap();
+        let Ok(outbound) = two.alice.outbound(request, *NOW) else {
+            two.alice.give_up(request).unwrap();
+            continue;
+        };
+        let response = two.wire.accept(&outbound.message, two.alice.client());
+        assert!(matches!(two.alice.settle(request, &response, *NOW).unwrap(), Settled::Done(_)));
+        std::thread::sleep(std::time::Duration::from_secs(seconds + 1));
+        break;
+    }
+    two.wire.deliver(&two.group, &two.bob);
+    let why = all(&two.bob).into_iter().find_map(|event| match event {
+        Event::Unusable { why, .. } => Some(why),
+        _ => None,
+    });
+    assert!(why.as_ref().is_some_and(|why| why.contains("ifetime")), "{why:?}");
+    assert_eq!(two.state(), GroupState::Lost);
+    assert!(!two.complains(*NOW), "of an honest committer");
+    assert!(two.begins(*NOW), "it comes in again");
+    two.comes_in_again();
+    assert_eq!(two.state(), GroupState::Active);
 }
