@@ -407,7 +407,14 @@ impl Node {
             let kind = if candidate.last_resort { "last_resort" } else { "single" };
             return Ok((KeyPackageStatus::Ok, Some(bytes), kind));
         }
-        Ok((pick::status_without(&held, wanted.class, now), None, "none"))
+        let status = pick::status_without(&held, wanted.class, now);
+        if wanted.class == KeyPackageClass::Group && status == KeyPackageStatus::NoneLeft {
+            // those that it had are over, and nobody has told it
+            self.store.write(Batch::new().and(low_notice(client, 0, now))).await?;
+            self.metrics.key_packages_low.inc();
+            self.hints.inbox(client);
+        }
+        Ok((status, None, "none"))
     }
 
     fn count_fetch(&self, by: &Sender, target: &UserUri) -> Result<(), DsError> {

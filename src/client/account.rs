@@ -267,7 +267,7 @@ impl Client {
     }
 
     /// Publishes KeyPackages until there are as many as wanted: of each ciphersuite, a last-resort one each, and
-    /// those for first contact.
+    /// those for first contact. Where what is there is old, as many as if nothing were: no KeyPackage waits until it is over.
     ///
     /// # Errors
     /// [`ClientError::Refused`], [`ClientError::Http`]
@@ -275,8 +275,12 @@ impl Client {
         // publishing nothing says what there is
         let (group_stock, connection_stock) = self.stock();
         let left = self.publish(Vec::new()).await?;
-        let group_left = usize::try_from(left.group_left).unwrap_or(usize::MAX);
-        let connection_left = usize::try_from(left.connection_left).unwrap_or(usize::MAX);
+        let began = self.now();
+        let is_old = self.member().is_stock_old(began)?;
+        let counts =
+            |left: u32| if is_old { 0 } else { usize::try_from(left).unwrap_or(usize::MAX) };
+        let (group_left, connection_left) = (counts(left.group_left), counts(left.connection_left));
+        let is_full = usize::try_from(left.group_left).is_ok_and(|left| left > GROUP_LEFT_MAX);
         let mut wanted = vec![(
             KeyPackageClass::Connection,
             SUITES[0],
@@ -286,9 +290,9 @@ impl Client {
         for (suite, stock) in SUITES.into_iter().zip(group_stock) {
             // the count says nothing of suites: what is left counts for the preferred one
             let there = if suite == SUITES[0] { group_left } else { 0 };
-            let count = if group_left > GROUP_LEFT_MAX { 0 } else { stock.saturating_sub(there) };
+            let count = if is_full { 0 } else { stock.saturating_sub(there) };
             wanted.push((KeyPackageClass::Group, suite, false, count));
-            if self.member().setting(&last_resort_setting(suite))? != Some(true) {
+            if is_old || self.member().setting(&last_resort_setting(suite))? != Some(true) {
                 wanted.push((KeyPackageClass::Group, suite, true, 1));
             }
         }
@@ -303,6 +307,9 @@ impl Client {
         // another that was used meanwhile is still to be replaced
         for suite in last_resorts {
             self.member().set(&last_resort_setting(suite), &true)?;
+        }
+        if is_old {
+            self.member().stocked(began)?;
         }
         Ok(left)
     }

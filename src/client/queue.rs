@@ -139,11 +139,20 @@ impl Client {
     }
 
     async fn keep_stock(&self) -> Result<(), ClientError> {
-        if self.member().setting(KEY_PACKAGES_LOW)? == Some(true) {
-            self.stock_up().await?;
-            self.member().set(KEY_PACKAGES_LOW, &false)?;
+        let now = self.now();
+        let is_low = self.member().setting(KEY_PACKAGES_LOW)? == Some(true);
+        if !is_low && !self.member().is_stock_old(now)? {
+            return Ok(());
         }
-        Ok(())
+        match self.stock_up().await {
+            Ok(_) => Ok(self.member().set(KEY_PACKAGES_LOW, &false)?),
+            // there is time enough to try that again
+            Err(error) if !is_low => {
+                tracing::debug!(%error, "no new KeyPackages could be published");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Follows the queue over its stream until `on_event` says `false`, connecting again where the stream breaks.

@@ -18,7 +18,7 @@ use crate::{
         self, Denied,
         capabilities::Required,
         change::{Act, Author, ChangeProblem, CommitChange, What, of_commit},
-        keys::check_path,
+        keys::{LIFE_LEFT_MIN_MS, check_path},
         leaf::user_key_of,
         pending::{goes, must_cover},
     },
@@ -601,8 +601,11 @@ impl GroupState {
             ));
         }
         let not_after = Timestamp(lifetime.not_after().saturating_mul(1000));
-        if not_after < now {
-            return Err("it has expired".into());
+        if not_after < now.plus_ms(LIFE_LEFT_MIN_MS) {
+            return Err(format!(
+                "it expires within {} days, and not everybody would read of it in time: get another one",
+                LIFE_LEFT_MIN_MS / 86_400_000
+            ));
         }
         let client = policy::leaf::trusted(key_package.leaf_node())
             .map_err(|problem| problem.to_string())?

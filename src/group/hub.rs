@@ -9,6 +9,7 @@ use crate::{
         self,
         capabilities::Required,
         change::{What, policy_of},
+        keys::LIFE_LEFT_MIN_MS,
         leaf::identify,
         roster::Roster,
     },
@@ -29,7 +30,7 @@ use super::{
     lies::Lies,
     memory::{RecentHandshakes, RequestMemory},
     mls::{InfoParts, Tree, info_parts, propose_removal},
-    record::{Change, Kind, Member, Pending, PendingAdd},
+    record::{Change, Kind, Member, Pending},
     stage::{check_context, verify_request},
 };
 
@@ -223,13 +224,10 @@ impl GroupState {
         !self.deleted && self.pending.iter().any(|pending| self.is_late(pending, now))
     }
 
+    /// Half of what it had at least when it was proposed has passed: whoever commits it now must still be read by others.
     fn is_late(&self, pending: &Pending, now: Timestamp) -> bool {
-        pending.record.added.as_ref().is_some_and(|added| self.expires_too_soon(added, now))
-    }
-
-    /// Every member judges the lifetime by a clock of its own, which may be as far off as a request's.
-    pub(super) fn expires_too_soon(&self, added: &PendingAdd, now: Timestamp) -> bool {
-        added.not_after < now.plus_ms(self.hub.settings.window_ms)
+        let left_ms = LIFE_LEFT_MIN_MS / 2;
+        pending.record.added.as_ref().is_some_and(|added| added.not_after < now.plus_ms(left_ms))
     }
 
     fn stage_end(&self, now: Timestamp) -> Option<Staged> {

@@ -1,6 +1,7 @@
 //! Which of a client's KeyPackages is handed out next. PROTOCOL.md §5.
 
 use crate::{
+    policy::keys::LIFE_LEFT_MIN_MS,
     store::records::StoredKeyPackage,
     wire::{
         client::KeyPackagesLeft, extensions::KeyPackageClass, ids::Timestamp,
@@ -46,7 +47,7 @@ pub fn status_without(
     }
 }
 
-/// KeyPackages that are handed out once and have not expired.
+/// KeyPackages that are handed out once, and live long enough to be.
 #[must_use]
 pub fn left(held: &[StoredKeyPackage], now: Timestamp) -> KeyPackagesLeft {
     let count = |class| {
@@ -71,8 +72,10 @@ fn is_of(key_package: &StoredKeyPackage, class: KeyPackageClass) -> bool {
     key_package.connection == (class == KeyPackageClass::Connection)
 }
 
-fn is_alive(key_package: &StoredKeyPackage, now: Timestamp) -> bool {
-    key_package.not_after_s > now.0 / 1000
+/// Whether it may still be handed out. One for first contact is read by one client, at once.
+pub(super) fn is_alive(key_package: &StoredKeyPackage, now: Timestamp) -> bool {
+    let left_ms = if key_package.connection { 0 } else { LIFE_LEFT_MIN_MS };
+    key_package.not_after_s > now.plus_ms(left_ms).0 / 1000
 }
 
 #[cfg(test)]
@@ -82,7 +85,9 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
-    fn held(id: u8, ciphersuite: u16, not_after_s: u64, last_resort: bool) -> StoredKeyPackage {
+    /// `left_s`: of its lifetime, behind what it must have.
+    fn held(id: u8, ciphersuite: u16, left_s: u64, last_resort: bool) -> StoredKeyPackage {
+        let not_after_s = left_s + LIFE_LEFT_MIN_MS / 1000;
         StoredKeyPackage {
             reference: KeyPackageRef(Opaque::new([id; 32]).unwrap()),
             connection: false,

@@ -4,8 +4,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use openmls::prelude::{ExtensionType, KeyPackage, OpenMlsCrypto, ProtocolVersion};
 
+use super::pick;
 use crate::{
-    policy::{keys::check_key_package, leaf},
+    policy::{
+        keys::{LIFE_LEFT_MIN_MS, check_key_package},
+        leaf,
+    },
     queue::token::{Token, TokenClass, TokenKeys},
     store::records::{StoredKeyPackage, TokenId},
     wire::{
@@ -61,6 +65,8 @@ pub enum KeyPackageProblem {
     TokenTwice,
     #[error("the KeyPackage has expired, or expires before it begins")]
     Expired,
+    #[error("the KeyPackage expires within {} days: publish one that lives longer", LIFE_LEFT_MIN_MS / 86_400_000)]
+    EndsTooSoon,
     #[error("the KeyPackage lives longer than {0} s")]
     LivesTooLong(u64),
 }
@@ -150,6 +156,10 @@ pub fn check(
     if until <= now.0 / 1000 || until <= from {
         return Err(KeyPackageProblem::Expired);
     }
+    let is_group = queue.class == KeyPackageClass::Group;
+    if is_group && until <= now.plus_ms(LIFE_LEFT_MIN_MS).0 / 1000 {
+        return Err(KeyPackageProblem::EndsTooSoon);
+    }
     if until - from > lifetime_max_s {
         return Err(KeyPackageProblem::LivesTooLong(lifetime_max_s));
     }
@@ -178,7 +188,7 @@ pub fn token_twice(new: &[Checked]) -> Option<usize> {
 }
 
 /// What publishing `new` changes, given what the client has waiting. What it has already is not taken again, what has
-/// expired goes, and a last-resort KeyPackage takes the place of the one before it.
+/// is not handed out any more goes, and a last-resort KeyPackage takes the place of the one before it.
 ///
 /// # Errors
 /// [`TooMany`]
@@ -198,7 +208,7 @@ pub fn admit(
     };
     let mut admitted = Admitted::default();
     let (kept, gone): (Vec<_>, Vec<_>) =
-        held.iter().partition(|old| old.not_after_s > now.0 / 1000 && !is_outdone(old));
+        held.iter().partition(|old| pick::is_alive(old, now) && !is_outdone(old));
     admitted.drop = gone.into_iter().map(|old| old.reference.clone()).collect();
     let mut known: HashSet<&KeyPackageRef> = kept.iter().map(|kept| &kept.reference).collect();
     for added in new {
@@ -240,7 +250,7 @@ mod tests {
             connection: false,
             last_resort,
             ciphersuite: 1,
-            not_after_s: NOW.0 / 1000 + 1,
+            not_after_s: NOW.plus_ms(LIFE_LEFT_MIN_MS).0 / 1000 + 1,
             published_at: NOW,
             bytes: Vec::new(),
         }

@@ -14,6 +14,10 @@ use crate::wire::{
     mls::{MlsMessage, RatchetTree},
 };
 
+/// How much of its lifetime a group KeyPackage must have left where it is published, handed out or added, in milliseconds. MLS judges
+/// lifetimes when a message is read: whoever reads the commit later than that cannot follow it, and comes in anew. PROTOCOL.md §5.
+pub const LIFE_LEFT_MIN_MS: u64 = 14 * 24 * 3600 * 1000;
+
 /// A message or tree with a key that nothing can be encrypted to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {

@@ -26,6 +26,8 @@ use crate::{
 /// How long a KeyPackage is valid: below the hundred days that a hub takes.
 const KEY_PACKAGE_DAYS: u64 = 84;
 const DAY_SECONDS: u64 = 86_400;
+/// How old the stock of KeyPackages may be before a new one is published: none is to become too old to be handed out before that.
+const STOCK_AGE_MAX_MS: u64 = KEY_PACKAGE_DAYS / 2 * DAY_SECONDS * 1000;
 
 /// A client's long-lived secrets.
 #[derive(Clone)]
@@ -257,6 +259,26 @@ pub(super) fn key_package_ref(
 
 /// Of [`Member::setting`](super::Member::setting): KeyPackages are to be published, for few are left or one must be replaced.
 pub(in crate::client) const KEY_PACKAGES_LOW: &str = "key_packages_low";
+/// When a whole stock was published last: a [`Timestamp`].
+const STOCKED_AT: &str = "key_packages_stocked_at";
+
+impl super::Member {
+    /// Whether all KeyPackages are to be made anew, the last resorts too: those that are published end before long, or who made them
+    /// did not note when.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub(in crate::client) fn is_stock_old(&self, now: Timestamp) -> Result<bool, CoreError> {
+        let stocked: Option<Timestamp> = self.setting(STOCKED_AT)?;
+        Ok(stocked.is_none_or(|at| now.0.saturating_sub(at.0) >= STOCK_AGE_MAX_MS))
+    }
+
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub(in crate::client) fn stocked(&self, now: Timestamp) -> Result<(), CoreError> {
+        self.set(STOCKED_AT, &now)
+    }
+}
 
 /// Of [`Member::setting`](super::Member::setting): whether a last-resort KeyPackage of this suite is published that no group
 /// has used yet.
