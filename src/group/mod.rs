@@ -303,6 +303,13 @@ impl GroupState {
         self.members.len()
     }
 
+    /// What [`Self::stage`] may have to look at for `request`: what it brings, and what is pending.
+    #[must_use]
+    pub fn bytes_to_judge(&self, request: &Request) -> usize {
+        let pending = self.pending.iter().map(|pending| pending.message.as_slice().len());
+        tls_codec::Size::tls_serialized_len(&request.message.request) + pending.sum::<usize>()
+    }
+
     /// Members by leaf, with what the hub keeps of each.
     pub fn members(&self) -> impl Iterator<Item = (LeafIndex, &Member)> {
         self.members.iter().map(|(leaf, member)| (*leaf, member))
