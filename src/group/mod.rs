@@ -86,7 +86,7 @@ pub struct Settings {
     pub remember_ms: u64,
     /// For how many epochs commits are remembered.
     pub remember_epochs: u64,
-    /// Requests of either kind that are remembered at the most.
+    /// Requests of either kind that are remembered at the most; beyond, whoever has most is forgotten its oldest.
     pub remember_max: usize,
     /// A member that sends nothing for this long is removed; none: never.
     pub inactive_after_ms: Option<u64>,
