@@ -146,6 +146,11 @@ struct Loaded {
 /// Requests of one group that are taken up before others of its thread have their turn.
 const TURNS_AT_ONCE: u64 = 16;
 
+/// Requests that bring more, together with what is pending, are staged in the pool however few members the group has: a lone
+/// member can add a thousand in one commit, which takes longer than a large group's. What members of small groups send has a few
+/// KiB; some twenty Adds fit.
+const INLINE_BYTES_MAX: usize = 16 * 1024;
+
 /// A group that was asked for so lately is in use.
 const RIGHT_NOW_MS: u64 = 1000;
 
@@ -282,13 +287,14 @@ impl GroupActor {
         };
         // of a message one leaf is looked at, whatever the size
         let is_small = matches!(request.message.request, DsRequest::SendMessage(_))
-            || loaded.state.member_count() <= self.node.groups.options.inline_members_max;
+            || (loaded.state.member_count() <= self.node.groups.options.inline_members_max
+                && loaded.state.bytes_to_judge(&request) <= INLINE_BYTES_MAX);
         if is_small {
             let decided = catch_unwind(AssertUnwindSafe(|| loaded.state.stage(&request, now)));
             self.decided(decided.ok(), *request, reply, permits, now, ctx);
             return;
         }
-        // a large group's staging costs milliseconds: it runs in the pool while this actor waits
+        // the staging of much, or of a large group, costs milliseconds: it runs in the pool while this actor waits
         let Some(loaded) = self.loaded.take() else { return };
         let pool = Arc::clone(&self.node.groups.cpu);
         let staging = span.clone();

@@ -74,14 +74,14 @@ pub struct GroupOptions {
     pub requests_per_group_max: usize,
     /// How long a request may have to wait for its group, by what those before it took; beyond: rate_limited.
     pub group_wait_max: Duration,
-    /// Requests to groups up to this size are staged on their actor's own thread, those to larger ones in the pool; but messages, which
-    /// cost the same in any, always on the actor's.
+    /// Requests of up to 16 KiB to groups up to this size are staged on their actor's own thread, larger ones and those to larger groups
+    /// in the pool; but messages, which cost the same in any, always on the actor's.
     pub inline_members_max: usize,
     /// Groups in memory. Beyond, for each that comes others that nobody asks for right now go; there are never more than twice as
     /// many. Of all these a quarter of this number is for the node's own work, which waits where there is no room; for one more
     /// than the rest clients and peers are told `unavailable`.
     pub active_max: usize,
-    /// What is computed at a time: stagings of large groups, packing and judging of groups that move.
+    /// What is computed at a time: stagings of large groups and requests, packing and judging of groups that move.
     pub pool_threads: usize,
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use super::testing::*;
 use crate::{
     account::Registration,
-    actors::{Clock, Limits},
+    actors::{Clock, Limits, deliver::Sender},
     wire::{
         client::{Flag, QueueTokens},
         codec::{List, Raw, Secret},
@@ -288,29 +288,74 @@ async fn connection_key_packages_need_no_consent_and_are_told_apart_from_group_o
 }
 
 #[actix::test]
-async fn fetches_are_limited_per_hour_alike_for_unknown_users() {
-    let limits = Limits { key_package_targets_per_hour: 2, ..Limits::default() };
+async fn a_requester_has_a_share_of_each_target_alike_for_unknown_users() {
+    let limits = Limits { key_package_targets_per_hour: 20, ..Limits::default() };
     let (world, alice, bob) = pair(limits).await;
+    let carol = world.register("carol").await;
     let nobody = UserUri::of(&domain(), "nobody").unwrap();
     for target in [&bob.user, &nobody] {
-        let fetch = async || {
+        let fetch = async |by: &Person| {
             let request = ConnectionKeyPackageRequest {
                 target_user: target.clone(),
-                requester: alice.user.clone(),
+                requester: by.user.clone(),
             };
-            world.node.connection_key_packages(&alice.client, request).await
+            let fetched = world.node.connection_key_packages(&by.client, request).await;
+            fetched.map(|_| ()).map_err(|error| error.name())
         };
-        assert!(fetch().await.is_ok() && fetch().await.is_ok());
-        assert_eq!(fetch().await.unwrap_err().name(), "rate_limited");
+        assert_eq!((fetch(&alice).await, fetch(&alice).await), (Ok(()), Ok(())));
+        assert_eq!(fetch(&alice).await, Err("rate_limited"));
+        assert_eq!(fetch(&carol).await, Ok(()), "what is left is for others");
         world.clock.advance_ms(3_600_000);
-        assert!(fetch().await.is_ok());
+        assert_eq!(fetch(&alice).await, Ok(()));
     }
+}
+
+#[actix::test]
+async fn made_up_consent_tokens_use_up_nobody_s_fetches() {
+    let limits = Limits { key_package_targets_per_hour: 2, ..Limits::default() };
+    let (world, alice, bob) = pair(limits).await;
+    let eve = world.register("eve").await;
+    let nobody = UserUri::of(&domain(), "nobody").unwrap();
+    for target in [&bob.user, &nobody] {
+        for _ in 0..5 {
+            let fetched = world.fetch(&eve, target, [1; 32]).await;
+            assert_eq!(fetched.status, KeyPackageStatus::NoConsent);
+        }
+    }
+    assert_eq!(world.fetch(&alice, &bob.user, CONSENT).await.status, KeyPackageStatus::NoneLeft);
+    assert_eq!(world.fetch(&eve, &bob.user, CONSENT).await.status, KeyPackageStatus::NoneLeft);
+}
+
+#[actix::test]
+async fn a_provider_has_half_of_a_target_and_loses_none_of_it_by_made_up_tokens() {
+    let limits = Limits { key_package_targets_per_hour: 20, ..Limits::default() };
+    let (world, alice, bob) = pair(limits).await;
+    let far = Sender::Peer(Domain::new("b.example").unwrap());
+    let fetch = async |by: &Sender, token: [u8; 32]| {
+        let request = GroupKeyPackageRequest {
+            target_user: bob.user.clone(),
+            consent_token: Secret::new(token).unwrap(),
+            ciphersuites: List::new(vec![SUITE]).unwrap(),
+            required: None,
+        };
+        let fetched = world.node.hand_out_for_group(by, request).await;
+        fetched.map(|fetched| fetched.status).map_err(|error| error.name())
+    };
+    for _ in 0..30 {
+        assert_eq!(fetch(&far, [1; 32]).await, Ok(KeyPackageStatus::NoConsent));
+    }
+    for _ in 0..10 {
+        assert_eq!(fetch(&far, CONSENT).await, Ok(KeyPackageStatus::NoneLeft));
+    }
+    assert_eq!(fetch(&far, CONSENT).await, Err("rate_limited"));
+    let user = Sender::User(alice.user.clone());
+    assert_eq!(fetch(&user, CONSENT).await, Ok(KeyPackageStatus::NoneLeft));
 }
 
 #[actix::test]
 async fn fetches_for_groups_and_of_one_user_are_limited_per_hour() {
     let limits = Limits {
-        key_package_targets_per_hour: 2,
+        key_package_targets_per_hour: 20,
         key_package_fetches_per_hour: 4,
         ..Limits::default()
     };

@@ -3,8 +3,8 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
-    sync::Mutex,
+    hash::{BuildHasher, Hash, RandomState},
+    sync::{Mutex, MutexGuard},
 };
 
 use super::{
@@ -58,22 +58,27 @@ pub struct Fetches {
 struct Hour {
     began_at: Timestamp,
     by: HashMap<Sender, u32>,
-    of: Targets,
+    of: Places,
+    /// Of one user by another, and by another provider. Apart, so that the larger shares of these use up none of those.
+    shares_of_users: Places,
+    shares_of_peers: Places,
 }
 
-/// How often each user was asked for, whether or not there is such a one. Names cost nothing to invent, so none has a place of
-/// its own: each counts in one of a fixed number of places, which one nobody outside can tell. Two users who share one share
-/// their measure for that hour; whoever wants to use up everybody's needs more fetches than all requesters together have.
+/// How often each user was asked for, and by whom, whether or not there is such a one. Names cost nothing to invent, so none has a
+/// place of its own: each counts in one of a fixed number of places, which one nobody outside can tell. Two that share one share
+/// their measure for that hour; whoever wants to use up everybody's needs thousands of requesters at their own bounds.
 #[derive(Default)]
-struct Targets {
+struct Places {
     counts: Vec<u32>,
-    places: RandomState,
+    hasher: RandomState,
 }
 
-impl Targets {
-    fn count_of(&mut self, user: &UserUri) -> &mut u32 {
-        self.counts.resize(TARGETS, 0);
-        let place = self.places.hash_one(user) % TARGETS as u64;
+impl Places {
+    fn count_of(&mut self, what: impl Hash, places: usize) -> &mut u32 {
+        if self.counts.is_empty() {
+            self.counts = vec![0; places];
+        }
+        let place = self.hasher.hash_one(what) % places as u64;
         &mut self.counts[usize::try_from(place).unwrap_or_default()]
     }
 }
@@ -89,16 +94,12 @@ impl Fetches {
         }
     }
 
-    /// Counts a fetch, whether or not there is such a target.
+    /// Counts a fetch for who asks, whomever it is of.
     ///
     /// # Errors
     /// rate_limited
-    fn count(&self, by: &Sender, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
-        let mut hour = locked(&self.hour);
-        if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
-            *hour = Hour { began_at: now, ..Hour::default() };
-        }
-        let left_ms = HOUR_MS - now.ms_since(hour.began_at);
+    fn count_by(&self, by: &Sender, now: Timestamp) -> Result<(), DsError> {
+        let (mut hour, left_ms) = self.hour(now);
         let by_max = match by {
             Sender::User(_) => self.by_requester_max,
             Sender::Peer(_) => self.by_peer_max,
@@ -106,17 +107,70 @@ impl Fetches {
         if hour.by.len() >= FETCH_USERS_MAX && !hour.by.contains_key(by) {
             return Err(rate_limited("too many users fetch KeyPackages", left_ms));
         }
-        count_one(hour.by.entry(by.clone()).or_default(), by_max, left_ms)?;
-        count_one(hour.of.count_of(of), self.of_target_max, left_ms)
+        count_one(hour.by.entry(by.clone()).or_default(), by_max, left_ms)
+    }
+
+    /// Counts a fetch for its target and for the requester's share of that, or for neither; whether or not there is such a
+    /// target.
+    ///
+    /// # Errors
+    /// rate_limited
+    fn count_of(&self, by: &Sender, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
+        let (mut hour, left_ms) = self.hour(now);
+        if *hour.of.count_of(of, TARGETS) >= self.of_target_max {
+            return Err(too_many(left_ms));
+        }
+        self.count_share_in(&mut hour, by, of, left_ms)?;
+        *hour.of.count_of(of, TARGETS) += 1;
+        Ok(())
+    }
+
+    /// Counts a fetch for the requester's share of its target alone: where the target's provider is to say whether
+    /// it consents, nobody else may lose anything by it.
+    ///
+    /// # Errors
+    /// rate_limited
+    fn count_share(&self, by: &Sender, of: &UserUri, now: Timestamp) -> Result<(), DsError> {
+        let (mut hour, left_ms) = self.hour(now);
+        self.count_share_in(&mut hour, by, of, left_ms)
+    }
+
+    fn count_share_in(
+        &self,
+        hour: &mut Hour,
+        by: &Sender,
+        of: &UserUri,
+        left_ms: u64,
+    ) -> Result<(), DsError> {
+        let (shares, parts) = match by {
+            Sender::User(_) => (&mut hour.shares_of_users, USER_SHARE),
+            Sender::Peer(_) => (&mut hour.shares_of_peers, PEER_SHARE),
+        };
+        let share_max = (self.of_target_max / parts).max(1);
+        count_one(shares.count_of((by, of), SHARES), share_max, left_ms)
+    }
+
+    /// The hour that `now` is in, and what is left of it.
+    fn hour(&self, now: Timestamp) -> (MutexGuard<'_, Hour>, u64) {
+        let mut hour = locked(&self.hour);
+        if now.ms_since(hour.began_at) >= HOUR_MS || hour.began_at > now {
+            *hour = Hour { began_at: now, ..Hour::default() };
+        }
+        let left_ms = HOUR_MS - now.ms_since(hour.began_at);
+        (hour, left_ms)
     }
 }
 
 fn count_one(count: &mut u32, max: u32, left_ms: u64) -> Result<(), DsError> {
     if *count >= max {
-        return Err(rate_limited("too many KeyPackages fetched in this hour", left_ms));
+        return Err(too_many(left_ms));
     }
     *count += 1;
     Ok(())
+}
+
+fn too_many(left_ms: u64) -> DsError {
+    rate_limited("too many KeyPackages fetched in this hour", left_ms)
 }
 
 /// What one client of a user has to offer.
@@ -235,7 +289,9 @@ impl Node {
         if request.target_user.domain() == self.domain {
             return self.hand_out_for_connection(&sender, request).await;
         }
-        self.fetches.count(&sender, &request.target_user, self.clock.now())?;
+        let now = self.clock.now();
+        self.fetches.count_by(&sender, now)?;
+        self.fetches.count_of(&sender, &request.target_user, now)?;
         self.relay_connection_key_packages(request).await
     }
 
@@ -248,14 +304,16 @@ impl Node {
         by: &Sender,
         request: ConnectionKeyPackageRequest,
     ) -> Result<ConnectionKeyPackageResponse, DsError> {
-        self.count_fetch(by, &request.target_user)?;
+        let target = &request.target_user;
+        self.count_fetch(by, target)?;
+        self.fetches.count_of(by, target, self.clock.now())?;
         let wanted = Wanted {
             class: KeyPackageClass::Connection,
             ciphersuites: &[],
             required: Required::default(),
         };
         let mut key_packages = Vec::new();
-        for client in self.devices(&request.target_user).await.map_err(of_store)? {
+        for client in self.devices(target).await.map_err(of_store)? {
             let (_, key_package) = self.claim(&client, &wanted).await?;
             key_packages.extend(key_package);
         }
@@ -277,7 +335,9 @@ impl Node {
         if request.target_user.domain() == self.domain {
             return self.hand_out_for_group(&sender, request).await;
         }
-        self.fetches.count(&sender, &request.target_user, self.clock.now())?;
+        let now = self.clock.now();
+        self.fetches.count_by(&sender, now)?;
+        self.fetches.count_share(&sender, &request.target_user, now)?;
         self.relay_group_key_packages(request).await
     }
 
@@ -300,6 +360,8 @@ impl Node {
             let status = KeyPackageStatus::NoConsent;
             return Ok(GroupKeyPackageResponse { status, clients: List::default() });
         }
+        // a made-up token uses up nobody's fetches
+        self.fetches.count_of(by, target, self.clock.now())?;
         let required = request.required.as_ref().map(mls::RequiredCapabilities::parse);
         let required = required.transpose().map_err(super::errors::malformed)?;
         let wanted = Wanted {
@@ -421,7 +483,7 @@ impl Node {
         if target.domain() != self.domain {
             return Err(not_authorized("that is no user of this provider"));
         }
-        self.fetches.count(by, target, self.clock.now())
+        self.fetches.count_by(by, self.clock.now())
     }
 
     async fn devices(&self, user: &UserUri) -> Result<Vec<ClientUri>, StoreError> {
@@ -476,6 +538,13 @@ const LAST_RESORTS_MAX: usize = 32;
 const FETCH_USERS_MAX: usize = 1_000_000;
 /// Places in which fetches of users are counted: 1 MiB.
 const TARGETS: usize = 1 << 18;
+/// Places in which the shares of requesters are counted: 2 MiB for users, and for other providers.
+const SHARES: usize = 1 << 19;
+/// A user has a tenth of the fetches that there may be of another one.
+const USER_SHARE: u32 = 10;
+/// Another provider stands for all its users, which it is to tell apart by itself: it has half, and what is left is for the users
+/// of this provider and of all others.
+const PEER_SHARE: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -497,11 +566,11 @@ mod tests {
             hour.by = (0..FETCH_USERS_MAX).map(|number| (requester(number), 0)).collect();
         }
         let newcomer = requester(FETCH_USERS_MAX);
-        let refused = fetches.count(&newcomer, &user("alice"), NOW).unwrap_err();
+        let refused = fetches.count_by(&newcomer, NOW).unwrap_err();
         assert_eq!(refused.name(), "rate_limited");
         assert_eq!(locked(&fetches.hour).by.len(), FETCH_USERS_MAX);
-        fetches.count(&requester(0), &user("alice"), NOW).unwrap();
-        fetches.count(&newcomer, &user("alice"), NOW.plus_ms(HOUR_MS)).unwrap();
+        fetches.count_by(&requester(0), NOW).unwrap();
+        fetches.count_by(&newcomer, NOW.plus_ms(HOUR_MS)).unwrap();
     }
 
     #[test]
@@ -515,14 +584,29 @@ mod tests {
             .collect();
         for number in 0..1_000_000 {
             let of = user(&format!("invented{number}"));
-            fetches.count(&peers[number % peers.len()], &of, NOW).unwrap();
+            let by = &peers[number % peers.len()];
+            fetches.count_by(by, NOW).unwrap();
+            fetches.count_of(by, &of, NOW).unwrap();
         }
-        let (bob, alice) = (Sender::User(user("bob")), user("alice"));
-        fetches.count(&bob, &alice, NOW).unwrap();
-        let refused = (0..100).find_map(|_| fetches.count(&bob, &alice, NOW).err());
-        assert_eq!(refused.map(|error| error.name()), Some("rate_limited"), "hers are hers");
-        fetches.count(&bob, &user("carol"), NOW).unwrap();
+        let alice = user("alice");
+        let taken = |by: &Sender| {
+            (0..=100).find(|_| fetches.count_of(by, &alice, NOW).is_err()).unwrap_or(101)
+        };
+        let users: Vec<_> =
+            (0..5).map(|number| Sender::User(user(&format!("user{number}")))).collect();
+        for by in &users {
+            assert_eq!(taken(by), 10, "a user's share");
+        }
+        // some of the invented ones are counted in her place, and in those of the shares
+        assert!((20..=50).contains(&taken(&peers[0])), "a peer's share");
+        taken(&peers[1]);
+        let late = Sender::User(user("late"));
+        let refused = fetches.count_of(&late, &alice, NOW).unwrap_err();
+        assert_eq!(refused.name(), "rate_limited", "hers are hers");
+        fetches.count_of(&users[0], &user("carol"), NOW).unwrap();
         let hour = locked(&fetches.hour);
-        assert_eq!((hour.of.counts.len(), hour.by.len()), (TARGETS, 21));
+        let places =
+            [&hour.of, &hour.shares_of_users, &hour.shares_of_peers].map(|it| it.counts.len());
+        assert_eq!((places, hour.by.len()), ([TARGETS, SHARES, SHARES], 20));
     }
 }

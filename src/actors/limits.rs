@@ -36,7 +36,8 @@ pub struct Limits {
     pub key_package_fetches_per_hour: u32,
     /// KeyPackage fetches of all users of another provider together in an hour; beyond: rate_limited.
     pub key_package_fetches_per_peer_per_hour: u32,
-    /// KeyPackage fetches that one user may be the target of in an hour; beyond: rate_limited.
+    /// KeyPackage fetches that one user may be the target of in an hour, of group KeyPackages those with the user's consent; one
+    /// user may make a tenth of them, another provider half (at least one); beyond: rate_limited.
     pub key_package_targets_per_hour: u32,
 
     /// In an hour: connection offers that the clients of one user may leave for those of another, that all users of

@@ -93,6 +93,11 @@ impl GroupState {
         if external && self.info_is_bad() {
             return Err(Reject::BadInfo);
         }
+        // those that come with it are counted before openmls looks at each
+        let max = settings.adds_per_commit_max;
+        if policy::incoming::adds_by_value(&update.commit) > max {
+            return Err(Reject::TooMany { what: "Adds", limit: max });
+        }
         let parsed = Parsed { public, sender };
         self.judge_commit(request, leaf, operation, update, config, parsed, now)
     }

@@ -86,7 +86,7 @@ pub struct Settings {
     pub remember_ms: u64,
     /// For how many epochs commits are remembered.
     pub remember_epochs: u64,
-    /// Requests of either kind that are remembered at the most.
+    /// Requests of either kind that are remembered at the most; beyond, whoever has most is forgotten its oldest.
     pub remember_max: usize,
     /// A member that sends nothing for this long is removed; none: never.
     pub inactive_after_ms: Option<u64>,
@@ -301,6 +301,13 @@ impl GroupState {
     #[must_use]
     pub fn member_count(&self) -> usize {
         self.members.len()
+    }
+
+    /// What [`Self::stage`] may have to look at for `request`: what it brings, and what is pending.
+    #[must_use]
+    pub fn bytes_to_judge(&self, request: &Request) -> usize {
+        let pending = self.pending.iter().map(|pending| pending.message.as_slice().len());
+        tls_codec::Size::tls_serialized_len(&request.message.request) + pending.sum::<usize>()
     }
 
     /// Members by leaf, with what the hub keeps of each.

@@ -64,6 +64,37 @@ pub(super) fn path_of(commit: &MlsMessage) -> Option<Option<&[u8]>> {
     }
 }
 
+/// How many Adds `commit` has by value, up to its first proposal by value of another kind: beside Adds a hub takes none. They are
+/// not checked.
+#[must_use]
+pub fn adds_by_value(commit: &MlsMessage) -> usize {
+    let content = framed(commit.as_slice()).filter(|(content_type, _)| *content_type == COMMIT);
+    let proposals = content.and_then(|(_, rest)| read::<Any>(rest));
+    let Some((proposals, _)) = proposals else { return 0 };
+    let mut rest = proposals.as_slice();
+    let mut adds = 0;
+    loop {
+        let after = match read::<u8>(rest) {
+            Some((BY_VALUE, after)) => read_add(after).inspect(|_| adds += 1),
+            Some((BY_REFERENCE, after)) => read::<Any>(after).map(|(_reference, after)| after),
+            _ => None,
+        };
+        let Some(after) = after else { return adds };
+        rest = after;
+    }
+}
+
+/// What follows the Add that `bytes` begin with.
+fn read_add(bytes: &[u8]) -> Option<&[u8]> {
+    let (proposal_type, rest) = read::<u16>(bytes)?;
+    if proposal_type != ADD {
+        return None;
+    }
+    let (_leaf, rest) = read_leaf(before_leaf(rest)?)?;
+    let (_extensions, rest) = read::<Any>(rest)?;
+    read::<Any>(rest).map(|(_signature, rest)| rest)
+}
+
 /// The KeyPackage in `proposal`; none where that is no Add.
 #[must_use]
 pub fn added(proposal: &MlsMessage) -> Option<KeyPackage> {
@@ -78,10 +109,14 @@ pub fn added(proposal: &MlsMessage) -> Option<KeyPackage> {
 /// The leaf of `key_package`.
 #[must_use]
 pub fn of_key_package(key_package: &KeyPackage) -> Option<Incoming> {
-    let (_version, rest) = read::<u16>(key_package.as_slice())?;
+    incoming(read_leaf(before_leaf(key_package.as_slice())?)?.0)
+}
+
+/// The KeyPackage that `bytes` begin with, from its leaf on.
+fn before_leaf(bytes: &[u8]) -> Option<&[u8]> {
+    let (_version, rest) = read::<u16>(bytes)?;
     let (_ciphersuite, rest) = read::<u16>(rest)?;
-    let (_init_key, rest) = read::<Any>(rest)?;
-    incoming(read_leaf(rest)?.0)
+    read::<Any>(rest).map(|(_init_key, rest)| rest)
 }
 
 /// The content type of a PublicMessage, and the content.
@@ -164,6 +199,9 @@ const NEW_MEMBER_COMMIT: u8 = 4;
 // ContentType
 const PROPOSAL: u8 = 2;
 const COMMIT: u8 = 3;
+// ProposalOrRefType
+const BY_VALUE: u8 = 1;
+const BY_REFERENCE: u8 = 2;
 // ProposalType
 const ADD: u16 = 1;
 // LeafNodeSource

@@ -189,6 +189,35 @@ fn requests_are_remembered_for_a_while() {
 }
 
 #[test]
+fn a_member_that_floods_makes_the_group_forget_its_own_requests_alone() {
+    let mut scenario = Setup::with(|settings| settings.remember_max = 8).group_of([
+        "alice/phone",
+        "bob/phone",
+        "carol/phone",
+    ]);
+    let say_once = |scenario: &mut Scenario, who: &str| {
+        let request = scenario.begin(who, say("once"));
+        let message = scenario.message(who, request);
+        scenario.drive(who, request).unwrap();
+        message
+    };
+    let bobs = say_once(&mut scenario, "bob/phone");
+    let alices = say_once(&mut scenario, "alice/phone");
+    for number in 0..20 {
+        say_once(&mut scenario, "bob/phone");
+        if number % 7 == 0 {
+            scenario.restart_from_snapshot_for_all();
+        }
+    }
+    let records = scenario.records.len();
+    assert!(matches!(scenario.submit(&alices), Ok(DsResponseBody::Accepted(_))));
+    assert_eq!(scenario.records.len(), records, "it is not delivered twice");
+    scenario.submit(&bobs).unwrap();
+    assert_eq!(scenario.records.len(), records + 1, "forgotten, by its own doing");
+    assert_eq!(scenario.reloaded().to_snapshot().unwrap(), scenario.snapshot());
+}
+
+#[test]
 fn loser_of_a_race_catches_up_from_the_answer_alone() {
     let mut scenario = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
     let slow = scenario.begin("bob/phone", Operation::UpdateClient { rotate_key: true });

@@ -5,8 +5,9 @@ use openmls::prelude as mls;
 use super::rogue::{Rogue, sign, unknown};
 use super::scenario::{Scenario, Setup, policy};
 use crate::{
-    client::core::PolicyChange,
+    client::core::{NewProposal, Operation, PolicyChange},
     group::{Reject, hub::external_sender},
+    policy::incoming::adds_by_value,
     wire::{
         codec::{List, Raw, append_vector, encode},
         ds::{
@@ -499,6 +500,14 @@ fn group_members_adds_and_bytes_are_capped() {
     let three = rogue.commit(|b| b.propose_adds(new.clone()));
     let message = rogue.request(&scenario, DsRequest::AddUsers(add(three.clone(), &three)));
     assert!(matches!(scenario.submit(&message), Err(Reject::TooMany { limit: 2, .. })));
+    // before MLS has looked at any of it
+    let mut forged = encode(&three.commit);
+    // in the signature; the two tags follow it
+    let at = forged.len() - 2 * 33 - 1;
+    forged[at] ^= 1;
+    let forged = GroupUpdate { commit: Raw::new(forged).unwrap(), ..three.clone() };
+    let message = rogue.request(&scenario, DsRequest::AddUsers(add(forged, &three)));
+    assert!(matches!(scenario.submit(&message), Err(Reject::TooMany { limit: 2, .. })));
     let two = rogue.commit(|b| b.propose_adds(new[..2].to_vec()));
     let message = rogue.request(&scenario, DsRequest::AddUsers(add(two.clone(), &two)));
     assert!(matches!(scenario.submit(&message), Err(Reject::NotAuthorized(_))));
@@ -526,6 +535,34 @@ fn group_members_adds_and_bytes_are_capped() {
     let message = rogue.request(&scenario, DsRequest::UpdateGroup(UpdateGroup { update }));
     let refused = scenario.submit(&message);
     assert!(matches!(refused, Err(Reject::TooLarge { .. })), "{refused:?}");
+}
+
+#[test]
+fn adds_by_value_are_counted_in_commits_as_they_come() {
+    let (mut scenario, mut rogue) = scene();
+    let bob = mls::LeafNodeIndex::new(scenario.leaf("bob/phone").0);
+    let new: Vec<_> =
+        (0..40).map(|index| Rogue::new(&format!("new{index}/phone")).key_package()).collect();
+    for count in [0, 1, 2, 40] {
+        let update = rogue.commit(|b| b.propose_adds(new[..count].to_vec()));
+        assert_eq!(adds_by_value(&update.commit), count);
+        for end in 0..update.commit.as_slice().len() {
+            let Ok(cut) = Raw::new(update.commit.as_slice()[..end].to_vec()) else { continue };
+            assert!(adds_by_value(&cut) <= count);
+        }
+    }
+    let removes = rogue.commit(|b| b.propose_removals([bob]));
+    assert_eq!(adds_by_value(&removes.commit), 0);
+    // those that are pending come by reference
+    let pending = NewProposal::Add(encode(&new[0]));
+    scenario.act("alice/phone", Operation::Propose { proposals: vec![pending] }).unwrap();
+    rogue.follow(&scenario);
+    let both = rogue.commit(|b| b.consume_proposal_store(true).propose_adds(new[1..4].to_vec()));
+    assert_eq!(adds_by_value(&both.commit), 3);
+    let message = rogue.request(&scenario, DsRequest::AddUsers(add(both.clone(), &both)));
+    let before = scenario.state.member_count();
+    scenario.submit(&message).unwrap();
+    assert_eq!(scenario.state.member_count(), before + 4);
 }
 
 /// ProposalOrRefType of RFC 9420 §12.4.
