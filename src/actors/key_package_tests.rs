@@ -150,6 +150,7 @@ async fn every_spoilt_key_package_is_refused_and_nothing_is_taken() {
             }),
         ),
         ("expired", Box::new(move |mold| mold.not_after_s = now_s - 1)),
+        ("too short a life", Box::new(move |mold| mold.not_after_s = now_s + 14 * 24 * 3600)),
         ("too long a life", Box::new(move |mold| mold.not_after_s = now_s + 100 * 24 * 3600)),
     ];
     for (what, spoil) in spoils {
@@ -228,6 +229,27 @@ async fn owner_is_told_when_they_run_out() {
     let low = |left| QueueEvent::KeyPackagesLow { left };
     assert_eq!(told.len(), 2);
     assert!(told.contains(&low(1)) && told.contains(&low(0)));
+}
+
+/// Nobody who reads of it late could follow the commit that adds it.
+#[actix::test]
+async fn what_ends_soon_is_not_handed_out_and_its_owner_is_told_when_nothing_is_left() {
+    let (world, alice, bob) = pair(Limits::default()).await;
+    let [single, last] = [TokenClass::Group, TokenClass::LastResort];
+    let mut all = world.key_packages(&bob, single, 1).await;
+    all.extend(world.key_packages(&bob, last, 1).await);
+    world.publish(&bob, all).await.unwrap();
+    world.clock.advance_ms((80 - 14) * 24 * 3_600_000);
+    for _ in 0..2 {
+        let none = world.fetch(&alice, &bob.user, CONSENT).await;
+        assert_eq!(none.status, KeyPackageStatus::NoneLeft);
+    }
+    let told = world.dequeue(&bob, &[], 0).await;
+    let told: Vec<_> = told.into_iter().map(|entry| entry.event).collect();
+    assert_eq!(told, [QueueEvent::KeyPackagesLow { left: 0 }]);
+    // they make room for others
+    assert_eq!(world.publish(&bob, Vec::new()).await.unwrap().group_left, 0);
+    assert!(world.node.store.key_packages(&bob.client, 9).await.unwrap().is_empty());
 }
 
 #[actix::test]

@@ -13,8 +13,9 @@ use std::{collections::BTreeMap, sync::LazyLock};
 use openmls::prelude::{OpenMlsProvider as _, tls_codec::Serialize as _};
 
 use super::*;
+use crate::policy::keys::LIFE_LEFT_MIN_MS;
 use crate::wire::{
-    codec::{List, Opaque, Raw},
+    codec::{List, Opaque, Raw, decode},
     ds::{
         Accepted, Detail, DsError, DsRequest, DsResponse, DsResponseBody, Info, Outcome,
         ProtocolVersion,
@@ -269,6 +270,23 @@ fn last_resort_key_package_that_was_used_is_to_be_replaced() {
     let next = create(&mut wire, &carol, suite);
     add_by(&mut wire, &next, &carol, &bob, made.remove(0).into_vec());
     assert_eq!(stands(), (false, true));
+}
+
+#[test]
+fn stock_of_key_packages_is_made_anew_before_any_of_it_is_too_old_to_be_handed_out() {
+    let bob = member("bob", "phone");
+    assert!(bob.is_stock_old(*NOW).unwrap(), "nobody has noted when it was made");
+    bob.stocked(*NOW).unwrap();
+    let days = |days: u64| NOW.plus_ms(days * 24 * 3600 * 1000);
+    assert!(!bob.is_stock_old(days(41)).unwrap());
+    assert!(!bob.is_stock_old(Timestamp(NOW.0 - 1)).unwrap(), "a clock that was set back");
+    assert!(bob.is_stock_old(days(42)).unwrap());
+    // from then on there are four weeks until what is there is not handed out any more
+    let made = key_package(&bob, SUITES[0]);
+    let made = decode::<mls::KeyPackageIn>(&made).unwrap();
+    let made = made.validate(bob.home.crypto(), mls::ProtocolVersion::Mls10).unwrap();
+    let left_ms = made.life_time().not_after() * 1000 - days(42).0 / 1000 * 1000;
+    assert!(left_ms >= LIFE_LEFT_MIN_MS + days(28).0 - NOW.0, "{left_ms} ms");
 }
 
 /// Joins from outside by what `inside` knows of the group.

@@ -9,6 +9,7 @@ use crate::{
     crypto::SigningKey,
     group::Reject,
     wire::{
+        codec::encode,
         ds::{DsResponseBody, FanoutFilter},
         extensions::{JoinPolicy, Role},
         ids::{Epoch, Timestamp},
@@ -110,6 +111,28 @@ fn user_who_came_in_meanwhile_by_one_client_is_not_added_again_by_the_other() {
     scenario.add("erin/phone", "erin/laptop").unwrap();
     scenario.agree();
     assert!(scenario.has("erin/laptop"));
+}
+
+#[test]
+fn user_whose_key_package_ends_soon_is_neither_added_nor_proposed() {
+    let mut scenario = Scenario::group_of(["alice/phone", "bob/phone"]);
+    let mut zoe = Rogue::new("zoe/phone");
+    zoe.days = 14;
+    let key_package = || encode(&zoe.key_package());
+    let operations = [
+        Operation::AddUsers { key_packages: vec![key_package()] },
+        propose(NewProposal::Add(key_package())),
+    ];
+    for operation in operations {
+        let refused = scenario.act("alice/phone", operation);
+        let Err(Reject::InvalidKeyPackage { index: 0, why }) = &refused else {
+            panic!("{refused:?}");
+        };
+        assert!(why.contains("within 14 days"), "{why}");
+    }
+    zoe.days = 15;
+    let key_packages = vec![encode(&zoe.key_package())];
+    scenario.act("alice/phone", Operation::AddUsers { key_packages }).unwrap();
 }
 
 #[test]

@@ -180,7 +180,10 @@ fn proposed_key_package_fits_the_group_and_its_bounds() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let queue = KeyPackageQueue { class: zoe.class, config: zoe.config() };
         let made = mls::KeyPackage::builder()
-            .key_package_lifetime(mls::Lifetime::init(now.as_secs() - 60, now.as_secs() + 20 * 86_400))
+            .key_package_lifetime(mls::Lifetime::init(
+                now.as_secs() - 60,
+                now.as_secs() + 20 * 86_400,
+            ))
             .leaf_node_capabilities(capabilities)
             .leaf_node_extensions(zoe.leaf_extensions(&zoe.leaf))
             .key_package_extensions(
