@@ -9,7 +9,7 @@ use crate::{
         self,
         capabilities::Required,
         change::{What, policy_of},
-        keys::LIFE_LEFT_MIN_MS,
+        keys::{LIFE_LEFT_MIN_MS, is_one_leaf},
         leaf::identify,
         roster::Roster,
     },
@@ -63,14 +63,17 @@ impl GroupState {
         if message.sender_id != DsSenderId::LeafIndex(LeafIndex(0)) {
             return Err(Reject::Unauthenticated("a creator is leaf 0"));
         }
+        let one_leaf =
+            || Reject::InvalidGroupInfo("a new group has one leaf, its creator's".into());
+        // a large tree is dear to verify, and nobody knows yet who sends it
+        if !is_one_leaf(&create.ratchet_tree) {
+            return Err(one_leaf());
+        }
         let (tree, info) = founded(&hub.crypto, create)?;
         if tree.context().group_id().as_slice() != id.as_bytes() {
             return Err(Reject::InvalidGroupInfo("the GroupInfo is of another group".into()));
         }
-        let leaf = tree.leaf(LeafIndex(0)).filter(|_| tree.leaves().count() == 1);
-        let leaf = leaf.ok_or_else(|| {
-            Reject::InvalidGroupInfo("a new group has one leaf, its creator's".into())
-        })?;
+        let leaf = tree.leaf(LeafIndex(0)).ok_or_else(one_leaf)?;
         verify_request(message, tree.scheme(), leaf.signature_key().as_slice())?;
         let policy = check_group(hub, &tree, now)?;
         let identity = identify(leaf, &policy.credential_types)

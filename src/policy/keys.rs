@@ -100,6 +100,18 @@ pub fn check_tree(suite: Ciphersuite, tree: &RatchetTree) -> Result<(), Unusable
     Ok(())
 }
 
+/// Whether `tree` is a leaf and nothing else, which is seen without a signature being verified.
+#[must_use]
+pub fn is_one_leaf(tree: &RatchetTree) -> bool {
+    let alone = || {
+        let (nodes, _) = read::<Bytes>(tree.as_slice())?;
+        let ((is_there, kind), leaf) = read::<(u8, u8)>(nodes.as_slice())?;
+        let (_, rest) = read_leaf(leaf)?;
+        Some(is_there == 1 && kind == LEAF && rest.is_empty())
+    };
+    alone().unwrap_or(false)
+}
+
 fn check(suite: Ciphersuite, key: &[u8], what: &'static str) -> Result<(), Unusable> {
     let usable = match suite.hpke_kem_algorithm() {
         HpkeKemType::DhKem25519 => key.try_into().is_ok_and(is_x25519),

@@ -315,13 +315,11 @@ impl Oracle {
                 self.trace.note(|| format!("{by} has lost track of {group}: {why}"));
                 self.stay(by, &group, None);
             }
-            ref event @ Event::Unusable { ref group, .. } => {
-                self.trace.note(|| format!("{by}: {event:?}"));
-                self.stay(by, group, None);
-            }
             // nobody lies here
-            event
-            @ (Event::WentBack { .. } | Event::BadGroupInfo { .. } | Event::GaveUp { .. }) => {
+            event @ (Event::Unusable { .. }
+            | Event::WentBack { .. }
+            | Event::BadGroupInfo { .. }
+            | Event::GaveUp { .. }) => {
                 self.fail(format!("{by}: {event:?}"));
             }
             Event::Unreadable { group, why } => {

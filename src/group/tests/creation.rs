@@ -20,6 +20,7 @@ use crate::{
             ClientQueueConfig, GROUP_POLICY, GroupPolicy, Role, SignatureScheme, USER_KEY,
         },
         ids::{Domain, GroupId, LeafIndex, RequestId},
+        mls::RatchetTree,
     },
 };
 
@@ -42,6 +43,7 @@ struct Founding {
     hub: Domain,
     ahead_ms: u64,
     key_package_of: Option<Rogue>,
+    tree: Option<RatchetTree>,
     commits: usize,
 }
 
@@ -64,6 +66,7 @@ impl Founding {
             hub: domain(),
             ahead_ms: 0,
             key_package_of: None,
+            tree: None,
             commits: 0,
             scenario,
             rogue,
@@ -112,7 +115,7 @@ impl Founding {
             key_package: Raw::of(&key_package),
             client_queue_config: self.queue,
             group_info: Raw::new(&info[4..]).unwrap(),
-            ratchet_tree: Raw::of(&group.export_ratchet_tree()),
+            ratchet_tree: self.tree.unwrap_or_else(|| Raw::of(&group.export_ratchet_tree())),
         }));
         let context = DsContext {
             version: ProtocolVersion::MIMI10,
@@ -180,6 +183,11 @@ fn new_group_is_asked_for_by_its_one_leaf_in_epoch_0() {
     let reject = refused("", |it| it.ahead_ms = 5 * 60 * 1000 + 1);
     assert!(matches!(reject, Reject::Stale { .. }));
     let reject = refused("in epoch 0", |it| it.commits = 1);
+    assert!(matches!(reject, Reject::InvalidGroupInfo(_)));
+    // before anything of a large one is verified
+    let three = Scenario::group_of(["alice/phone", "bob/phone", "carol/phone"]);
+    let three = three.state.info().unwrap().ratchet_tree;
+    let reject = refused("one leaf", |it| it.tree = Some(three));
     assert!(matches!(reject, Reject::InvalidGroupInfo(_)));
     let reject = refused("at its own provider", |it| it.queue.domain = elsewhere());
     assert!(matches!(reject, Reject::NotAuthorized(_)));
