@@ -289,7 +289,14 @@ pub(super) fn accusation_in<E>(error: &mls::ProcessMessageError<E>) -> Option<Co
         | Refused::ValidationError(Invalid::InvalidMembershipTag | Invalid::MissingMembershipTag) => {
             ComplaintReason::Other
         }
-        _ => return None,
+        Refused::InvalidCommit(_)
+        | Refused::ValidationError(_)
+        | Refused::GroupStateError(_)
+        | Refused::StorageError(_)
+        | Refused::IncompatibleWireFormat
+        | Refused::UnauthorizedExternalApplicationMessage
+        | Refused::UnauthorizedExternalCommitMessage
+        | Refused::UnsupportedProposalType => return None,
     };
     Some(accuses)
 }
