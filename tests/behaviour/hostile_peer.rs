@@ -677,6 +677,65 @@ async fn groups_that_nobody_here_is_in_fill_no_disk() {
     assert!(grown < 10e6, "{grown} bytes were kept");
 }
 
+/// A provider that speaks with this one like any other, and sends as much as it may at once: what waits is bounded in bytes, whoever
+/// sends it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn flood_of_a_provider_that_is_known_takes_bounded_memory() {
+    const CONNECTIONS: usize = 16;
+    const ROUNDS: usize = 10;
+    let folder = tempfile::tempdir().unwrap();
+    let hostile = Hostile::start(EVIL, folder.path());
+    let settings = "[rates]\npeer_per_second = 0\n[limits]\nbodies_bytes_max = \"8MiB\"\n\
+                    answers_bytes_max = \"65MiB\"\n[store]\ncache = \"8MiB\"\n";
+    let domains = ["a.example", "b.example"];
+    let providers = Providers::start_with(&domains, 1, settings, &[hostile.peer()]).await;
+    let a = &providers.all[0];
+    let event = |bytes: usize| {
+        let mut message = vec![0, 1, 0, 2];
+        mimid::wire::codec::append_vector(&mut message, b"group");
+        message.extend([0; 8]);
+        message.push(1);
+        for part in [&b""[..], b"sender", &vec![0; bytes]] {
+            mimid::wire::codec::append_vector(&mut message, part);
+        }
+        QueueEvent::MlsMessage { message: MlsMessage::new(message).unwrap() }
+    };
+    let group = |n: usize| GroupId::of(&hostile.domain, [u8::try_from(n).unwrap(); 16]);
+    // it is known, and its keys are
+    hostile.deliver(a, vec![feed(&group(0), 1, event(10), Vec::new())]).await.unwrap();
+    let resident = async || a.metric("process_resident_memory_bytes").await;
+    let quiet = resident().await;
+    let clients: Vec<_> = (0..CONNECTIONS).map(|_| http(a)).collect();
+    let flood = async {
+        let mut told = Vec::new();
+        for round in 0..ROUNDS {
+            let posts = clients.iter().enumerate().map(|(n, client)| {
+                let item = feed(&group(n), round as u64 + 1, event(3_000_000), Vec::new());
+                let url = format!("https://{}/deliver_message", a.federation);
+                let post = client.post(url).header("content-type", "application/octet-stream");
+                post.body(hostile.batch(a, vec![item]).bytes()).send()
+            });
+            for answer in futures_util::future::join_all(posts).await {
+                told.push(answer.unwrap().status().as_u16());
+            }
+        }
+        told
+    };
+    let mut most: f64 = 0.0;
+    tokio::pin!(flood);
+    let told = loop {
+        tokio::select! {
+            told = &mut flood => break told,
+            () = tokio::time::sleep(Duration::from_millis(20)) => most = most.max(resident().await),
+        }
+    };
+    assert!(told.iter().all(|status| matches!(status, 200 | 429 | 503)), "{told:?}");
+    let taken = told.iter().filter(|status| **status == 200).count();
+    assert!(taken > 0, "nothing of it was looked at: {told:?}");
+    println!("{taken} of {} looked at, {:.0} MB more", told.len(), (most - quiet) / 1e6);
+    assert!(most > 0.0 && most - quiet < 160e6, "{most} bytes, {quiet} before");
+}
+
 /// What a provider is sent of a group, counted where it goes by: with HTTP, TLS and signatures.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicated_message_costs_its_payload_and_little_more() {

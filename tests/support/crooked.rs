@@ -21,7 +21,8 @@ pub enum Crook {
     SecretsTo(Vec<u8>),
     /// The same, to all who have not.
     SecretsToAllBut(Vec<u8>),
-    /// Of the pairs that are derived this one, counted from 0, has a public key of zeros: nothing can be encrypted to it.
+    /// Of the pairs that are derived this one, counted from 0, has a public key of zeros: nothing can be encrypted to it. openmls
+    /// derives those of a path in several threads.
     ZeroKey(usize),
 }
 
@@ -36,11 +37,6 @@ pub struct Crooked<C> {
 impl<C> Crooked<C> {
     pub fn new(crypto: C, crook: Crook) -> Self {
         Self { crypto, crook, derived: AtomicUsize::new(0) }
-    }
-
-    /// How many pairs of keys were derived.
-    pub fn derived(&self) -> usize {
-        self.derived.load(Ordering::Relaxed)
     }
 }
 

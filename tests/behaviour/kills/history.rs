@@ -269,22 +269,56 @@ impl History {
     }
 
     fn judge_delivery(&self, shown: &BTreeMap<&ClientUri, Shown<'_>>, found: &mut Vec<Broken>) {
+        let unanswered = self.epochs_of_unanswered(shown);
         for said in &self.said {
-            let Answer::Accepted { sequence, epoch } = said.answer else { continue };
+            let epoch = match said.answer {
+                Answer::Accepted { epoch, .. } => Some(epoch),
+                Answer::Refused => None,
+                Answer::Unknown => unanswered.get(said.text.as_str()).copied(),
+            };
+            let Some(epoch) = epoch else { continue };
             for (uri, shown) in shown {
                 let Some(place) = shown.groups.get(&said.group).filter(|_| **uri != said.by) else {
                     continue;
                 };
                 if place.must_hear(epoch) && !place.heard_once.contains(said.text.as_str()) {
-                    let Said { group, by, text, .. } = said;
+                    let Said { group, by, text, answer } = said;
                     let what = format!(
-                        "{uri} was not shown {text:?} of {by} ({sequence}, epoch {epoch}) in {group}; it was in {:?}",
+                        "{uri} was not shown {text:?} of {by} ({answer:?}, epoch {epoch}) in {group}; it was in {:?}",
                         place.times()
                     );
                     found.push(broken(Rule::Lost, what));
                 }
             }
         }
+    }
+
+    /// The epochs of those without an answer that somebody was shown, where what is in front and behind tells: they were accepted, whoever
+    /// was told so, and are owed to everybody.
+    fn epochs_of_unanswered<'a>(
+        &'a self,
+        shown: &BTreeMap<&ClientUri, Shown<'_>>,
+    ) -> HashMap<&'a str, u64> {
+        let answer_of: HashMap<&str, Answer> =
+            self.said.iter().map(|said| (said.text.as_str(), said.answer)).collect();
+        let epoch_of = |text: &&str| match answer_of.get(text) {
+            Some(Answer::Accepted { epoch, .. }) => Some(*epoch),
+            Some(Answer::Refused | Answer::Unknown) | None => None,
+        };
+        let places = shown.values().flat_map(|shown| shown.groups.values());
+        let all = places.flat_map(|place| {
+            place.heard.iter().enumerate().filter_map(move |(at, text)| {
+                let (before, behind) = (&place.heard[..at], &place.heard[at + 1..]);
+                let before = before.iter().rev().find_map(epoch_of)?;
+                let behind = behind.iter().find_map(epoch_of)?;
+                (before == behind).then_some((*text, before))
+            })
+        });
+        let told: HashMap<&str, u64> = all.collect();
+        let unanswered = self.said.iter().filter(|said| said.answer == Answer::Unknown);
+        unanswered
+            .filter_map(|said| Some((said.text.as_str(), *told.get(said.text.as_str())?)))
+            .collect()
     }
 
     /// Whether what all clients were shown fits into one order: no message is before itself, over any of them.
@@ -482,6 +516,26 @@ mod tests {
         for name in ["bob", "carol"] {
             events(&mut history, name).remove(2);
         }
+        assert_eq!(rules(&history), []);
+    }
+
+    #[test]
+    fn a_message_without_an_answer_is_owed_to_all_once_it_is_shown_to_one() {
+        let mut history = good();
+        events(&mut history, "carol").retain(|it| *it != shows("alice", "two"));
+        assert_eq!(rules(&history), [Rule::Lost]);
+        // nobody was shown it: it may have been accepted, or not
+        events(&mut history, "bob").retain(|it| *it != shows("alice", "two"));
+        assert_eq!(rules(&history), []);
+        // shown to one, and nothing tells in which epoch
+        let mut history = good();
+        history.said[0].answer = Answer::Unknown;
+        for name in ["bob", "carol"] {
+            events(&mut history, name).retain(|it| *it != shows("carol", "three"));
+        }
+        events(&mut history, "alice").retain(|it| *it != shows("carol", "three"));
+        history.said.retain(|said| said.text != "three");
+        events(&mut history, "carol").retain(|it| *it != shows("alice", "two"));
         assert_eq!(rules(&history), []);
     }
 
