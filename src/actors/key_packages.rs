@@ -471,10 +471,14 @@ impl Node {
         }
         let status = pick::status_without(&held, wanted.class, now);
         if wanted.class == KeyPackageClass::Group && status == KeyPackageStatus::NoneLeft {
-            // those that it had are over, and nobody has told it
-            self.store.write(Batch::new().and(low_notice(client, 0, now))).await?;
-            self.metrics.key_packages_low.inc();
-            self.hints.inbox(client);
+            // those that it had are over, and nobody has told it; where that fails whoever asks next has it told
+            match self.store.write(Batch::new().and(low_notice(client, 0, now))).await {
+                Ok(()) => {
+                    self.metrics.key_packages_low.inc();
+                    self.hints.inbox(client);
+                }
+                Err(error) => tracing::debug!(%error, %client, "it is not told that it has none"),
+            }
         }
         Ok((status, None, "none"))
     }

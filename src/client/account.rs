@@ -32,8 +32,9 @@ const TOKENS_BATCH: u8 = 20;
 /// the provider's word that few are left (of all together) comes before they have run out.
 const GROUP_STOCK: [usize; 3] = [40, 4, 4];
 const CONNECTION_STOCK: usize = 20;
-/// More than this are never waiting at the provider.
+/// Where more than this are waiting none are added: a provider takes five hundred, and a hundred for first contact.
 const GROUP_LEFT_MAX: usize = 200;
+const CONNECTION_LEFT_MAX: u32 = 60;
 
 /// What a new client is registered as.
 #[derive(Clone)]
@@ -281,12 +282,10 @@ impl Client {
             |left: u32| if is_old { 0 } else { usize::try_from(left).unwrap_or(usize::MAX) };
         let (group_left, connection_left) = (counts(left.group_left), counts(left.connection_left));
         let is_full = usize::try_from(left.group_left).is_ok_and(|left| left > GROUP_LEFT_MAX);
-        let mut wanted = vec![(
-            KeyPackageClass::Connection,
-            SUITES[0],
-            false,
-            connection_stock.saturating_sub(connection_left),
-        )];
+        let connection_full = left.connection_left > CONNECTION_LEFT_MAX;
+        let connection_wanted =
+            if connection_full { 0 } else { connection_stock.saturating_sub(connection_left) };
+        let mut wanted = vec![(KeyPackageClass::Connection, SUITES[0], false, connection_wanted)];
         for (suite, stock) in SUITES.into_iter().zip(group_stock) {
             // the count says nothing of suites: what is left counts for the preferred one
             let there = if suite == SUITES[0] { group_left } else { 0 };

@@ -141,11 +141,12 @@ impl Client {
     async fn keep_stock(&self) -> Result<(), ClientError> {
         let now = self.now();
         let is_low = self.member().setting(KEY_PACKAGES_LOW)? == Some(true);
-        if !is_low && !self.member().is_stock_old(now)? {
+        if !is_low && !self.member().may_renew_stock(now)? {
             return Ok(());
         }
         match self.stock_up().await {
             Ok(_) => Ok(self.member().set(KEY_PACKAGES_LOW, &false)?),
+            Err(ClientError::Core(error)) => Err(error.into()),
             // there is time enough to try that again
             Err(error) if !is_low => {
                 tracing::debug!(%error, "no new KeyPackages could be published");

@@ -716,7 +716,8 @@ async fn flood_of_a_provider_that_is_known_takes_bounded_memory() {
                 post.body(hostile.batch(a, vec![item]).bytes()).send()
             });
             for answer in futures_util::future::join_all(posts).await {
-                told.push(answer.unwrap().status().as_u16());
+                // one that is refused before all of it was sent may not read why
+                told.push(answer.map_or(503, |answer| answer.status().as_u16()));
             }
         }
         told

@@ -218,7 +218,7 @@ impl Member {
 
     fn go_forward(&self, id: &GroupId, mut doubt: Doubt, now: Timestamp) -> Result<(), CoreError> {
         let mut record = self.record(id)?;
-        record.resyncs.retain(|at| now.0.saturating_sub(at.0) < RESYNCS_WITHIN_MS);
+        record.resyncs.retain(|at| now.0.abs_diff(at.0) < RESYNCS_WITHIN_MS);
         let before = record.resyncs.len();
         if before >= RESYNCS_MAX {
             // one is: they are sorted but for clocks that were set back

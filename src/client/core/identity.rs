@@ -28,6 +28,8 @@ const KEY_PACKAGE_DAYS: u64 = 84;
 const DAY_SECONDS: u64 = 86_400;
 /// How old the stock of KeyPackages may be before a new one is published: none is to become too old to be handed out before that.
 const STOCK_AGE_MAX_MS: u64 = KEY_PACKAGE_DAYS / 2 * DAY_SECONDS * 1000;
+/// Before an old stock is renewed that could not be: nothing else is to wait for that again and again.
+const STOCK_RETRY_MS: u64 = 60 * 60 * 1000;
 
 /// A client's long-lived secrets.
 #[derive(Clone)]
@@ -261,6 +263,8 @@ pub(super) fn key_package_ref(
 pub(in crate::client) const KEY_PACKAGES_LOW: &str = "key_packages_low";
 /// When a whole stock was published last: a [`Timestamp`].
 const STOCKED_AT: &str = "key_packages_stocked_at";
+/// When a new stock was begun by itself last: a [`Timestamp`].
+const RENEWED_AT: &str = "key_packages_renewed_at";
 
 impl super::Member {
     /// Whether all KeyPackages are to be made anew, the last resorts too: those that are published end before long, or who made them
@@ -271,6 +275,20 @@ impl super::Member {
     pub(in crate::client) fn is_stock_old(&self, now: Timestamp) -> Result<bool, CoreError> {
         let stocked: Option<Timestamp> = self.setting(STOCKED_AT)?;
         Ok(stocked.is_none_or(|at| now.0.saturating_sub(at.0) >= STOCK_AGE_MAX_MS))
+    }
+
+    /// Whether an old stock is to be renewed now, which is noted as a try.
+    ///
+    /// # Errors
+    /// [`CoreError::Store`]
+    pub(in crate::client) fn may_renew_stock(&self, now: Timestamp) -> Result<bool, CoreError> {
+        let tried: Option<Timestamp> = self.setting(RENEWED_AT)?;
+        let rests = tried.is_some_and(|at| now.0.abs_diff(at.0) < STOCK_RETRY_MS);
+        if rests || !self.is_stock_old(now)? {
+            return Ok(false);
+        }
+        self.set(RENEWED_AT, &now)?;
+        Ok(true)
     }
 
     /// # Errors

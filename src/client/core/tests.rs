@@ -281,6 +281,11 @@ fn stock_of_key_packages_is_made_anew_before_any_of_it_is_too_old_to_be_handed_o
     assert!(!bob.is_stock_old(days(41)).unwrap());
     assert!(!bob.is_stock_old(Timestamp(NOW.0 - 1)).unwrap(), "a clock that was set back");
     assert!(bob.is_stock_old(days(42)).unwrap());
+    // what cannot be published then is not tried at every step
+    let renews = |at| bob.may_renew_stock(at).unwrap();
+    assert_eq!([renews(days(41)), renews(days(42)), renews(days(42))], [false, true, false]);
+    let hour = days(42).plus_ms(3_600_000);
+    assert_eq!([renews(Timestamp(hour.0 - 1)), renews(hour)], [false, true]);
     // from then on there are four weeks until what is there is not handed out any more
     let made = key_package(&bob, SUITES[0]);
     let made = decode::<mls::KeyPackageIn>(&made).unwrap();
