@@ -391,8 +391,12 @@ async fn goes_back_under_load(engine: &'static str) {
     for (_, text) in &answered[..before] {
         assert_eq!(got.get(text), Some(&1), "{text} was answered before the backup");
     }
+    // everybody has one request at a time: what is answered first behind the end may have been taken before it
+    let mut under_way = BTreeSet::new();
     for (_, text) in &answered[behind..] {
-        assert_eq!(got.get(text), None, "{text} was answered behind the backup");
+        if !under_way.insert(text.split(' ').next()) {
+            assert_eq!(got.get(text), None, "{text} was asked for behind the backup");
+        }
     }
     assert!(events(&late).iter().any(is_lost));
     if hasty.is_ok() {
