@@ -187,8 +187,8 @@ pub fn token_twice(new: &[Checked]) -> Option<usize> {
     new.iter().position(|checked| !seen.insert(checked.token.id))
 }
 
-/// What publishing `new` changes, given what the client has waiting. What it has already is not taken again, what has
-/// is not handed out any more goes, and a last-resort KeyPackage takes the place of the one before it.
+/// What publishing `new` changes, given what the client has waiting. What it has already is not taken again, what is
+/// not handed out any more goes, and a last-resort KeyPackage takes the place of the one before it.
 ///
 /// # Errors
 /// [`TooMany`]

@@ -221,7 +221,7 @@ impl Member {
         record.resyncs.retain(|at| now.0.abs_diff(at.0) < RESYNCS_WITHIN_MS);
         let before = record.resyncs.len();
         if before >= RESYNCS_MAX {
-            // one is: they are sorted but for clocks that were set back
+            // the first, but for clocks that were set back
             let oldest = record.resyncs.iter().min().copied().unwrap_or(now);
             doubt.step = Step::GivenUp;
             doubt.since = Some(now);

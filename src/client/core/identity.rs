@@ -282,9 +282,11 @@ impl super::Member {
     /// # Errors
     /// [`CoreError::Store`]
     pub(in crate::client) fn may_renew_stock(&self, now: Timestamp) -> Result<bool, CoreError> {
+        if !self.is_stock_old(now)? {
+            return Ok(false);
+        }
         let tried: Option<Timestamp> = self.setting(RENEWED_AT)?;
-        let rests = tried.is_some_and(|at| now.0.abs_diff(at.0) < STOCK_RETRY_MS);
-        if rests || !self.is_stock_old(now)? {
+        if tried.is_some_and(|at| now.0.abs_diff(at.0) < STOCK_RETRY_MS) {
             return Ok(false);
         }
         self.set(RENEWED_AT, &now)?;
