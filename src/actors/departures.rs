@@ -327,6 +327,9 @@ impl Node {
         turn: &mut Option<Turn>,
     ) -> Result<Went, StoreError> {
         let Some(departure) = self.store.departure(group).await? else { return Ok(Went::Over) };
+        let settled = self.is_settled(group).await?;
+        // from here on what passes is waited for, and nothing else is read
+        let now = self.clock.now();
         *locked(&run.stands) = Some((name_of(&departure.phase), departure.frozen_at));
         let response: MigrationResponse = decode(&departure.response)
             .map_err(|error| StoreError::Corrupt { what: format!("departure: {error}") })?;
@@ -335,19 +338,19 @@ impl Node {
             expires_at: response.expires_at,
             frozen_at: departure.frozen_at.plus_ms(run.waited_ms.load(Ordering::Relaxed)),
             freeze_ms: self.limits.moves.freeze_ms,
-            settled: self.is_settled(group).await?,
+            settled,
         };
         let aborted = run.abort.load(Ordering::Relaxed);
         if aborted && departure.phase.may_thaw() {
             return self.thaw(&departure, not_authorized("an operator ended the move")).await;
         }
-        let next = departure.phase.next(&terms, self.clock.now());
+        let next = departure.phase.next(&terms, now);
         // whoever refuses the content as a request is asked for its word in another way
         let asks = aborted || asks_to_refuse(tries);
         let holds_content = next == Next::Prepare || next == Next::Send && !asks;
         if holds_content && turn.is_none() {
             let until = departure.phase.may_thaw().then_some(response.expires_at);
-            *turn = self.in_turn(&departure.target, run, until).await;
+            *turn = self.in_turn(&departure.target, run, until, now).await;
             return Ok(Went::Turned);
         }
         match next {
@@ -383,9 +386,14 @@ impl Node {
         Ok(last.is_none_or(|last| !last.here || last.confirmed))
     }
 
-    /// Waits for the group's turn, or until something else is to be done about it.
-    async fn in_turn(&self, target: &Domain, run: &Run, until: Option<Timestamp>) -> Option<Turn> {
-        let since = self.clock.now();
+    /// Waits for the group's turn, or until something else is to be done about it. It has waited since `since`.
+    async fn in_turn(
+        &self,
+        target: &Domain,
+        run: &Run,
+        until: Option<Timestamp>,
+        since: Timestamp,
+    ) -> Option<Turn> {
         let too_late = async {
             match until {
                 Some(until) => {

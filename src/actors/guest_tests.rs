@@ -1222,7 +1222,7 @@ async fn what_a_hub_that_hangs_up_has_delivered_is_told_and_counted_all_the_same
     let head = world.node.store.group_head(&group).await.unwrap().unwrap();
     let bytes = head.log_bytes + crate::queue::followed::MEMBER_BYTES;
     // nobody waits for the end of what was asked: it is counted a moment after it is told
-    for _ in 0..5_000 {
+    for _ in 0..180_000 {
         if world.node.copies.totals() == (1, bytes) {
             break;
         }

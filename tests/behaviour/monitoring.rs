@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -25,7 +24,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::{
     load,
     not_run::not_run,
-    providers::{PATIENCE, Player, Provider, Providers, accepted, agree, team},
+    providers::{
+        PATIENCE, Player, Provider, Providers, UNHURRIED, accepted, agree, free_address, team,
+    },
     serve::MIMID,
 };
 
@@ -77,7 +78,7 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let providers = Providers::start(&["a.example", "b.example"], 1).await;
+        let providers = Providers::start_with(&["a.example", "b.example"], 1, UNHURRIED, &[]).await;
         let (alice, bob, team) = team(&providers).await;
         Self { providers, alice, bob, team }
     }
@@ -549,9 +550,7 @@ impl Prometheus {
         let config = config.replace("[\"127.0.0.1:9443\"]", &at).replace("15s", "1s");
         assert!(config.contains(&at), "{config}");
         fs::write(folder.path().join("prometheus.yml"), config).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
+        let address = free_address();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", folder.path().join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))

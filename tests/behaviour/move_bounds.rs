@@ -108,17 +108,20 @@ async fn group_that_waits_for_its_turn_to_leave_is_not_given_up_for_that() {
     // what is written down is driven a moment later
     let stand = || (of_them("sent"), of_them("frozen"), of_them("confirming"));
     comes_true("one is sent, one waits", async || stand() == (1, 1, 0)).await;
+    // it counts as waiting before anybody has looked at it
+    let oldest_s = || gauge(node, "mimid_migrations_leaving_oldest_seconds", "frozen");
+    three.a.clock.advance_ms(1_000);
+    comes_true("it was looked at", async || oldest_s() == 1).await;
     // longer than a target may be out of reach
     let wait_ms = 2 * Limits::default().moves.freeze_ms;
     three.a.clock.advance_ms(wait_ms);
-    let oldest_s = gauge(node, "mimid_migrations_leaving_oldest_seconds", "frozen");
-    assert_eq!(oldest_s, i64::try_from(wait_ms / 1000).unwrap());
+    assert_eq!(oldest_s(), 1 + i64::try_from(wait_ms / 1000).unwrap());
     assert!(is_leaving(node, &second, "frozen").await);
     door.open();
     until_none_departs(node).await;
     assert_eq!((hosts(&three.c, &first).await, hosts(&three.a, &first).await), (true, false));
     assert_eq!((hosts(&three.b, &second).await, hosts(&three.a, &second).await), (true, false));
-    assert_eq!(gauge(node, "mimid_migrations_leaving_oldest_seconds", "frozen"), 0);
+    assert_eq!(oldest_s(), 0);
     three.end();
 }
 

@@ -12,7 +12,7 @@ use mimid::{
     },
 };
 
-use crate::providers::{Player, Providers, accepted, agree, connect};
+use crate::providers::{Player, Providers, UNHURRIED, accepted, agree, connect};
 
 pub const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
 
@@ -64,7 +64,7 @@ fn moves(player: &Player) -> Vec<(Domain, Domain)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn group_moves_on_and_back_and_its_members_only_talk() {
-    let providers = Providers::start(&DOMAINS, 1).await;
+    let providers = Providers::start_with(&DOMAINS, 1, UNHURRIED, &[]).await;
     let (alice, bob, carol, team) = team(&providers).await;
     let everyone = [&alice, &bob, &carol];
     all_talk(&team, &everyone, "at first").await;
@@ -94,7 +94,7 @@ async fn group_moves_on_and_back_and_its_members_only_talk() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn mover_that_others_came_before_asks_the_target_anew() {
-    let providers = Providers::start(&DOMAINS, 2).await;
+    let providers = Providers::start_with(&DOMAINS, 2, UNHURRIED, &[]).await;
     let (alice, bob, carol, team) = team(&providers).await;
     let error = bob.client.migrate(&team, &named("b.example")).await.unwrap_err();
     assert!(matches!(error, ClientError::Core(_)), "{error}");
@@ -111,7 +111,7 @@ async fn mover_that_others_came_before_asks_the_target_anew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_comes_late_or_comes_back_finds_the_group_where_it_is() {
-    let providers = Providers::start(&DOMAINS, 3).await;
+    let providers = Providers::start_with(&DOMAINS, 3, UNHURRIED, &[]).await;
     let (alice, bob, carol, team) = team(&providers).await;
     let changes = vec![PolicyChange::Join(JoinPolicy::Open)];
     accepted(alice.client.change_policy(&team, changes).await);

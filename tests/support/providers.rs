@@ -291,6 +291,9 @@ impl Drop for Provider {
     }
 }
 
+/// Settings with which no move is given up for time, however slow the machine is.
+pub const UNHURRIED: &str = "[migration]\nfreeze_timeout = \"1h\"\nresponse_lifetime = \"1h\"";
+
 /// Providers that federate with each other, each pair over two proxies.
 pub struct Providers {
     pub all: Vec<Provider>,
