@@ -59,7 +59,7 @@ impl Told {
             epoch: self.epoch,
             leaf_index: LeafIndex(u32::try_from(who).unwrap() + 1),
             commit_hash: Opaque::new(self.hash).unwrap(),
-            reason: ComplaintReason::Path as u8,
+            reason: ComplaintReason::Path.into(),
             signature: Signature::default(),
         };
         let identity = self.others[who].member.identity();

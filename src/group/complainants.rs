@@ -87,11 +87,6 @@ impl Complainants {
         }
     }
 
-    /// Whether anybody complains, or has complained, of the GroupInfo.
-    pub(super) fn has_of_info(&self) -> bool {
-        self.here.of_info + self.away.of_info > 0
-    }
-
     /// Complaints of the commit as they came, by users who are in the group.
     pub(super) fn evidence(&self) -> impl Iterator<Item = &[u8]> {
         let of_commit = self.here.by_user.values().filter(|said| !said.of_info);
@@ -258,7 +253,7 @@ mod tests {
             assert_eq!(counts(&complainants), expected);
             assert_eq!(counts(&looked_through), expected);
             assert_eq!(complainants.evidence().count(), there.len() - of_info);
-            assert!(complainants.has_of_info() && complainants.len() == 8);
+            assert_eq!(complainants.len(), 8);
         }
         // one that weighs more takes the place of the one before
         complainants.put(user(6), Said { of_info: false, ..said(6) }, true);

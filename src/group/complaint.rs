@@ -7,7 +7,7 @@ use crate::{
     store::records::GoneReason,
     wire::{
         codec::encode,
-        ds::{CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, DsSenderId},
+        ds::{CommitComplaint, ComplaintOutcome, ComplaintResponse, DsSenderId},
         ids::{Domain, LeafIndex, Timestamp, UserKeyHash},
     },
 };
@@ -15,6 +15,7 @@ use crate::{
 use super::{
     GroupState, Reject, Staged, Step,
     complainants::{Count, Said},
+    lies::Charge,
     record::{Change, Kind},
 };
 
@@ -68,13 +69,27 @@ impl GroupState {
         let sender = DsSenderId::UserKeyHash(by.user.clone());
         let counted = self.hub.rates.check(&self.id, &sender, now);
         counted.map_err(|too_many| Reject::RateLimited(too_many.retry_after_ms()))?;
-        let case = self.lies.cases.get(index);
-        let case = case.filter(|case| case.may_complain(&by.user, &self.roster));
-        let Some(case) = case else {
-            return Ok(Heard::Answer(answer(ComplaintOutcome::None)));
+        let Some(charge) = self.lies.charge(index, &complaint.reason) else {
+            return Ok(Heard::Answer(self.complaint_answer(complaint, now)));
         };
-        let of_info = is_of_info(complaint);
-        if case.is_settled || case.has_complaint(&by.user, of_info) {
+        // it is held against who committed before, whom the complainant must have known
+        let was_there = charge.index == index
+            || self
+                .lies
+                .leaf_in(charge.index, complaint.leaf_index, &self.roster)
+                .is_some_and(|before| before.user == by.user);
+        let case = self.lies.cases.get(charge.index);
+        let case = case.filter(|case| was_there && case.may_complain(&by.user, &self.roster));
+        let Some(case) = case else {
+            // what cannot be held against that one leaves the complainant with a commit that it cannot use
+            let outcome = if charge.index == index {
+                ComplaintOutcome::None
+            } else {
+                ComplaintOutcome::Resync
+            };
+            return Ok(Heard::Answer(answer(outcome)));
+        };
+        if case.is_settled || case.has_complaint(&by.user, charge.of_info) {
             return Ok(Heard::Answer(self.complaint_answer(complaint, now)));
         }
         let kind = Kind::Complaint { user: by.user, complaint: encode(complaint) };
@@ -99,10 +114,12 @@ impl GroupState {
             let is_void = self.lies.is_void(epoch, hash);
             return answer(if is_void { ComplaintOutcome::Void } else { ComplaintOutcome::None });
         };
-        let is_last = index + 1 == self.lies.cases.len();
-        match self.back_until(now).filter(|_| is_last) {
+        let last = self.lies.cases.len().wrapping_sub(1);
+        let is_of_last = Charge { index: last, of_info: false };
+        let waits = self.lies.charge(index, &complaint.reason) == Some(is_of_last);
+        match self.back_until(now) {
             // who could process the commit waits for nothing
-            Some(until) if !is_of_info(complaint) => ComplaintResponse {
+            Some(until) if waits => ComplaintResponse {
                 outcome: ComplaintOutcome::Wait,
                 wait_ms: u32::try_from(until.ms_since(now).min(ASK_AGAIN_MS)).unwrap_or(u32::MAX),
             },
@@ -114,8 +131,7 @@ impl GroupState {
     fn back_until(&self, now: Timestamp) -> Option<Timestamp> {
         let wait_ms = self.hub.settings.complaint_wait_ms;
         let until = self.lies.back_until(self.epoch(), wait_ms).filter(|until| now < *until)?;
-        let last = self.lies.cases.len().wrapping_sub(1);
-        (!self.deleted && !self.lies.is_misled(last)).then_some(until)
+        (!self.deleted).then_some(until)
     }
 
     /// Whether a quorum says that the last commit could not be processed while the group may still go back behind it.
@@ -144,9 +160,8 @@ impl GroupState {
             .iter()
             .enumerate()
             .filter(|(index, case)| {
-                let is_open = !case.is_settled && !self.lies.is_misled(*index);
                 let waits = goes_back && *index == last;
-                is_open && !waits && case.is_lie(Count::All)
+                !case.is_settled && !waits && case.is_lie(Count::All)
             })
             .filter_map(|(_, case)| {
                 let leaf = self.roster.leaf_of(&case.committer)?;
@@ -186,16 +201,14 @@ impl GroupState {
         let complaint: CommitComplaint = crate::wire::codec::decode(&bytes)
             .map_err(|error| Reject::Broken(error.to_string()))?;
         let hash = complaint.commit_hash.as_slice();
-        if let Some(index) = self.lies.find(complaint.epoch, hash) {
-            let said = Said { of_info: is_of_info(&complaint), complaint: bytes };
+        let charge = self.lies.find(complaint.epoch, hash);
+        let charge = charge.and_then(|index| self.lies.charge(index, &complaint.reason));
+        if let Some(Charge { index, of_info }) = charge {
+            let said = Said { of_info, complaint: bytes };
             self.lies.complained(index, user, said, &self.roster, at);
         }
         Ok(())
     }
-}
-
-fn is_of_info(complaint: &CommitComplaint) -> bool {
-    ComplaintReason::of(complaint.reason) == ComplaintReason::ExternalPub
 }
 
 fn answer(outcome: ComplaintOutcome) -> ComplaintResponse {

@@ -16,6 +16,7 @@ use crate::{
     policy::{leaf::LeafIdentity, roster::Roster},
     wire::{
         codec::decode,
+        ds::{ComplaintReason, Grounds},
         ids::{ClientUri, Epoch, LeafIndex, Sequence, Timestamp, UserKeyHash},
         queueing::QueueEvent,
     },
@@ -23,6 +24,7 @@ use crate::{
 
 use super::{
     complainants::{Complainants, Count, Said},
+    mls::InfoParts,
     record::CommitRecord,
 };
 
@@ -64,6 +66,9 @@ pub(super) struct Case {
     pub(super) user: UserKeyHash,
     /// It came from outside, by the GroupInfo of the commit before.
     pub(super) is_external: bool,
+    /// SHA-256 of the `external_pub` in that GroupInfo; none: it did not come from outside, or is not known any more.
+    #[serde(skip)]
+    built_on: Option<[u8; 32]>,
     removes: bool,
     /// Users in both epochs but for the committer's.
     pub(super) users: u32,
@@ -95,6 +100,17 @@ pub(super) struct Earlier {
     former: Vec<Former>,
     users: usize,
     has_user: BTreeSet<UserKeyHash>,
+    /// SHA-256 of the `external_pub` that who came in from outside was given.
+    external_pub: Option<[u8; 32]>,
+}
+
+/// What a complaint says that can be held against somebody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Charge {
+    /// The commit whose committer it is held against, which is not always the one that is complained of.
+    pub(super) index: usize,
+    /// The commit is good, and its GroupInfo is not.
+    pub(super) of_info: bool,
 }
 
 impl Former {
@@ -109,7 +125,7 @@ impl Former {
 }
 
 impl Earlier {
-    pub(super) fn of(roster: &Roster, commit: &CommitRecord) -> Self {
+    pub(super) fn of(roster: &Roster, info: &InfoParts, commit: &CommitRecord) -> Self {
         let changed: BTreeSet<LeafIndex> =
             commit.removed.iter().chain(&commit.renewed).copied().collect();
         let former: Vec<Former> = changed
@@ -120,6 +136,7 @@ impl Earlier {
             has_user: former.iter().map(|former| former.user.clone()).collect(),
             former,
             users: roster.user_count(),
+            external_pub: commit.joined.as_ref().and(info.external_pub()).map(|key| sha256(&key)),
         }
     }
 }
@@ -138,7 +155,7 @@ impl Lies {
             // the group has gone on: nobody will be asked for evidence
             last.complaints.drop_evidence();
         }
-        let Earlier { former, users, has_user } = earlier;
+        let Earlier { former, users, has_user, external_pub } = earlier;
         let Ok(QueueEvent::MlsMessage { message }) = decode(event) else {
             return self.cases.clear();
         };
@@ -170,6 +187,7 @@ impl Lies {
             committer: committer.client.clone(),
             user: committer.user.clone(),
             is_external: commit.joined.is_some(),
+            built_on: external_pub,
             removes: !commit.removed.is_empty(),
             users: u32::try_from(stayed).unwrap_or(u32::MAX),
             departed,
@@ -295,14 +313,40 @@ impl Lies {
         may.then(|| last.at.plus_ms(BACK_MS).min(first.plus_ms(wait_ms)))
     }
 
-    /// Whether the commit `index` was made by a GroupInfo that somebody complains of: then its committer, who comes from
-    /// outside, was lied to itself.
-    pub(super) fn is_misled(&self, index: usize) -> bool {
-        let Some(before) = index.checked_sub(1).and_then(|before| self.cases.get(before)) else {
-            return false;
-        };
-        self.cases.get(index).is_some_and(|case| case.is_external)
-            && before.complaints.has_of_info()
+    /// Whom a complaint of the commit `index` is held against; none: nobody.
+    ///
+    /// Who cannot process a commit from outside says which `external_pub` that epoch had. Where it is the one that the hub gave, the
+    /// committer lies; where it is not, the committer was misled by who gave it, whose commit began that epoch.
+    pub(super) fn charge(&self, index: usize, reason: &Grounds) -> Option<Charge> {
+        let case = self.cases.get(index)?;
+        if reason.reason() == ComplaintReason::ExternalPub {
+            return Some(Charge { index, of_info: true });
+        }
+        if !case.is_external {
+            return Some(Charge { index, of_info: false });
+        }
+        if sha256(reason.external_pub()?) == case.built_on? {
+            return Some(Charge { index, of_info: false });
+        }
+        let before = index.checked_sub(1)?;
+        let gave = self.cases.get(before).filter(|gave| gave.epoch.next() == case.epoch);
+        gave.map(|_| Charge { index: before, of_info: true })
+    }
+
+    /// What the part of a snapshot does not hold that every version reads: on which keys commits from outside were built, by
+    /// their epochs.
+    pub(super) fn keys_built_on(&self) -> Vec<(Epoch, [u8; 32])> {
+        self.cases.iter().filter_map(|case| Some((case.epoch, case.built_on?))).collect()
+    }
+
+    pub(super) fn put_keys_built_on(&mut self, keys: Vec<(Epoch, [u8; 32])>) {
+        for (epoch, key) in keys {
+            if let Ok(index) = self.cases.binary_search_by_key(&epoch, |case| case.epoch)
+                && let Some(case) = self.cases.get_mut(index)
+            {
+                case.built_on = Some(key);
+            }
+        }
     }
 }
 

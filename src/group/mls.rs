@@ -266,6 +266,16 @@ pub struct InfoParts {
     pub signer: LeafIndex,
 }
 
+impl InfoParts {
+    /// The key in `external_pub`, to which who comes in from outside encrypts.
+    #[must_use]
+    pub fn external_pub(&self) -> Option<Vec<u8>> {
+        let [extension] = self.partial.group_info_extensions.as_ref() else { return None };
+        let Extension::ExternalPub(key) = extension.parse().ok()? else { return None };
+        Some(key.external_pub().as_slice().to_vec())
+    }
+}
+
 /// Builds the GroupInfo of the epoch that `context` is of and verifies it with the committer's new leaf key.
 ///
 /// # Errors

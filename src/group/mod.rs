@@ -436,7 +436,7 @@ impl GroupState {
         let is_commit = matches!(change.kind, Kind::Commit(_));
         let epoch_before = self.epoch();
         let earlier = match &change.kind {
-            Kind::Commit(commit) => Some(Earlier::of(&self.roster, commit)),
+            Kind::Commit(commit) => Some(Earlier::of(&self.roster, &self.info, commit)),
             Kind::Created
             | Kind::Message
             | Kind::Queue { .. }

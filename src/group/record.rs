@@ -225,6 +225,11 @@ impl Snapshot {
             bytes.push(BEHIND);
             bytes.extend(to_record(&self.behind)?);
         }
+        let keys = self.lies.keys_built_on();
+        if !keys.is_empty() {
+            bytes.push(BUILT_ON);
+            bytes.extend(to_record(&keys)?);
+        }
         Ok(bytes)
     }
 
@@ -244,6 +249,11 @@ impl Snapshot {
                     snapshot.behind = behind;
                     rest
                 }
+                BUILT_ON => {
+                    let (keys, rest) = taken(of_tail)?;
+                    snapshot.lies.put_keys_built_on(keys);
+                    rest
+                }
                 _ => return Err(MlsProblem::Record),
             };
         }
@@ -251,9 +261,11 @@ impl Snapshot {
     }
 }
 
-/// What follows the part that every version reads is numbered: what is known of liars, and who is behind.
+/// What follows the part that every version reads is numbered: what is known of liars, who is behind, and (behind the liars) on
+/// which keys commits from outside were built.
 const LIES: u8 = 1;
 const BEHIND: u8 = 2;
+const BUILT_ON: u8 = 3;
 
 fn taken<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), MlsProblem> {
     postcard::take_from_bytes(bytes).map_err(|_| MlsProblem::Record)

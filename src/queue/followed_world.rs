@@ -25,7 +25,7 @@ use crate::{
     },
     wire::{
         codec::{List, Opaque, append_vector, decode},
-        ds::{CommitComplaint, FanoutFilter},
+        ds::{CommitComplaint, ComplaintReason, FanoutFilter},
         extensions::QueueToken,
         ids::{ClientUri, Domain, Epoch, GroupId, LeafIndex, RecipientId, Sequence, Timestamp},
         mls::MlsMessage,
@@ -158,7 +158,7 @@ pub(super) fn void(epoch: u64, commit: u64, of: &GroupId, complained: u64) -> Qu
         epoch: Epoch(complained),
         leaf_index: LeafIndex(1),
         commit_hash: Opaque::new([1; 32]).unwrap(),
-        reason: 2,
+        reason: ComplaintReason::Path.into(),
         signature: Opaque::new([2; 64]).unwrap(),
     };
     let complaints = List::new(vec![complaint]).unwrap();

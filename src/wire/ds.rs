@@ -555,8 +555,7 @@ pub struct CommitComplaint {
     pub leaf_index: LeafIndex,
     /// SHA-256 of the commit's MLSMessage, as it stands in the feed.
     pub commit_hash: Opaque<32, 32>,
-    /// A [`ComplaintReason`]; one that is not known is `other`.
-    pub reason: u8,
+    pub reason: Grounds,
     pub signature: Signature,
 }
 
@@ -567,7 +566,7 @@ pub struct CommitComplaintTbs {
     pub epoch: Epoch,
     pub leaf_index: LeafIndex,
     pub commit_hash: Opaque<32, 32>,
-    pub reason: u8,
+    pub reason: Grounds,
 }
 
 impl CommitComplaint {
@@ -582,12 +581,85 @@ impl CommitComplaint {
             epoch: self.epoch,
             leaf_index: self.leaf_index,
             commit_hash: self.commit_hash.clone(),
-            reason: self.reason,
+            reason: self.reason.clone(),
         })
     }
 }
 
-/// What is wrong with a commit.
+/// The public key of an epoch that `external_pub` holds (RFC 9420 §12.4.3.2): the longest is an uncompressed point on P-521.
+pub type ExternalPub = Opaque<133, 1>;
+
+/// The reason of a complaint as it is written, with what belongs to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Grounds {
+    code: u8,
+    /// There exactly where `code` is [`Self::OUTSIDE`].
+    external_pub: Option<ExternalPub>,
+}
+
+impl Grounds {
+    /// A commit from outside cannot be processed; the key says whose doing that is.
+    const OUTSIDE: u8 = 4;
+
+    /// Of a commit from outside that cannot be processed, with the key of the epoch that it was sent in.
+    #[must_use]
+    pub fn outside(external_pub: ExternalPub) -> Self {
+        Self { code: Self::OUTSIDE, external_pub: Some(external_pub) }
+    }
+
+    /// A reason that is not known is [`ComplaintReason::Other`], and so is that of a commit from outside.
+    #[must_use]
+    pub fn reason(&self) -> ComplaintReason {
+        ComplaintReason::of(self.code)
+    }
+
+    /// The number that stands for the reason.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        self.code
+    }
+
+    /// The key of the epoch that a commit from outside was sent in, as its complainant has it.
+    #[must_use]
+    pub fn external_pub(&self) -> Option<&[u8]> {
+        self.external_pub.as_ref().map(Opaque::as_slice)
+    }
+}
+
+impl From<ComplaintReason> for Grounds {
+    fn from(reason: ComplaintReason) -> Self {
+        Self { code: reason as u8, external_pub: None }
+    }
+}
+
+impl Size for Grounds {
+    fn tls_serialized_len(&self) -> usize {
+        1 + self.external_pub.as_ref().map_or(0, Size::tls_serialized_len)
+    }
+}
+
+impl tls_codec::Serialize for Grounds {
+    fn tls_serialize<W: std::io::Write>(&self, writer: &mut W) -> Result<usize, Error> {
+        let written = self.code.tls_serialize(writer)?;
+        Ok(match &self.external_pub {
+            Some(external_pub) => written + external_pub.tls_serialize(writer)?,
+            None => written,
+        })
+    }
+}
+
+impl DeserializeBytes for Grounds {
+    fn tls_deserialize_bytes(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
+        let (code, rest) = u8::tls_deserialize_bytes(bytes)?;
+        if code != Self::OUTSIDE {
+            return Ok((Self { code, external_pub: None }, rest));
+        }
+        let (external_pub, rest) = ExternalPub::tls_deserialize_bytes(rest)?;
+        Ok((Self::outside(external_pub), rest))
+    }
+}
+
+/// What is wrong with a commit of a member.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum ComplaintReason {

@@ -367,7 +367,7 @@ fn complaints_about_many_groups_bring_no_more_into_memory_than_may_be_there_and_
                 epoch: Epoch(7),
                 leaf_index: LeafIndex(7),
                 commit_hash: Opaque::new([7; 32]).unwrap(),
-                reason: ComplaintReason::Path as u8,
+                reason: ComplaintReason::Path.into(),
                 signature: Signature::default(),
             },
         };

@@ -15,8 +15,8 @@ use mimid::{
         codec::{List, Opaque},
         decode,
         ds::{
-            CommitComplaint, ComplaintOutcome, ComplaintResponse, DsError, DsMessage, DsRequest,
-            DsResponse,
+            CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, DsError,
+            DsMessage, DsRequest, DsResponse,
         },
         encode,
         extensions::{KeyPackageClass, QueueToken},
@@ -316,7 +316,7 @@ async fn complaint_reaches_the_hub_through_the_clients_own_provider() {
         epoch: Epoch(0),
         leaf_index: LeafIndex(1),
         commit_hash: Opaque::new([7; 32]).unwrap(),
-        reason: 2,
+        reason: ComplaintReason::Path.into(),
         signature: Opaque::new([7; 64]).unwrap(),
     };
     let complain = async |by: &World, client: &TestClient, hub: &World, group: &GroupId| {

@@ -403,6 +403,22 @@ async fn group_whose_member_was_misled_by_a_wrong_external_pub_talks_again() {
     scene.honest[1].resync(&scene.group).await.unwrap();
     scene.agree().await;
     scene.talk("again").await;
+    assert!(!scene.has_eve(), "who misled it is out, and not who was misled");
+}
+
+#[tokio::test]
+async fn group_bricked_from_outside_talks_again_without_the_liar() {
+    let mut scene = Scene::new(&NINE, LONG).await;
+    let home = scene.provider.home(&user_uri("eve"), "phone");
+    liar::lie_from_outside(&scene.eve, &home, &scene.group, &hub()).await;
+    scene.agree().await;
+    let all: Vec<usize> = (0..NINE.len()).collect();
+    assert_eq!(scene.came_again(), all, "a resync is not taken back");
+    scene.talk("again").await;
+    assert!(!scene.has_eve(), "who lies is out");
+    let refused = scene.eve.resync(&scene.group).await;
+    assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
+    scene.others_come_in().await;
 }
 
 #[tokio::test]

@@ -11,18 +11,22 @@ use mimid::{
     },
     crypto::{self, MlsCrypto, MlsProvider, SigningKey, sha256},
     wire::{
-        client::Complain,
-        codec::{Opaque, Raw, ShortOpaque, append_vector, decode, encode},
+        client::{Complain, Flag, MintedTokens, QueueTokens},
+        codec::{List, Opaque, Raw, ShortOpaque, append_vector, decode, encode},
         ds::{
             Add, CommitComplaint, ComplaintReason, ComplaintResponse, DsContext, DsMessage,
-            DsRequest, DsResponse, DsSenderId, GroupUpdate, PartialGroupInfo, ProtocolVersion,
-            ds_message_tbs,
+            DsRequest, DsResponse, DsResponseBody, DsSenderId, ExternalCommitInfo, GroupUpdate,
+            Info, PartialGroupInfo, ProtocolVersion, ResyncClient, ds_message_tbs,
         },
-        extensions::Signature,
+        extensions::{ClientQueueConfig, KeyPackageClass, Signature},
         ids::{Domain, Epoch, GroupId, LeafIndex, RequestId},
     },
 };
-use openmls::prelude::{self as mls, OpenMlsProvider as _};
+use openmls::{
+    group::PURE_PLAINTEXT_WIRE_FORMAT_POLICY,
+    prelude::{self as mls, OpenMlsProvider as _},
+};
+use openmls_memory_storage::MemoryStorage;
 use openmls_sqlite_storage::{Codec, SqliteStorageProvider};
 use serde::{Serialize, de::DeserializeOwned};
 use tls_codec::{DeserializeBytes as _, Serialize as _};
@@ -82,13 +86,6 @@ pub async fn does(
     let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
     let (epoch, leaf, update) = commit(home, &leaf_key, group, &deed, lie);
     let hash = sha256(update.commit.as_slice());
-    let context = DsContext {
-        version: ProtocolVersion::MIMI10,
-        hub_domain: hub.clone(),
-        group_id: group.clone(),
-        timestamp: now(),
-        request_id: RequestId(crypto::random()),
-    };
     let request = match (deed, update) {
         (Deed::Update, update) => DsRequest::UpdateClient(update),
         (Deed::Remove(_), update) => DsRequest::RemoveUsers(update),
@@ -96,17 +93,83 @@ pub async fn does(
             DsRequest::AddUsers(Add { commit, welcome: welcome.expect("a Welcome"), group_info })
         }
     };
-    let sender_id = DsSenderId::LeafIndex(leaf);
+    asks(client, group, hub, (DsSenderId::LeafIndex(leaf), request, &leaf_key)).await;
+    Told { epoch, hash }
+}
+
+/// Has `client`, whose home is at `home`, come in again from outside with a confirmation tag that is none. Its own state stays as
+/// it is.
+pub async fn lie_from_outside(client: &Client, home: &Path, group: &GroupId, hub: &Domain) -> Told {
+    let (leaf_key, user_key, sender, question) = {
+        let member = client.member();
+        let identity = member.identity();
+        let leaf_key = identity.leaf_key(SUITES[0]).unwrap().clone();
+        let question = ExternalCommitInfo {
+            group_id: group.clone(),
+            sender: leaf_key.public().clone(),
+            credential: Raw::of(&identity.credential()),
+            user_key: None,
+            join_proof: None,
+        };
+        let sender = DsSenderId::UserKeyHash(identity.user_key_hash());
+        (leaf_key, identity.user_key.clone(), sender, question)
+    };
+    let question = DsRequest::ExternalCommitInfo(question);
+    let answer = asks(client, group, hub, (sender, question, &user_key)).await;
+    let DsResponseBody::Info(info) = answer else { panic!("{answer:?}") };
+    let (epoch, leaf, update) = resync(home, &leaf_key, group, &info);
+    let hash = sha256(update.commit.as_slice());
+    let request = DsRequest::ResyncClient(ResyncClient {
+        group_id: group.clone(),
+        sender: leaf_key.public().clone(),
+        update,
+        client_queue_config: queue(client).await,
+    });
+    asks(client, group, hub, (DsSenderId::LeafIndex(leaf), request, &leaf_key)).await;
+    Told { epoch, hash }
+}
+
+/// Where `client` may be reached, for one more leaf.
+async fn queue(client: &Client) -> ClientQueueConfig {
+    let (http, uri, key) = as_caller(client);
+    let caller = Caller { client: &uri, key: &key, now: now() };
+    let wanted = QueueTokens {
+        class: KeyPackageClass::Group,
+        last_resort: Flag::No,
+        count: 1,
+        revoke: List::default(),
+    };
+    let minted: MintedTokens =
+        http.call(&caller, "/v1/queue_tokens", encode(&wanted), 0).await.unwrap();
+    let queue_token = minted.tokens.into_vec().pop().expect("one was asked for");
+    ClientQueueConfig { domain: uri.domain(), queue_token }
+}
+
+async fn asks(
+    client: &Client,
+    group: &GroupId,
+    hub: &Domain,
+    (sender_id, request, signer): (DsSenderId, DsRequest, &SigningKey),
+) -> DsResponseBody {
+    let context = DsContext {
+        version: ProtocolVersion::MIMI10,
+        hub_domain: hub.clone(),
+        group_id: group.clone(),
+        timestamp: now(),
+        request_id: RequestId(crypto::random()),
+    };
+    let path = match &request {
+        DsRequest::ExternalCommitInfo(_) => "/v1/external_commit_information",
+        _ => "/v1/group_operation",
+    };
     let tbs = ds_message_tbs(&sender_id, &request, &context);
-    let signature = leaf_key.sign_with_label("DSMessageTBS", &tbs).unwrap();
+    let signature = signer.sign_with_label("DSMessageTBS", &tbs).unwrap();
     let signature = ShortOpaque::new(signature.as_slice()).unwrap();
     let message = DsMessage { sender_id, request, signature, context };
     let (http, uri, key) = as_caller(client);
     let caller = Caller { client: &uri, key: &key, now: now() };
-    let answer: DsResponse =
-        http.ds(&caller, "/v1/group_operation", encode(&message)).await.unwrap();
-    answer.outcome.into_result().expect("the server cannot see it");
-    Told { epoch, hash }
+    let answer: DsResponse = http.ds(&caller, path, encode(&message)).await.unwrap();
+    answer.outcome.into_result().expect("the server cannot see it")
 }
 
 /// Has `client`, which is at `leaf` in that epoch, complain of a commit, whatever it is.
@@ -122,7 +185,7 @@ pub async fn complain(
         epoch: told.epoch,
         leaf_index: leaf,
         commit_hash: Opaque::new(told.hash).unwrap(),
-        reason: reason as u8,
+        reason: reason.into(),
         signature: Signature::default(),
     };
     let leaf_key = client.member().identity().leaf_key(SUITES[0]).unwrap().clone();
@@ -202,6 +265,58 @@ fn commit(
     };
     let leaf = LeafIndex(group.own_leaf_index().u32());
     (Epoch(group.epoch().as_u64()), leaf, update)
+}
+
+/// A commit from outside that replaces the leaf that the home has in the group.
+fn resync(
+    home: &Path,
+    leaf_key: &SigningKey,
+    id: &GroupId,
+    info: &Info,
+) -> (Epoch, LeafIndex, GroupUpdate) {
+    let database = rusqlite::Connection::open(home).unwrap();
+    let at_home = MlsProvider::new(SqliteStorageProvider::<AsAtHome, _>::new(&database));
+    let id = mls::GroupId::from_slice(id.as_bytes());
+    let before = mls::MlsGroup::load(at_home.storage(), &id).unwrap().expect("it is in");
+    let old = before.own_leaf_node().unwrap();
+    let parameters = mls::LeafNodeParameters::builder()
+        .with_capabilities(old.capabilities().clone())
+        .with_extensions(old.extensions().clone())
+        .build();
+    let credential = mls::CredentialWithKey {
+        credential: old.credential().clone(),
+        signature_key: leaf_key.public().as_slice().into(),
+    };
+    let provider = MlsProvider::new(MemoryStorage::default());
+    let config = mls::MlsGroupJoinConfig::builder()
+        .wire_format_policy(PURE_PLAINTEXT_WIRE_FORMAT_POLICY)
+        .build();
+    let group_info = info.group_info.parse().unwrap();
+    let epoch = group_info.epoch().as_u64();
+    let (group, bundle) = mls::MlsGroup::external_commit_builder()
+        .with_ratchet_tree(info.ratchet_tree.parse().unwrap())
+        .with_config(config)
+        .build_group(&provider, group_info, credential)
+        .unwrap()
+        .leaf_node_parameters(parameters)
+        .load_psks(provider.storage())
+        .unwrap()
+        .build(provider.rand(), provider.crypto(), leaf_key, |_| true)
+        .unwrap()
+        .finalize(&provider)
+        .unwrap();
+    let lie = Lie::ConfirmationTag;
+    let mut commit = bundle.commit().tls_serialize_detached().unwrap();
+    // of who comes from outside there is no membership tag behind it
+    *commit.last_mut().unwrap() ^= 1;
+    let info = group.export_group_info(provider.crypto(), leaf_key, false).unwrap();
+    let info = info.tls_serialize_detached().unwrap();
+    let update = GroupUpdate {
+        commit: Raw::new(commit).unwrap(),
+        group_info: signed_anew(&info[4..], leaf_key, lie),
+        welcome: None,
+    };
+    (Epoch(epoch), LeafIndex(before.own_leaf_index().u32()), update)
 }
 
 /// GroupContext, extensions<V>, confirmation_tag<V>, uint32 signer, signature<V>: with the lie in it.

@@ -96,7 +96,7 @@ impl GroupActor {
                     group = %self.id,
                     epoch = %ask.complaint.epoch,
                     leaf = %ask.complaint.leaf_index,
-                    reason = ask.complaint.reason,
+                    reason = ask.complaint.reason.code(),
                     "a member complains of a commit"
                 );
                 let address = ctx.address();

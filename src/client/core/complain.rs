@@ -3,19 +3,23 @@
 //! Here: the complaint, what the hub's answer makes of it, and when this client comes in again by itself. Not here:
 //! sending ([`super::super::Client`]). PROTOCOL.md §2, "When a committer lies".
 
-use openmls::prelude as mls;
+use openmls::{prelude as mls, prelude::OpenMlsProvider, prelude::tls_codec::Serialize as _};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CoreError, Event, GroupState, Kind, Member, build::bounded, epoch_of, home::bytes,
-    records::GroupRecord, view::roster_of,
+    CoreError, Event, GroupState, Kind, Member,
+    build::{GroupInfoParts, bounded},
+    epoch_of,
+    home::bytes,
+    records::GroupRecord,
+    view::roster_of,
 };
 use crate::{
     crypto,
     wire::{
         client::Complain,
         codec::{decode, encode},
-        ds::{CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse},
+        ds::{CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, Grounds},
         extensions::Signature,
         ids::{Domain, Epoch, GroupId, LeafIndex, Timestamp},
         mls::MlsMessage,
@@ -177,17 +181,20 @@ impl Member {
             Some(leaf) => roster_of(group)?.get(leaf).map(|it| it.client.clone()),
             None => None,
         };
+        let step = if reason.is_some() { Step::Complain } else { Step::Resync };
+        let reason = match (reason, committer) {
+            // who came in from outside built on what the committer before it gave, and may know no better
+            (Some(_), None) => Grounds::outside(bounded(self.external_pub_of(group, &record)?)?),
+            (reason, _) => reason.unwrap_or(ComplaintReason::Other).into(),
+        };
         let complaint = CommitComplaint {
             group_id: id.clone(),
             epoch: epoch_of(group),
             leaf_index: LeafIndex(group.own_leaf_index().u32()),
             commit_hash: bounded(crypto::sha256(message.as_slice()).to_vec())?,
-            reason: reason.unwrap_or(ComplaintReason::Other) as u8,
+            reason,
             signature: Signature::default(),
         };
-        // who came in from outside built on what the committer before it gave, and may know no better
-        let complains = committer.is_some() && reason.is_some();
-        let step = if complains { Step::Complain } else { Step::Resync };
         let doubt = Doubt {
             epoch: complaint.epoch,
             hub: record.hub.clone(),
@@ -214,6 +221,24 @@ impl Member {
         self.put_record(id, &record)?;
         self.push(&Event::WentBack { group: id.clone(), epoch: doubt.epoch })?;
         Ok(true)
+    }
+
+    /// The key to which who comes in from outside is to encrypt in `group`'s epoch.
+    fn external_pub_of(
+        &self,
+        group: &mls::MlsGroup,
+        record: &GroupRecord,
+    ) -> Result<Vec<u8>, CoreError> {
+        let (provider, signer) = (self.home.provider(), record.leaf_key.open()?);
+        let info =
+            group.export_group_info(provider.crypto(), &signer, false).map_err(CoreError::mls)?;
+        let info = info.tls_serialize_detached().map_err(CoreError::mls)?;
+        for extension in GroupInfoParts::of_message(&info)?.extensions.iter() {
+            if let mls::Extension::ExternalPub(key) = extension.parse().map_err(CoreError::mls)? {
+                return Ok(key.external_pub().as_slice().to_vec());
+            }
+        }
+        Err(CoreError::Invalid("openmls made a GroupInfo without external_pub"))
     }
 
     fn go_forward(&self, id: &GroupId, mut doubt: Doubt, now: Timestamp) -> Result<(), CoreError> {

@@ -317,7 +317,7 @@ impl Member {
                 epoch: Epoch(look.epoch.0.saturating_sub(1)),
                 leaf_index: LeafIndex(group.own_leaf_index().u32()),
                 commit_hash: bounded(look.commit_hash.clone())?,
-                reason: ComplaintReason::ExternalPub as u8,
+                reason: ComplaintReason::ExternalPub.into(),
                 signature: Signature::default(),
             },
             &record,

@@ -15,7 +15,7 @@ use crate::{
         codec::{Opaque, Raw, decode, encode},
         ds::{
             Add, CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, DsRequest,
-            DsResponseBody, GroupUpdate, ResyncClient, SendMessage,
+            DsResponseBody, DsSenderId, Grounds, GroupUpdate, ResyncClient, SendMessage,
         },
         extensions::{JoinPolicy, Signature},
         ids::{Domain, Epoch, LeafIndex, Sequence, UserKeyHash},
@@ -122,11 +122,63 @@ impl Told {
             epoch: lie.epoch,
             leaf_index: rogue.leaf_index(),
             commit_hash: Opaque::new(lie.hash).unwrap(),
-            reason: reason as u8,
+            reason: reason.into(),
             signature: Signature::default(),
         };
         sign(&mut complaint, &rogue.leaf);
         complaint
+    }
+
+    /// A complaint of who cannot process the commit from outside, for which `external_pub` is that epoch's key.
+    fn complaint_of_outside(&self, who: &str, lie: &Lie, external_pub: &[u8]) -> CommitComplaint {
+        let external_pub = Opaque::new(external_pub).unwrap();
+        let mut complaint = CommitComplaint {
+            reason: Grounds::outside(external_pub),
+            ..self.complaint(who, lie, ComplaintReason::Other)
+        };
+        sign(&mut complaint, &self.rogues[who].leaf);
+        complaint
+    }
+
+    fn complain_of_outside(&mut self, who: &str, lie: &Lie, key: &[u8]) -> ComplaintOutcome {
+        let complaint = self.complaint_of_outside(who, lie, key);
+        self.submit(&complaint, &domain()).unwrap().outcome
+    }
+
+    /// The key that who comes in from outside now is given.
+    fn external_pub(&self) -> Vec<u8> {
+        self.scenario.state.info.external_pub().unwrap()
+    }
+
+    /// `who` comes in again from outside, which nobody follows.
+    fn resyncs(&mut self, who: &str) -> Lie {
+        let (epoch, sequence) = (self.scenario.state.epoch(), self.scenario.state.next_sequence());
+        let info = self.scenario.state.info().unwrap();
+        let rogue = self.rogues.get_mut(who).unwrap();
+        let sender = DsSenderId::LeafIndex(rogue.leaf_index());
+        let update = rogue.external_commit(&info, Vec::new());
+        let hash = sha256(update.commit.as_slice());
+        let request = DsRequest::ResyncClient(ResyncClient {
+            group_id: self.scenario.id.clone(),
+            sender: rogue.leaf.public().clone(),
+            update,
+            client_queue_config: rogue.config(),
+        });
+        let message = super::rogue::sign(&self.scenario, sender, request, &rogue.leaf);
+        self.scenario.submit(&message).unwrap();
+        Lie { epoch, hash, sequence }
+    }
+
+    /// `who` comes in for the first time.
+    fn joins(&mut self, who: &'static str) -> Lie {
+        let (epoch, sequence) = (self.scenario.state.epoch(), self.scenario.state.next_sequence());
+        let mut rogue = Rogue::new(who);
+        let join = rogue.join(&self.scenario);
+        let DsRequest::JoinGroup(joins) = &join.request else { panic!("a join") };
+        let hash = sha256(joins.update.commit.as_slice());
+        self.scenario.submit(&join).unwrap();
+        self.rogues.insert(who, rogue);
+        Lie { epoch, hash, sequence }
     }
 
     fn complain(&mut self, who: &str, lie: &Lie) -> ComplaintOutcome {
@@ -346,7 +398,7 @@ fn complaint_is_its_complainants_own_or_it_is_refused() {
     let mut forged = good.clone();
     sign(&mut forged, &told.rogues["mallory/phone"].leaf);
     assert!(unauthenticated(told.submit(&forged, &domain())));
-    let changed = CommitComplaint { reason: 0, ..good.clone() };
+    let changed = CommitComplaint { reason: ComplaintReason::Other.into(), ..good.clone() };
     assert!(unauthenticated(told.submit(&changed, &domain())));
     let other = CommitComplaint { leaf_index: told.scenario.leaf("carol/phone"), ..good.clone() };
     assert!(unauthenticated(told.submit(&other, &domain())));
@@ -476,24 +528,82 @@ fn members_who_can_read_complain_of_the_group_info_and_nobody_comes_in_by_it() {
     assert!(!told.scenario.has("mallory/phone"));
     let join = Rogue::new("frank/phone").join(&told.scenario);
     told.scenario.submit(&join).unwrap();
+}
 
-    // who came in before enough had complained was misled, and is no liar
-    let mut told = Told::with(setup(), SIX);
-    let lie = told.lie();
-    told.complain_of("bob/phone", &lie, of_info);
-    let epoch = told.scenario.state.epoch();
-    let sequence = told.scenario.state.next_sequence();
-    let mut frank = Rogue::new("frank/phone");
-    let join = frank.join(&told.scenario);
-    let DsRequest::JoinGroup(joins) = &join.request else { panic!("a join") };
-    let misled = Lie { epoch, hash: sha256(joins.update.commit.as_slice()), sequence };
-    told.scenario.submit(&join).unwrap();
-    // their leaves are what they were: nobody but mallory and frank changed theirs
-    for who in ["bob/phone", "carol/phone", "dave/phone", "erin/phone"] {
-        assert_eq!(told.complain(who, &misled), Resync);
+const HONEST: [&str; 4] = ["bob/phone", "carol/phone", "dave/phone", "erin/phone"];
+
+fn open_to_all() -> Told {
+    Told::with(Setup::policy(|policy| policy.join = JoinPolicy::Open), SIX)
+}
+
+#[test]
+fn member_who_lies_from_outside_is_out_whatever_one_accomplice_says() {
+    for restarts in [false, true] {
+        let mut told = Told::group_of(SIX);
+        told.commits("erin/phone", |builder| builder);
+        told.scenario.deliver("alice/phone");
+        told.follow_all_but("erin/phone");
+        let given = told.external_pub();
+        let lie = told.resyncs("mallory/phone");
+        if restarts {
+            told.scenario.restart_from_snapshot();
+        }
+        // that the GroupInfo was wrong helps nobody who is alone with it
+        assert_eq!(told.complain_of_outside("dave/phone", &lie, &[7; 32]), Resync);
+        assert_eq!(told.complain_of_outside("bob/phone", &lie, &given), Resync);
+        // what does not say whose doing it is counts for nothing
+        assert_eq!(told.complain("carol/phone", &lie), Resync);
+        assert_eq!(told.complain("erin/phone", &lie), Resync);
+        told.complain_of_outside("carol/phone", &lie, &given);
+        assert!(!told.goes("mallory/phone"), "two of five");
+        if restarts {
+            told.scenario.restart_from_snapshot();
+        }
+        told.complain_of_outside("erin/phone", &lie, &given);
+        assert!(told.goes("mallory/phone") && !told.goes("erin/phone"));
+        assert_eq!(told.scenario.state.epoch(), lie.epoch.next(), "a resync is not taken back");
     }
-    assert!(!told.goes("frank/phone"));
-    assert_eq!(told.scenario.state.epoch(), epoch.next());
+}
+
+#[test]
+fn group_goes_back_behind_a_newcomer_who_lies_from_outside() {
+    let mut told = open_to_all();
+    told.lie();
+    told.scenario.deliver("alice/phone");
+    told.follow_all_but("mallory/phone");
+    let given = told.external_pub();
+    let lie = told.joins("frank/phone");
+    // of six
+    for who in &HONEST[..3] {
+        assert_eq!(told.complain_of_outside(who, &lie, &given), Wait);
+    }
+    assert_eq!(told.complain_of_outside(HONEST[3], &lie, &given), Void);
+    assert_eq!(told.scenario.state.epoch(), lie.epoch);
+    assert!(!told.scenario.has("frank/phone"));
+}
+
+#[test]
+fn who_was_misled_stays_and_who_misled_it_is_out() {
+    let mut told = open_to_all();
+    told.lie();
+    // what the others have, mallory has not signed
+    let (right, epoch) = (vec![9; 32], told.scenario.state.epoch());
+    let misled = told.joins("frank/phone");
+    // their leaves are what they were: nobody but mallory and frank changed theirs
+    for who in &HONEST[..2] {
+        assert_eq!(told.complain_of_outside(who, &misled, &right), Resync);
+    }
+    assert!(!told.goes("mallory/phone"), "two of five");
+    // mallory's own word does not count, nor that of who was not there before
+    for who in ["mallory/phone", "frank/phone"] {
+        let complaint = told.complaint_of_outside(who, &misled, &right);
+        let heard = told.submit(&complaint, &domain());
+        assert!(!matches!(&heard, Ok(answer) if answer.outcome == Wait), "{heard:?}");
+    }
+    assert!(!told.goes("mallory/phone"));
+    assert_eq!(told.complain_of_outside(HONEST[2], &misled, &right), Resync);
+    assert!(told.goes("mallory/phone") && !told.goes("frank/phone"));
+    assert_eq!(told.scenario.state.epoch(), epoch.next(), "nothing is taken back");
 }
 
 impl Told {

@@ -15,7 +15,10 @@ use mimid::{
     wire::{
         client::VerificationKeyResponse,
         codec::{Opaque, ShortOpaque},
-        ds::{CommitComplaint, DsContext, DsMessage, DsRequest, DsSenderId, WelcomeInfo},
+        ds::{
+            CommitComplaint, ComplaintReason, DsContext, DsMessage, DsRequest, DsSenderId,
+            WelcomeInfo,
+        },
         encode,
         extensions::SignatureScheme,
         federation::EventType,
@@ -130,7 +133,7 @@ fn complaint() -> Vec<u8> {
         epoch: Epoch(1),
         leaf_index: LeafIndex(0),
         commit_hash: Opaque::new(vec![1; 32]).unwrap(),
-        reason: 1,
+        reason: ComplaintReason::ConfirmationTag.into(),
         signature: Opaque::new(vec![1; 64]).unwrap(),
     })
 }

@@ -507,6 +507,16 @@ fn outcome<T: Describe>(outcome: &Outcome<T>, body: &'static str) -> Vec<(&'stat
     }
 }
 
+/// A code, and what belongs to one of them.
+impl Describe for Grounds {
+    fn describe(&self) -> Node {
+        let Some(external_pub) = self.external_pub() else { return self.code().describe() };
+        let external_pub = Node::Opaque(external_pub.to_vec());
+        let fields = vec![("reason", self.code().describe()), ("external_pub", external_pub)];
+        Node::Struct("Grounds".into(), fields)
+    }
+}
+
 impl Describe for DsResponse {
     fn describe(&self) -> Node {
         let Self { version, outcome: answer } = self;

@@ -293,7 +293,7 @@ pub fn ds_answers(samples: &mut Samples) {
         epoch: Epoch(2),
         leaf_index: LeafIndex(1),
         commit_hash: Opaque::new(sha256(&mls_bytes("commit_update"))).unwrap(),
-        reason: 1,
+        reason: ComplaintReason::ConfirmationTag.into(),
     };
     samples.add(
         "",
@@ -301,6 +301,14 @@ pub fn ds_answers(samples: &mut Samples) {
         &tbs,
     );
     samples.add("", "what /complaint takes from another provider", &complaint());
+    let mut outside = CommitComplaint {
+        reason: Grounds::outside(Opaque::new([0x50; 32]).unwrap()),
+        ..complaint()
+    };
+    outside.signature = keys()["bob_leaf"]
+        .sign_with_label(CommitComplaint::LABEL, &outside.to_be_signed())
+        .unwrap();
+    samples.add("outside", "of a commit from outside, with the key of the epoch", &outside);
     for (variant, about, outcome, wait_ms) in [
         ("resync", "go forward now", ComplaintOutcome::Resync, 0),
         ("wait", "ask again: the hub may yet go back", ComplaintOutcome::Wait, 5000),

@@ -511,7 +511,7 @@ fn complaint() -> CommitComplaint {
         epoch: Epoch(2),
         leaf_index: LeafIndex(1),
         commit_hash: Opaque::new(sha256(&mls_bytes("commit_update"))).unwrap(),
-        reason: ComplaintReason::ConfirmationTag as u8,
+        reason: ComplaintReason::ConfirmationTag.into(),
         signature: Signature::default(),
     };
     let signed = complaint.to_be_signed();

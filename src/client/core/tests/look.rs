@@ -155,7 +155,7 @@ fn wrong_external_pub_is_complained_of_and_then_made_good_whenever_the_process_e
         panic!("one complaint")
     };
     assert_eq!(*hub_domain, domain());
-    assert_eq!(ComplaintReason::of(complaint.reason), ComplaintReason::ExternalPub);
+    assert_eq!(complaint.reason.reason(), ComplaintReason::ExternalPub);
     assert_eq!(complaint.epoch.0 + 1, three.wire.epoch);
     assert_eq!(complaint.commit_hash.as_slice(), sha256(three.last_commit().as_slice()));
     let bob = three.bob.record(&three.group).unwrap().leaf_key.open().unwrap();
