@@ -6,7 +6,7 @@ use crate::{
     crypto::verify_with_label,
     store::records::GoneReason,
     wire::{
-        codec::encode,
+        codec::{decode, encode},
         ds::{CommitComplaint, ComplaintOutcome, ComplaintResponse, DsSenderId},
         ids::{Domain, LeafIndex, Timestamp, UserKeyHash},
     },
@@ -192,14 +192,9 @@ impl GroupState {
         liars.iter().filter(is_new).map(step).collect()
     }
 
-    pub(super) fn apply_complaint(
-        &mut self,
-        user: &UserKeyHash,
-        bytes: Vec<u8>,
-        at: Timestamp,
-    ) -> Result<(), Reject> {
-        let complaint: CommitComplaint = crate::wire::codec::decode(&bytes)
-            .map_err(|error| Reject::Broken(error.to_string()))?;
+    pub(super) fn apply_complaint(&mut self, user: &UserKeyHash, bytes: Vec<u8>, at: Timestamp) {
+        // an earlier build wrote down any reason, also one that says more by now
+        let Ok(complaint) = decode::<CommitComplaint>(&bytes) else { return };
         let hash = complaint.commit_hash.as_slice();
         let charge = self.lies.find(complaint.epoch, hash);
         let charge = charge.and_then(|index| self.lies.charge(index, &complaint.reason));
@@ -207,7 +202,6 @@ impl GroupState {
             let said = Said { of_info, complaint: bytes };
             self.lies.complained(index, user, said, &self.roster, at);
         }
-        Ok(())
     }
 }
 

@@ -136,7 +136,11 @@ impl Earlier {
             has_user: former.iter().map(|former| former.user.clone()).collect(),
             former,
             users: roster.user_count(),
-            external_pub: commit.joined.as_ref().and(info.external_pub()).map(|key| sha256(&key)),
+            external_pub: commit
+                .joined
+                .as_ref()
+                .and_then(|_| info.external_pub())
+                .map(|key| sha256(&key)),
         }
     }
 }

@@ -489,7 +489,7 @@ impl GroupState {
                     self.drop_pending(|pending| pending.reference() == reference);
                 }
             }
-            Kind::Complaint { user, complaint } => self.apply_complaint(&user, complaint, at)?,
+            Kind::Complaint { user, complaint } => self.apply_complaint(&user, complaint, at),
             Kind::EpochVoid { before } => self.apply_void(&before)?,
             Kind::Restored => {
                 self.behind = self.members.keys().copied().collect();

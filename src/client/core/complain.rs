@@ -19,7 +19,10 @@ use crate::{
     wire::{
         client::Complain,
         codec::{decode, encode},
-        ds::{CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, Grounds},
+        ds::{
+            CommitComplaint, ComplaintOutcome, ComplaintReason, ComplaintResponse, ExternalPub,
+            Grounds,
+        },
         extensions::Signature,
         ids::{Domain, Epoch, GroupId, LeafIndex, Timestamp},
         mls::MlsMessage,
@@ -181,18 +184,18 @@ impl Member {
             Some(leaf) => roster_of(group)?.get(leaf).map(|it| it.client.clone()),
             None => None,
         };
-        let step = if reason.is_some() { Step::Complain } else { Step::Resync };
-        let reason = match (reason, committer) {
+        let grounds = match (reason, committer) {
             // who came in from outside built on what the committer before it gave, and may know no better
-            (Some(_), None) => Grounds::outside(bounded(self.external_pub_of(group, &record)?)?),
-            (reason, _) => reason.unwrap_or(ComplaintReason::Other).into(),
+            (Some(_), None) => self.external_pub_of(group, &record).ok().map(Grounds::outside),
+            (reason, _) => reason.map(Grounds::from),
         };
+        let step = if grounds.is_some() { Step::Complain } else { Step::Resync };
         let complaint = CommitComplaint {
             group_id: id.clone(),
             epoch: epoch_of(group),
             leaf_index: LeafIndex(group.own_leaf_index().u32()),
             commit_hash: bounded(crypto::sha256(message.as_slice()).to_vec())?,
-            reason,
+            reason: grounds.unwrap_or(ComplaintReason::Other.into()),
             signature: Signature::default(),
         };
         let doubt = Doubt {
@@ -228,14 +231,14 @@ impl Member {
         &self,
         group: &mls::MlsGroup,
         record: &GroupRecord,
-    ) -> Result<Vec<u8>, CoreError> {
+    ) -> Result<ExternalPub, CoreError> {
         let (provider, signer) = (self.home.provider(), record.leaf_key.open()?);
         let info =
             group.export_group_info(provider.crypto(), &signer, false).map_err(CoreError::mls)?;
         let info = info.tls_serialize_detached().map_err(CoreError::mls)?;
         for extension in GroupInfoParts::of_message(&info)?.extensions.iter() {
             if let mls::Extension::ExternalPub(key) = extension.parse().map_err(CoreError::mls)? {
-                return Ok(key.external_pub().as_slice().to_vec());
+                return bounded(key.external_pub().as_slice().to_vec());
             }
         }
         Err(CoreError::Invalid("openmls made a GroupInfo without external_pub"))

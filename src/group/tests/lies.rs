@@ -583,6 +583,22 @@ fn group_goes_back_behind_a_newcomer_who_lies_from_outside() {
 }
 
 #[test]
+fn complaint_that_an_earlier_build_wrote_down_and_nobody_can_read_counts_for_nothing() {
+    let (mut told, lie) = forward();
+    let complaint = told.complaint("bob/phone", &lie, ComplaintReason::Other);
+    let mut bytes = encode(&complaint);
+    // reason, signature<V>: it was said without a key
+    let reason = bytes.len() - 2 - 64 - 1;
+    assert_eq!(bytes[reason], 0);
+    bytes[reason] = 4;
+    assert!(decode::<CommitComplaint>(&bytes).is_err());
+    let (before, user) = (told.scenario.snapshot(), told.rogues["bob/phone"].user_key_hash());
+    let now = told.scenario.now;
+    told.scenario.state.apply_complaint(&user, bytes, now);
+    assert_eq!(told.scenario.snapshot(), before);
+}
+
+#[test]
 fn who_was_misled_stays_and_who_misled_it_is_out() {
     let mut told = open_to_all();
     told.lie();
@@ -996,7 +1012,7 @@ fn complaints_cost_each_as_much_however_many_users_complain() {
                 let case = &state.lies.cases[index];
                 assert!(case.may_complain(user, &state.roster));
                 assert!(!case.has_complaint(user, false));
-                state.apply_complaint(user, bytes.clone(), now).unwrap();
+                state.apply_complaint(user, bytes.clone(), now);
                 let _ = state.wants_back(now);
                 state.liars(now);
                 state.info_is_bad();
