@@ -573,6 +573,7 @@ mod tests {
         assert!(one.iter().all(|gap| *gap >= Duration::from_millis(700)), "{one:?}");
         let last = one.last().unwrap();
         assert!(*last >= Duration::from_millis(BACKOFF_MAX_MS), "it has not helped: {one:?}");
-        assert_ne!(one[0], other[0], "two clients do not come back together");
+        // one gap of each, in milliseconds, is the same once in a while
+        assert_ne!(one, other, "two clients do not come back together");
     }
 }
