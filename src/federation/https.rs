@@ -315,7 +315,7 @@ async fn collect(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, Ca
 }
 
 /// Whole seconds; a date is as good as no hint.
-fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     Some(text.parse::<u32>().ok().map(u64::from)? * 1000)
 }

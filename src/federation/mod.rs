@@ -9,6 +9,8 @@ mod call;
 pub mod direct;
 pub mod discovery;
 mod flight;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod https;
 pub mod keys;
 pub mod message;

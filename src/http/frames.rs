@@ -20,7 +20,7 @@ pub(super) struct Frames<S> {
 impl<S> Frames<S> {
     /// Frames of at most `bytes_max` each.
     pub fn new(bytes: S, bytes_max: u64) -> Self {
-        Self { bytes, heads: Heads { head: Vec::new(), payload_left: 0, bytes_max } }
+        Self { bytes, heads: Heads::new(bytes_max) }
     }
 }
 
@@ -39,7 +39,7 @@ impl<S: Stream<Item = Result<Bytes, PayloadError>> + Unpin> Stream for Frames<S>
 }
 
 /// Where in a frame the bytes that came so far end.
-struct Heads {
+pub(super) struct Heads {
     /// The bytes of a head that is not whole yet.
     head: Vec<u8>,
     payload_left: u64,
@@ -47,7 +47,13 @@ struct Heads {
 }
 
 impl Heads {
-    fn are_small_in(&mut self, mut bytes: &[u8]) -> bool {
+    /// At the beginning of a frame, of which each may be `bytes_max` long.
+    pub fn new(bytes_max: u64) -> Self {
+        Self { head: Vec::new(), payload_left: 0, bytes_max }
+    }
+
+    /// Whether no frame that begins in `bytes`, which come next, says that it is larger.
+    pub fn are_small_in(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             let skipped = usize::try_from(self.payload_left).unwrap_or(usize::MAX).min(bytes.len());
             self.payload_left -= skipped as u64;
@@ -101,15 +107,14 @@ mod tests {
         let large = frame(&[0x80 | 126, 16, 1], 0);
         for piece in [1, 2, 3, 7, 100, 5000, usize::MAX] {
             let piece = piece.min(small.len());
-            let heads = || Heads { head: Vec::new(), payload_left: 0, bytes_max: 4096 };
-            let mut heads = heads();
+            let mut heads = Heads::new(4096);
             assert!(small.chunks(piece).all(|bytes| heads.are_small_in(bytes)), "{piece}");
             assert!(heads.head.is_empty() && heads.payload_left == 0, "{piece}");
             let judged: Vec<bool> =
                 large.chunks(piece).map(|bytes| heads.are_small_in(bytes)).collect();
             assert!(judged.contains(&false), "{piece}");
         }
-        let mut heads = Heads { head: Vec::new(), payload_left: 0, bytes_max: 4096 };
+        let mut heads = Heads::new(4096);
         assert!(!heads.are_small_in(&frame(&[0xff; 9], 0)), "past all memory");
     }
 }

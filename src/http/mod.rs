@@ -17,6 +17,8 @@ mod endpoint;
 mod federation;
 mod frames;
 mod front;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod h2;
 mod limits;
 mod linger;

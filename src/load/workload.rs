@@ -6,6 +6,9 @@
 //!
 //! Order: header, accounts; of each group its record and then its steps; the index; where the index begins.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},

@@ -112,7 +112,7 @@ impl NodeKeys {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TokenKeysFile {
+pub(super) struct TokenKeysFile {
     /// The one for new tokens first.
     keys: Vec<TokenKeyRecord>,
 }
@@ -125,10 +125,15 @@ struct TokenKeyRecord {
 }
 
 fn token_keys(path: &Path) -> Result<TokenKeys, KeysError> {
-    let file: TokenKeysFile = read_or_make(path, || {
+    let file = read_or_make(path, || {
         let key = hex::encode(*BoxKey::generate()?.to_bytes());
         Ok(TokenKeysFile { keys: vec![TokenKeyRecord { id: 1, key }] })
     })?;
+    held(file, path)
+}
+
+/// The keys in `file`, which is at `path`.
+pub(super) fn held(file: TokenKeysFile, path: &Path) -> Result<TokenKeys, KeysError> {
     let mut keys = Vec::new();
     for mut record in file.keys {
         let bytes =

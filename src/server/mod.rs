@@ -7,6 +7,8 @@ mod certificate_metrics;
 pub mod config;
 pub mod endpoints;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod key_file;
 pub mod keys;
 mod outside;

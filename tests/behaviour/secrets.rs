@@ -237,7 +237,67 @@ fn of_client(database: &Path) -> Vec<Known> {
         }
         private_of_cbor(name, &value, &mut secrets);
     }
+    secrets.extend(of_mls(name, &connection));
     secrets
+}
+
+/// What openmls keeps in a client's home: private keys of KeyPackages, leaves and paths, and the secrets of epochs. The ratchets of
+/// messages are not among them: they are kept in another encoding, and go with each message.
+fn of_mls(name: &str, connection: &rusqlite::Connection) -> Vec<Known> {
+    const PRIVATE: [&str; 3] = [
+        "SELECT key_pair FROM openmls_encryption_keys",
+        "SELECT key_pairs FROM openmls_epoch_keys_pairs",
+        "SELECT key_package FROM openmls_key_packages",
+    ];
+    const SECRET: &str = "SELECT group_data FROM openmls_group_data \
+        WHERE data_type IN ('group_epoch_secrets', 'resumption_psk_store')";
+    let values = |query: &str| {
+        let mut rows = connection.prepare(query).unwrap();
+        let rows = rows.query_map([], |row| row.get::<_, Vec<u8>>(0)).unwrap();
+        // a record may be of more than one value
+        let values = rows.flat_map(|row| {
+            let row = row.unwrap();
+            let mut rest = row.as_slice();
+            std::iter::from_fn(|| {
+                (!rest.is_empty()).then(|| ciborium::from_reader(&mut rest).unwrap())
+            })
+            .collect::<Vec<Cbor>>()
+        });
+        values.collect::<Vec<_>>()
+    };
+    let mut secrets = Vec::new();
+    for query in PRIVATE {
+        values(query).iter().for_each(|value| lists_of_cbor(name, "", value, &mut secrets));
+    }
+    secrets.retain(|it| it.what.contains(" private"));
+    let epochs = values(SECRET);
+    epochs.iter().for_each(|value| lists_of_cbor(name, "", value, &mut secrets));
+    // it is shown to users, who compare it
+    secrets.retain(|it| !it.what.contains("epoch_authenticator"));
+    secrets
+}
+
+/// Every list of bytes in `value` that is as long as a key, named by the fields above it.
+fn lists_of_cbor(name: &str, above: &str, value: &Cbor, secrets: &mut Vec<Known>) {
+    const KEY_BYTES: usize = 32;
+    if let Some(bytes) = bytes_of(value) {
+        if bytes.len() >= KEY_BYTES {
+            secrets.push(Known::new(format!("{name}:{above}"), bytes));
+        }
+        return;
+    }
+    match value {
+        Cbor::Map(fields) => {
+            for (field, value) in fields {
+                let above = format!("{above} {}", field.as_text().unwrap_or_default());
+                lists_of_cbor(name, &above, value, secrets);
+            }
+        }
+        Cbor::Array(items) => {
+            items.iter().for_each(|item| lists_of_cbor(name, above, item, secrets));
+        }
+        _ => {}
+    }
 }
 
 fn private_of_cbor(name: &str, value: &Cbor, secrets: &mut Vec<Known>) {
@@ -299,6 +359,10 @@ fn a_whole_play_at_trace_level_and_umask_000_tells_nobody_a_secret() {
         }
     }
     assert!(homes >= 4 && secrets.len() > 50, "{homes} homes, {} secrets", secrets.len());
+    for kind in ["private_init_key", "private_encryption_key", "private_key", "init_secret", "psk"]
+    {
+        assert!(secrets.iter().any(|it| it.what.contains(kind)), "no {kind} to look for");
+    }
     for (whose, log) in &logs {
         // the client library says nothing unless something goes wrong
         let speaks = |what: &[u8]| log.windows(what.len()).any(|part| part == what);

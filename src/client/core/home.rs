@@ -30,6 +30,9 @@ pub struct Stored;
 
 /// The tree, and the secrets of messages with the leaves of past epochs.
 const IN_POSTCARD: [&str; 2] = ["::TreeSync", "::MessageSecretsStore"];
+/// How deep lists in lists go, in what is stored. For each of them serde takes up to 1 MiB where a record that is damaged says
+/// that it is long.
+const DEPTH_MAX: usize = 32;
 /// CBOR's "break", which only ends something.
 const POSTCARD: u8 = 0xFF;
 
@@ -72,7 +75,8 @@ impl Codec for Cbor {
     }
 
     fn from_slice<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CborError> {
-        ciborium::from_reader(bytes).map_err(|error| CborError(error.to_string()))
+        ciborium::de::from_reader_with_recursion_limit(bytes, DEPTH_MAX)
+            .map_err(|error| CborError(error.to_string()))
     }
 }
 
@@ -446,5 +450,20 @@ pub(super) mod bytes {
             }
         }
         deserializer.deserialize_byte_buf(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn record_of_lists_in_lists_without_end_is_refused() {
+        // a map of one entry, whose key is such a map, and so on
+        let nested = |depth: usize| [vec![0xa1; depth], vec![0; depth + 1]].concat();
+        let read = |depth| Cbor::from_slice::<ciborium::Value>(&nested(depth));
+        assert!(read(DEPTH_MAX - 1).is_ok());
+        let error = read(DEPTH_MAX + 1).unwrap_err();
+        assert!(error.to_string().contains("RecursionLimitExceeded"), "{error}");
     }
 }

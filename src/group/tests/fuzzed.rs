@@ -6,7 +6,7 @@
 //! and in the end. Every run begins with a copy of one group and its clients, which are made once.
 
 use super::{
-    scenario::{Scenario, respond, say, uri},
+    scenario::{Bound, Scenario, respond, say, uri},
     steps::{NAMES, Pick, Step, group, members, run, settle},
 };
 use crate::{
@@ -43,12 +43,15 @@ struct Sent {
 /// Steps of one sequence: a group's whole log is replayed at every step.
 const STEPS_MAX: usize = 24;
 
+/// What the hub does with each request is done in `bound`.
+///
 /// # Panics
 /// Where the hub breaks a promise.
-pub fn sequence(bytes: &[u8]) {
+pub fn sequence(bytes: &[u8], bound: Bound) {
     let mut bytes = bytes.iter().copied();
     let mut scenario = START.with(Scenario::copy);
     scenario.reloads = false;
+    scenario.bound = bound;
     let mut sent: Vec<Sent> = Vec::new();
     let mut honest = true;
     for _ in 0..STEPS_MAX {

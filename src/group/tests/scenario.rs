@@ -97,6 +97,9 @@ struct Client {
     feeds: Vec<Feed>,
 }
 
+/// Does what it is given, and panics where that allocates more than a request and a group of so many bytes in all may.
+pub type Bound = fn(usize, &mut dyn FnMut());
+
 pub(super) struct Scenario {
     pub hub: Arc<Hub>,
     pub now: Timestamp,
@@ -113,6 +116,8 @@ pub(super) struct Scenario {
     clients: BTreeMap<String, Client>,
     /// Whether each step is followed by a look whether what is loaded from the log equals what is live.
     pub reloads: bool,
+    /// What the hub does with each request is done in it.
+    pub bound: Bound,
 }
 
 /// What a scenario begins with.
@@ -203,6 +208,7 @@ impl Scenario {
             users,
             clients: BTreeMap::new(),
             reloads: true,
+            bound: |_, work| work(),
         };
         scenario.clients.insert(creator.to_owned(), Client::new(member));
         scenario.leave_for_clients(creation.effects.inbox);
@@ -237,6 +243,7 @@ impl Scenario {
             users: self.users.clone(),
             clients: clients.collect(),
             reloads: self.reloads,
+            bound: self.bound,
         }
     }
 
@@ -320,7 +327,10 @@ impl Scenario {
     ) -> Result<DsResponseBody, Reject> {
         let before = self.snapshot();
         let request = Request { message: message.clone(), relay };
-        match self.state.stage(&request, self.now) {
+        let mut staged = None;
+        let len = encode(message).len() + before.to_bytes().unwrap().len();
+        (self.bound)(len, &mut || staged = Some(self.state.stage(&request, self.now)));
+        match staged.expect("it was done") {
             Err(reject) => {
                 self.state.note_refusal(&reject, &message.sender_id);
                 assert_eq!(self.snapshot(), before, "a refusal changes nothing");
@@ -337,7 +347,9 @@ impl Scenario {
             }
             Ok(Decision::Write(staged)) => {
                 assert_eq!(self.snapshot(), before, "staging changes nothing");
-                let effects = self.state.merge(*staged).unwrap();
+                let (mut staged, mut effects) = (Some(*staged), None);
+                (self.bound)(len, &mut || effects = staged.take().map(|it| self.state.merge(it)));
+                let effects = effects.expect("it was done").unwrap();
                 let accepted = effects.accepted.unwrap();
                 self.take(effects);
                 Ok(DsResponseBody::Accepted(accepted))

@@ -42,7 +42,13 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
                 }
             }
         }
-        _ => {}
+        DsRequest::StartMigration(it) => commit(&it.update.commit),
+        // nothing in them is read by hand
+        DsRequest::UpdateQueueInfo(_)
+        | DsRequest::WelcomeInfo(_)
+        | DsRequest::ExternalCommitInfo(_)
+        | DsRequest::UpdateClientFanoutInfo(_)
+        | DsRequest::SendMessage(_) => {}
     });
 });
 

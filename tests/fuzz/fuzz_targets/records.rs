@@ -3,7 +3,7 @@
 #![no_main]
 
 use mimid::client::core::fuzzing::content;
-use mimid_fuzz::{Limit, within};
+use mimid_fuzz::{Limit, Room, holding, within};
 
 /// Content that another member made; all else was written here.
 const FROM_STRANGERS: u8 = 100;
@@ -12,8 +12,11 @@ const FROM_STRANGERS: u8 = 100;
 /// times its size in all); each of the parts is then one of some 120 bytes for five or more.
 const CBOR: Limit = Limit { per_byte: 256, fixed: 64 * 1024, calls_per_byte: 4 };
 
-/// serde takes up to 1 MiB in advance for a list of a length that a record claims.
+/// serde takes up to 1 MiB in advance for a list of a length that a record claims: each of a list of lists does.
 const DISK: Limit = Limit { per_byte: 1 << 20, fixed: 8 << 20, calls_per_byte: 16 };
+
+/// So deep do lists go that are read at once.
+const AT_ONCE: Room = Room { per_byte: 1024, fixed: 34 << 20 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
@@ -23,9 +26,11 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         }
         return;
     }
-    within(DISK, bytes.len(), || match which {
+    let read = || match which {
         0..100 => mimid::store::fuzzing::record(*which, bytes),
         100..200 => mimid::client::core::fuzzing::record(which - 100, bytes),
-        _ => mimid::group::fuzzing::record(which - 200, bytes),
-    });
+        200..240 => mimid::group::fuzzing::record(which - 200, bytes),
+        240.. => mimid::load::workload::fuzzing::record(which - 240, bytes),
+    };
+    within(DISK, bytes.len(), || holding(AT_ONCE, bytes.len(), read));
 });

@@ -1,5 +1,5 @@
-//! Arbitrary text as names, headers, JSON and configuration: refused, or the same when it is shown and read again. The
-//! first byte says as what.
+//! Arbitrary text as names, headers, JSON and configuration, and the frames of a WebSocket: refused, or the same when it is
+//! shown and read again. The first byte says as what.
 #![no_main]
 
 use std::{fmt::Debug, str::FromStr};
@@ -19,12 +19,20 @@ use mimid_fuzz::{Limit, within};
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
     // a message about each of many mistakes, with what was probably meant
-    let limit = Limit { per_byte: 4096, fixed: 4 << 20, calls_per_byte: 128 };
-    let limit = Limit { calls_per_byte: if *which < 3 { 4096 } else { 128 }, ..limit };
-    within(limit, bytes.len(), || read(*which, bytes));
+    const LIMIT: Limit = Limit { per_byte: 1024, fixed: 1 << 20, calls_per_byte: 64 };
+    within(LIMIT, bytes.len(), || read(*which, bytes));
 });
 
 fn read(which: u8, bytes: &[u8]) {
+    match which {
+        11 => return mimid::server::fuzzing::key_file(bytes),
+        12 => return mimid::federation::fuzzing::headers(bytes),
+        13 => {
+            let Some((piece, bytes)) = bytes.split_first() else { return };
+            return mimid::http::fuzzing::frames(bytes, *piece);
+        }
+        _ => {}
+    }
     if which == 10 {
         if let Ok(host) = ServiceHost::from_answer(bytes) {
             assert_eq!(host.authority().parse::<ServiceHost>(), Ok(host));

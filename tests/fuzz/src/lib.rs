@@ -1,7 +1,8 @@
 //! What all targets share: an allocator that counts, and what a decoder of N bytes may take.
 //!
 //! Everything that is allocated is added up, freed or not: a decoder that copies its input again and again shows as well as
-//! one that believes a length. Counts, unlike seconds, are the same on a busy machine.
+//! one that believes a length. Of what was written here, and may lie on a disk, the most that is held at once is measured too.
+//! Counts, unlike seconds, are the same on a busy machine.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -13,10 +14,18 @@ struct Counting;
 
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 static CALLS: AtomicUsize = AtomicUsize::new(0);
+/// What is allocated and not freed, and the most that it was since [`holding`] began.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
 
 fn count(bytes: usize) {
     BYTES.fetch_add(bytes, Relaxed);
     CALLS.fetch_add(1, Relaxed);
+    MOST.fetch_max(HELD.fetch_add(bytes, Relaxed) + bytes, Relaxed);
+}
+
+fn freed(bytes: usize) {
+    HELD.fetch_sub(bytes, Relaxed);
 }
 
 // SAFETY: every call goes on to `System` as it came.
@@ -33,10 +42,12 @@ unsafe impl GlobalAlloc for Counting {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size);
+        freed(layout.size());
         unsafe { System.realloc(pointer, layout, size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        freed(layout.size());
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -69,6 +80,26 @@ pub fn within<T>(limit: Limit, len: usize, decode: impl FnOnce() -> T) -> T {
     assert!(bytes <= allowed, "{len} bytes made it allocate {bytes} bytes, {allowed} are allowed");
     let allowed = limit.fixed / 64 + limit.calls_per_byte * len;
     assert!(calls <= allowed, "{len} bytes made it allocate {calls} times, {allowed} are allowed");
+    value
+}
+
+/// What work on N bytes may hold at once: so many bytes for each of them, and so many whatever they are.
+#[derive(Clone, Copy)]
+pub struct Room {
+    pub per_byte: usize,
+    pub fixed: usize,
+}
+
+/// Runs `work` on `len` bytes.
+///
+/// # Panics
+/// Where it holds more at once than there is `room`.
+pub fn holding<T>(room: Room, len: usize, work: impl FnOnce() -> T) -> T {
+    let before = HELD.load(Relaxed);
+    MOST.store(before, Relaxed);
+    let value = work();
+    let (held, allowed) = (MOST.load(Relaxed).saturating_sub(before), room.fixed + room.per_byte * len);
+    assert!(held <= allowed, "{len} bytes made it hold {held} bytes, {allowed} are allowed");
     value
 }
 
