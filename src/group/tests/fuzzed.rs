@@ -1,24 +1,27 @@
 //! Bytes as what is done to a group: steps of honest members, requests of theirs that were changed on the way and signed
-//! anew, repeats, requests of another time, and the hub's clock.
+//! anew, repeats, requests of another time, complaints of commits that nothing is wrong with, by one and by all, and the hub's clock.
 //!
 //! The fixture checks at every request that a refusal, an answer and staging change nothing. Here: one commit per epoch, an
 //! admin in every group, the roster is the tree's; what is loaded from the log equals the live group, where the hub restarts
 //! and in the end. Every run begins with a copy of one group and its clients, which are made once.
 
 use super::{
-    scenario::{Bound, Scenario, respond, say, uri},
+    scenario::{Bound, Scenario, respond, say, sign_complaint, uri},
     steps::{NAMES, Pick, Step, group, members, run, settle},
 };
 use crate::{
-    client::core::{NewProposal, Operation},
+    client::core::{NewProposal, Operation, SUITES},
     crypto::SigningKey,
     group::Reject,
     policy::role_of,
     store::records::GoneReason,
     wire::{
-        codec::{ShortOpaque, decode, encode},
-        ds::{DsMessage, DsRequest, DsResponseBody},
-        extensions::Role,
+        codec::{Opaque, ShortOpaque, decode, encode},
+        ds::{
+            CommitComplaint, ComplaintOutcome, ComplaintReason, DsMessage, DsRequest,
+            DsResponseBody, Grounds,
+        },
+        extensions::{Role, Signature},
         ids::{Domain, RequestId},
     },
 };
@@ -54,6 +57,7 @@ pub fn sequence(bytes: &[u8], bound: Bound) {
     scenario.bound = bound;
     let mut sent: Vec<Sent> = Vec::new();
     let mut honest = true;
+    let mut is_blamed = false;
     for _ in 0..STEPS_MAX {
         let Some(what) = bytes.next() else { break };
         if scenario.state.is_deleted() {
@@ -92,15 +96,20 @@ pub fn sequence(bytes: &[u8], bound: Bound) {
                 scenario.hub_acts(&[("b:nobody/phone", GoneReason::AccountDeleted)]);
             }
             18 if honest => settle(&mut scenario),
+            19 => {
+                (honest, is_blamed) = (false, true);
+                complain(&mut scenario, &mut next);
+            }
             _ => {
                 honest = false;
                 forge(&mut scenario, &mut sent, &mut next);
             }
         }
         let new = scenario.records.get(commits..).unwrap_or_default().len();
-        let moved = scenario.state.epoch().0 - epochs.0;
+        // a commit that is void takes the group back by one
+        let moved = scenario.state.epoch().0.saturating_sub(epochs.0);
         assert!(moved <= u64::try_from(new).unwrap_or(u64::MAX), "an epoch needs a record");
-        holds(&scenario);
+        holds(&scenario, is_blamed);
     }
     scenario.is_reloaded();
 }
@@ -187,6 +196,55 @@ fn forge(scenario: &mut Scenario, sent: &mut Vec<Sent>, next: &mut impl FnMut() 
     }
 }
 
+/// Some members say that they cannot process a commit, of whichever of the last ones, signed rightly or not.
+fn complain(scenario: &mut Scenario, next: &mut impl FnMut() -> Byte) {
+    let cases = &scenario.state.lies.cases;
+    let Some(last) = cases.len().checked_sub(1) else { return };
+    // mostly of the last one: it alone can be taken back
+    let ago = (usize::from(next().0) % 8).saturating_sub(4);
+    let case = &cases[last.saturating_sub(ago)];
+    let (epoch, mut hash) = (case.epoch, case.hash);
+    let (reason, how, who) = (next().0, next().0, next().0);
+    hash[0] ^= u8::from(how % 32 == 0);
+    let inside = members(scenario);
+    for (at, name) in inside.iter().enumerate() {
+        if who & (1 << at) == 0 {
+            continue;
+        }
+        let Some(leaf_index) = scenario.state.roster.leaf_of(&uri(name)) else { continue };
+        let key_of_epoch = scenario.state.info.external_pub().unwrap_or_default();
+        let reason = match reason % 6 {
+            0 => ComplaintReason::ConfirmationTag.into(),
+            1 => ComplaintReason::Path.into(),
+            2 => ComplaintReason::ExternalPub.into(),
+            3 => Grounds::outside(Opaque::new(key_of_epoch).unwrap_or_default()),
+            4 => Grounds::outside(Opaque::new([reason; 32]).unwrap()),
+            _ => ComplaintReason::Other.into(),
+        };
+        let mut complaint = CommitComplaint {
+            group_id: scenario.id.clone(),
+            epoch,
+            leaf_index,
+            commit_hash: Opaque::new(hash).unwrap(),
+            reason,
+            signature: Signature::default(),
+        };
+        // one in eight by somebody else's key, or through somebody else's provider
+        let signer = if how % 8 == 1 { inside[(at + 1) % inside.len()] } else { name };
+        let relay = if how % 8 == 2 { uri("c:x/phone").domain() } else { uri(name).domain() };
+        let identity = scenario.client(signer).identity().clone();
+        sign_complaint(&mut complaint, identity.leaf_key(SUITES[0]).unwrap());
+        let answer = scenario.complain(&complaint, &relay);
+        let is_own = signer == *name && relay == uri(name).domain();
+        assert!(
+            is_own || !matches!(&answer, Ok(it) if it.outcome == ComplaintOutcome::Wait),
+            "{answer:?}"
+        );
+        let again = scenario.complain(&complaint, &relay);
+        assert_eq!(again.is_ok(), answer.is_ok(), "a repeat is answered alike");
+    }
+}
+
 fn change(message: &mut DsMessage, sent: &[Sent], next: &mut impl FnMut() -> Byte) {
     match next().0 % 6 {
         0 => message.context.timestamp.0 ^= 1 << (next().0 % 64),
@@ -218,8 +276,8 @@ fn change(message: &mut DsMessage, sent: &[Sent], next: &mut impl FnMut() -> Byt
     }
 }
 
-/// What holds of a group whatever was sent.
-fn holds(scenario: &Scenario) {
+/// What holds of a group whatever was sent; `is_blamed`: members have complained of somebody.
+fn holds(scenario: &Scenario, is_blamed: bool) {
     let state = &scenario.state;
     if state.is_deleted() {
         return;
@@ -228,8 +286,9 @@ fn holds(scenario: &Scenario) {
     let roster: Vec<_> = state.roster.iter().map(|(leaf, _)| leaf).collect();
     assert_eq!(tree, roster, "the roster is the tree's");
     let is_admin = |hash: &_| role_of(&state.policy, hash) == Role::Admin;
+    // who is blamed by more than half is removed by the hub, whoever it is
     assert!(
-        state.roster.iter().any(|(_, it)| is_admin(&it.user)),
+        is_blamed || state.roster.iter().any(|(_, it)| is_admin(&it.user)),
         "a group has an admin who is in it"
     );
 }

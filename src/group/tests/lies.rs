@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::rogue::{Builder, Rogue};
-use super::scenario::{Scenario, Setup, domain, say, update, uri};
+use super::scenario::{Scenario, Setup, domain, say, sign_complaint as sign, update, uri};
 use crate::{
     client::core::Operation,
-    crypto::{SigningKey, sha256},
+    crypto::sha256,
     group::{GroupState, Heard, Reject, record::Snapshot},
     policy::{leaf::LeafIdentity, roster::Roster},
     store::records::{GoneReason, InboxItem},
@@ -190,45 +190,12 @@ impl Told {
         self.submit(&complaint, &domain()).unwrap().outcome
     }
 
-    /// What the group's actor does with a complaint.
     fn submit(
         &mut self,
         complaint: &CommitComplaint,
         relay: &Domain,
     ) -> Result<ComplaintResponse, Reject> {
-        let before = self.scenario.snapshot();
-        let now = self.scenario.now;
-        let staged = match self.scenario.state.stage_complaint(complaint, relay, now) {
-            Ok(Heard::Write(staged)) => staged,
-            other => {
-                assert_eq!(self.scenario.snapshot(), before, "an answer changes nothing");
-                return other.map(|heard| match heard {
-                    Heard::Answer(answer) => answer,
-                    Heard::Write(_) => unreachable!(),
-                });
-            }
-        };
-        let effects = self.scenario.state.merge(*staged).unwrap();
-        self.scenario.take(effects);
-        if let Some(sequence) = self.scenario.state.back_to(now) {
-            let past = self.past(sequence);
-            let staged = self.scenario.state.stage_void(past, now).unwrap();
-            let staged = staged.or_else(|| self.scenario.state.stage_forward(now)).unwrap();
-            let effects = self.scenario.state.merge(staged).unwrap();
-            self.scenario.take(effects);
-        }
-        Ok(self.scenario.state.complaint_answer(complaint, now))
-    }
-
-    /// The group as it was right before the record at `sequence`.
-    fn past(&self, sequence: Sequence) -> GroupState {
-        let (hub, id) = (self.scenario.hub.clone(), self.scenario.id.clone());
-        let mut past = GroupState::load(hub, id, &self.scenario.first).unwrap();
-        let until = |record: &&crate::store::records::LogRecord| record.feed.sequence < sequence;
-        for record in self.scenario.records.iter().take_while(until) {
-            past.replay(record).unwrap();
-        }
-        past
+        self.scenario.complain(complaint, relay)
     }
 
     fn says(&mut self, who: &str) -> Result<DsResponseBody, Reject> {
@@ -250,11 +217,6 @@ impl Told {
                 pending.record.hub && pending.act.what == crate::policy::change::What::Remove(leaf)
             })
     }
-}
-
-fn sign(complaint: &mut CommitComplaint, key: &SigningKey) {
-    let signed = complaint.to_be_signed();
-    complaint.signature = key.sign_with_label(CommitComplaint::LABEL, &signed).unwrap();
 }
 
 use ComplaintOutcome::{None as Nothing, Resync, Void, Wait};
@@ -910,15 +872,15 @@ fn hub_that_has_let_go_of_the_key_of_the_epoch_before_goes_forward() {
     let effects = told.scenario.state.merge(*staged).unwrap();
     told.scenario.take(effects);
     // another group's past, or one that is not right before the commit, is not gone back to
-    let later = told.past(lie.sequence.next());
+    let later = told.scenario.past(lie.sequence.next());
     assert!(told.scenario.state.stage_void(later, now).unwrap().is_none());
-    let earlier = told.past(Sequence(lie.sequence.0 - 1));
+    let earlier = told.scenario.past(Sequence(lie.sequence.0 - 1));
     assert_eq!(earlier.epoch(), lie.epoch, "a message came between");
     assert!(told.scenario.state.stage_void(earlier, now).unwrap().is_none());
     // nor one in which the hub could not speak any more
     let keys = told.scenario.hub.keys.all().to_vec();
     told.scenario.hub.keys.replace(super::scenario::hub_keys(now).to_vec());
-    let before = told.past(lie.sequence);
+    let before = told.scenario.past(lie.sequence);
     assert!(told.scenario.state.stage_void(before, now).unwrap().is_none());
     told.scenario.hub.keys.replace(keys);
     let staged = told.scenario.state.stage_forward(now).unwrap();

@@ -16,16 +16,16 @@ use crate::{
     },
     crypto::{self, MlsCrypto, SigningKey},
     group::{
-        Decision, Effects, GroupState, Hub, HubKey, HubKeys, Outbound, Reject, Request, Settings,
-        record::Snapshot,
+        Decision, Effects, GroupState, Heard, Hub, HubKey, HubKeys, Outbound, Reject, Request,
+        Settings, record::Snapshot,
     },
     rate::GroupRates,
     store::records::{GoneReason, InboxItem, LogRecord},
     wire::{
         codec::{List, Opaque, decode, encode},
         ds::{
-            Accepted, Detail, DsError, DsMessage, DsResponse, DsResponseBody, FanoutFilter, Info,
-            Outcome, ProtocolVersion,
+            Accepted, CommitComplaint, ComplaintResponse, Detail, DsError, DsMessage, DsResponse,
+            DsResponseBody, FanoutFilter, Info, Outcome, ProtocolVersion,
         },
         extensions::{GroupPolicy, KeyPackageClass, QueueToken, SignatureScheme},
         ids::{
@@ -61,6 +61,12 @@ pub(super) fn update() -> Operation {
 
 pub(super) fn policy(change: PolicyChange) -> Operation {
     Operation::UpdateGroup { changes: vec![change] }
+}
+
+/// By a leaf's key.
+pub(super) fn sign_complaint(complaint: &mut CommitComplaint, key: &SigningKey) {
+    let signed = complaint.to_be_signed();
+    complaint.signature = key.sign_with_label(CommitComplaint::LABEL, &signed).unwrap();
 }
 
 pub(super) fn say(text: &str) -> Operation {
@@ -357,6 +363,49 @@ impl Scenario {
         }
     }
 
+    /// What the group's actor does with a complaint.
+    pub(super) fn complain(
+        &mut self,
+        complaint: &CommitComplaint,
+        relay: &Domain,
+    ) -> Result<ComplaintResponse, Reject> {
+        let before = self.snapshot();
+        let now = self.now;
+        let len = encode(complaint).len() + before.to_bytes().unwrap().len();
+        let mut heard = None;
+        (self.bound)(len, &mut || heard = Some(self.state.stage_complaint(complaint, relay, now)));
+        let staged = match heard.expect("it was done") {
+            Ok(Heard::Write(staged)) => staged,
+            other => {
+                assert_eq!(self.snapshot(), before, "an answer changes nothing");
+                return other.map(|heard| match heard {
+                    Heard::Answer(answer) => answer,
+                    Heard::Write(_) => unreachable!(),
+                });
+            }
+        };
+        let effects = self.state.merge(*staged).unwrap();
+        self.take(effects);
+        if let Some(sequence) = self.state.back_to(now) {
+            let past = self.past(sequence);
+            let staged = self.state.stage_void(past, now).unwrap();
+            let staged = staged.or_else(|| self.state.stage_forward(now)).unwrap();
+            let effects = self.state.merge(staged).unwrap();
+            self.take(effects);
+        }
+        Ok(self.state.complaint_answer(complaint, now))
+    }
+
+    /// The group as it was right before the record at `sequence`.
+    pub(super) fn past(&self, sequence: Sequence) -> GroupState {
+        let mut past =
+            GroupState::load(Arc::clone(&self.hub), self.id.clone(), &self.first).unwrap();
+        for record in self.records.iter().take_while(|record| record.feed.sequence < sequence) {
+            past.replay(record).unwrap();
+        }
+        past
+    }
+
     pub(super) fn history(&self, epoch: Epoch, since: Sequence) -> Info {
         let hub = Arc::clone(&self.hub);
         let mut past = GroupState::load(hub, self.id.clone(), &self.first).unwrap();
@@ -509,6 +558,11 @@ impl Scenario {
                 Settled::Again { after_ms } => {
                     if after_ms > 0 {
                         self.deliver(who);
+                        // its epoch is void: a resync comes before all else
+                        if member.group(&self.id)?.state == ClientState::Lost {
+                            member.give_up(request)?;
+                            return Ok(Err(result.unwrap_err()));
+                        }
                     }
                 }
             }
