@@ -21,7 +21,7 @@ use mimid::load::{
 };
 
 use crate::{
-    providers::Providers,
+    providers::{Provider, Providers, eventually},
     proxy::{Proxy, Weather},
     serve::MIMID,
 };
@@ -46,7 +46,7 @@ pub(crate) fn shape(mix: &str, targets: u32) -> Shape {
 }
 
 fn targets(providers: &Providers) -> Vec<Target> {
-    let of = |provider: &crate::providers::Provider| {
+    let of = |provider: &Provider| {
         let server = provider.server();
         Target { domain: provider.domain.clone(), url: server.url, certificate: server.certificate }
     };
@@ -98,6 +98,14 @@ async fn replayed(file: &Path, options: Options) -> Done {
 fn of<'a>(done: &'a Done, name: &str) -> &'a Operation {
     let operations = &done.result.operations;
     operations.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", operations.keys()))
+}
+
+/// Waits until `provider` has accepted this much in all. Preparing has had some accepted.
+async fn until_accepted(provider: &Provider, count: f64) {
+    eventually(&format!("{count} are accepted"), async || {
+        provider.metric("mimid_group_accepted_total").await >= count
+    })
+    .await;
 }
 
 /// Everything that was sent was accepted.
@@ -285,10 +293,7 @@ async fn what_was_due_and_never_came_is_missing_and_who_is_refused_counts_as_tha
         let stop = async { stopped.await.unwrap_or_default() };
         run(&file, options, stop).await.unwrap_or_else(|error| panic!("{error}"))
     });
-    let count = async |name: &str, label: &str| provider.metric_with(name, label).await;
-    while count("mimid_group_accepted_total", "").await < 200.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_accepted(provider, 200.0).await;
     // from here on it takes two streams at a time, and all of them are cut off
     let config = provider.root().with_file_name("mimid.toml");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -297,23 +302,21 @@ async fn what_was_due_and_never_came_is_missing_and_who_is_refused_counts_as_tha
     std::fs::write(&config, few).unwrap();
     let taken_at = "mimid_config_last_reload_success_timestamp_seconds";
     let before = provider.metric(taken_at).await;
-    // it counts whole seconds
-    while std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() < before + 1.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("a second later, as it counts whole ones", async || {
+        std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64() >= before + 1.0
+    })
+    .await;
     let sent = Command::new("kill").args(["-s", "HUP", &provider.pid().to_string()]).status();
     assert!(sent.unwrap().success());
-    while provider.metric(taken_at).await <= before {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the settings are taken", async || provider.metric(taken_at).await > before).await;
     proxy.set(Weather::Down);
-    while provider.metric("mimid_streams_open").await > 0.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("no stream is open", async || provider.metric("mimid_streams_open").await == 0.0)
+        .await;
     proxy.set(Weather::Clear);
-    while count("mimid_stream_closes_total", "reason=\"refused\"").await < 12.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("streams are refused", async || {
+        provider.metric_with("mimid_stream_closes_total", "reason=\"refused\"").await >= 12.0
+    })
+    .await;
     stop.send(()).unwrap();
     let done = going.await.unwrap();
     let streams = of(&done, "stream_open");
@@ -348,12 +351,7 @@ async fn a_rate_that_nobody_can_follow_is_ended_when_it_is_asked_to_be() {
     };
     // preparing has had some accepted
     let before = providers.all[0].metric("mimid_group_accepted_total").await;
-    let stop = async {
-        while providers.all[0].metric("mimid_group_accepted_total").await <= before {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let done = run(&file, open, stop).await.unwrap();
+    let done = run(&file, open, until_accepted(&providers.all[0], before + 1.0)).await.unwrap();
     assert!(done.interrupted && done.result.run.measured_ms < 600_000);
     assert!(of(&done, "not_begun").errors["generator_full"] > 0);
 }
@@ -394,7 +392,8 @@ async fn a_run_that_is_stopped_still_says_what_it_measured() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("w");
     prepared(&providers, shape("messages=1", 1), &file).await;
-    let stop = tokio::time::sleep(Duration::from_millis(500));
+    let before = providers.all[0].metric("mimid_group_accepted_total").await;
+    let stop = until_accepted(&providers.all[0], before + 10.0);
     let done = run(&file, closed(u64::MAX), stop).await.unwrap();
     assert!(done.interrupted);
     let message = of(&done, "message");
@@ -483,35 +482,33 @@ async fn what_is_answered_behind_the_measured_time_is_not_what_was_got_done_in_i
     let open = Options {
         targets: Some(at(&providers, format!("https://{}", proxy.address))),
         load: Load::Open { per_second: 250.0 },
-        length: Duration::from_secs(1),
+        length: Duration::from_secs(4),
         count: None,
         connections: 1,
         ..closed(0)
     };
     let run = tokio::spawn(async move { replayed(&file, open).await });
-    // it has begun
-    while proxy.bytes() < 8_000 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually("it has begun", async || proxy.bytes() >= 8_000).await;
     proxy.set(Weather::Silent);
-    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    // past the end of the measured time, whenever that began
+    tokio::time::sleep(Duration::from_secs(5)).await;
     proxy.set(Weather::Clear);
     let done = run.await.unwrap();
     let message = of(&done, "message");
     let in_time = message.in_time();
-    assert_eq!((message.answered, done.result.run.measured_ms), (250, 1_000));
-    assert_eq!(in_time.answered + in_time.late, 250, "each was due in it");
+    assert_eq!((message.answered, done.result.run.measured_ms), (1_000, 4_000));
+    assert_eq!(in_time.answered + in_time.late, 1_000, "each was due in it");
     assert!(in_time.late > 100 && done.result.run.tail_ms > 0, "{in_time:?}");
     let report = Report::new(&done.result);
     #[expect(clippy::cast_precision_loss, reason = "it is not many")]
-    let got_done = in_time.answered as f64;
+    let got_done = in_time.answered as f64 / 4.0;
     assert!((report.requests.answered_per_second - got_done).abs() < 1e-6);
-    let note = format!("{} of 250 answers came when the measured time was over", in_time.late);
+    let note = format!("{} of 1,000 answers came when the measured time was over", in_time.late);
     assert!(report.notes.iter().any(|it| it.starts_with(&note)), "{:?}", report.notes);
     // one connection takes 128: what is beyond waits here, and is told as that
     let lag = of(&done, SEND_LAG);
     assert!(lag.in_time().answered <= in_time.answered + 128, "{:?}", lag.in_time());
-    assert_eq!(lag.answered, 250);
+    assert_eq!(lag.answered, 1_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -533,9 +530,7 @@ async fn a_run_that_cannot_go_on_still_says_what_it_measured() {
     let made = prepared(&providers, shape("messages=1", 1), &file).await;
     let path = file.clone();
     let run = tokio::spawn(async move { replayed(&path, closed(u64::MAX)).await });
-    while providers.all[0].metric_with("mimid_group_accepted_total", "").await < 100.0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_accepted(&providers.all[0], 100.0).await;
     // its disk loses what was whole when it began
     let whole = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
     let from = made.bytes / 10;
@@ -703,9 +698,8 @@ async fn preparing_that_is_ended_by_a_signal_leaves_nothing_behind() {
     let prepare = ["prepare", "p", "--quiet", "--target", &target, "--ca", &typed.ca];
     for signal in ["TERM", "INT"] {
         let child = typed.command(&[&prepare[..], &groups].concat()).spawn().unwrap();
-        while !typed.folder.path().join("p.part").exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let begun = typed.folder.path().join("p.part");
+        eventually("preparing has begun", async || begun.exists()).await;
         let pid = child.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
         let done = child.wait_with_output().unwrap();
@@ -724,10 +718,11 @@ async fn a_run_that_is_ended_by_a_signal_keeps_what_it_measured() {
         let name = format!("{signal}.json");
         let last = ["--drain", "none", "--quiet", "--result", &name];
         let mut run = typed.command(&[&endless[..], &last].concat()).spawn().unwrap();
-        while typed.accepted().await < before + 10.0 {
+        eventually("ten more are accepted", async || {
             assert!(run.try_wait().unwrap().is_none(), "it ended");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            typed.accepted().await >= before + 10.0
+        })
+        .await;
         let sent =
             Command::new("kill").args(["-s", signal, &run.id().to_string()]).status().unwrap();
         assert!(sent.success());

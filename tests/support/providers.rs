@@ -37,6 +37,27 @@ const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
 /// How long something may take that is waited for. Nothing is asserted of how long it takes.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Waits until it is `so`, which may take [`PATIENCE`]; `what` is waited for.
+pub async fn eventually(what: &str, mut so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so().await {
+        assert!(Instant::now() < deadline, "not so after {PATIENCE:?}: {what}");
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+}
+
+/// As [`eventually`], where nothing is async.
+pub fn eventually_in_sync(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "not so after {PATIENCE:?}: {what}");
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+}
+
+/// How long whoever waits for something lets the machine do other work before it looks again.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
+
 /// One provider.
 pub struct Provider {
     pub domain: Domain,
@@ -392,7 +413,7 @@ impl Providers {
         };
         let client = Client::register(home, registration, system_clock()).await;
         let client = client.unwrap_or_else(|error| panic!("{name} registers: {error}"));
-        Player { client, user, uri }
+        Player { client: client.with_patience(PATIENCE), user, uri }
     }
 
     /// The end of every log, for the message of a test that fails.
