@@ -8,7 +8,6 @@ use std::{
         mpsc,
     },
     thread::{self, JoinHandle},
-    time::Instant,
 };
 
 use mimid::{
@@ -28,7 +27,7 @@ use mimid::{
 };
 
 use crate::{
-    providers::PATIENCE,
+    providers::{PATIENCE, eventually},
     world::{TestClient, World},
 };
 
@@ -151,6 +150,8 @@ fn a_failed_write_is_unavailable_and_the_group_goes_on_from_what_was_durable() {
         for fault in [Fault::Lost, Fault::Kept, Fault::Refused] {
             let content = mimid::client::core::Content::text("again").encode();
             let request = alice.member.begin(&group, Operation::Send { content }).unwrap();
+            // what was acknowledged is on the disk: no flush but this request's
+            world.node.drain_queues().await;
             world.disk.faults().fail_flush(1, fault);
             let outbound = alice.member.outbound(request, world.now()).unwrap();
             let response = world.node.group_operation(&alice.uri, outbound.message).await;
@@ -201,9 +202,7 @@ fn an_idle_group_is_passivated_and_comes_back() {
         let (alice, bob, group) = two(&world).await;
         let active = || world.node.metrics().group_actors.get();
         world.clock.advance_ms(1_000);
-        while active() > 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        eventually("the group is let go", async || active() == 0).await;
         alice.say(&world, &group, "awake").await;
         assert!(world.node.metrics().group_activations.get() >= 1);
         bob.receive(&world).await;
@@ -283,10 +282,6 @@ async fn many(world: &World, client: &TestClient, count: usize) -> Vec<GroupId> 
     groups
 }
 
-async fn a_moment() {
-    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-}
-
 #[test]
 fn a_deleted_device_is_removed_from_hundreds_of_groups_a_few_at_a_time() {
     run(async {
@@ -300,15 +295,17 @@ fn a_deleted_device_is_removed_from_hundreds_of_groups_a_few_at_a_time() {
         let delete = DeleteDevice { client: tablet.uri.clone() };
         world.node.delete_device(&bob.uri, delete).await.unwrap();
         for group in &groups {
-            while world.head(group).await.next_sequence == last {
-                a_moment().await;
-            }
+            eventually("the device is proposed for removal", async || {
+                world.head(group).await.next_sequence != last
+            })
+            .await;
         }
         assert_eq!(world.node.wake_noticed_groups().await.unwrap(), 0, "all has been taken");
         // nobody asked for them: they do not stay
-        while world.node.metrics().group_actors.get() > 0 {
-            a_moment().await;
-        }
+        eventually("no group stays in memory", async || {
+            world.node.metrics().group_actors.get() == 0
+        })
+        .await;
         let most = watch.most();
         assert!(most <= i64::try_from(ACTIVE_MAX / 4).unwrap(), "{most} groups in memory");
         world.end();
@@ -341,9 +338,10 @@ fn the_nodes_own_work_goes_on_where_others_have_all_the_room_that_they_may_have(
         world.node.delete_device(&bob.uri, delete).await.unwrap();
         for (index, group) in groups.iter().enumerate() {
             let said = u64::from(index < busy);
-            while world.head(group).await.next_sequence.0 < 3 + said {
-                a_moment().await;
-            }
+            eventually("the device is proposed for removal", async || {
+                world.head(group).await.next_sequence.0 >= 3 + said
+            })
+            .await;
         }
         let most = watch.most();
         assert!(most <= i64::try_from(ACTIVE_MAX * 2).unwrap(), "{most} groups in memory");
@@ -383,14 +381,13 @@ fn complaints_about_many_groups_bring_no_more_into_memory_than_may_be_there_and_
         let most = watch.most();
         assert!(most <= i64::try_from(ACTIVE_MAX * 7 / 4).unwrap(), "{most} groups in memory");
         // no time has passed: who asks for another group finds room, once those that were complained of have gone
-        let until = Instant::now() + PATIENCE;
         for group in &groups {
             let content = Content::text("still here").encode();
             let request = alice.member.begin(group, Operation::Send { content }).unwrap();
-            while alice.drive(&world, request).await.is_err() {
-                assert!(Instant::now() < until, "complaints have taken all the room");
-                a_moment().await;
-            }
+            eventually("there is room beside the complaints", async || {
+                alice.drive(&world, request).await.is_ok()
+            })
+            .await;
             world.clock.advance_ms(1_001);
         }
         world.end();
@@ -617,6 +614,8 @@ fn a_message_costs_one_log_record_and_one_head_whatever_the_groups_size() {
         let world = World::new();
         let (alice, _bob, group) = two(&world).await;
         let cost = async |alice: &TestClient| {
+            // what was acknowledged before is no part of it
+            world.node.drain_queues().await;
             let before = world.node.store_stats();
             alice.say(&world, &group, "counted").await;
             let after = world.node.store_stats();
