@@ -38,8 +38,8 @@ use mimid::{
 use openmls::prelude as mls;
 
 use crate::{
-    hostile::{Answers, Hostile, http, now, post},
-    providers::{PATIENCE, Peer, Player, Provider, Providers, accepted, team},
+    hostile::{Answers, Hostile, came_before_its_end, http, now, post},
+    providers::{PATIENCE, Peer, Player, Provider, Providers, accepted, eventually, team},
     proxy::{Proxy, Weather},
 };
 
@@ -62,12 +62,16 @@ struct Scene {
 
 impl Scene {
     async fn set() -> Self {
+        Self::set_with(SETTINGS).await
+    }
+
+    async fn set_with(settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let hostile = Hostile::start(EVIL, folder.path());
         let way = Proxy::start(hostile.address(), 1).await;
         let domains = ["a.example", "b.example"];
         let peer = Peer { address: way.address, ..hostile.peer() };
-        let providers = Providers::start_with(&domains, 1, SETTINGS, &[peer]).await;
+        let providers = Providers::start_with(&domains, 1, settings, &[peer]).await;
         let (alice, bob, team) = team(&providers).await;
         let scene = Self { providers, hostile, way, alice, bob, team, _folder: folder };
         scene.talk("before").await;
@@ -522,7 +526,9 @@ async fn bodies_without_measure_are_cut_off() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flood_is_told_to_wait_and_nobody_else() {
-    let scene = Scene::set().await;
+    // however slowly this machine floods, it is more than that; all that the honest have to say is below the burst
+    let few = "relay_timeout = \"3s\"\n[rates]\npeer_per_second = 2\npeer_burst = 200\n";
+    let scene = Scene::set_with(few).await;
     let (hostile, a) = (&scene.hostile, scene.a());
     let ask = encode(&ConnectionKeyPackageRequest {
         target_user: UserUri::new("mimi://a.example/u/nobody").unwrap(),
@@ -612,10 +618,18 @@ async fn invented_names_at_the_door_do_not_keep_out_who_shares_a_group() {
         at_the_door.push(tokio::spawn(posting));
     }
     // those who find no place are told at once
-    let deadline = Instant::now() + PATIENCE;
-    while at_the_door.iter().filter(|it| it.is_finished()).count() < NAMES * OF_EACH - PLACES {
-        assert!(Instant::now() < deadline, "nobody is told that there is no place");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    eventually("those without a place are told so", async || {
+        let told = at_the_door.iter().filter(|it| it.is_finished()).count();
+        told >= NAMES * OF_EACH - PLACES
+    })
+    .await;
+    let mut inside = Vec::new();
+    for knock in at_the_door {
+        if knock.is_finished() {
+            assert_eq!(knock.await.unwrap().unwrap().status(), 503);
+        } else {
+            inside.push(knock);
+        }
     }
     // bob's provider has to be asked for its keys, and it is
     accepted(bob.client.send_text(&team, "through the crowd").await);
@@ -623,12 +637,8 @@ async fn invented_names_at_the_door_do_not_keep_out_who_shares_a_group() {
     accepted(alice.client.send_text(&team, "come in").await);
     bob.until_hears(&team, "come in").await;
     assert_eq!(refusals().await, before, "it found its place each time");
-    for knock in at_the_door {
-        if knock.is_finished() {
-            assert_eq!(knock.await.unwrap().unwrap().status(), 503);
-        } else {
-            knock.abort();
-        }
+    for knock in inside {
+        knock.abort();
     }
 }
 
@@ -750,6 +760,12 @@ async fn replicated_message_costs_its_payload_and_little_more() {
     });
     accepted(scene.alice.client.send_text(&open, "the way is there").await);
     wait_for_items(&scene.hostile, |items| items.iter().any(|it| payload_len(it) > 0)).await;
+    // else what it has taken may come again, when the way is there: its answer was on it
+    eventually("it has answered for all of it", async || {
+        let owed = scene.a().metric_with("mimid_peer_outbox_items", "peer=\"evil.example\"");
+        owed.await == 0.0
+    })
+    .await;
     let before = scene.hostile.items().len();
     scene.way.set(Weather::Down);
     for n in 0..count {
@@ -861,7 +877,7 @@ fn endless_request(address: std::net::SocketAddr, root: &std::path::Path) -> Str
     let mut answer = [0; 64];
     for _ in 0..20 * mimid::wire::federation::MESSAGE_BYTES_MAX / chunk.len() {
         if tls.write_all(&chunk).and_then(|()| tls.flush()).is_err() {
-            break;
+            return String::from_utf8_lossy(&came_before_its_end(&mut tls)).into_owned();
         }
         if let Ok(len @ 1..) = tls.read(&mut answer) {
             return String::from_utf8_lossy(&answer[..len]).into_owned();

@@ -4,10 +4,10 @@
 //! It shows its keys, takes whatever it is sent and answers as the test wants; and it sends what the test makes up.
 
 use std::{
-    net::SocketAddr,
+    io::Read as _,
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
@@ -24,9 +24,12 @@ use mimid::{
     },
 };
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    ClientConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
-use super::providers::{CERTIFICATE, KEY, Peer, Provider, certificate};
+use super::providers::{CERTIFICATE, KEY, PATIENCE, Peer, Provider, certificate};
 
 /// The provider that means no good.
 pub struct Hostile {
@@ -313,12 +316,23 @@ pub async fn post(to: &Provider, endpoint: S2SEndpoint, bytes: Vec<u8>) -> Answe
 pub fn http(to: &Provider) -> reqwest::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let root = reqwest::Certificate::from_pem(&std::fs::read(to.root()).unwrap()).unwrap();
-    reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only([root])
-        .timeout(Duration::from_secs(60))
-        .build()
-        .unwrap()
+    reqwest::Client::builder().no_proxy().tls_certs_only([root]).timeout(PATIENCE).build().unwrap()
+}
+
+/// All that is still to be read from a connection on which nothing can be written any more. Reading as one always does
+/// would try to write first.
+pub fn came_before_its_end(tls: &mut StreamOwned<ClientConnection, TcpStream>) -> Vec<u8> {
+    tls.sock.set_nonblocking(false).unwrap();
+    tls.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut came = Vec::new();
+    loop {
+        // what was decrypted, and then "later" or the end
+        let _ = tls.conn.reader().read_to_end(&mut came);
+        let read = tls.conn.read_tls(&mut tls.sock);
+        if !matches!(read, Ok(1..)) || tls.conn.process_new_packets().is_err() {
+            return came;
+        }
+    }
 }
 
 pub fn now() -> Timestamp {

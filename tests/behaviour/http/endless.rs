@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind};
 
 use super::{federation::federates, *};
+use crate::hostile::came_before_its_end;
 
 const LIMIT: usize = 256 * 1024;
 
@@ -28,17 +29,24 @@ fn pour(
     tls.sock.set_nonblocking(true).unwrap();
     let is_later = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
     let (mut went, mut came, mut buffer) = (0, Vec::new(), [0; 4096]);
+    // its end may be seen where something is written before all that came is read
     loop {
         match tls.write(&part[went % part.len()..]) {
             Ok(len) => went += len,
             Err(error) if is_later(&error) => {}
-            Err(_) => break,
+            Err(_) => {
+                came.extend(came_before_its_end(&mut tls));
+                break;
+            }
         }
         match tls.read(&mut buffer) {
             Ok(0) => break,
             Ok(len) => came.extend_from_slice(&buffer[..len]),
             Err(error) if is_later(&error) => std::thread::yield_now(),
-            Err(_) => break,
+            Err(_) => {
+                came.extend(came_before_its_end(&mut tls));
+                break;
+            }
         }
         assert!(went < 2 * LIMIT + BUFFERED, "{went} bytes were taken, and there is no end");
     }

@@ -360,12 +360,8 @@ fn senders_whose_keys_do_not_come_leave_room_for_those_that_are_known() {
         let mut stream = two.a.connect_to(two.a.federation_address());
         stream.write_all(&request("POST", CONNECTION, OCTETS, &forged(name))).unwrap();
         waiting.push(stream);
-        let in_flight =
-            format!("mimid_http_requests_in_flight{{listener=\"federation\"}} {count}\n");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !two.a.ops("/metrics").1.contains(&in_flight) {
-            assert!(Instant::now() < deadline, "{name} does not wait for its keys");
-        }
+        let in_flight = format!("mimid_http_requests_in_flight{{listener=\"federation\"}} {count}");
+        until_metrics_say(&two.a, &in_flight);
     }
     let one_more = two.post(CONNECTION, &forged("d.example"));
     assert_eq!((one_more.status, one_more.client_error().name()), (503, "unavailable"));
@@ -378,7 +374,7 @@ fn senders_whose_keys_do_not_come_leave_room_for_those_that_are_known() {
 
 #[test]
 fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
-    let two = Two::start(|config| config.limits.body_timeout = Duration::from_millis(200));
+    let two = Two::start(|_| {});
     let address = two.a.federation_address();
     for (path, limit) in
         [("/welcome_information", 16 * 1024), ("/group_operation", 4 * 1024 * 1024 + 68 * 1024)]
@@ -407,7 +403,8 @@ fn a_body_of_another_provider_that_is_too_large_or_without_end_is_cut_off() {
     let answer = two.a.raw_to(address, &grows);
     assert_eq!((answer.status, answer.client_error().name()), (413, "too_large"));
 
-    let mut endless = two.a.connect_to(address);
+    let two = Two::start(|config| config.limits.body_timeout = Duration::from_millis(200));
+    let mut endless = two.a.connect_to(two.a.federation_address());
     endless.write_all(&chunked("/deliver_message")).unwrap();
     endless.write_all(b"1\r\nx\r\n").unwrap();
     let answer = Answer::read(&mut endless);
@@ -428,14 +425,8 @@ fn the_hubs_keys_rotate_on_the_command_line_while_the_node_runs() {
         listed(provider).iter().map(|key| key.public_key.clone()).collect::<Vec<_>>()
     };
     let until = |provider: &Provider, count: usize| {
-        let patience = Instant::now() + Duration::from_secs(60);
-        loop {
-            let keys = shown(provider);
-            if keys.len() == count {
-                return keys;
-            }
-            assert!(Instant::now() < patience, "{} keys, not {count}", keys.len());
-        }
+        eventually_in_sync(&format!("{count} keys"), || shown(provider).len() == count);
+        shown(provider)
     };
     let before = shown(&provider);
     assert_eq!(before.len(), 2);

@@ -117,10 +117,6 @@ fn now() -> Timestamp {
     Timestamp(u64::try_from(since.as_millis()).unwrap())
 }
 
-fn until_metrics_say(provider: &Provider, line: &str) {
-    while !provider.ops("/metrics").1.lines().any(|one| one == line) {}
-}
-
 #[test]
 fn who_registers_is_served() {
     let provider = Provider::start();
@@ -281,8 +277,9 @@ fn a_second_session_ends_the_first_and_who_answers_no_pings_is_let_go() {
         let mut first = opened(&provider, &alice).await;
         // its first ping says that it is open
         while !matches!(first.next().await.unwrap().unwrap(), Message::Ping(_)) {}
-        let _second = opened(&provider, &alice).await;
-        let (code, reason) = closing(&mut first).await;
+        // both at once: the first one answers its pings as long as it is open
+        let (_second, (code, reason)) =
+            tokio::join!(opened(&provider, &alice), closing(&mut first));
         assert_eq!(code, 4018, "{reason}");
         // nobody reads the second one: its pings stay unanswered
         until_metrics_say(&provider, "mimid_stream_closes_total{reason=\"pings_unanswered\"} 1");
