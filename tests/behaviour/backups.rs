@@ -58,7 +58,7 @@ impl Provider {
         };
         let home = Home::open(&self.place(&format!("{user}.sqlite"))).unwrap();
         let client = Client::register(home, registration, system_clock()).await.unwrap();
-        client.with_patience(Duration::from_secs(20))
+        client.with_patience(PATIENCE)
     }
 
     fn backup(&self, name: &str) -> PathBuf {

@@ -30,6 +30,8 @@ use mimid::{
 };
 use rustls::pki_types::pem::PemObject;
 
+use crate::providers::free_address;
+
 pub(super) struct Provider {
     running: Option<Running>,
     folder: tempfile::TempDir,
@@ -43,7 +45,8 @@ impl Provider {
     /// With further settings, by the names that they have in the environment.
     pub(super) fn start_with(more: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = config_with(folder.path(), "127.0.0.1:0", more);
+        // nobody takes it while this one is down
+        let config = config_with(folder.path(), &free_address().to_string(), more);
         Self { running: Some(server::start(config).unwrap()), folder }
     }
 

@@ -2,11 +2,14 @@
 
 use std::{
     io::BufRead as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use mimid::server::Endpoints;
+
+use crate::providers::free_address;
 
 pub const MIMID: &str = env!("CARGO_BIN_EXE_mimid");
 
@@ -19,14 +22,14 @@ pub struct Serve {
 }
 
 impl Serve {
-    /// A provider without configuration, run in `folder`, on ports that are free.
+    /// A provider without configuration, run in `folder`. Its address stays free while it is down.
     pub fn start(folder: &Path) -> Self {
         Self::start_on("sled", folder)
     }
 
     /// As [`Self::start`], with a store of `engine`.
     pub fn start_on(engine: &'static str, folder: &Path) -> Self {
-        let (child, endpoints) = serve(folder, engine, "127.0.0.1:0");
+        let (child, endpoints) = serve(folder, engine, free_address());
         Self { child, folder: folder.to_owned(), engine, endpoints }
     }
 
@@ -44,8 +47,8 @@ impl Serve {
 
     /// Behind [`Self::kill`]: a new process in its place, on what its data folder holds now.
     pub fn start_again(&mut self) {
-        let address = self.endpoints.client.trim_start_matches("https://").to_owned();
-        (self.child, self.endpoints) = serve(&self.folder, self.engine, &address);
+        let address = self.endpoints.client.trim_start_matches("https://").parse().unwrap();
+        (self.child, self.endpoints) = serve(&self.folder, self.engine, address);
     }
 
     /// Behind [`Self::kill`]: as [`Self::start_again`], where the data folder holds a store of `engine` by now.
@@ -56,12 +59,8 @@ impl Serve {
 
     /// kill -9, and a new process in its place at another address.
     pub fn kill_and_move(&mut self) {
-        // both at once: the new one cannot have the old one's port
-        let taken = self.endpoints.client.trim_start_matches("https://").to_owned();
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        let _taken = std::net::TcpListener::bind(taken).unwrap();
-        (self.child, self.endpoints) = serve(&self.folder, self.engine, "127.0.0.1:0");
+        self.kill();
+        (self.child, self.endpoints) = serve(&self.folder, self.engine, free_address());
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -78,9 +77,9 @@ impl Drop for Serve {
 
 const DATA: &str = "mimid-data";
 
-fn serve(folder: &Path, engine: &str, listen: &str) -> (Child, Endpoints) {
+fn serve(folder: &Path, engine: &str, listen: SocketAddr) -> (Child, Endpoints) {
     let mut child = Command::new(MIMID)
-        .args(["serve", "--listen", listen, "--ops-listen", "127.0.0.1:0"])
+        .args(["serve", "--listen", &listen.to_string(), "--ops-listen", "127.0.0.1:0"])
         .current_dir(folder)
         .env_remove("MIMID_CONFIG")
         .env_remove("MIMID_DATA_DIR")

@@ -13,7 +13,11 @@ use std::{
 
 use mimid::server::Endpoints;
 
-use crate::{not_run::not_run, providers::PATIENCE, serve::MIMID};
+use crate::{
+    not_run::not_run,
+    providers::{PATIENCE, eventually_in_sync, free_address},
+    serve::MIMID,
+};
 
 /// WatchdogSec: whoever is silent for longer is killed.
 const WATCHDOG: Duration = Duration::from_secs(1);
@@ -34,7 +38,8 @@ impl Manager {
     fn start_with(set: &[(&str, &str)], log: Stdio) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = UnixDatagram::bind(folder.path().join("notify")).unwrap();
-        let child = serve(folder.path(), "127.0.0.1:0", set, log);
+        // nobody takes it while it is down
+        let child = serve(folder.path(), &free_address().to_string(), set, log);
         let manager = Self { socket, folder, child };
         manager.hears_that_it_is_up();
         manager
@@ -88,11 +93,14 @@ impl Manager {
         assert!(sent.unwrap().success());
     }
 
-    /// One letter, as proc(5) has it.
-    fn state(&self) -> char {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // behind the name, which may hold anything
-        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    /// Whether each of its threads stands still.
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        threads.map(|it| fs::read_to_string(it.unwrap().path().join("stat"))).all(|stat| {
+            // behind the name, which may hold anything, one letter, as proc(5) has it; or the thread has ended
+            stat.is_err()
+                || stat.is_ok_and(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+        })
     }
 
     fn endpoints(&self) -> Endpoints {
@@ -187,9 +195,7 @@ fn who_hangs_is_silent_and_killed_for_it_serves_again_with_all_that_it_had_answe
 
     let stop = || {
         manager.signal("-STOP");
-        while manager.state() != 'T' {
-            std::thread::yield_now();
-        }
+        eventually_in_sync("it stands still", || manager.stands_still());
         manager.forgets();
         assert!(manager.is_silent_for(1), "a process that stands still says nothing");
     };
@@ -220,7 +226,7 @@ fn a_worker_that_hangs_silences_the_whole_node_until_it_goes_on() {
     let client: SocketAddr = client.strip_prefix("https://").unwrap().parse().unwrap();
     let deadline = Instant::now() + PATIENCE;
     // longer than a busy machine may let a node wait that hangs in nothing
-    while !manager.is_silent_for(3) {
+    while !manager.is_silent_for(10) {
         assert!(Instant::now() < deadline, "it says that it is alive while its workers hang");
         for _ in 0..50 {
             // a handshake that fails is a line; who hangs takes no connections sooner or later
@@ -266,12 +272,18 @@ fn who_has_no_room_or_can_write_no_more_says_so_and_is_not_killed_for_it() {
     let pid = read_only.child.id().to_string();
     let limited = Command::new("prlimit").args(["--pid", &pid, "--fsize=0"]).status();
     assert!(limited.unwrap().success());
-    // it tries again and again
-    let mut writes = read_only.client("a", &["register", "alice"]);
-    let mut writes = writes.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !read_only.readiness().contains("the store takes no writes") {
-        assert!(writes.try_wait().unwrap().is_none(), "{}", read_only.readiness());
-    }
+    let register = || {
+        let mut writes = read_only.client("a", &["register", "alice"]);
+        writes.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // it tries again and again, and gives up after a while
+    let mut writes = register();
+    eventually_in_sync("it says that it takes no writes", || {
+        if writes.try_wait().unwrap().is_some() {
+            writes = register();
+        }
+        read_only.readiness().contains("the store takes no writes")
+    });
     writes.kill().unwrap();
     writes.wait().unwrap();
     read_only.forgets();
