@@ -27,7 +27,7 @@ use self::{
     damage::Records,
     node::{
         DATA, LOG, Node, complaints, copy_folder, home, passing, register, reopen, seeded, texts,
-        timely, user_of,
+        timely, user_of, was_met,
     },
 };
 use crate::{not_run::not_run, providers::free_address};
@@ -72,7 +72,7 @@ async fn each_call_fails(engine: &'static str) {
     let (seed, mut random) = seeded();
     let rig = Rig::new(engine).await;
     let asked = std::env::var("TEST_FAULTS").ok();
-    let (mut met, mut tried) = (0, 0);
+    let mut tried = 0;
     let (writes, flushes) = (rig.count("write").await, rig.count("flush").await);
     for (kind, how) in WAYS {
         let calls = if kind == "write" { writes } else { flushes };
@@ -85,14 +85,18 @@ async fn each_call_fails(engine: &'static str) {
             Some(number) => number.parse().unwrap(),
             None => 1,
         };
-        for nth in all.into_iter().take(some) {
+        let mut met = 0;
+        for nth in all {
+            if met == some {
+                break;
+            }
             let when = format!("{engine}, TEST_SEED={seed}: {kind} {nth} of {calls}: {how}");
-            met += u64::from(rig.fails(kind, nth, how, random.random(), &when).await);
+            met += usize::from(rig.fails(kind, nth, how, random.random(), &when).await);
             tried += 1;
         }
+        assert!(met > 0, "{engine}, TEST_SEED={seed}: no {kind} was met by {how}");
     }
-    println!("{engine}, TEST_SEED={seed}: {tried} scenes, a fault in {met}");
-    assert!(met >= tried / 2, "of {tried} faults only {met} were met");
+    println!("{engine}, TEST_SEED={seed}: {tried} scenes");
 }
 
 /// Slow is not broken: answers wait for their flush, nothing is read-only, and when the disk is well all is as before.
@@ -391,10 +395,10 @@ impl Rig {
             assert_eq!(scene.unanswered, [""; 0], "{when}: slow is not broken\n{}", node.log());
             assert!(!node.is_read_only().await, "{when}: slow is not broken\n{}", node.log());
         }
-        let met = node.trace().lines().any(|line| line.split(' ').nth(3) == Some(how));
-        node.plan("none", 0, 1, "none", 0);
+        let run = node.calm();
+        let met = || was_met(at.path(), run, how);
         if node.is_read_only().await {
-            assert!(met, "{when}: read-only without a fault\n{}", node.log());
+            assert!(met(), "{when}: read-only without a fault\n{}", node.log());
             node.says_that_it_is_read_only(when).await;
             // what is not in doubt is read as before
             let carol = &scene.clients[2];
@@ -417,16 +421,16 @@ impl Rig {
             Ok(node) => node,
             // of a disk that lies no database is whole, but it is seen
             Err(why) if how == LIES => {
-                assert!(met && why.contains("estore"), "{when}: {why}");
+                assert!(met() && why.contains("estore"), "{when}: {why}");
                 println!("{when}: not started");
-                return met;
+                return true;
             }
             Err(why) => panic!("{when}: it does not start again: {why}"),
         };
         scene.ends_well(when, &node).await;
         drop(scene);
         node.stop().await;
-        met
+        met()
     }
 }
 
