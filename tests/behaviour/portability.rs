@@ -340,6 +340,8 @@ async fn target_out_of_reach_gets_no_group_and_costs_it_the_freeze_at_the_most()
     let moves = two.alice.act(&two.a, &two.group, migrate(&response));
     let waits = async {
         until_departure(&two.a.node, "frozen").await;
+        // from here on what drives it knows, too, since when it is on its way
+        comes_true("a first try", async || !letters.lock().unwrap().is_empty()).await;
         let (request, answer) = two.bob_says("meanwhile").await;
         assert_eq!(come_again_ms(answer), 50);
         let freeze_ms = Limits::default().moves.freeze_ms;

@@ -25,7 +25,7 @@ use mimid::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::{not_run::not_run, serve::Serve, unsynced::Unsynced};
+use crate::{not_run::not_run, providers::PATIENCE, serve::Serve, unsynced::Unsynced};
 
 /// Groups that are written to at the same time, so that they share flushes.
 const WRITERS: u8 = 6;
@@ -391,13 +391,12 @@ impl LoopDisk {
 
     /// Whoever still has a file open lets go of it in a moment.
     fn unmount(&self) -> Result<(), String> {
-        let mut tries = 0;
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let done = run(Command::new("umount").arg(self.folder()));
-            if done.is_ok() || tries == 500 {
+            if done.is_ok() || Instant::now() >= deadline {
                 return done;
             }
-            tries += 1;
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -414,7 +414,9 @@ async fn a_failed_discovery_is_an_error_for_a_while_and_a_lost_host_is_looked_fo
     let service = serve(&["mimi.b.example"], &[&TLS13], |_, tls| say(tls, "200 OK", "", b"here"));
     let port = service.address.port();
     // a closed port, then a redirect, then an address, then nothing, then the truth
-    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let nobody_listens = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody_listens.bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+    let closed = nobody_listens.local_addr().unwrap().port();
     let answers = Mutex::new(vec![
         ("200 OK", String::new(), format!("mimi.b.example:{port}")),
         ("200 OK", String::new(), format!("mimi.b.example:{closed}")),
