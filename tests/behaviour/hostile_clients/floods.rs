@@ -102,7 +102,7 @@ fn a_second_head_that_never_ends_ends_its_connection_however_it_trickles() {
 }
 
 /// Each listener by its name, with its address and where it takes a body; one of a single byte is malformed to both.
-fn listeners(node: &Node) -> [(&'static str, SocketAddr, &'static str); 2] {
+pub(super) fn listeners(node: &Node) -> [(&'static str, SocketAddr, &'static str); 2] {
     [
         ("client", node.client_address(), "/v1/dequeue"),
         ("federation", node.federation_address(), "/deliver_message"),

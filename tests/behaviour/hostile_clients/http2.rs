@@ -23,6 +23,8 @@ pub(super) struct Http2 {
 #[derive(Debug)]
 pub(super) struct Frame {
     kind: u8,
+    /// 0: of the connection.
+    stream: u32,
     payload: Vec<u8>,
 }
 
@@ -32,6 +34,11 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend(stream.to_be_bytes());
     frame.extend(payload);
     frame
+}
+
+/// Of the frame that begins with `head`.
+fn stream_of(head: &[u8]) -> u32 {
+    u32::from_be_bytes([head[5], head[6], head[7], head[8]])
 }
 
 /// RFC 7541: POST and https by their indices; :authority, :path and content-type as literals that are not indexed.
@@ -77,7 +84,7 @@ impl Http2 {
         let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
         let mut payload = vec![0; len as usize];
         self.read(&mut payload)?;
-        Some(Frame { kind: head[3], payload })
+        Some(Frame { kind: head[3], stream: stream_of(&head), payload })
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Option<()> {
@@ -88,6 +95,27 @@ impl Http2 {
                 assert!(!is_open, "nothing came and it is open");
             })
             .ok()
+    }
+
+    /// Sends `bytes` again and again, a moment between two, and keeps what comes, until a frame of this kind has come on this
+    /// stream: that one.
+    fn trickle(&mut self, bytes: &[u8], came: &mut Vec<u8>, stream: u32, kind: u8) -> Frame {
+        self.tls.sock.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let started = Instant::now();
+        loop {
+            self.tls.write_all(bytes).unwrap();
+            let mut buffer = [0; 4096];
+            match self.tls.read(&mut buffer) {
+                Ok(len @ 1..) => came.extend_from_slice(&buffer[..len]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                ended => panic!("the connection ended: {ended:?} {:?}", frames(came)),
+            }
+            let mut all = frames(came).into_iter();
+            if let Some(found) = all.find(|it| (it.stream, it.kind) == (stream, kind)) {
+                return found;
+            }
+            assert!(started.elapsed() < PATIENCE, "it goes on: {:?}", frames(came));
+        }
     }
 
     /// Writes until the connection is ended from the other side, reading along. Gives how much went and how it was ended.
@@ -135,7 +163,7 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame> {
     while bytes.len() >= 9 {
         let len = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) as usize;
         let Some(payload) = bytes.get(9..9 + len) else { break };
-        frames.push(Frame { kind: bytes[3], payload: payload.to_vec() });
+        frames.push(Frame { kind: bytes[3], stream: stream_of(bytes), payload: payload.to_vec() });
         bytes = &bytes[9 + len..];
     }
     frames
@@ -309,6 +337,55 @@ fn streams_without_number_are_refused_and_those_that_are_reset_end_the_connectio
         assert!(went < 32 << 20, "{went} bytes of resets");
         node.until("it is counted", |node| node.cuts("client", "resets") > before);
     });
+}
+
+#[test]
+fn a_body_that_trickles_is_answered_in_time_and_reset_and_holds_up_nobody() {
+    const TRICKLING: u32 = 1;
+    const BESIDE: u32 = 3;
+    const BEHIND: u32 = 5;
+    // longer than anybody here waits: nothing but the body's own time may end it
+    let long = "10m";
+    let node = Node::start(&[
+        ("LIMITS__BODY_TIMEOUT", "1s"),
+        ("LIMITS__ANSWER_TIMEOUT", long),
+        ("LIMITS__HEADER_TIMEOUT", "5m"),
+        ("LIMITS__KEEP_ALIVE", long),
+        ("LIMITS__READ_TIMEOUT", long),
+    ]);
+    let honest = Honest::start(&node);
+    let listeners = floods::listeners(&node);
+    let attack = |listener: &str, address, path| {
+        let mut http = Http2::connect(&node, address, &[]);
+        http.tls.write_all(&frame(HEADERS, END_HEADERS, TRICKLING, &post(path))).unwrap();
+        let byte = frame(DATA, 0, TRICKLING, b"a");
+        // others of the same connection are answered, meanwhile and behind it
+        http.post(BESIDE, path, b"x");
+        let mut came = Vec::new();
+        http.trickle(&byte, &mut came, BESIDE, HEADERS);
+        let reset = http.trickle(&byte, &mut came, TRICKLING, RST_STREAM);
+        http.post(BEHIND, path, b"x");
+        http.trickle(&[], &mut came, BEHIND, HEADERS);
+        // PROTOCOL.md: it is told why, and NO_ERROR
+        let is_said = |frame: &Frame| (frame.stream, frame.kind) == (TRICKLING, DATA);
+        let said = frames(&came).into_iter().filter(is_said).flat_map(|frame| frame.payload);
+        let said = String::from_utf8_lossy(&said.collect::<Vec<_>>()).into_owned();
+        assert!(said.contains("did not arrive in time"), "{listener}: {said}");
+        assert_eq!(reset.payload, [0; 4], "{listener}");
+    };
+    honest.speak_through("bodies of HTTP/2 that trickle", || {
+        for (listener, address, path) in listeners {
+            attack(listener, address, path);
+        }
+    });
+    for (listener, _, path) in listeners {
+        let at_work = format!("mimid_http_requests_in_flight{{listener=\"{listener}\"}}");
+        node.until("nothing is at work", |node| node.metric(&at_work) == 0);
+        let series = format!(
+            "mimid_http_requests_total{{endpoint=\"{path}\",listener=\"{listener}\",status=\"408\"}}"
+        );
+        assert_eq!(node.metric(&series), 1, "{series}");
+    }
 }
 
 #[test]
