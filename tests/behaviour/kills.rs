@@ -7,6 +7,8 @@
 mod crowd;
 mod history;
 mod links;
+mod offers;
+mod proposals;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -17,6 +19,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::providers::PATIENCE;
 use crowd::{Crowd, DOMAINS, USERS};
+use offers::Answered;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_answered_is_lost_by_kills_on_sled() {
@@ -110,10 +113,16 @@ async fn run_with(engine: &str, engines: [&'static str; DOMAINS.len()], death: D
             ("departures", &counts.leaves),
             ("resyncs", &counts.resyncs),
             ("moves", &counts.moves),
+            ("proposals", &counts.proposals),
+            ("proposals that somebody saw", &counts.proposals_seen),
+            ("words on consent", &counts.consents),
+            ("accounts", &counts.accounts),
         ] {
             let answered = counter.load(Ordering::Relaxed);
             assert!(answered > 0, "no {what} among what was answered: that was not what is meant");
         }
+        let Answered { published, handed_out } = crowd.answered_of_stock();
+        assert!(published > 0 && handed_out > 0, "no KeyPackages among what was answered");
     }
 }
 
@@ -124,9 +133,11 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let counts = &crowd.counts;
     let (messages, commits) = (count(&counts.messages), count(&counts.commits));
+    let Answered { published, handed_out } = crowd.answered_of_stock();
     format!(
         "{} kills (a {}, b {}, c {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
-         {} joins, {} additions, {} removals, {} resyncs and {} moves among them; {} left), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
+         {} joins, {} additions, {} removals, {} resyncs and {} moves among them; {} proposals, {} of them to leave, seen {} times; {published} KeyPackages published, \
+         {handed_out} given; {} of consent, {} of accounts), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
          0 out of order, 0 epochs with two commits; all {} clients went on",
         tally.kills.iter().sum::<u64>(),
         tally.kills[0],
@@ -139,7 +150,11 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
         count(&counts.removals),
         count(&counts.resyncs),
         count(&counts.moves),
+        count(&counts.proposals),
         count(&counts.leaves),
+        crowd.proposals_seen(),
+        count(&counts.consents),
+        count(&counts.accounts),
         crowd.streamed(),
         count(&counts.refused),
         count(&counts.unanswered),
@@ -149,6 +164,7 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
 
 /// Everyone lives while providers are killed.
 async fn round(crowd: &Crowd, random: &mut StdRng, kills: u64, tally: &mut Tally) {
+    let newcomers = crowd.comes_and_goes(tally.rounds);
     let over = AtomicBool::new(false);
     let lives = crowd.people.iter().map(|person| {
         let random = StdRng::seed_from_u64(random.random());
@@ -163,7 +179,7 @@ async fn round(crowd: &Crowd, random: &mut StdRng, kills: u64, tally: &mut Tally
         tokio::time::sleep(Duration::from_millis(300)).await;
         over.store(true, Ordering::SeqCst);
     };
-    tokio::join!(lives, killer);
+    tokio::join!(lives, killer, newcomers);
 }
 
 /// One provider, two or all of them, at a random instant: any, or just behind a request. In between clients live long enough that most of
@@ -213,6 +229,10 @@ async fn settles(crowd: &Crowd, looks: bool) -> Result<(), Vec<String>> {
                 found.push(problem);
             }
         }
+        if found.is_empty() {
+            found.extend(crowd.own_groups().await.err());
+            found.extend(crowd.takes_stock().await.err());
+        }
         if found.is_empty() && !spoken {
             match crowd.last_words().await {
                 // what was said is taken in before anything is judged
@@ -231,7 +251,7 @@ async fn settles(crowd: &Crowd, looks: bool) -> Result<(), Vec<String>> {
         }
         if found.is_empty() {
             if looks {
-                found = crowd.one_hub_each().await;
+                found = crowd.stores_are_right().await;
             }
             return if found.is_empty() { Ok(()) } else { Err(found) };
         }

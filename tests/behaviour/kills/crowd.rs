@@ -1,5 +1,9 @@
 //! Users of two providers with clients that do everything at once, and write down what they were answered.
 
+mod account;
+mod proposing;
+mod stock;
+
 use std::{
     collections::{HashMap, HashSet},
     path::PathBuf,
@@ -7,15 +11,15 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mimid::{
     client::{
         Authorization, Client, ClientError, Outcome, Registration,
         core::{
-            Event, GroupState, Handled, Home, Member, NewProposal, Operation, PolicyChange,
-            Refusal, Right, SUITES,
+            Event, GroupState, Handled, Home, Member, NewProposal, PolicyChange, Refusal, Right,
+            SUITES,
         },
         http::{Caller, Http},
         system_clock,
@@ -23,8 +27,8 @@ use mimid::{
     crypto,
     store::{self, StoreConfig, records::GroupStatus},
     wire::{
-        client::{Dequeue, Dequeued},
-        codec::{List, decode},
+        client::{Dequeue, Dequeued, KeyPackagesLeft},
+        codec::List,
         ds::DsError,
         encode,
         extensions::{JoinPolicy, Role},
@@ -36,12 +40,17 @@ use openmls::prelude as mls;
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use tokio::sync::Notify;
 
+use account::Accounts;
+use stock::Publication;
+
 use super::{
     Death,
-    history::{Answer, Commit, History, Said, Wire},
+    history::{Answer, Commit, History, Message, MessageKind, Said, Wire},
     links::{Link, Links},
+    offers::{Answered, Offers},
+    proposals::Wish,
 };
-use crate::providers::{Player, Providers, accepted, connect};
+use crate::providers::{PATIENCE, Player, Providers, accepted, connect};
 
 /// The providers.
 pub const DOMAINS: [&str; 3] = ["a.example", "b.example", "c.example"];
@@ -59,6 +68,8 @@ const PEOPLE: [&str; 7] = [
 pub const USERS: usize = 5;
 /// How long a client tries before it goes on with something else.
 const PATIENCE_OF_CLIENTS: Duration = Duration::from_millis(1_200);
+/// How long it is until something is tried again that nobody keeps from it.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// One client, whose process may end at any time: its home stays.
 pub struct Person {
@@ -68,6 +79,10 @@ pub struct Person {
     client: Mutex<Arc<Client>>,
     wire: Mutex<Vec<Wire>>,
     links: Mutex<Links>,
+    /// The KeyPackages that it has published last, or tries to.
+    publication: Mutex<Option<Publication>>,
+    /// What was left on offer then.
+    stock: Mutex<KeyPackagesLeft>,
     /// Groups that it has asked to leave.
     leaves: Mutex<HashSet<GroupId>>,
     http: Http,
@@ -206,11 +221,24 @@ fn link(entry: &QueueEntry) -> Link {
 }
 
 fn delivered(entry: &QueueEntry) -> Wire {
-    let message = matches!(entry.event, QueueEvent::MlsMessage { .. });
-    let hash = message.then(|| crypto::sha256(&encode(&entry.event)));
     let group = String::from_utf8(entry.group_id.as_slice().to_vec()).ok();
     let group = group.and_then(|id| GroupId::new(id).ok());
-    Wire::Delivered { feed: entry.feed.0, sequence: entry.sequence.0, group, hash }
+    let (feed, sequence, previous) = (entry.feed.0, entry.sequence.0, entry.previous.0);
+    Wire::Delivered { feed, sequence, previous, group, message: message_in(entry) }
+}
+
+fn message_in(entry: &QueueEntry) -> Option<Message> {
+    let QueueEvent::MlsMessage { message } = &entry.event else { return None };
+    let protocol = message.parse().ok()?.try_into_protocol_message().ok()?;
+    let kind = match (protocol.content_type(), protocol.is_external()) {
+        (mls::ContentType::Application, _) => MessageKind::Application,
+        (mls::ContentType::Proposal, false) => MessageKind::Proposal,
+        (mls::ContentType::Proposal, true) => MessageKind::ProposalFromOutside,
+        (mls::ContentType::Commit, false) => MessageKind::Commit,
+        (mls::ContentType::Commit, true) => MessageKind::CommitFromOutside,
+    };
+    let hash = crypto::sha256(&encode(&entry.event));
+    Some(Message { hash, kind, epoch: protocol.epoch().as_u64() })
 }
 
 /// All of them, and what they know to have happened.
@@ -224,8 +252,8 @@ pub struct Crowd {
     history: Mutex<History>,
     /// Errors that nothing explains.
     odd: Mutex<Vec<String>>,
-    /// KeyPackages that were given to somebody, by hash.
-    handed_out: Mutex<HashSet<[u8; 32]>>,
+    offers: Mutex<Offers>,
+    accounts: Mutex<Accounts>,
     /// Somebody has just asked something.
     pub asked: Notify,
     pub counts: Counts,
@@ -242,6 +270,11 @@ pub struct Counts {
     pub removals: AtomicU64,
     pub leaves: AtomicU64,
     pub resyncs: AtomicU64,
+    pub proposals: AtomicU64,
+    /// Deliveries of those that were accepted, as far as the record saw them in groups that are over.
+    pub proposals_seen: AtomicU64,
+    pub consents: AtomicU64,
+    pub accounts: AtomicU64,
     pub refused: AtomicU64,
     pub unanswered: AtomicU64,
 }
@@ -303,6 +336,8 @@ impl Crowd {
                 client: Mutex::new(Arc::new(client.with_patience(PATIENCE_OF_CLIENTS))),
                 wire: Mutex::default(),
                 links: Mutex::default(),
+                publication: Mutex::default(),
+                stock: Mutex::new(KeyPackagesLeft { group_left: 0, connection_left: 0 }),
                 leaves: Mutex::default(),
                 http: http.unwrap(),
                 spoken: AtomicU64::new(0),
@@ -312,7 +347,7 @@ impl Crowd {
             }
         });
         let people: Vec<Person> = people.collect();
-        Self {
+        let crowd = Self {
             people,
             providers,
             engines,
@@ -320,10 +355,13 @@ impl Crowd {
             groups: Mutex::default(),
             history: Mutex::default(),
             odd: Mutex::default(),
-            handed_out: Mutex::default(),
+            offers: Mutex::default(),
+            accounts: Mutex::default(),
             asked: Notify::new(),
             counts: Counts::default(),
-        }
+        };
+        crowd.takes_stock().await.unwrap();
+        crowd
     }
 
     /// SIGKILL, or a power cut.
@@ -347,7 +385,20 @@ impl Crowd {
         );
         let users: HashSet<UserUri> = self.people.iter().map(|it| it.user.clone()).collect();
         let others: Vec<UserUri> = users.into_iter().filter(|it| *it != person.user).collect();
-        self.committed(person, &group, accepted(client.add_users(&group, &others).await));
+        // nobody is killed now: what has no answer yet is a moment away, and everybody can be added
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.adds_by(&client, person, &group, &others).await {
+                Ok(outcome) => break self.committed(person, &group, outcome),
+                Err(error) => assert!(Instant::now() < deadline, "{}: {error}", person.uri),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        let members = client.member().group(&group).unwrap().members;
+        let is_added = |it: &&Person| it.uri == person.uri || it.user != person.user;
+        let all: HashSet<&ClientUri> =
+            self.people.iter().filter(is_added).map(|it| &it.uri).collect();
+        assert_eq!(members.iter().map(|it| &it.client).collect::<HashSet<_>>(), all);
         self.groups.lock().unwrap().push(group);
     }
 
@@ -404,34 +455,37 @@ impl Crowd {
             return;
         }
         match what {
-            0..42 => self.says(person, &group).await,
-            42..56 => self.passes(person.receives().await.map(drop)),
-            56..64 => {
+            0..34 => self.says(person, &group).await,
+            34..48 => self.passes(person.receives().await.map(drop)),
+            48..56 => {
                 let span = Duration::from_millis(random.random_range(50..500));
                 self.passes(person.follows(span).await);
             }
-            64..67 => self.fetches(person, &group, random).await,
-            67..72 => self.passes(client.receive(0).await.map(drop)),
-            72..75 => self.passes(client.resume().await.map(drop)),
-            75..87 => {
+            56..59 => self.fetches(person, &group, random).await,
+            59..63 => self.publishes(person, random).await,
+            63..64 => self.consents(person, random).await,
+            64..69 => self.passes(client.receive(0).await.map(drop)),
+            69..72 => self.passes(client.resume().await.map(drop)),
+            72..83 => {
                 let outcome = client.update(&group, random.random()).await;
                 self.commit_ends(person, &group, outcome);
             }
-            87..89 => {
+            83..85 => {
                 let outcome = client.resync(&group).await;
                 counts_if(&outcome, &self.counts.resyncs);
                 self.commit_ends(person, &group, outcome);
             }
-            89..91 => {
-                let proposes = Operation::Propose { proposals: vec![NewProposal::Update] };
-                self.passes(client.operate(&group, proposes).await.map(drop));
-            }
-            91..92 => {
+            85..90 => self.proposes(person, &group, random).await,
+            90..91 => {
                 person.leaves.lock().unwrap().insert(group.clone());
-                let outcome = client.leave(&group).await;
+                let outcome = self.proposed(person, &group, Wish::Leave, NewProposal::Leave).await;
                 counts_if(&outcome, &self.counts.leaves);
                 self.passes(outcome.map(drop));
             }
+            91..92 => match random.random() {
+                true => self.passes(client.update_queue_info(&group).await.map(drop)),
+                false => self.makes_a_group(person).await,
+            },
             92..94 => {
                 let other = self.people.choose(random).map(|it| it.user.clone());
                 let others = other.into_iter().filter(|it| *it != person.user).collect::<Vec<_>>();
@@ -446,7 +500,7 @@ impl Crowd {
                     .map(|it| it.user.clone())
                     .collect();
                 if let Some(other) = others.choose(random) {
-                    let outcome = client.add_users(&group, std::slice::from_ref(other)).await;
+                    let outcome = self.adds(person, &group, std::slice::from_ref(other)).await;
                     counts_if(&outcome, &self.counts.additions);
                     self.commit_ends(person, &group, outcome);
                 }
@@ -486,27 +540,6 @@ impl Crowd {
         };
         self.history.lock().unwrap().said[at].answer = answer;
         self.passes(outcome.map(drop));
-    }
-
-    /// KeyPackages of somebody: each but a last resort is given to one, once.
-    async fn fetches(&self, person: &Person, group: &GroupId, random: &mut StdRng) {
-        let Some(other) = self.people.choose(random).map(|it| &it.user) else { return };
-        let found = match person.client().group_key_packages(group, other).await {
-            Ok(found) => found,
-            // no contact of this device, or nothing is left until its client is back
-            Err(ClientError::NotConnected(_) | ClientError::NoKeyPackages { .. }) => return,
-            Err(error) => return self.passes(Err(error)),
-        };
-        for (owner, key_package) in found {
-            let reference = crypto::sha256(&key_package);
-            let key_package: mls::KeyPackageIn = decode(&key_package).unwrap();
-            let crypto = crypto::MlsCrypto::default();
-            let key_package = key_package.validate(&crypto, mls::ProtocolVersion::Mls10).unwrap();
-            let is_new = self.handed_out.lock().unwrap().insert(reference);
-            if !is_new && !key_package.last_resort() {
-                self.odd.lock().unwrap().push(format!("a KeyPackage of {owner} was given twice"));
-            }
-        }
     }
 
     fn commit_ends(&self, person: &Person, group: &GroupId, outcome: Result<Outcome, ClientError>) {
@@ -617,20 +650,22 @@ impl Crowd {
             let links = person.links.lock().unwrap();
             found.extend(links.broken().iter().map(|what| format!("{}: {what}", person.uri)));
         }
+        found.extend(self.offers.lock().unwrap().broken().iter().cloned());
         for provider in &self.providers.all {
             found.extend(provider.panics());
         }
         found
     }
 
-    /// By what is written down each group has one hub, and it is the one that its members speak with. Moves are over; providers are
-    /// killed for it and started again.
-    pub async fn one_hub_each(&self) -> Vec<String> {
+    /// What is written down: each group has one hub, and it is the one that its members speak with (moves are over); KeyPackages and
+    /// accounts are as was answered. Providers are killed for it and started again.
+    pub async fn stores_are_right(&self) -> Vec<String> {
         for at in 0..self.providers.all.len() {
             self.kill(at);
         }
         let groups = self.groups.lock().unwrap().clone();
         let mut hubs: HashMap<&GroupId, Vec<Domain>> = HashMap::new();
+        let (mut found, mut held) = (Vec::new(), Vec::new());
         for (provider, engine) in self.providers.all.iter().zip(self.engines) {
             let (engine, folder) = (engine.to_owned(), provider.store());
             let config = StoreConfig { engine, folder, cache_bytes: 16 * 1024 * 1024 };
@@ -641,11 +676,13 @@ impl Crowd {
                     hubs.entry(group).or_default().push(provider.domain.clone());
                 }
             }
+            held.extend(self.held_by(&store, &provider.domain).await);
+            found.extend(self.accounts_in(&store, &provider.domain).await);
         }
+        found.extend(self.offers.lock().unwrap().held(&held));
         for provider in &self.providers.all {
             provider.start().await;
         }
-        let mut found = Vec::new();
         for group in &groups {
             let hosts = hubs.remove(group).unwrap_or_default();
             let taken_for = self.people.iter().filter_map(|person| {
@@ -665,6 +702,17 @@ impl Crowd {
         self.people.iter().map(|it| it.streamed.load(Ordering::Relaxed)).sum()
     }
 
+    /// Of KeyPackages.
+    pub fn answered_of_stock(&self) -> Answered {
+        self.offers.lock().unwrap().counts()
+    }
+
+    /// Deliveries of accepted proposals that the record has seen.
+    pub fn proposals_seen(&self) -> u64 {
+        let of_past = self.counts.proposals_seen.load(Ordering::Relaxed);
+        of_past + self.history.lock().unwrap().proposals_seen()
+    }
+
     /// Whether every group is where it is to be.
     pub async fn moves_nothing(&self) -> bool {
         for provider in &self.providers.all {
@@ -677,6 +725,8 @@ impl Crowd {
 
     /// Forgets groups that are over and what was said in them, so that a long run stays small.
     pub async fn leaves_groups(&self) {
+        let seen = self.history.lock().unwrap().proposals_seen();
+        self.counts.proposals_seen.fetch_add(seen, Ordering::Relaxed);
         let groups = std::mem::take(&mut *self.groups.lock().unwrap());
         let makers: HashMap<GroupId, ClientUri> = self.history.lock().unwrap().makers.clone();
         for group in groups {

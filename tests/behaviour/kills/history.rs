@@ -8,11 +8,14 @@ use mimid::{
     wire::ids::{ClientUri, GroupId},
 };
 
+use super::proposals::Proposal;
+
 /// Everything that the harness knows of one run.
 #[derive(Default)]
 pub struct History {
     pub said: Vec<Said>,
     pub commits: Vec<Commit>,
+    pub proposals: Vec<Proposal>,
     /// Who made a group: it is in it from epoch 0.
     pub makers: HashMap<GroupId, ClientUri>,
     pub clients: BTreeMap<ClientUri, Client>,
@@ -54,12 +57,38 @@ pub struct Client {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wire {
-    /// `hash` of what all members get alike; none for a client's own entries.
-    Delivered { feed: u64, sequence: u64, group: Option<GroupId>, hash: Option<[u8; 32]> },
+    Delivered {
+        feed: u64,
+        sequence: u64,
+        /// What came before it in this feed, as it says itself.
+        previous: u64,
+        group: Option<GroupId>,
+        /// What all members get alike; none for a client's own entries.
+        message: Option<Message>,
+    },
     /// The provider has answered this acknowledgement.
     Acknowledged { feed: u64, sequence: u64 },
     /// The client's provider was killed: it writes acknowledgements down a moment later, and may have forgotten some.
     Killed,
+}
+
+/// An MLS message as it was delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    pub hash: [u8; 32],
+    pub kind: MessageKind,
+    pub epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MessageKind {
+    Application,
+    /// Of a member.
+    Proposal,
+    /// Of the hub, or of who wants to come in.
+    ProposalFromOutside,
+    Commit,
+    CommitFromOutside,
 }
 
 /// Which rule was broken.
@@ -82,6 +111,8 @@ pub enum Rule {
     /// Nobody loses track of a group whose providers lost nothing, and nobody lies: no commit is complained of, no entry is
     /// called unreadable or a misdeed.
     Strays,
+    /// The commit that ends an epoch does what was proposed in it.
+    Uncovered,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +121,7 @@ pub struct Broken {
     pub what: String,
 }
 
-fn broken(rule: Rule, what: String) -> Broken {
+pub(super) fn broken(rule: Rule, what: String) -> Broken {
     Broken { rule, what }
 }
 
@@ -109,6 +140,7 @@ impl History {
         }
         self.judge_delivery(&shown, &mut found);
         self.judge_one_order(&shown, &mut found);
+        self.judge_proposals(&shown, &mut found);
         found
     }
 
@@ -156,7 +188,8 @@ impl History {
     }
 
     fn judge_wire(&self, found: &mut Vec<Broken>) {
-        let mut at: HashMap<(&GroupId, u64), (&ClientUri, &[u8; 32])> = HashMap::new();
+        let mut at: HashMap<(&GroupId, u64), (&ClientUri, &Message)> = HashMap::new();
+        let mut places: HashMap<(&GroupId, &[u8; 32]), u64> = HashMap::new();
         for (uri, client) in &self.clients {
             let mut acknowledged: HashMap<u64, u64> = HashMap::new();
             for wire in &client.wire {
@@ -166,16 +199,23 @@ impl History {
                         let until = acknowledged.entry(*feed).or_default();
                         *until = (*until).max(*sequence);
                     }
-                    Wire::Delivered { feed, sequence, group, hash } => {
+                    Wire::Delivered { feed, sequence, group, message, .. } => {
                         if acknowledged.get(feed).is_some_and(|until| sequence <= until) {
                             let what = format!(
                                 "{uri} got {sequence} of feed {feed} behind its acknowledgement"
                             );
                             found.push(broken(Rule::Doubled, what));
                         }
-                        let (Some(group), Some(hash)) = (group, hash) else { continue };
-                        let (other, first) = *at.entry((group, *sequence)).or_insert((uri, hash));
-                        if first != hash {
+                        let (Some(group), Some(message)) = (group, message) else { continue };
+                        let place = *places.entry((group, &message.hash)).or_insert(*sequence);
+                        if place != *sequence {
+                            let what =
+                                format!("entry {sequence} of {group} stands at {place} as well");
+                            found.push(broken(Rule::Doubled, what));
+                        }
+                        let (other, first) =
+                            *at.entry((group, *sequence)).or_insert((uri, message));
+                        if first != message {
                             let what = format!(
                                 "{other} and {uri} got different entries {sequence} of {group}"
                             );
@@ -361,14 +401,14 @@ impl History {
 
 /// What one client was shown.
 #[derive(Default)]
-struct Shown<'a> {
-    groups: BTreeMap<&'a GroupId, In<'a>>,
+pub(super) struct Shown<'a> {
+    pub(super) groups: BTreeMap<&'a GroupId, In<'a>>,
     broken: Vec<Broken>,
 }
 
 /// A client's time in one group.
 #[derive(Default)]
-struct In<'a> {
+pub(super) struct In<'a> {
     /// Epochs of which it must have every message.
     whole: Vec<(u64, u64)>,
     /// Since which epoch it is in the group, and the last that it knows of.
@@ -395,27 +435,27 @@ impl In<'_> {
         self.whole.extend(self.now.take());
     }
 
-    fn must_hear(&self, epoch: u64) -> bool {
+    pub(super) fn must_hear(&self, epoch: u64) -> bool {
         let is_now = self.now.is_some_and(|(from, _)| from <= epoch);
         is_now || self.whole.iter().any(|(from, last)| (*from..=*last).contains(&epoch))
     }
 
-    fn times(&self) -> Vec<(u64, u64)> {
+    pub(super) fn times(&self) -> Vec<(u64, u64)> {
         self.whole.iter().copied().chain(self.now).collect()
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use mimid::wire::ids::{Domain, Epoch, Timestamp};
 
     use super::*;
 
-    fn uri(name: &str) -> ClientUri {
+    pub(in super::super) fn uri(name: &str) -> ClientUri {
         ClientUri::new(format!("mimi://a.example/d/{name}/phone")).unwrap()
     }
 
-    fn group() -> GroupId {
+    pub(in super::super) fn group() -> GroupId {
         GroupId::of(&Domain::new("a.example").unwrap(), [7; 16])
     }
 
@@ -441,7 +481,7 @@ mod tests {
         Event::Joined { group: group(), epoch: Epoch(epoch) }
     }
 
-    fn changed(epoch: u64, by: &str) -> Event {
+    pub(in super::super) fn changed(epoch: u64, by: &str) -> Event {
         let by = Some(uri(by));
         Event::Changed {
             group: group(),
@@ -454,7 +494,7 @@ mod tests {
     }
 
     /// alice makes a group; bob and carol are in it since epoch 1. alice says three things, carol one.
-    fn good() -> History {
+    pub(in super::super) fn good() -> History {
         let mut history = History::default();
         history.makers.insert(group(), uri("alice"));
         history.said = vec![
@@ -490,15 +530,30 @@ mod tests {
         history
     }
 
-    fn rules(history: &History) -> Vec<Rule> {
+    pub(in super::super) fn rules(history: &History) -> Vec<Rule> {
         let mut rules: Vec<Rule> = history.judge().into_iter().map(|broken| broken.rule).collect();
         rules.sort();
         rules.dedup();
         rules
     }
 
-    fn events<'a>(history: &'a mut History, of: &str) -> &'a mut Vec<Event> {
+    pub(in super::super) fn events<'a>(history: &'a mut History, of: &str) -> &'a mut Vec<Event> {
         &mut history.clients.get_mut(&uri(of)).unwrap().events
+    }
+
+    pub(in super::super) fn wire<'a>(history: &'a mut History, of: &str) -> &'a mut Vec<Wire> {
+        &mut history.clients.get_mut(&uri(of)).unwrap().wire
+    }
+
+    pub(in super::super) fn delivers(
+        sequence: u64,
+        previous: u64,
+        epoch: u64,
+        kind: MessageKind,
+        hash: u8,
+    ) -> Wire {
+        let message = Some(Message { hash: [hash; 32], kind, epoch });
+        Wire::Delivered { feed: 1, sequence, previous, group: Some(group()), message }
     }
 
     #[test]
@@ -585,7 +640,8 @@ mod tests {
         events(&mut history, "carol").push(shows("alice", "one"));
         assert!(rules(&history).contains(&Rule::Doubled));
         let mut history = good();
-        let delivered = Wire::Delivered { feed: 1, sequence: 4, group: None, hash: None };
+        let delivered =
+            Wire::Delivered { feed: 1, sequence: 4, previous: 0, group: None, message: None };
         let wire = &mut history.clients.get_mut(&uri("bob")).unwrap().wire;
         wire.extend([delivered.clone(), delivered.clone()]);
         assert_eq!(rules(&history), [], "it was not acknowledged");
@@ -649,10 +705,18 @@ mod tests {
     fn two_entries_in_one_place_are_seen() {
         let mut history = good();
         for (name, hash) in [("bob", 1), ("carol", 1), ("alice", 2)] {
-            let (group, hash) = (Some(group()), Some([hash; 32]));
-            let wire = &mut history.clients.get_mut(&uri(name)).unwrap().wire;
-            wire.push(Wire::Delivered { feed: 1, sequence: 9, group, hash });
+            wire(&mut history, name).push(delivers(9, 0, 2, MessageKind::Application, hash));
         }
         assert_eq!(rules(&history), [Rule::Differs]);
+    }
+
+    #[test]
+    fn one_entry_in_two_places_is_seen() {
+        let mut history = good();
+        let [at_9, at_10] = [9, 10].map(|at| delivers(at, at - 1, 2, MessageKind::Application, 1));
+        wire(&mut history, "bob").push(at_9);
+        assert_eq!(rules(&history), []);
+        wire(&mut history, "carol").push(at_10);
+        assert_eq!(rules(&history), [Rule::Doubled]);
     }
 }
