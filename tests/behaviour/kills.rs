@@ -137,7 +137,7 @@ fn summary(engine: &str, seed: u64, tally: &Tally, crowd: &Crowd) -> String {
     format!(
         "{} kills (a {}, b {}, c {}; {} while starting), seed {seed}, {engine}: {} answered ({messages} messages, {commits} commits, \
          {} joins, {} additions, {} removals, {} resyncs and {} moves among them; {} proposals, {} of them to leave, seen {} times; {published} KeyPackages published, \
-         {handed_out} given; {} of consent, {} of accounts), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
+         {handed_out} given; {} of consent, {} of accounts and own groups), {} entries by streams, {} refused, {} without an answer at first; 0 lost, 0 doubled, \
          0 out of order, 0 epochs with two commits; all {} clients went on",
         tally.kills.iter().sum::<u64>(),
         tally.kills[0],

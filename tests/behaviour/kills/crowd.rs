@@ -274,6 +274,7 @@ pub struct Counts {
     /// Deliveries of those that were accepted, as far as the record saw them in groups that are over.
     pub proposals_seen: AtomicU64,
     pub consents: AtomicU64,
+    /// Made and deleted, and groups of one member.
     pub accounts: AtomicU64,
     pub refused: AtomicU64,
     pub unanswered: AtomicU64,
