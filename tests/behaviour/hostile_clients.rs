@@ -5,6 +5,7 @@
 //! speak at a provider beside the one that is attacked: how long they wait there is what the machine makes of an attack that is
 //! none of their provider's, and what the other figure is to be compared with.
 
+mod complaints;
 mod device;
 mod floods;
 mod http1;
@@ -12,6 +13,8 @@ mod http2;
 mod inboxes;
 mod kinds;
 mod memory;
+mod requests;
+mod siege;
 mod streams;
 
 use std::{
@@ -65,6 +68,11 @@ struct Node {
 impl Node {
     /// `settings` as variables: ("LIMITS__BACKLOG", "7").
     fn start(settings: &[(&str, &str)]) -> Self {
+        Self::configured("", settings)
+    }
+
+    /// As [`Self::start`], with what is no variable in its configuration's file.
+    fn configured(file: &str, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = fs::File::create(folder.path().join("log")).unwrap();
         let mut command = Command::new(MIMID);
@@ -77,6 +85,11 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log);
+        if !file.is_empty() {
+            let config = folder.path().join("mimid.toml");
+            fs::write(&config, file).unwrap();
+            command.arg("--config").arg(config);
+        }
         for (name, value) in settings {
             command.env(format!("MIMID_{name}"), value);
         }
@@ -107,16 +120,7 @@ impl Node {
     }
 
     fn tls(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(&self.pem()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-        Arc::new(tls)
+        tls_that_trusts(&self.pem(), alpn)
     }
 
     /// A TLS connection, handshake done.
@@ -125,14 +129,7 @@ impl Node {
     }
 
     fn connect_with(&self, address: SocketAddr, tls: Arc<ClientConfig>) -> std::io::Result<Tls> {
-        let name = ServerName::try_from("localhost").unwrap();
-        let socket = TcpStream::connect(address)?;
-        socket.set_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        let mut tls = StreamOwned::new(ClientConnection::new(tls, name).unwrap(), socket);
-        tls.conn.complete_io(&mut tls.sock)?;
-        Ok(tls)
+        connect_with(address, tls)
     }
 
     /// The answer to bytes, read to the connection's end.
@@ -225,6 +222,31 @@ impl Drop for Node {
     }
 }
 
+/// TLS towards a listener with this certificate.
+fn tls_that_trusts(pem: &[u8], alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(pem).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(tls)
+}
+
+fn connect_with(address: SocketAddr, tls: Arc<ClientConfig>) -> std::io::Result<Tls> {
+    let name = ServerName::try_from("localhost").unwrap();
+    let socket = TcpStream::connect(address)?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    let mut tls = StreamOwned::new(ClientConnection::new(tls, name).unwrap(), socket);
+    tls.conn.complete_io(&mut tls.sock)?;
+    Ok(tls)
+}
+
 /// Everything until the connection ends, however it ends.
 fn read_to_end(tls: &mut Tls) -> String {
     let mut said = Vec::new();
@@ -252,6 +274,8 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Two honest clients that speak with each other, each message awaited, on a thread of their own.
 struct Honest {
+    /// How many messages are a measure.
+    least: usize,
     ask: std::sync::mpsc::Sender<Ask>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -265,6 +289,11 @@ struct Ask {
 
 impl Honest {
     fn start(node: &Node) -> Self {
+        Self::paced(node, Duration::ZERO)
+    }
+
+    /// As [`Self::start`]; each message is followed by a pause, for a node whose members may say only so much.
+    fn paced(node: &Node, pause: Duration) -> Self {
         let (ask, asked) = std::sync::mpsc::channel::<Ask>();
         let runtime = runtime();
         let beside = is_beside().then(|| Node::start(&[]));
@@ -283,6 +312,7 @@ impl Honest {
                         while bob.receive(1000).await.unwrap() == 0 {}
                     });
                     times.push(started.elapsed());
+                    thread::sleep(pause);
                     said += 1;
                     let heard = bob.member().events(0, usize::MAX >> 1).unwrap();
                     let texts: Vec<_> = heard
@@ -297,7 +327,8 @@ impl Honest {
                 took.send(times).unwrap();
             }
         });
-        Self { ask, thread: Some(thread) }
+        let least = if pause.is_zero() { 30 } else { 10 };
+        Self { least, ask, thread: Some(thread) }
     }
 
     fn begin(
@@ -316,9 +347,9 @@ impl Honest {
 
     /// They speak before `attack`, all through it, and after; says how long they waited.
     fn speak_through<T>(&self, name: &str, attack: impl FnOnce() -> T) -> T {
-        let quiet = self.times(30 * factor());
+        let quiet = self.times(self.least * factor());
         let enough = Arc::new(AtomicBool::new(false));
-        let times = self.begin(30, &enough);
+        let times = self.begin(self.least, &enough);
         let until = Enough(enough);
         let done = attack();
         drop(until);

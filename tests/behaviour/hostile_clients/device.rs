@@ -81,30 +81,47 @@ pub(super) fn now() -> Timestamp {
 }
 
 /// A connection that is asked one thing after the other, and made anew where an answer ended it.
-pub(super) struct Line<'a> {
+pub(super) struct Line {
     pub tls: Tls,
-    node: &'a Node,
+    config: Arc<ClientConfig>,
     address: SocketAddr,
     has_ended: bool,
 }
 
-impl<'a> Line<'a> {
-    pub fn to(node: &'a Node) -> Self {
+impl Line {
+    pub fn to(node: &Node) -> Self {
         Self::at(node, node.client_address())
     }
 
-    pub fn at(node: &'a Node, address: SocketAddr) -> Self {
-        Self { tls: node.connect(address, &[]), node, address, has_ended: false }
+    pub fn at(node: &Node, address: SocketAddr) -> Self {
+        Self::with(node.tls(&[]), address)
+    }
+
+    pub fn with(config: Arc<ClientConfig>, address: SocketAddr) -> Self {
+        let tls = connect_with(address, Arc::clone(&config)).unwrap();
+        Self { tls, config, address, has_ended: false }
+    }
+
+    fn revive(&mut self) {
+        if self.has_ended {
+            *self = Self::with(Arc::clone(&self.config), self.address);
+        }
+    }
+
+    /// Announces a body of so many bytes and sends only its beginning: what is refused for its length is refused at the head.
+    pub fn announce(&mut self, path: &str, bytes: usize, beginning: &[u8]) -> (u16, Vec<u8>) {
+        self.revive();
+        let head = head(path, bytes);
+        self.tls.write_all(&[head.as_bytes(), beginning].concat()).unwrap();
+        let answer = self.answer();
+        // whatever it says of itself, the rest of that body will not come
+        self.has_ended = true;
+        answer
     }
 
     pub fn post(&mut self, path: &str, body: &[u8]) -> (u16, Vec<u8>) {
-        if self.has_ended {
-            *self = Self::at(self.node, self.address);
-        }
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: localhost\r\n{OCTETS}Content-Length: {}\r\n\r\n",
-            body.len()
-        );
+        self.revive();
+        let head = head(path, body.len());
         self.tls.write_all(&[head.as_bytes(), body].concat()).unwrap();
         self.answer()
     }
@@ -134,4 +151,8 @@ impl<'a> Line<'a> {
         });
         devices.collect()
     }
+}
+
+fn head(path: &str, bytes: usize) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\n{OCTETS}Content-Length: {bytes}\r\n\r\n")
 }

@@ -29,7 +29,7 @@ const SHARE: usize = 4 * KIB * KIB;
 const LARGE: usize = 60_000;
 
 fn ask<T: DeserializeBytes>(
-    line: &mut Line<'_>,
+    line: &mut Line,
     device: &Device,
     path: &str,
     body: &[u8],
@@ -39,7 +39,7 @@ fn ask<T: DeserializeBytes>(
     answer.map(|body| decode(body.as_slice()).unwrap())
 }
 
-fn token(line: &mut Line<'_>, device: &Device, class: KeyPackageClass) -> QueueToken {
+fn token(line: &mut Line, device: &Device, class: KeyPackageClass) -> QueueToken {
     let request = QueueTokens { class, last_resort: Flag::No, count: 1, revoke: List::default() };
     let minted: MintedTokens = ask(line, device, "/v1/queue_tokens", &encode(&request)).unwrap();
     minted.tokens.into_vec().remove(0)
@@ -47,7 +47,7 @@ fn token(line: &mut Line<'_>, device: &Device, class: KeyPackageClass) -> QueueT
 
 /// Leaves so many offers of so many bytes; none where that is too much for the hour, or for now.
 fn leave(
-    line: &mut Line<'_>,
+    line: &mut Line,
     by: &Device,
     token: &QueueToken,
     (count, bytes): (usize, usize),
@@ -112,7 +112,7 @@ fn hand_over(
 }
 
 /// How many entries a client gets, and how large they are, when it comes back.
-fn read(line: &mut Line<'_>, device: &Device) -> (usize, usize) {
+fn read(line: &mut Line, device: &Device) -> (usize, usize) {
     let (mut entries, mut bytes, mut acks) = (0, 0, Vec::new());
     loop {
         let dequeue = Dequeue { acks: List::new(acks).unwrap(), max: 1_000, wait_ms: 0 };
