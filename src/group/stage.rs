@@ -15,6 +15,7 @@ use crate::{
         pending::goes,
     },
     wire::{
+        codec::Opaque,
         ds::{
             DsMessage, DsRequest, DsResponseBody, DsSenderId, ExternalCommitInfo, FanoutFilter,
             GroupUpdate, Info, ProtocolVersion, WelcomeInfo,
@@ -179,9 +180,18 @@ impl GroupState {
         Ok(leaf)
     }
 
-    /// Check 5, behind the sender's authentication.
+    /// Check 5, behind the sender's authentication. Who has no part in the group has made its key itself, and could make another
+    /// for each request: all of them together may ask what one member may.
     pub(super) fn count(&self, request: &Request, now: Timestamp) -> Result<(), Reject> {
-        let counted = self.hub.rates.check(&self.id, &request.message.sender_id, now);
+        let sender = &request.message.sender_id;
+        let has_part = match sender {
+            DsSenderId::LeafIndex(_) => true,
+            DsSenderId::UserKeyHash(user) => self.roster.has_user(user),
+            DsSenderId::KeyPackageRef(reference) => self.joiners.contains_key(reference),
+        };
+        let strangers = DsSenderId::UserKeyHash(UserKeyHash(Opaque::default()));
+        let counted_as = if has_part { sender } else { &strangers };
+        let counted = self.hub.rates.check(&self.id, counted_as, now);
         counted.map_err(|too_many| Reject::RateLimited(too_many.retry_after_ms()))
     }
 
