@@ -153,7 +153,7 @@ fn in_a_group(tally: &mut Tally) {
     runtime.block_on(bob.update(&group, false)).unwrap();
     let epoch = bob.member().group(&group).unwrap().epoch.unwrap();
     for (sender, message) in &early {
-        too_early(&mut siege, sender, message, epoch);
+        in_another_epoch(&mut siege, sender, message, epoch);
     }
     siege.in_step();
 
@@ -228,7 +228,7 @@ fn in_a_group(tally: &mut Tally) {
     dave.member().give_up(request).unwrap();
     runtime.block_on(bob.update(&group, false)).unwrap();
     let epoch = bob.member().group(&group).unwrap().epoch.unwrap();
-    too_early(&mut siege, &dave, &asks, epoch);
+    in_another_epoch(&mut siege, &dave, &asks, epoch);
     siege.in_step();
     let request = begin_join(&dave, Operation::AskToJoin);
     let asked = goes_through(&mut siege, &dave, request);
@@ -319,7 +319,7 @@ fn goes_through(siege: &mut Siege<'_>, who: &Client, request: RequestId) -> DsMe
 }
 
 /// `message` was made in the epoch before `epoch`, which is the group's: it is told so, and so is one of an epoch to come.
-fn too_early(siege: &mut Siege<'_>, sender: &Client, message: &DsMessage, epoch: Epoch) {
+fn in_another_epoch(siege: &mut Siege<'_>, sender: &Client, message: &DsMessage, epoch: Epoch) {
     let kind = message.request.name();
     let before = (siege.accepted)();
     let is_member = matches!(message.sender_id, DsSenderId::LeafIndex(_));
@@ -406,7 +406,7 @@ fn move_of_a_group(tally: &mut Tally) {
         bob.client.update(&group, false).await.unwrap();
     });
     let epoch = bob.view(&group).epoch.unwrap();
-    too_early(&mut siege, &alice.client, &early, epoch);
+    in_another_epoch(&mut siege, &alice.client, &early, epoch);
     siege.in_step();
     // a promise is for one epoch, and so is what it goes with
     let promise = promised(&mut siege.line);
