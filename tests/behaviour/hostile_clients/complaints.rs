@@ -47,11 +47,12 @@ impl<'a> Scene<'a> {
         let (one, other, group) = runtime.block_on(node.group(["trent", "victor"]));
         let third = runtime.block_on(async {
             let third = node.client("walter").await;
-            one.connect(&third.member().client().user()).await.unwrap();
+            let [a, it] = [&one, &third].map(|client| client.member().client().user());
+            one.connect(&it).await.unwrap();
             third.receive(0).await.unwrap();
-            third.accept(&one.member().client().user()).await.unwrap();
+            third.accept(&a).await.unwrap();
             one.receive(0).await.unwrap();
-            one.add_users(&group, &[third.member().client().user()]).await.unwrap();
+            one.add_users(&group, &[it]).await.unwrap();
             third.receive(0).await.unwrap();
             third
         });
@@ -84,7 +85,12 @@ impl<'a> Scene<'a> {
         resigned(by, complaint)
     }
 
-    /// Of the group and of what it has taken.
+    /// How many messages and complaints groups have taken.
+    fn accepted(&self) -> u64 {
+        self.node.metric("mimid_group_accepted_total")
+    }
+
+    /// What the group is to its members.
     fn sees(&self) -> String {
         let views = [&self.one, &self.other, &self.third].map(|client| {
             assert_eq!(self.runtime.block_on(client.receive(0)).unwrap(), 0, "something came");
@@ -93,7 +99,7 @@ impl<'a> Scene<'a> {
                 view.members.iter().map(|it| (it.leaf, it.client.clone())).collect();
             (view.epoch, view.state, members, view.pending, view.authenticator)
         });
-        format!("{views:?} {}", self.node.metric("mimid_group_accepted_total"))
+        format!("{views:?}")
     }
 }
 
@@ -139,7 +145,7 @@ fn a_complaint_that_is_forged_cut_too_large_or_sent_again_counts_for_nothing_or_
     let scene = Scene::new(&node, &runtime);
     let mut line = Line::to(&node);
     let mallory = runtime.block_on(node.client("mallory"));
-    let before = scene.sees();
+    let (before, accepted) = (scene.sees(), scene.accepted());
     let (victor, walter) = (1, 2);
     let right = scene.complaint(&scene.other, victor);
     let whole = body(&right);
@@ -246,7 +252,7 @@ fn a_complaint_that_is_forged_cut_too_large_or_sent_again_counts_for_nothing_or_
     ] {
         assert_eq!(count("around it", post(&mut line, &bytes)), expected);
     }
-    assert_eq!(scene.sees(), before);
+    assert_eq!((scene.sees(), scene.accepted()), (before.clone(), accepted));
 
     // as it should be, and again: the same bytes, newly wrapped, through another client
     let first = post(&mut line, &outer);
@@ -269,6 +275,8 @@ fn a_complaint_that_is_forged_cut_too_large_or_sent_again_counts_for_nothing_or_
     let own = scene.complaint(&scene.one, 0);
     assert_eq!(complain(&mut line, &mallory, &own), (200, Ok(NONE)));
     assert_eq!(scene.sees(), before, "one user's word is one");
+    // that of the GroupInfo and that of the path, each once
+    assert_eq!(scene.accepted(), accepted + 2);
     let all: usize = codes.values().sum();
     println!(
         "{all} hostile complaints: {codes:?}; one taken and sent again {} times: counted once",

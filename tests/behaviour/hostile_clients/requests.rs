@@ -102,12 +102,13 @@ fn a_flood_of_any_request_to_a_group_is_told_to_wait_and_the_others_are_heard() 
         let erin = node.client("erin").await;
         let open = PolicyChange::Join(JoinPolicy::Open);
         mallory.change_policy(&group, vec![open]).await.unwrap();
-        erin.connect(&mallory.member().client().user()).await.unwrap();
+        let [a, it] = [&mallory, &erin].map(|client| client.member().client().user());
+        erin.connect(&a).await.unwrap();
         mallory.receive(0).await.unwrap();
-        mallory.accept(&erin.member().client().user()).await.unwrap();
+        mallory.accept(&it).await.unwrap();
         erin.receive(0).await.unwrap();
         mallory.receive(0).await.unwrap();
-        mallory.add_users(&group, &[erin.member().client().user()]).await.unwrap();
+        mallory.add_users(&group, &[it]).await.unwrap();
         (node.client("oscar").await, node.client("peggy").await, erin)
     });
     in_step(&runtime, &mallory, &trent, &group);
