@@ -256,7 +256,7 @@ mod tests {
     fn a_store_that_has_lost_one_or_offers_one_again_is_seen() {
         let mut offers = offers();
         let [one, two, three] = [1, 2, 3].map(|it| offer(it, false));
-        assert_eq!(offers.held(&[two.clone()]).len(), 1);
+        assert_eq!(offers.held(std::slice::from_ref(&two)).len(), 1);
         assert_eq!(offers.held(&[one, two.clone(), three]).len(), 1);
         offers.asked(&[alice()], Class::Group, 1);
         assert_eq!(offers.held(&[two]), [""; 0]);

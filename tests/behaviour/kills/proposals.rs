@@ -58,6 +58,9 @@ struct Accepted<'a> {
     epoch: u64,
 }
 
+/// Whom a commit brought in and took out.
+type AddedAndRemoved<'a> = (&'a [ClientUri], &'a [ClientUri]);
+
 impl History {
     pub(super) fn judge_proposals(
         &self,
@@ -172,8 +175,7 @@ impl History {
                             let out = [format!("remove {leaf}"), format!("{leaf} leaves")];
                             seen.iter().any(|(_, what)| out.iter().any(|it| it == what))
                         };
-                        let is_shown =
-                            seen.iter().any(|it| *it == (&one.proposal.by, text.as_str()));
+                        let is_shown = seen.contains(&(&one.proposal.by, text.as_str()));
                         if !is_shown && !one.proposal.leaf().is_some_and(is_out) {
                             let what = format!(
                                 "{uri} did not show {:?} before epoch {epoch}",
@@ -213,7 +215,7 @@ impl History {
             })
             .map(|(_, group, _, message)| ((group, message.epoch), message.kind))
             .collect();
-        let mut changes: HashMap<(&GroupId, u64), (&[ClientUri], &[ClientUri])> = HashMap::new();
+        let mut changes: HashMap<(&GroupId, u64), AddedAndRemoved<'_>> = HashMap::new();
         for event in self.clients.values().flat_map(|client| &client.events) {
             if let Event::Changed { group, epoch, by: Some(_), added, removed, .. } = event {
                 changes.insert((group, epoch.0), (added, removed));
