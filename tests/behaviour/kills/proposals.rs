@@ -136,7 +136,8 @@ impl History {
     }
 
     /// What a client shows its user: each proposal of others once, before the commit that ends its epoch, where the client followed
-    /// the group from the one into the next. A removal that is known takes the place of what else was proposed for the same leaf.
+    /// the group from the one into the next. A removal that is known takes the place of what else was proposed for the same leaf: the hub's,
+    /// and the client's own, which it does not show, too.
     fn judge_shown_proposals(
         &self,
         uri: &ClientUri,
@@ -150,12 +151,14 @@ impl History {
         }
         let mut counts: BTreeMap<(&GroupId, &ClientUri, &str), usize> = BTreeMap::new();
         let mut now: HashMap<&GroupId, u64> = HashMap::new();
-        let mut standing: HashMap<&GroupId, Vec<(&ClientUri, &str)>> = HashMap::new();
+        let mut standing: HashMap<&GroupId, Vec<(Option<&ClientUri>, &str)>> = HashMap::new();
         for event in &client.events {
             match event {
-                Event::Proposed { group, by: Some(by), what } => {
-                    *counts.entry((group, by, what)).or_default() += 1;
-                    standing.entry(group).or_default().push((by, what));
+                Event::Proposed { group, by, what } => {
+                    if let Some(by) = by {
+                        *counts.entry((group, by, what)).or_default() += 1;
+                    }
+                    standing.entry(group).or_default().push((by.as_ref(), what));
                 }
                 Event::Joined { group, epoch } => {
                     now.insert(group, epoch.0);
@@ -174,8 +177,9 @@ impl History {
                         let is_out = |leaf: &ClientUri| {
                             let out = [format!("remove {leaf}"), format!("{leaf} leaves")];
                             seen.iter().any(|(_, what)| out.iter().any(|it| it == what))
+                                || self.has_proposed_removal(uri, group, (leaf, epoch.0 - 1))
                         };
-                        let is_shown = seen.contains(&(&one.proposal.by, text.as_str()));
+                        let is_shown = seen.contains(&(Some(&one.proposal.by), text.as_str()));
                         if !is_shown && !one.proposal.leaf().is_some_and(is_out) {
                             let what = format!(
                                 "{uri} did not show {:?} before epoch {epoch}",
@@ -203,6 +207,24 @@ impl History {
                 found.push(broken(if asked == 0 { Rule::MadeUp } else { Rule::Doubled }, what));
             }
         }
+    }
+
+    /// Whether `by` may have proposed in that epoch to take that leaf out.
+    fn has_proposed_removal(
+        &self,
+        by: &ClientUri,
+        group: &GroupId,
+        (leaf, epoch): (&ClientUri, u64),
+    ) -> bool {
+        self.proposals.iter().any(|it| {
+            let is_in_it = match it.answer {
+                Answer::Accepted { epoch: of, .. } => of == epoch,
+                Answer::Unknown => true,
+                Answer::Refused => false,
+            };
+            let takes_out = matches!(&it.wish, Wish::Remove(client) if client == leaf);
+            is_in_it && takes_out && it.by == *by && it.group == *group
+        })
     }
 
     /// A member's commit does all that is pending, one from outside what leaves: so whoever was proposed to be added or taken out is, where
@@ -426,6 +448,26 @@ mod tests {
             answer: Answer::Unknown,
         });
         assert_eq!(rules(&history), []);
+        // the client's own does, which it does not show; one of another epoch or leaf does not
+        events(&mut history, "alice").retain(|it| !matches!(it, Event::Proposed { .. }));
+        assert_eq!(rules(&history), [Rule::Lost]);
+        for (leaf, epoch, found) in [
+            ("carol", 2, &[][..]),
+            ("carol", 1, &[Rule::Lost]),
+            ("bob", 2, &[Rule::Lost, Rule::Uncovered]),
+        ] {
+            let mut history = carol_leaves();
+            events(&mut history, "alice").retain(|it| !matches!(it, Event::Proposed { .. }));
+            history.proposals.push(Proposal {
+                group: group(),
+                by: uri("alice"),
+                wish: Wish::Remove(uri(leaf)),
+                answer: Answer::Accepted { sequence: 8, epoch },
+            });
+            let mut rules = rules(&history);
+            rules.retain(|it| matches!(it, Rule::Lost | Rule::Uncovered));
+            assert_eq!(rules, found, "{leaf} {epoch}");
+        }
     }
 
     #[test]
