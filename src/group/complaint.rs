@@ -4,6 +4,7 @@
 
 use crate::{
     crypto::verify_with_label,
+    rate::Asker,
     store::records::GoneReason,
     wire::{
         codec::{decode, encode},
@@ -66,8 +67,8 @@ impl GroupState {
                 )
             })?;
         // by user: a leaf's index may be another's by now
-        let sender = DsSenderId::UserKeyHash(by.user.clone());
-        let counted = self.hub.rates.check(&self.id, &sender, now);
+        let asker = Asker::Member(DsSenderId::UserKeyHash(by.user.clone()));
+        let counted = self.hub.rates.check(&self.id, asker, now);
         counted.map_err(|too_many| Reject::RateLimited(too_many.retry_after_ms()))?;
         let Some(charge) = self.lies.charge(index, &complaint.reason) else {
             return Ok(Heard::Answer(self.complaint_answer(complaint, now)));

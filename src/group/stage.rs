@@ -14,8 +14,8 @@ use crate::{
         leaf::{client_of, user_key_of, verify_user_key},
         pending::goes,
     },
+    rate::Asker,
     wire::{
-        codec::Opaque,
         ds::{
             DsMessage, DsRequest, DsResponseBody, DsSenderId, ExternalCommitInfo, FanoutFilter,
             GroupUpdate, Info, ProtocolVersion, WelcomeInfo,
@@ -180,8 +180,7 @@ impl GroupState {
         Ok(leaf)
     }
 
-    /// Check 5, behind the sender's authentication. Who has no part in the group has made its key itself, and could make another
-    /// for each request: all of them together may ask what one member may.
+    /// Check 5, behind the sender's authentication.
     pub(super) fn count(&self, request: &Request, now: Timestamp) -> Result<(), Reject> {
         let sender = &request.message.sender_id;
         let has_part = match sender {
@@ -189,9 +188,12 @@ impl GroupState {
             DsSenderId::UserKeyHash(user) => self.roster.has_user(user),
             DsSenderId::KeyPackageRef(reference) => self.joiners.contains_key(reference),
         };
-        let strangers = DsSenderId::UserKeyHash(UserKeyHash(Opaque::default()));
-        let counted_as = if has_part { sender } else { &strangers };
-        let counted = self.hub.rates.check(&self.id, counted_as, now);
+        let asker = if has_part {
+            Asker::Member(sender.clone())
+        } else {
+            Asker::Strangers(request.relay.clone())
+        };
+        let counted = self.hub.rates.check(&self.id, asker, now);
         counted.map_err(|too_many| Reject::RateLimited(too_many.retry_after_ms()))
     }
 

@@ -4,15 +4,25 @@
 use super::{Limiter, Quota, TooMany};
 use crate::wire::{
     ds::DsSenderId,
-    ids::{GroupId, Timestamp},
+    ids::{Domain, GroupId, Timestamp},
 };
+
+/// Who asks something of a group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Asker {
+    /// Who has a part in it.
+    Member(DsSenderId),
+    /// All together who have none, and come through this provider: each has made its key itself, and could make another for
+    /// each request.
+    Strangers(Domain),
+}
 
 /// The quotas; absent by default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GroupQuotas {
     /// Of all members of one group together.
     pub group: Quota,
-    /// Of one member of one group.
+    /// Of one member of one group, and of all strangers to it who come through one provider.
     pub member: Quota,
 }
 
@@ -20,7 +30,7 @@ pub struct GroupQuotas {
 #[derive(Debug)]
 pub struct GroupRates {
     groups: Limiter<GroupId>,
-    members: Limiter<(GroupId, DsSenderId)>,
+    members: Limiter<(GroupId, Asker)>,
 }
 
 impl GroupRates {
@@ -38,18 +48,12 @@ impl GroupRates {
         self.members.replace(quotas.member);
     }
 
-    /// Counts a request of `sender` to `group`. The member comes first: one that asks too much takes nothing from its
-    /// group.
+    /// Counts a request of `asker` to `group`. The asker comes first: one that asks too much takes nothing from the group.
     ///
     /// # Errors
     /// [`TooMany`]
-    pub fn check(
-        &self,
-        group: &GroupId,
-        sender: &DsSenderId,
-        now: Timestamp,
-    ) -> Result<(), TooMany> {
-        self.members.check(&(group.clone(), sender.clone()), now)?;
+    pub fn check(&self, group: &GroupId, asker: Asker, now: Timestamp) -> Result<(), TooMany> {
+        self.members.check(&(group.clone(), asker), now)?;
         self.groups.check(group, now)
     }
 }
@@ -75,8 +79,8 @@ mod tests {
         let rates = GroupRates::new(GroupQuotas { group: quota(4), member: quota(2) });
         let (now, domain) = (Timestamp(1_700_000_000_000), Domain::new("a.example").unwrap());
         let (group, other) = (GroupId::of(&domain, [1; 16]), GroupId::of(&domain, [2; 16]));
-        let member = |leaf| DsSenderId::LeafIndex(LeafIndex(leaf));
-        let check = |group, leaf| rates.check(group, &member(leaf), now);
+        let member = |leaf| Asker::Member(DsSenderId::LeafIndex(LeafIndex(leaf)));
+        let check = |group, leaf| rates.check(group, member(leaf), now);
         check(&group, 0).unwrap();
         check(&group, 0).unwrap();
         for _ in 0..10 {
@@ -86,6 +90,21 @@ mod tests {
         check(&group, 1).unwrap();
         check(&group, 2).unwrap();
         assert_eq!(check(&group, 3).unwrap_err().retry_after_ms(), 250);
-        rates.check(&group, &member(3), now.plus_ms(250)).unwrap();
+        rates.check(&group, member(3), now.plus_ms(250)).unwrap();
+    }
+
+    #[test]
+    fn strangers_of_one_provider_are_one_and_take_nothing_from_members_nor_those_of_another() {
+        let quota = |per_second| Quota { per_second, burst: per_second };
+        let rates = GroupRates::new(GroupQuotas { group: quota(9), member: quota(2) });
+        let now = Timestamp(1_700_000_000_000);
+        let [a, b] = ["a.example", "b.example"].map(|name| Domain::new(name).unwrap());
+        let group = GroupId::of(&a, [1; 16]);
+        let strangers =
+            |through: &Domain| rates.check(&group, Asker::Strangers(through.clone()), now).is_ok();
+        assert_eq!([(); 4].map(|()| strangers(&a)), [true, true, false, false]);
+        assert!(strangers(&b));
+        let member = Asker::Member(DsSenderId::LeafIndex(LeafIndex(0)));
+        rates.check(&group, member, now).unwrap();
     }
 }

@@ -7,7 +7,7 @@ mod group;
 mod line;
 mod overload;
 
-pub use group::{GroupQuotas, GroupRates};
+pub use group::{Asker, GroupQuotas, GroupRates};
 pub use line::Line;
 pub use overload::{Class, LANES_MAX, Lane, Overload, OverloadSettings, Shed, Stage};
 

@@ -137,6 +137,7 @@ const NONE: ComplaintResponse = ComplaintResponse { outcome: ComplaintOutcome::N
 #[test]
 fn a_complaint_that_is_forged_cut_too_large_or_sent_again_counts_for_nothing_or_once() {
     let node = Node::start(&[
+        ("RATES__ADDRESS_PER_SECOND", "0"),
         ("RATES__MEMBER_PER_SECOND", "0"),
         // another hub that a complaint names is not looked for
         ("FEDERATION__ALLOW", "peer.example"),

@@ -69,6 +69,7 @@ fn user(client: &Client) -> UserUri {
 fn in_a_group(tally: &mut Tally) {
     let handshake = format!("{}KiB", HANDSHAKE_BYTES_MAX >> 10);
     let node = Node::start(&[
+        ("RATES__ADDRESS_PER_SECOND", "0"),
         ("RATES__MEMBER_PER_SECOND", "0"),
         ("RATES__GROUP_PER_SECOND", "0"),
         ("GROUPS__HANDSHAKE_BYTES_MAX", &handshake),

@@ -35,6 +35,7 @@ const TOLD: usize = 100;
 
 pub(super) fn node_with_rates() -> Node {
     Node::start(&[
+        ("RATES__ADDRESS_PER_SECOND", "0"),
         ("RATES__MEMBER_PER_SECOND", &MEMBER_PER_SECOND.to_string()),
         ("RATES__MEMBER_BURST", &MEMBER_BURST.to_string()),
         ("RATES__GROUP_PER_SECOND", &GROUP_PER_SECOND.to_string()),

@@ -504,7 +504,9 @@ pub(super) fn in_step(
     group: &GroupId,
 ) {
     let epoch = |client: &Client| client.member().group(group).unwrap().authenticator;
+    let until = Instant::now() + PATIENCE;
     loop {
+        assert!(Instant::now() < until, "{:?} and {:?}", epoch(one), epoch(other));
         let new = runtime
             .block_on(async { one.receive(0).await.unwrap() + other.receive(100).await.unwrap() });
         if new == 0 && epoch(one) == epoch(other) {

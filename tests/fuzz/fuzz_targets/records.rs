@@ -16,7 +16,7 @@ const CBOR: Limit = Limit { per_byte: 256, fixed: 64 * 1024, calls_per_byte: 4 }
 const DISK: Limit = Limit { per_byte: 1 << 20, fixed: 8 << 20, calls_per_byte: 16 };
 
 /// So deep do lists go that are read at once.
-const AT_ONCE: Room = Room { per_byte: 1024, fixed: 34 << 20 };
+const AT_ONCE: Room = Room { per_byte: 256, fixed: 34 << 20 };
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((which, bytes)) = bytes.split_first() else { return };
