@@ -61,8 +61,14 @@ pub(super) async fn load(
             return node.moved_away(id).await.map_err(of_store)?.map_or(Ok(None), Err);
         }
     }
-    if head.status == GroupStatus::Deleted && head.log_bytes == 0 {
-        // everything but the head is dropped: only that the id is taken is known
+    let is_deleted = head.status == GroupStatus::Deleted;
+    if is_deleted && let Some(moved) = node.moved_away(id).await.map_err(of_store)? {
+        // the last provider that hosted it has the word on it
+        return Err(moved);
+    }
+    let is_copy = is_deleted && !node.was_hosted_here(id).await.map_err(of_store)?;
+    if is_copy || is_deleted && head.log_bytes == 0 {
+        // there is no state, or everything but the head is dropped: only that the id is taken is known
         return Err(DsError::GroupNotFound {
             detail: Detail::truncated("this group was deleted; its id is not used again"),
         });

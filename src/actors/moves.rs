@@ -104,6 +104,18 @@ impl Node {
         }
     }
 
+    /// Whether `group`, which is deleted, was hosted here then. What is here of one that was not is a copy.
+    pub(super) async fn was_hosted_here(&self, group: &GroupId) -> Result<bool, StoreError> {
+        let Some(moves) = self.store.moves(group).await? else {
+            return Ok(group.domain() == self.domain);
+        };
+        let chain = chain_of(&moves)?;
+        let last = chain.iter().last().map(|last| last.domain_name.clone());
+        // of a move that was not confirmed yet the chain says nothing
+        let is_here = moves.arrived.is_some_and(|arrived| arrived.here);
+        Ok(is_here || last.unwrap_or_else(|| group.domain()) == self.domain)
+    }
+
     /// What is said of a group that is hosted elsewhere: where it has gone, if it left from here and that is still told.
     pub(super) async fn moved_away(&self, group: &GroupId) -> Result<Option<DsError>, StoreError> {
         let Some(moves) = self.store.moves(group).await? else { return Ok(None) };
