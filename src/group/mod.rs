@@ -871,7 +871,7 @@ pub(crate) fn broken(problem: MlsProblem) -> Reject {
 
 #[cfg(test)]
 #[expect(clippy::wildcard_enum_match_arm, reason = "tests name the case that they are about")]
-mod tests;
+pub(crate) mod tests;
 // the same file: clippy knows tests by the line above
 #[cfg(all(fuzzing, not(test)))]
 mod tests;

@@ -475,11 +475,15 @@ impl Member {
             }
             !(mine && matches!(it.proposal(), mls::Proposal::Update(_)))
         };
+        #[cfg(not(test))]
+        let crypto = provider.crypto();
+        #[cfg(test)]
+        let crypto = &self.crypto_of_commits();
         let builder = match &change.new_key {
-            None => builder.build(provider.rand(), provider.crypto(), &signer, committable),
+            None => builder.build(provider.rand(), crypto, &signer, committable),
             Some(key) => builder.build_with_new_signer(
                 provider.rand(),
-                provider.crypto(),
+                crypto,
                 &signer,
                 mls::NewSignerBundle {
                     signer: key,
@@ -492,11 +496,13 @@ impl Member {
         let bundle = builder.stage_commit(&provider).map_err(CoreError::mls)?;
         let (commit, welcome, group_info) = bundle.into_messages();
         let group_info = group_info.ok_or(CoreError::Invalid("openmls made no GroupInfo"))?;
-        Ok(Committed {
-            commit: Raw::of(&commit),
-            welcome: welcome.as_ref().map(Raw::of),
-            group_info: partial(&group_info, suite)?,
-        })
+        let (commit, partial) = (Raw::of(&commit), partial(&group_info, suite)?);
+        #[cfg(test)]
+        let (commit, partial) = {
+            let signer = change.new_key.as_ref().unwrap_or(&signer);
+            self.as_told(commit, partial, (&group_info, signer))?
+        };
+        Ok(Committed { commit, welcome: welcome.as_ref().map(Raw::of), group_info: partial })
     }
 
     /// A commit that removes `leaves`, and whether any of them is removed by value.

@@ -20,6 +20,8 @@ mod home;
 mod identity;
 mod judge;
 mod look;
+#[cfg(test)]
+pub(crate) mod lying;
 mod moving;
 mod offer;
 mod receive;
@@ -186,6 +188,9 @@ pub struct Outbound {
 pub struct Member {
     home: Home,
     identity: Identity,
+    /// What its commits lie about.
+    #[cfg(test)]
+    lie: std::cell::Cell<Option<lying::Lie>>,
 }
 
 impl Member {
@@ -200,7 +205,12 @@ impl Member {
             }
             identity.store(&home)
         })?;
-        Ok(Self { home, identity })
+        Ok(Self {
+            home,
+            identity,
+            #[cfg(test)]
+            lie: std::cell::Cell::default(),
+        })
     }
 
     /// The same client, with all that it knows, in a home of its own in memory: for fuzz targets.
@@ -209,7 +219,12 @@ impl Member {
     /// [`CoreError::Store`]
     #[cfg(fuzzing)]
     pub(crate) fn copy(&self) -> Result<Self, CoreError> {
-        Ok(Self { home: self.home.copy()?, identity: self.identity.clone() })
+        Ok(Self {
+            home: self.home.copy()?,
+            identity: self.identity.clone(),
+            #[cfg(test)]
+            lie: std::cell::Cell::default(),
+        })
     }
 
     /// Whether a client lives in `home`.
@@ -226,7 +241,12 @@ impl Member {
     /// [`CoreError::NoIdentity`], [`CoreError::Store`]
     pub fn open(home: Home) -> Result<Self, CoreError> {
         let identity = Identity::load(&home)?;
-        Ok(Self { home, identity })
+        Ok(Self {
+            home,
+            identity,
+            #[cfg(test)]
+            lie: std::cell::Cell::default(),
+        })
     }
 
     #[cfg(test)]

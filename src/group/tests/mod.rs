@@ -8,7 +8,7 @@ mod authentication;
 mod creation;
 #[cfg(test)]
 #[path = "../../../tests/support/crooked.rs"]
-mod crooked;
+pub(crate) mod crooked;
 #[cfg(fuzzing)]
 pub(super) mod fuzzed;
 #[cfg(test)]
