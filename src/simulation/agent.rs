@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::FutureExt as _;
 
 use super::{
-    World,
+    Mutation, World,
     oracle::{Probe, Shown},
     provider::SetClock,
 };
@@ -20,17 +20,27 @@ use crate::{
     actors::Clock as _,
     client::{
         Authorization, Client, ClientError, Outcome, Registration, Server,
-        core::{GroupState, GroupView, Home, Member, Refusal, SUITES},
+        core::{Event, GroupState, GroupView, Home, Member, Refusal, SUITES, lying::Lie},
     },
     crypto, policy,
     wire::{
         client::Consent,
         codec::{List, Opaque},
         ds::DsError,
-        extensions::Role,
+        extensions::{JoinPolicy, Role},
         ids::{ClientUri, Domain, GroupId, UserUri},
     },
 };
+
+/// How to come into a group from outside.
+#[derive(Clone)]
+pub(super) struct Door {
+    group: GroupId,
+    /// Where it was when it was made.
+    hub: Domain,
+    /// None: it is open.
+    code: Option<[u8; 32]>,
+}
 
 pub(super) struct Agent {
     pub uri: ClientUri,
@@ -42,6 +52,8 @@ pub(super) struct Agent {
     pub deleted: Cell<bool>,
     /// Everybody's users and clients.
     everybody: RefCell<Vec<ClientUri>>,
+    /// Its commits say now and then what is not so.
+    is_liar: Cell<bool>,
 }
 
 /// Registers everybody, makes everybody known to everybody, and makes some groups. Nothing goes wrong meanwhile.
@@ -84,6 +96,9 @@ pub(super) async fn populate(world: &Rc<World>) -> Vec<Rc<Agent>> {
             member.set_contact(&user, &contact).unwrap();
         }
     }
+    if world.plan.has_liar {
+        world.chance.pick(&agents).is_liar.set(true);
+    }
     for at in 0..world.plan.groups {
         let creator = &agents[at % agents.len()];
         let users: Vec<UserUri> = agents
@@ -122,6 +137,7 @@ impl Agent {
             seen: Cell::new(0),
             deleted: Cell::new(false),
             everybody: RefCell::default(),
+            is_liar: Cell::new(false),
         })
     }
 
@@ -170,7 +186,16 @@ impl Agent {
             }
             // some come back at once, most do not
             let most_ms = if world.chance.below(4) == 0 { 60_000 } else { 8 * 3600 * 1000 };
-            world.rest_ms(world.chance.between(1_000, most_ms) + world.chance.below(most_ms)).await;
+            let rests =
+                world.rest_ms(world.chance.between(1_000, most_ms) + world.chance.below(most_ms));
+            let is_called = tokio::select! {
+                biased;
+                () = world.bell.notified() => true,
+                () = rests => false,
+            };
+            if is_called {
+                world.rest_ms(world.chance.between(1, CALLED_MS_MAX)).await;
+            }
         }
     }
 
@@ -234,7 +259,14 @@ impl Agent {
             world.oracle.borrow_mut().said(&text, &view.id, &self.uri);
             Probe { group: view.id, by: self.uri.clone(), text, is_said: false, left: None }
         };
-        self.active(&client).into_iter().map(probe).collect()
+        let oracle = world.oracle.borrow();
+        let views = self.active(&client);
+        let is_honest = |view: &GroupView| {
+            !oracle.may_have_lied(&view.id, &self.uri) && !oracle.has_ended(&view.id)
+        };
+        let honest: Vec<GroupView> = views.into_iter().filter(is_honest).collect();
+        drop(oracle);
+        honest.into_iter().map(probe).collect()
     }
 
     /// Says it. It must be taken: whatever is pending, a member that stays can commit it, and then all that stay can speak.
@@ -273,7 +305,16 @@ impl Agent {
         if let Some((last, _)) = events.last() {
             self.seen.set(*last);
         }
-        let views = if events.is_empty() { Vec::new() } else { member.groups().unwrap() };
+        for (_, event) in &events {
+            if let Event::Proposed { by: None, group, .. } = event {
+                world.net.removal_proposed(group);
+            }
+        }
+        let views = if events.is_empty() && !world.plan.has(Mutation::AcceptsBoth) {
+            Vec::new()
+        } else {
+            member.groups().unwrap()
+        };
         let shown = Shown { by: self.uri.clone(), events, views };
         world.oracle.borrow_mut().shown(shown);
     }
@@ -295,16 +336,88 @@ impl Agent {
         let mut policy = policy::default_policy(&client.member().identity().user_key_hash());
         policy.may_remove = Role::Member;
         policy.may_migrate = Role::Member;
+        let way_in = world.chance.below(3);
+        if way_in == 0 {
+            policy.join = JoinPolicy::Open;
+        }
         let group = client.create_group("a group", SUITES[0], Some(policy)).await?;
         world.oracle.borrow_mut().created(&group, &self.uri);
         let added = client.add_users(&group, users).await;
         self.noted(world, "creates a group", &added.as_ref().map(|_| ()));
+        let code = match way_in {
+            0 => None,
+            1 => match client.add_code(&group, CODE_DAYS).await {
+                Ok(code) => Some(code),
+                Err(error) => {
+                    self.noted(world, "lists no code", &Err(error));
+                    return Ok(group);
+                }
+            },
+            _ => return Ok(group),
+        };
+        let door = Door { group: group.clone(), hub: self.uri.domain(), code };
+        world.doors.borrow_mut().push(door);
         Ok(group)
+    }
+
+    /// Comes into a group from outside, by the word of who made it: where it was then, and its code.
+    async fn come_in(&self, client: &Client, world: &World) {
+        let doors: Vec<Door> = {
+            let doors = world.doors.borrow();
+            let is_out = |door: &&Door| !is_in(client, &door.group);
+            doors.iter().filter(is_out).cloned().collect()
+        };
+        if doors.is_empty() {
+            return;
+        }
+        let Door { group, hub, code } = world.chance.pick(&doors);
+        let joined = client.join(group, hub, "a group", *code).await;
+        if matches!(joined, Ok(Outcome::Accepted(_))) {
+            world.trace.count(|counts| counts.joins += 1);
+        }
+        let how = if code.is_some() { "by its code" } else { "by its open door" };
+        self.noted(world, &format!("comes into {group} {how}"), &joined.map(|_| ()));
+    }
+
+    /// Deletes a group for everybody, if its policy lets it.
+    async fn delete_group(&self, client: &Client, world: &World, group: &GroupId) {
+        let deleted = client.delete_group(group).await;
+        if matches!(deleted, Ok(Outcome::Accepted(_))) {
+            world.trace.count(|counts| counts.deletions += 1);
+            world.oracle.borrow_mut().is_over(group);
+        }
+        self.noted(world, &format!("deletes {group}"), &deleted.map(|_| ()));
+    }
+
+    /// Commits to new keys, and what it says of them is not so.
+    async fn tell_lie(&self, client: &Client, world: &World, group: &GroupId) {
+        let lie = *world.chance.pick(&LIES);
+        if !world.plan.has(Mutation::LiesUntold) {
+            world.oracle.borrow_mut().lies(group, &self.uri);
+        }
+        if world.plan.has(Mutation::ForgivesLiars) {
+            world.oracle.borrow_mut().forgive(group, &self.uri);
+        }
+        client.member().lie(Some(lie));
+        let told = client.update(group, false).await;
+        // what was built and not answered is sent again as it is
+        client.member().lie(None);
+        if matches!(told, Ok(Outcome::Accepted(_))) {
+            world.trace.count(|counts| counts.lies += 1);
+            // some lies are seen by all at once, others by one after the other
+            if world.chance.below(2) == 0 {
+                world.bell.notify_waiters();
+            }
+        }
+        self.noted(world, &format!("lies in {group}: {lie:?}"), &told.map(|_| ()));
     }
 
     async fn act(&self, client: &Rc<Client>, world: &World) {
         let chance = &world.chance;
         let groups = self.active(client);
+        if chance.below(100) < 4 {
+            return self.come_in(client, world).await;
+        }
         if groups.is_empty() {
             if chance.below(10) == 0 {
                 let users = self.users(world, |_| true);
@@ -314,6 +427,9 @@ impl Agent {
         }
         let view = chance.pick(&groups);
         let group = &view.id;
+        if self.is_liar.get() && chance.below(4) == 0 {
+            return self.tell_lie(client, world, group).await;
+        }
         let members: Vec<UserUri> = view.members.iter().map(|it| it.user.clone()).collect();
         let what = chance.below(100);
         let (name, outcome) = match what {
@@ -346,6 +462,7 @@ impl Agent {
                 return;
             }
             41 => return self.abort_moves(world).await,
+            42..44 => return self.delete_group(client, world, group).await,
             _ => return self.say(client, world, group).await,
         };
         if let (Ok(Outcome::Accepted(_)), "resyncs") = (&outcome, name) {
@@ -420,6 +537,12 @@ impl Agent {
 fn is_in(client: &Client, group: &GroupId) -> bool {
     client.member().group(group).is_ok_and(|view| view.state == GroupState::Active)
 }
+
+const LIES: [Lie; 4] = [Lie::ConfirmationTag, Lie::MembershipTag, Lie::Path, Lie::ExternalPub];
+/// Who is called by others looks within so long.
+const CALLED_MS_MAX: u64 = 60_000;
+/// Beyond every run.
+const CODE_DAYS: u64 = 30;
 
 fn clock_of(clock: &Arc<SetClock>) -> crate::client::Clock {
     let clock = Arc::clone(clock);

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Time, World};
+use super::{
+    Time, World,
+    violation::{Invariant, Violation},
+};
 use crate::{
     store::{
         SharedStore, StoreError,
@@ -107,7 +110,7 @@ impl Bounds {
     }
 
     /// Judges whether a provider looks at its groups when they have something to do.
-    fn looks_after(&self, domain: &Domain, heads: &[GroupHead]) -> Option<String> {
+    fn looks_after(&self, domain: &Domain, heads: &[GroupHead]) -> Option<Violation> {
         let disturbed = self.disturbed.lock().unwrap().get(domain).copied().unwrap_or_default();
         if self.time.since_start().saturating_sub(disturbed) < LOOKED_AT_WITHIN {
             return None;
@@ -116,7 +119,8 @@ impl Bounds {
         let is_late = |head: &&GroupHead| head.wake_at.is_some_and(|at| at.0 < long_ago);
         let mut hosted = heads.iter().filter(|head| head.status == GroupStatus::Active);
         let late = hosted.find(is_late)?;
-        Some(format!("{domain} has had something to do in {} for an hour", late.group))
+        let what = format!("{domain} has had something to do in {} for an hour", late.group);
+        Some(Invariant::InTime.broken(what))
     }
 
     /// Judges what `from` owes `to` now, and whether all of that is `aside`: then nothing need go that way for as long.
@@ -126,11 +130,12 @@ impl Bounds {
         to: &Domain,
         owed: Vec<(GroupId, Sequence)>,
         aside: bool,
-    ) -> Option<String> {
+    ) -> Option<Violation> {
         self.seen(from, to, |seen, now| {
             if seen.attempts_most > ATTEMPTS_AN_HOUR_MAX {
                 let most = seen.attempts_most;
-                return Some(format!("{from} tried {to} {most} times within an hour in vain"));
+                let what = format!("{from} tried {to} {most} times within an hour in vain");
+                return Some(Invariant::Bounded.broken(what));
             }
             let before = std::mem::take(&mut seen.owed);
             for (group, until) in owed {
@@ -145,17 +150,17 @@ impl Bounds {
             let bound = if resumed || aside { DELIVERED_WITHIN } else { RESUMES_WITHIN };
             (quiet > bound).then(|| {
                 let minutes = quiet.as_secs() / 60;
-                format!(
+                Invariant::InTime.broken(format!(
                     "nothing has been wrong between {from} and {to} for {minutes} minutes, and {group} is still owed (answered \
                      since: {resumed})"
-                )
+                ))
             })
         })
     }
 }
 
 /// Looks at everything that has a bound.
-pub(super) async fn look(world: &World) -> Result<(), String> {
+pub(super) async fn look(world: &World) -> Result<(), Violation> {
     let providers: Vec<_> = {
         let providers = world.providers.borrow();
         let of = |it: &super::provider::Provider| (it.domain.clone(), it.store(), it.has_failed());
@@ -170,7 +175,8 @@ pub(super) async fn look(world: &World) -> Result<(), String> {
         let Some(store) = store.as_ref().filter(|_| !failed) else { continue };
         let waiting = store.stats().batches_waiting;
         if waiting > BATCHES_WAITING_MAX {
-            return Err(format!("{domain} has {waiting} batches waiting"));
+            let what = format!("{domain} has {waiting} batches waiting");
+            return Err(Invariant::Bounded.broken(what));
         }
         let Ok(heads) = store.group_heads(None, OWED_MAX).await else { continue };
         if let Some(broken) = world.net.bounds.looks_after(domain, &heads) {
@@ -184,7 +190,8 @@ pub(super) async fn look(world: &World) -> Result<(), String> {
             // a disk that fails meanwhile is looked at the next time
             let Ok(mut owed) = store.outbound(peer, None, OWED_MAX).await else { continue };
             if owed.len() == OWED_MAX {
-                return Err(format!("{domain} owes {peer} {OWED_MAX} groups"));
+                let what = format!("{domain} owes {peer} {OWED_MAX} groups");
+                return Err(Invariant::Bounded.broken(what));
             }
             if let Some(copies) = copies.as_ref().filter(|_| !peer_failed) {
                 let lacking = lacking(domain, &heads, copies).await.unwrap_or_default();

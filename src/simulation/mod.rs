@@ -20,6 +20,7 @@ mod oracle;
 mod provider;
 mod tests;
 mod trace;
+mod violation;
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,18 +29,19 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::LocalSet, time::Instant};
+use tokio::{sync::Notify, task::LocalSet, time::Instant};
 
 use crate::{
     client::http::simulated,
     crypto,
     wire::ids::{Domain, Timestamp},
 };
-use agent::Agent;
+use agent::{Agent, Door};
 use net::Net;
 use oracle::{Oracle, Probe};
 use provider::Provider;
 use trace::{Chance, Trace};
+use violation::{Invariant, Violation};
 
 /// What is simulated.
 #[derive(Debug, Clone)]
@@ -58,6 +60,8 @@ struct Plan {
     silent: bool,
     /// Everybody has two devices, and soon deletes the second one. Else a few do, and seldom.
     deletes_devices: bool,
+    /// Somebody lies now and then, and hubs remove nobody for silence: whose removal they propose has lied or is deleted.
+    has_liar: bool,
     mutation: Option<Mutation>,
 }
 
@@ -74,6 +78,7 @@ impl Plan {
             days_back: DAYS_BACK,
             silent: false,
             deletes_devices: false,
+            has_liar: seed % SEEDS_A_LIAR == 2,
             mutation: None,
         }
     }
@@ -82,7 +87,11 @@ impl Plan {
     fn with(mutation: Mutation, seed: u64) -> Self {
         // hubs remove whoever is silent for ten hours all the same: only a device that was deleted late shows that nobody was told
         let deletes_devices = mutation == Mutation::ForgetsNotices;
-        Self { hours: 24, deletes_devices, mutation: Some(mutation), ..Self::of(seed) }
+        let has_liar = matches!(
+            mutation,
+            Mutation::LiesUntold | Mutation::ForgivesLiars | Mutation::VoidsUntold
+        );
+        Self { hours: 24, deletes_devices, has_liar, mutation: Some(mutation), ..Self::of(seed) }
     }
 
     fn has(&self, mutation: Mutation) -> bool {
@@ -105,7 +114,7 @@ enum Mutation {
     ForgetsNotices,
     /// An entry is left out of what a client is handed.
     DropsEntry,
-    /// Commits are refused while the hub has proposed a removal, or at any other time.
+    /// Commits are refused in a group whose hub has proposed a removal.
     RefusesCommits,
     /// Nothing is looked after but by hints.
     NeverSweeps,
@@ -115,6 +124,20 @@ enum Mutation {
     WaitsForHours,
     /// What a client had of a group that it has left stays when all of it is acknowledged.
     KeepsClosedFeeds,
+    /// Who lost a race for an epoch is told that it has won.
+    AcceptsBoth,
+    /// A commit stands in the log of its group a second time.
+    WritesTwice,
+    /// Behind the word that it is removed a client is handed one more entry of that feed.
+    HandsBehindRemoval,
+    /// Somebody lies whom nobody knows for a liar.
+    LiesUntold,
+    /// Hubs propose the removal of somebody who is held to be honest.
+    ForgivesLiars,
+    /// A commit is taken back, and another one is named.
+    VoidsUntold,
+    /// Who is in a group that is deleted is not told.
+    ForgetsDeletion,
     /// A move that the source has given up goes on at the target all the same, as hosted.
     ThawsWhatHasGone,
 }
@@ -129,7 +152,7 @@ struct Report {
     hash: u64,
     events: u64,
     counts: trace::Counts,
-    failure: Option<String>,
+    failure: Option<Violation>,
     last: Vec<String>,
 }
 
@@ -153,6 +176,10 @@ struct World {
     phase: Cell<Phase>,
     time: Time,
     texts: Cell<u64>,
+    /// Calls everybody to look.
+    bell: Notify,
+    /// Groups that may be come into from outside.
+    doors: RefCell<Vec<Door>>,
 }
 
 /// True time.
@@ -205,9 +232,11 @@ async fn simulate(plan: Plan) -> Report {
     let handed = net::Handed::default();
     let world = Rc::new(World {
         phase: Cell::new(Phase::Settling),
-        oracle: RefCell::new(Oracle::new(trace.clone(), handed.clone())),
+        oracle: RefCell::new(Oracle::new(trace.clone(), handed.clone(), plan.has_liar)),
         providers: RefCell::new(providers),
         texts: Cell::new(0),
+        bell: Notify::new(),
+        doors: RefCell::default(),
         plan,
         chance,
         trace,
@@ -224,7 +253,7 @@ async fn simulate(plan: Plan) -> Report {
     let told = tokio::time::timeout(most, story).await;
     let failure = match told {
         Ok(told) => told.err(),
-        Err(_) => Some("the run does not come to an end".to_owned()),
+        Err(_) => Some(Invariant::Ends.broken("the run does not come to an end")),
     };
     if let Some(failure) = &failure {
         world.trace.note(|| format!("FAILED: {failure}"));
@@ -278,12 +307,11 @@ impl World {
     }
 
     /// Everything from the first client to the last check.
-    async fn story(self: Rc<Self>) -> Result<(), String> {
+    async fn story(self: Rc<Self>) -> Result<(), Violation> {
         let agents = agent::populate(&self).await;
         self.oracle.borrow_mut().take_in()?;
         self.phase.set(Phase::Faults);
-        self.net
-            .plant(self.plan.has(Mutation::DropsEntry), self.plan.has(Mutation::RefusesCommits));
+        self.net.plant(self.plan.mutation);
         let mut tasks = Vec::new();
         for agent in agents.iter().filter(|_| !self.plan.silent) {
             tasks.push(tokio::task::spawn_local(Rc::clone(agent).live(Rc::clone(&self))));
@@ -301,7 +329,7 @@ impl World {
     }
 
     /// What can be judged at any time.
-    async fn judge(&self) -> Result<(), String> {
+    async fn judge(&self) -> Result<(), Violation> {
         self.oracle.borrow_mut().take_in()?;
         bounds::look(self).await?;
         oracle::look_at_disks(self).await
@@ -312,12 +340,14 @@ impl World {
         &self,
         agents: &[Rc<Agent>],
         tasks: Vec<tokio::task::JoinHandle<()>>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Violation> {
         self.trace.note(|| "faults end".to_owned());
         self.phase.set(Phase::Settling);
         self.net.mend();
         for task in tasks {
-            task.await.map_err(|error| format!("a part of the simulation panicked: {error}"))?;
+            task.await.map_err(|error| {
+                Invariant::Ends.broken(format!("a part of the simulation panicked: {error}"))
+            })?;
         }
         for at in 0..self.plan.providers {
             let (runs, failed) = {
@@ -363,10 +393,12 @@ impl World {
                 break;
             }
             if self.time.since_start() - began > bound {
-                return Err(format!(
-                    "{HOURS_TO_SETTLE} hours after the last fault: {}",
-                    left.join("; ")
-                ));
+                if let Some(broken) = self.oracle.borrow().in_what_is_deleted(agents) {
+                    return Err(broken);
+                }
+                let left = left.join("; ");
+                let what = format!("{HOURS_TO_SETTLE} hours after the last fault: {left}");
+                return Err(Invariant::ComesToRest.broken(what));
             }
             self.sleep_ms(60_000).await;
         }
@@ -453,5 +485,7 @@ impl World {
 
 /// What is made in the simulation is good for longer.
 const DAYS_BACK: u64 = 30;
+/// Of so many seeds one has a liar. With nobody who lies more can be demanded.
+const SEEDS_A_LIAR: u64 = 3;
 /// In how many hours everything has come that was owed when the last fault ended: the longest pause of any schedule is one.
 const HOURS_TO_SETTLE: u64 = 6;

@@ -14,7 +14,7 @@ use futures_util::future::{BoxFuture, LocalBoxFuture};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Time,
+    Mutation, Time,
     bounds::Bounds,
     trace::{Chance, Trace},
 };
@@ -25,9 +25,12 @@ use crate::{
     http::doors::Doors,
     wire::{
         client::{ClientMessage, ClientResponse, Dequeued},
+        codec::{List, Opaque},
         decode,
-        ids::{ClientUri, Domain},
-        queueing::QueueEntry,
+        ds::{Accepted, DsError, DsMessage, DsRequest, DsResponse, DsResponseBody, Outcome},
+        encode,
+        ids::{ClientUri, Domain, GroupId, Sequence, Timestamp},
+        queueing::{QueueEntry, QueueEvent},
     },
 };
 
@@ -66,9 +69,9 @@ struct State {
     /// From, to.
     cut: BTreeSet<(String, String)>,
     weather: Weather,
-    /// A planted fault: what a client is handed lacks an entry now and then.
-    drops_entries: bool,
-    refuses_commits: bool,
+    mutation: Option<Mutation>,
+    /// Groups whose hub has proposed a removal: for [`Mutation::RefusesCommits`].
+    proposed: BTreeSet<GroupId>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -100,9 +103,17 @@ impl Net {
         self.state.lock().unwrap().processes.remove(domain);
     }
 
-    pub fn plant(&self, drops_entries: bool, refuses_commits: bool) {
-        let mut state = self.state.lock().unwrap();
-        (state.drops_entries, state.refuses_commits) = (drops_entries, refuses_commits);
+    pub fn plant(&self, mutation: Option<Mutation>) {
+        self.state.lock().unwrap().mutation = mutation;
+    }
+
+    fn has(&self, mutation: Mutation) -> bool {
+        self.state.lock().unwrap().mutation == Some(mutation)
+    }
+
+    /// The hub of a group has proposed that somebody be removed.
+    pub fn removal_proposed(&self, group: &GroupId) {
+        self.state.lock().unwrap().proposed.insert(group.clone());
     }
 
     pub fn change_weather(&self) {
@@ -274,24 +285,44 @@ impl Net {
     ) -> simulated::Answer {
         let message: ClientMessage = decode(&body).unwrap();
         let client = message.client.clone();
-        if path == "/v1/group_operation" && self.state.lock().unwrap().refuses_commits {
-            use crate::wire::ds::{DsMessage, DsRequest};
-            let message: DsMessage = decode(message.body.as_slice()).unwrap();
-            if matches!(message.request, DsRequest::UpdateClient(_)) {
-                return Err("a planted fault".to_owned());
-            }
-        }
         let is_dequeue = path == "/v1/dequeue";
+        let commits_in = (path == "/v1/group_operation")
+            .then(|| decode::<DsMessage>(message.body.as_slice()).unwrap())
+            .filter(|message| matches!(message.request, DsRequest::UpdateClient(_)))
+            .map(|message| message.context.group_id);
+        if let Some(group) = &commits_in
+            && self.has(Mutation::RefusesCommits)
+            && self.state.lock().unwrap().proposed.contains(group)
+        {
+            return Err("a planted fault".to_owned());
+        }
         let answer = self.carry(client.as_str(), to, Knock::Client { path, body }).await?;
         let (status, mut body) = (answer.status, answer.body);
+        if commits_in.is_some() && self.has(Mutation::AcceptsBoth) {
+            body = won(body);
+        }
         if is_dequeue && status == 200 {
             let response: ClientResponse = decode(&body).unwrap();
             if let Ok(answer) = response.outcome.into_result() {
                 let dequeued: Dequeued = decode(answer.as_slice()).unwrap();
                 let mut entries = dequeued.entries.into_vec();
-                let drops = self.state.lock().unwrap().drops_entries;
-                if drops && !entries.is_empty() && self.chance.of_thousand(20) {
+                if self.has(Mutation::DropsEntry)
+                    && !entries.is_empty()
+                    && self.chance.of_thousand(20)
+                {
                     entries.remove(0);
+                    body = answer_with(&entries);
+                }
+                if self.has(Mutation::ForgetsDeletion) {
+                    entries.retain(|it| it.event != QueueEvent::GroupDeleted);
+                    body = answer_with(&entries);
+                }
+                let last = entries.last().filter(|it| it.event == QueueEvent::Removed).cloned();
+                if let Some(mut more) = last
+                    && self.has(Mutation::HandsBehindRemoval)
+                {
+                    (more.previous, more.sequence) = (more.sequence, more.sequence.next());
+                    entries.push(more);
                     body = answer_with(&entries);
                 }
                 if !entries.is_empty() {
@@ -309,12 +340,21 @@ fn listed(entries: &[QueueEntry]) -> String {
     entries.iter().map(entry).collect::<Vec<_>>().join(" ")
 }
 
-fn answer_with(entries: &[QueueEntry]) -> Vec<u8> {
-    use crate::wire::{
-        codec::{List, Opaque},
-        ds::Outcome,
-        encode,
+/// What is said to who has lost a race for an epoch, as if it had won.
+fn won(body: Vec<u8>) -> Vec<u8> {
+    let mut response: DsResponse = decode(&body).unwrap();
+    let Outcome::Err(DsError::WrongEpoch { current_epoch, .. }) = response.outcome else {
+        return body;
     };
+    response.outcome = Outcome::Ok(DsResponseBody::Accepted(Accepted {
+        group_sequence: Sequence(u64::from(u32::MAX)),
+        accepted_at: Timestamp(0),
+        epoch: current_epoch,
+    }));
+    encode(&response)
+}
+
+fn answer_with(entries: &[QueueEntry]) -> Vec<u8> {
     let dequeued = Dequeued { entries: List::new(entries.to_vec()).unwrap() };
     let outcome = Outcome::Ok(Opaque::new(encode(&dequeued)).unwrap());
     encode(&ClientResponse { outcome })

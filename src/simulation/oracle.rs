@@ -6,6 +6,9 @@
 //! - **Nothing behind a removal**: a client is handed nothing of what came behind the commit that removed it.
 //! - **One hub**: no two providers host a group so that both take commits.
 //! - **Nothing that was answered is lost**: whoever was in the group from before a text to the end shows it, once.
+//! - **Liars**: nobody is held to have lied, and where hubs remove nobody for silence nobody's removal is proposed, but who may have lied
+//!   or is deleted. A commit that is taken back is none. Of who has lied in a group nothing is demanded there; all others are in one epoch
+//!   again and hear each other.
 //! - At the end, in bounded time: nothing waits for anybody, every member can speak in every group and is heard by all others, and who
 //!   is deleted is in no group.
 
@@ -16,7 +19,14 @@ use std::{
 
 use openmls::prelude as mls;
 
-use super::{World, agent::Agent, bounds::lacking, net::Handed, trace::Trace};
+use super::{
+    World,
+    agent::Agent,
+    bounds::lacking,
+    net::Handed,
+    trace::Trace,
+    violation::{Invariant, Violation},
+};
 use crate::{
     client::core::{Event, GroupState, GroupView},
     crypto,
@@ -26,7 +36,7 @@ use crate::{
     },
     wire::{
         decode, encode,
-        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, Sequence, Timestamp},
+        ids::{ClientUri, Domain, Epoch, FeedId, GroupId, Sequence, Timestamp, UserUri},
         queueing::{QueueEntry, QueueEvent},
     },
 };
@@ -51,7 +61,7 @@ pub(super) struct Probe {
 
 pub(super) struct Oracle {
     trace: Trace,
-    failure: Option<String>,
+    failure: Option<Violation>,
     handed: Handed,
     /// What was handed to whom, by feed.
     feeds: BTreeMap<(ClientUri, FeedId), Feed>,
@@ -67,6 +77,16 @@ pub(super) struct Oracle {
     changes: BTreeMap<(GroupId, ClientUri), BTreeMap<Epoch, Change>>,
     /// Where the commit stands that ended an epoch.
     commits: BTreeMap<(GroupId, Epoch), Sequence>,
+    /// Commits that their hub has taken back, by where they stand.
+    voids: BTreeSet<(GroupId, Sequence)>,
+    /// Who may have lied in which group.
+    liars: BTreeSet<(GroupId, UserUri)>,
+    /// Liars whose removal is not expected: for [`super::Mutation::ForgivesLiars`].
+    forgiven: BTreeSet<(GroupId, UserUri)>,
+    /// Groups that a member has deleted.
+    over: BTreeSet<GroupId>,
+    /// Whether hubs propose the removal of nobody but liars and who is deleted.
+    removes_liars_only: bool,
     deleted: BTreeSet<ClientUri>,
     may_be_deleted: BTreeSet<ClientUri>,
     suspects: BTreeSet<GroupId>,
@@ -108,7 +128,7 @@ enum Change {
 }
 
 impl Oracle {
-    pub fn new(trace: Trace, handed: Handed) -> Self {
+    pub fn new(trace: Trace, handed: Handed, removes_liars_only: bool) -> Self {
         Self {
             handed,
             trace,
@@ -121,16 +141,25 @@ impl Oracle {
             stays: BTreeMap::new(),
             changes: BTreeMap::new(),
             commits: BTreeMap::new(),
+            voids: BTreeSet::new(),
+            liars: BTreeSet::new(),
+            forgiven: BTreeSet::new(),
+            over: BTreeSet::new(),
+            removes_liars_only,
             deleted: BTreeSet::new(),
             may_be_deleted: BTreeSet::new(),
             suspects: BTreeSet::new(),
         }
     }
 
-    fn fail(&mut self, what: String) {
+    fn fail(&mut self, of: Invariant, what: String) {
+        self.broken(of.broken(what));
+    }
+
+    fn broken(&mut self, violation: Violation) {
         if self.failure.is_none() {
-            self.trace.note(|| format!("BROKEN: {what}"));
-            self.failure = Some(what);
+            self.trace.note(|| format!("BROKEN: {violation}"));
+            self.failure = Some(violation);
         }
     }
 
@@ -156,9 +185,39 @@ impl Oracle {
         let is_right = self.may_be_deleted.contains(client);
         match is_right {
             true => self.deleted(client),
-            false => self.fail(format!("{client} is not known to its provider any more")),
+            false => self.fail(
+                Invariant::NothingLost,
+                format!("{client} is not known to its provider any more"),
+            ),
         }
         is_right
+    }
+
+    /// A client of this user is about to lie in a group.
+    pub fn lies(&mut self, group: &GroupId, by: &ClientUri) {
+        self.liars.insert((group.clone(), by.user()));
+    }
+
+    /// Whoever lied is taken for honest when hubs propose its removal.
+    pub fn forgive(&mut self, group: &GroupId, by: &ClientUri) {
+        self.forgiven.insert((group.clone(), by.user()));
+    }
+
+    pub fn may_have_lied(&self, group: &GroupId, client: &ClientUri) -> bool {
+        self.liars.contains(&(group.clone(), client.user()))
+    }
+
+    fn has_liars(&self, group: &GroupId) -> bool {
+        self.liars.iter().any(|(of, _)| of == group)
+    }
+
+    /// Its hub has answered that the group is deleted.
+    pub fn is_over(&mut self, group: &GroupId) {
+        self.over.insert(group.clone());
+    }
+
+    pub fn has_ended(&self, group: &GroupId) -> bool {
+        self.over.contains(group)
     }
 
     pub fn created(&mut self, group: &GroupId, by: &ClientUri) {
@@ -179,7 +238,7 @@ impl Oracle {
     }
 
     /// Judges what was handed to clients since the last time.
-    pub fn take_in(&mut self) -> Result<(), String> {
+    pub fn take_in(&mut self) -> Result<(), Violation> {
         for (client, entries) in self.handed.take() {
             for entry in entries {
                 self.handed(&client, &entry);
@@ -198,13 +257,15 @@ impl Oracle {
             format!("{client} was handed {} of feed {} {why}", entry.sequence.0, entry.feed.0)
         };
         let failure = if let Some(before) = feed.entries.get(&entry.sequence) {
-            (*before != (entry.previous, hash)).then(|| what("twice, and it is not the same"))
+            let is_same = *before == (entry.previous, hash);
+            (!is_same).then(|| Invariant::NoGap.broken(what("twice, and it is not the same")))
         } else if feed.removed && entry.feed != FeedId(0) {
-            Some(what("behind its removal"))
+            Some(Invariant::NothingBehindRemoval.broken(what("behind its removal")))
         } else if entry.sequence < last {
-            Some(what(&format!("behind {}", last.0)))
+            Some(Invariant::NoGap.broken(what(&format!("behind {}", last.0))))
         } else if entry.previous != last && !is_gap && last != Sequence(0) {
-            Some(what(&format!("which follows {}, and had {} before", entry.previous.0, last.0)))
+            let why = format!("which follows {}, and had {} before", entry.previous.0, last.0);
+            Some(Invariant::NoGap.broken(what(&why)))
         } else {
             None
         };
@@ -217,7 +278,7 @@ impl Oracle {
             feed.messages.insert(entry.sequence);
         }
         if let Some(failure) = failure {
-            self.fail(failure);
+            self.broken(failure);
         }
     }
 
@@ -232,6 +293,10 @@ impl Oracle {
             let Some(epoch) = view.epoch.filter(|_| view.state == GroupState::Active) else {
                 continue;
             };
+            // who has lied may be in an epoch that is void
+            if self.may_have_lied(&view.id, &by) {
+                continue;
+            }
             let known = self
                 .authenticators
                 .entry((view.id.clone(), epoch))
@@ -241,7 +306,7 @@ impl Oracle {
                     "{} and {by} are in different epochs {} of {}",
                     known.1, epoch.0, view.id
                 );
-                self.fail(what);
+                self.fail(Invariant::OneCommit, what);
             }
         }
     }
@@ -251,10 +316,12 @@ impl Oracle {
             Event::Message { group, text: Some(text), sender, sent_at, .. } => {
                 self.trace.count(|counts| counts.heard += 1);
                 let Some(known) = self.texts.get_mut(&text) else {
-                    return self.fail(format!("{by} shows {text:?}, which nobody said"));
+                    let what = format!("{by} shows {text:?}, which nobody said");
+                    return self.fail(Invariant::SaidOnce, what);
                 };
                 if known.group != group || known.by != sender {
-                    return self.fail(format!("{by} shows {text:?} as of another group or sender"));
+                    let what = format!("{by} shows {text:?} as of another group or sender");
+                    return self.fail(Invariant::SaidOnce, what);
                 }
                 let Some(first) = known.shown_to.get(by).copied() else {
                     known.shown_to.insert(by.clone(), sent_at);
@@ -262,7 +329,7 @@ impl Oracle {
                 };
                 // whoever has no answer for so long that nobody knows any more says it again (PROTOCOL.md §3)
                 if first.ms_since(sent_at).max(sent_at.ms_since(first)) < REMEMBERED_MS {
-                    return self.fail(format!("{by} shows {text:?} twice"));
+                    return self.fail(Invariant::SaidOnce, format!("{by} shows {text:?} twice"));
                 }
                 self.trace.note(|| format!("{by} shows {text:?} again, a day later"));
                 self.trace.count(|counts| counts.said_again += 1);
@@ -315,21 +382,44 @@ impl Oracle {
                 self.trace.note(|| format!("{by} has lost track of {group}: {why}"));
                 self.stay(by, &group, None);
             }
-            // nobody lies here
-            event @ (Event::Unusable { .. }
-            | Event::WentBack { .. }
-            | Event::BadGroupInfo { .. }
-            | Event::GaveUp { .. }) => {
-                self.fail(format!("{by}: {event:?}"));
+            ref event @ (Event::Unusable { ref group, by: ref liar, .. }
+            | Event::BadGroupInfo { ref group, by: ref liar }) => {
+                self.trace.note(|| format!("{by}: {event:?}"));
+                // from outside come those who were misled
+                let is_lie = match liar {
+                    Some(liar) => self.may_have_lied(group, liar),
+                    None => self.has_liars(group),
+                };
+                // a liar's own client does not know which epoch it is in
+                if !is_lie && !self.may_have_lied(group, by) {
+                    return self.fail(Invariant::BlamesLiars, format!("{by}: {event:?}"));
+                }
+                self.trace.count(|counts| counts.lies_seen += 1);
+            }
+            ref event @ (Event::WentBack { ref group, .. } | Event::GaveUp { ref group }) => {
+                self.trace.note(|| format!("{by}: {event:?}"));
+                if !self.has_liars(group) {
+                    self.fail(Invariant::BlamesLiars, format!("{by}: {event:?}"));
+                }
             }
             Event::Unreadable { group, why } => {
                 self.trace.note(|| format!("{by} cannot read an entry of {group}: {why}"));
             }
             Event::Misbehaviour { what } => {
-                self.fail(format!("{by} complains: {what}"));
+                self.fail(Invariant::NoComplaint, format!("{by} complains: {what}"));
             }
-            Event::Proposed { by: None, .. } => {
+            Event::Proposed { by: None, group, what } => {
                 self.trace.count(|counts| counts.removals_by_hub += 1);
+                let whom = what.strip_prefix("remove ").and_then(|whom| ClientUri::new(whom).ok());
+                let Some(whom) = whom.filter(|_| self.removes_liars_only) else { return };
+                let is_forgiven = self.forgiven.contains(&(group.clone(), whom.user()));
+                let may_go = (self.may_have_lied(&group, &whom) && !is_forgiven)
+                    || self.may_be_deleted.contains(&whom)
+                    || self.deleted.contains(&whom);
+                if !may_go {
+                    let what = format!("the hub of {group} wants {whom} removed, who has not lied");
+                    self.fail(Invariant::BlamesLiars, what);
+                }
             }
             Event::Message { text: None, .. }
             | Event::Proposed { .. }
@@ -359,13 +449,27 @@ impl Oracle {
                 told(&known.0),
                 told(event)
             );
-            self.fail(what);
+            self.fail(Invariant::OneLog, what);
+        }
+        if let Ok(QueueEvent::EpochVoid { group_sequence, .. }) = decode(event)
+            && self.voids.insert((group.clone(), group_sequence))
+        {
+            self.trace.note(|| format!("the commit at {} of {group} is void", group_sequence.0));
+            self.trace.count(|counts| counts.voids += 1);
         }
         let Some(epoch) = ended_by(event) else { return };
-        let known = *self.commits.entry((group.clone(), epoch)).or_insert(at);
-        if known != at {
+        // of a commit that is void nothing is left; the one that stands may have been seen before at another disk
+        let is_void = |at: Sequence| self.voids.contains(&(group.clone(), at));
+        if is_void(at) {
+            return;
+        }
+        let known = self.commits.entry((group.clone(), epoch)).or_insert(at);
+        if is_void(*known) {
+            *known = at;
+        } else if *known != at {
             let (one, other) = (known.0, at.0);
-            self.fail(format!("epoch {} of {group} has a commit at {one} and at {other}", epoch.0));
+            let what = format!("epoch {} of {group} has a commit at {one} and at {other}", epoch.0);
+            self.fail(Invariant::OneCommit, what);
         }
     }
 
@@ -402,11 +506,18 @@ impl Oracle {
         let began = stay.epoch.0.checked_sub(1).map(|epoch| (text.group.clone(), Epoch(epoch)));
         let began = began.and_then(|epoch| self.commits.get(&epoch)).copied();
         let is_gone = agent.deleted.get() || self.deleted.contains(&agent.uri);
-        !is_gone && agent.uri != text.by && at > stay.since && at > began.unwrap_or_default()
+        // what was said in an epoch that is void is not heard by anybody else, nor does who is in it hear the others
+        let lied = self.may_have_lied(&text.group, &text.by)
+            || self.may_have_lied(&text.group, &agent.uri);
+        !is_gone
+            && !lied
+            && agent.uri != text.by
+            && at > stay.since
+            && at > began.unwrap_or_default()
     }
 
     /// What is so when everything is at rest.
-    pub fn judge_the_end(&mut self, agents: &[Rc<Agent>], trace: &Trace) -> Result<(), String> {
+    pub fn judge_the_end(&mut self, agents: &[Rc<Agent>], trace: &Trace) -> Result<(), Violation> {
         let mut failures = Vec::new();
         for (words, text) in &self.texts {
             let Some(at) = text.at else { continue };
@@ -415,10 +526,11 @@ impl Oracle {
                     continue;
                 }
                 if self.is_owed(agent, text) {
-                    failures.push(format!(
+                    let what = format!(
                         "{} was never shown {words:?}, which stands at {} of {}",
                         agent.uri, at.0, text.group
-                    ));
+                    );
+                    failures.push(Invariant::NothingLost.broken(what));
                 } else {
                     trace.count(|counts| counts.excused += 1);
                 }
@@ -432,22 +544,36 @@ impl Oracle {
                 let gone = view.members.iter().find(|it| self.deleted.contains(&it.client));
                 // where it is proposed the next commit does it
                 if let Some(gone) = gone.filter(|_| view.pending == 0) {
-                    failures
-                        .push(format!("{} was deleted and is still in {}", gone.client, view.id));
+                    let what = format!("{} was deleted and is still in {}", gone.client, view.id);
+                    failures.push(Invariant::DeletedIsGone.broken(what));
                 }
             }
         }
+        failures.extend(self.in_what_is_deleted(agents));
         failures.extend(self.behind_removals());
         if let Some(failure) = failures.into_iter().next() {
-            self.fail(failure);
+            self.broken(failure);
         }
         self.failure.clone().map_or(Ok(()), Err)
     }
 }
 
 impl Oracle {
+    /// Who is in a group that is deleted, when it has had the time to hear of it.
+    pub fn in_what_is_deleted(&self, agents: &[Rc<Agent>]) -> Option<Violation> {
+        for agent in agents.iter().filter(|agent| !agent.deleted.get()) {
+            let views = agent.client().member().groups().unwrap();
+            let is_in = |it: &&GroupView| it.state == GroupState::Active && self.has_ended(&it.id);
+            if let Some(view) = views.iter().find(is_in) {
+                let what = format!("{} is in {}, which is deleted", agent.uri, view.id);
+                return Some(Invariant::DeletedIsGone.broken(what));
+            }
+        }
+        None
+    }
+
     /// Messages that were handed to whom the others saw removed before.
-    fn behind_removals(&self) -> Vec<String> {
+    fn behind_removals(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         for ((group, client), changes) in &self.changes {
             let went = changes.iter().filter(|(_, change)| **change == Change::Went);
@@ -461,10 +587,11 @@ impl Oracle {
                     let began_before = handed.entries.keys().next().is_some_and(|it| it <= at);
                     let behind = handed.messages.range(at.next()..).next();
                     if let Some(behind) = behind.filter(|_| began_before) {
-                        found.push(format!(
+                        let what = format!(
                             "{client} was removed from {group} at {} and was handed {} of feed {}",
                             at.0, behind.0, feed.0
-                        ));
+                        );
+                        found.push(Invariant::NothingBehindRemoval.broken(what));
                     }
                 }
             }
@@ -474,7 +601,7 @@ impl Oracle {
 }
 
 /// The epoch that a commit ends.
-fn ended_by(event: &[u8]) -> Option<Epoch> {
+pub(super) fn ended_by(event: &[u8]) -> Option<Epoch> {
     let Ok(QueueEvent::MlsMessage { message }) = decode(event) else { return None };
     let mls::MlsMessageBodyIn::PublicMessage(message) = message.parse().unwrap().extract() else {
         return None;
@@ -494,7 +621,7 @@ fn told(event: &[u8]) -> String {
 }
 
 /// Compares what the providers have on their disks.
-pub(super) async fn look_at_disks(world: &World) -> Result<(), String> {
+pub(super) async fn look_at_disks(world: &World) -> Result<(), Violation> {
     let mut hubs: BTreeMap<GroupId, Vec<Domain>> = BTreeMap::new();
     let stores: Vec<_> = {
         let providers = world.providers.borrow();
@@ -516,7 +643,7 @@ pub(super) async fn look_at_disks(world: &World) -> Result<(), String> {
     let again = two.iter().find(|(group, _)| oracle.suspects.contains(*group));
     if let Some((group, hubs)) = again {
         let what = format!("{group} is hosted by {hubs:?}");
-        oracle.fail(what);
+        oracle.fail(Invariant::OneHub, what);
     }
     oracle.suspects = two.into_keys().collect();
     oracle.failure.clone().map_or(Ok(()), Err)
@@ -552,6 +679,8 @@ async fn look_at_log(
 /// What still waits for somebody.
 pub(super) async fn what_is_left(world: &World, agents: &[Rc<Agent>]) -> Vec<String> {
     let mut left = Vec::new();
+    let may_have_lied =
+        |group: &GroupId, client: &ClientUri| world.oracle.borrow().may_have_lied(group, client);
     let stores: Vec<_> = {
         let providers = world.providers.borrow();
         providers.iter().filter_map(|it| Some((it.domain.clone(), it.store()?))).collect()
@@ -598,13 +727,16 @@ pub(super) async fn what_is_left(world: &World, agents: &[Rc<Agent>]) -> Vec<Str
     for agent in agents.iter().filter(|agent| !agent.deleted.get()) {
         let client = agent.client();
         let pending = client.member().pending().unwrap_or_default();
-        left.extend(pending.iter().map(|(_, group, operation)| {
+        // whether a liar comes in again is its own affair
+        let honest = pending.iter().filter(|(_, group, _)| !may_have_lied(group, &agent.uri));
+        left.extend(honest.map(|(_, group, operation)| {
             let what = format!("{operation:?}");
             let what = what.split([' ', '{']).next().unwrap_or_default();
             format!("{} waits for an answer of {group} to {what}", agent.uri)
         }));
         for view in client.member().groups().unwrap_or_default() {
-            if matches!(view.state, GroupState::Joining | GroupState::Lost) {
+            let is_out = matches!(view.state, GroupState::Joining | GroupState::Lost);
+            if is_out && !may_have_lied(&view.id, &agent.uri) {
                 left.push(format!("{} is {} in {}", agent.uri, view.state.word(), view.id));
             }
         }

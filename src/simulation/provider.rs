@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     fmt::Write as _,
     rc::Rc,
     sync::{
@@ -19,6 +20,7 @@ use tokio::{
 use super::{
     Mutation, Plan, Time,
     net::{Inside, Net, Road},
+    oracle::ended_by,
     trace::{Chance, Trace},
 };
 use crate::{
@@ -36,12 +38,14 @@ use crate::{
         Batch, SharedStore, Write,
         faults::Fault,
         memory::Disk,
-        records::{GroupStatus, InboxItem},
+        records::{GroupStatus, InboxItem, LogRecord},
         writer::stepped::{Stepper, Tamper},
     },
     wire::{
+        decode, encode,
         extensions::SignatureScheme,
-        ids::{Domain, Timestamp},
+        ids::{Domain, Sequence, Timestamp},
+        queueing::QueueEvent,
     },
 };
 
@@ -194,7 +198,7 @@ impl Provider {
             store: Arc::clone(&store),
             clock: Arc::clone(&clock),
             limits: limits(plan),
-            groups: options(&self.domain),
+            groups: options(&self.domain, plan),
             registration: Registration::Open,
             token_keys: TokenKeys::new(vec![(1, box_key)]).unwrap(),
             external_senders: held,
@@ -333,9 +337,11 @@ fn limits(plan: &Plan) -> Limits {
     limits
 }
 
-fn options(domain: &Domain) -> GroupOptions {
+fn options(domain: &Domain, plan: &Plan) -> GroupOptions {
     let mut options = GroupOptions::new(domain.clone());
-    options.settings.inactive_after_ms = Some(10 * HOUR_MS);
+    options.settings.inactive_after_ms = (!plan.has_liar).then_some(10 * HOUR_MS);
+    // so that those who are called see it before it is over; a client waits for no more than two minutes
+    options.settings.complaint_wait_ms = 100 * 1000;
     options
 }
 
@@ -363,7 +369,8 @@ impl std::fmt::Write for Name<'_> {
 
 fn tampering(plan: &Plan) -> Option<Tamper> {
     let mutation = plan.mutation?;
-    let gone = Mutex::new(std::collections::BTreeMap::new());
+    let gone = Mutex::new(BTreeMap::new());
+    let commits = Mutex::new(BTreeMap::new());
     Some(Box::new(move |mut batch: Batch| {
         batch.writes.retain(|write| {
             !matches!(
@@ -374,6 +381,25 @@ fn tampering(plan: &Plan) -> Option<Tamper> {
                     | (Mutation::KeepsClosedFeeds, Write::DropSubscription { .. })
             )
         });
+        for write in &mut batch.writes {
+            let Write::Log { group, record: LogRecord { feed, .. } } = write else { continue };
+            if mutation == Mutation::WritesTwice {
+                let mut commits = commits.lock().unwrap();
+                if ended_by(&feed.event).is_some() {
+                    commits.insert(group.clone(), feed.event.clone());
+                } else if let Some(commit) = commits.get(group) {
+                    feed.event.clone_from(commit);
+                }
+            }
+            if mutation == Mutation::VoidsUntold
+                && let Ok(QueueEvent::EpochVoid { epoch, group_sequence, complaints }) =
+                    decode(&feed.event)
+            {
+                // the one before
+                let group_sequence = Sequence(group_sequence.0 - 1);
+                feed.event = encode(&QueueEvent::EpochVoid { epoch, group_sequence, complaints });
+            }
+        }
         if mutation == Mutation::ThawsWhatHasGone {
             // what it was when it froze is what it is again
             for write in &mut batch.writes {

@@ -8,14 +8,14 @@
 
 use std::time::Duration;
 
-use super::{Mutation, Plan, Report, run, trace::Counts};
+use super::{Invariant, Mutation, Plan, Report, run, trace::Counts};
 
 /// Seeds that have failed, so they come first. 17: a group left, came home and had no proof of that for a guest that nobody was in any
 /// more. 62: a client resynced to another leaf, and what it said before was accepted again. 74: a hub sent the group on while a guest that
-/// had not heard of it yet was set aside. 10, 24, 33, 39 and 80: a commit was accepted, its answer lost, the group moved, and its
-/// sender and its queue waited for each other; one of them is enough. 22: a clock was set back under a probe, and the peer was never tried
-/// again.
-const KEPT: [u64; 5] = [17, 62, 74, 10, 22];
+/// had not heard of it yet was set aside. What these three
+/// draw has changed since. 13 and 18: a group moved away from its first provider and was deleted; there it was held to be damaged, and
+/// who came in or was welcomed waited for ever.
+const KEPT: [u64; 5] = [13, 18, 17, 62, 74];
 
 #[test]
 fn simulation_of_seeds() {
@@ -69,45 +69,79 @@ fn expect_good(report: &Report) {
     );
 }
 
+/// What a fault breaks, and words of how that is told.
+type Sign = (Invariant, &'static str);
+
+/// What is gone from a disk is missed in one of these ways.
+const LOST_ON_DISK: &[Sign] = &[
+    (Invariant::NothingLost, "is not known to its provider any more"),
+    (Invariant::NoGap, "was handed"),
+    (Invariant::OneLog, "is not the same at"),
+    (Invariant::OneCommit, "are in different epochs"),
+];
+
+/// What is planted, the seed to begin with, which has found it, and the signs by which it must be found: any of them.
+const PLANTED: [(Mutation, u64, &[Sign]); 19] = [
+    (Mutation::AnswersBeforeSync, 3, LOST_ON_DISK),
+    (Mutation::OldDisk, 0, LOST_ON_DISK),
+    (Mutation::ForgetsOutbound, 27, &[(Invariant::InTime, "is still owed")]),
+    (Mutation::ForgetsClose, 0, &[(Invariant::NothingBehindRemoval, "was removed from")]),
+    (Mutation::ForgetsNotices, 1, &[(Invariant::DeletedIsGone, "was deleted and is still in")]),
+    (
+        Mutation::DropsEntry,
+        3,
+        &[
+            (Invariant::NoGap, "which follows"),
+            (Invariant::NoComplaint, "the provider says that entry"),
+        ],
+    ),
+    (Mutation::RefusesCommits, 0, &[(Invariant::ComesToRest, "to UpdateClient")]),
+    (Mutation::NeverSweeps, 0, &[(Invariant::InTime, "has had something to do in")]),
+    (Mutation::HammersDeadPeers, 7, &[(Invariant::Bounded, "within an hour in vain")]),
+    (Mutation::WaitsForHours, 0, &[(Invariant::InTime, "is still owed")]),
+    (Mutation::KeepsClosedFeeds, 0, &[(Invariant::ComesToRest, "that is over")]),
+    (Mutation::AcceptsBoth, 2, &[(Invariant::OneCommit, "are in different epochs")]),
+    (Mutation::WritesTwice, 0, &[(Invariant::OneCommit, "has a commit at")]),
+    (Mutation::HandsBehindRemoval, 0, &[(Invariant::NothingBehindRemoval, "behind its removal")]),
+    (Mutation::LiesUntold, 1, &[(Invariant::BlamesLiars, "Unusable")]),
+    (Mutation::ForgivesLiars, 3, &[(Invariant::BlamesLiars, "who has not lied")]),
+    (Mutation::VoidsUntold, 3, &[(Invariant::OneCommit, "has a commit at")]),
+    (Mutation::ForgetsDeletion, 0, &[(Invariant::ComesToRest, "that is over")]),
+    (Mutation::ThawsWhatHasGone, 0, &[(Invariant::OneHub, "is hosted by")]),
+];
+
 #[test]
 fn the_simulation_finds_each_planted_fault() {
-    let mutations = [
-        Mutation::AnswersBeforeSync,
-        Mutation::OldDisk,
-        Mutation::ForgetsOutbound,
-        Mutation::ForgetsClose,
-        Mutation::ForgetsNotices,
-        Mutation::DropsEntry,
-        Mutation::RefusesCommits,
-        Mutation::NeverSweeps,
-        Mutation::HammersDeadPeers,
-        Mutation::WaitsForHours,
-        Mutation::KeepsClosedFeeds,
-        Mutation::ThawsWhatHasGone,
-    ];
     let all = std::env::var("TEST_SIM_FAULT_SEEDS").ok().map(|seeds| seeds.parse().unwrap());
     let only = std::env::var("TEST_SIM_FAULT").ok();
     let is_asked = |it: &Mutation| only.as_ref().is_none_or(|only| *only == format!("{it:?}"));
     let mut not_found = Vec::new();
-    for mutation in mutations.into_iter().filter(is_asked) {
-        let seeds = 0..all.unwrap_or(SEEDS_TO_FIND);
-        let mut found = seeds
-            .clone()
-            .map(|seed| run(Plan::with(mutation, seed)))
-            .filter(|it| it.failure.is_some());
-        match found.next() {
-            Some(Report { seed, failure, .. }) => {
-                println!("{mutation:?}: seed {seed}: {}", failure.unwrap_or_default());
-                if all.is_some() {
-                    let finds: Vec<u64> = found.map(|it| it.seed).collect();
-                    println!(
-                        "{mutation:?}: {} of {} seeds: {seed}, {finds:?}",
-                        finds.len() + 1,
-                        seeds.end
-                    );
-                }
+    for (mutation, first, signs) in PLANTED.into_iter().filter(|it| is_asked(&it.0)) {
+        let seeds = all.unwrap_or(SEEDS_TO_FIND);
+        let mut found = Vec::new();
+        let others = (0..seeds).filter(|seed| all.is_some() || *seed != first);
+        for seed in all.is_none().then_some(first).into_iter().chain(others) {
+            let report = run(Plan::with(mutation, seed));
+            let Some(failure) = report.failure else { continue };
+            let is_sign =
+                |(breaks, words): &Sign| failure.of == *breaks && failure.what.contains(words);
+            let finds = signs.iter().any(is_sign);
+            if all.is_some() || finds {
+                println!("{mutation:?}: seed {seed}: {failure}");
             }
-            None => not_found.push(mutation),
+            // a fault may break something else as well, and a fault that nobody planted may be found: neither is what is asked for
+            if finds {
+                found.push(seed);
+            }
+            if finds && all.is_none() {
+                break;
+            }
+        }
+        if all.is_some() {
+            println!("{mutation:?}: {} of {seeds} seeds: {found:?}", found.len());
+        }
+        if found.is_empty() {
+            not_found.push(mutation);
         }
     }
     assert!(not_found.is_empty(), "not found within {SEEDS_TO_FIND} seeds: {not_found:?}");
@@ -132,17 +166,24 @@ fn one_seed_of_the_simulation_is_one_run() {
         .unwrap();
     let other = String::from_utf8(other.stdout).unwrap();
     let mut hashes = std::collections::BTreeSet::new();
+    let mut failed = 0;
     for seed in 0..seeds {
         let plan = twice_of(seed, hours);
         // the date must make no difference, so that a seed is the same run tomorrow
         let report = run(Plan { days_back: plan.days_back + 1, ..plan.clone() });
         let line = hash_of(&report);
         println!("{line}");
-        assert_eq!(hash_of(&run(plan)), line, "seed {seed}, twice in one process");
+        let must_fail = plan.mutation.is_some();
+        let again = run(plan);
+        assert_eq!(hash_of(&again), line, "seed {seed}, twice in one process");
+        assert_eq!(again.last, report.last, "seed {seed}: its last events, twice in one process");
+        assert!(!must_fail || report.failure.is_some(), "seed {seed} was to fail");
+        failed += usize::from(report.failure.is_some());
         assert!(other.contains(&line), "seed {seed} is another run in another process:\n{other}");
         hashes.insert(report.hash);
     }
     assert_eq!(hashes.len() as u64, seeds, "one hash for different seeds");
+    assert!(failed > 0, "that a failure comes again was not seen");
 }
 
 /// For [`one_seed_of_the_simulation_is_one_run`], which asks another process.
@@ -157,15 +198,16 @@ fn hashes_of_seeds() {
     }
 }
 
-/// Every third one with a fault: what fails is what must come again.
+/// Every third one with a fault that is found in any of them: what fails is what must come again. Another third has a liar.
 fn twice_of(seed: u64, hours: u64) -> Plan {
-    let mutation = (seed % 3 == 2).then_some(Mutation::AnswersBeforeSync);
+    let mutation = (seed % 3 == 1).then_some(Mutation::WritesTwice);
     Plan { hours, mutation, ..Plan::of(seed) }
 }
 
 fn hash_of(report: &Report) -> String {
-    let ends = report.failure.as_deref().unwrap_or("good");
-    format!("seed {}: {} events, {:016x}, {ends}", report.seed, report.events, report.hash)
+    let ends = report.failure.as_ref().map_or("good".to_owned(), ToString::to_string);
+    let Report { seed, events, hash, simulated, .. } = report;
+    format!("seed {seed}: {events} events, {hash:016x}, {} ms, {ends}", simulated.as_millis())
 }
 
 /// How many seeds, and how many hours of each.

@@ -53,6 +53,16 @@ pub(super) struct Counts {
     pub moves: u64,
     pub removals_by_hub: u64,
     pub resyncs: u64,
+    /// Groups that a member has deleted.
+    pub deletions: u64,
+    /// Clients that came in from outside.
+    pub joins: u64,
+    /// Commits that were accepted and are not what they say.
+    pub lies: u64,
+    /// Lies that somebody has seen.
+    pub lies_seen: u64,
+    /// Commits that were taken back.
+    pub voids: u64,
     pub heard: u64,
     /// Texts that somebody need not have heard, having come (back) in later.
     pub excused: u64,
@@ -74,6 +84,11 @@ impl Counts {
         self.moves += other.moves;
         self.removals_by_hub += other.removals_by_hub;
         self.resyncs += other.resyncs;
+        self.deletions += other.deletions;
+        self.joins += other.joins;
+        self.lies += other.lies;
+        self.lies_seen += other.lies_seen;
+        self.voids += other.voids;
         self.heard += other.heard;
         self.excused += other.excused;
         self.said_again += other.said_again;
